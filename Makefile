@@ -1,0 +1,33 @@
+# make demo: search, evaluate, report on a real model.   make test: what CI runs.
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := -c constraints.txt
+
+.PHONY: install install-dev demo test clean
+
+install: .venv/.installed
+install-dev: .venv/.installed-dev
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	@touch $@ .venv/.installed
+
+demo: .venv/.installed
+	@bash scripts/demo.sh $(BIN)/selfspec
+
+test: .venv/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not model" --durations=5
+	$(BIN)/python -m pytest -m model --durations=5
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

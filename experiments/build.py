@@ -1,0 +1,211 @@
+"""From configuration to objects: the last place that knows Hydra. Below it there are plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm
+from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
+from search.objective import Objective, TokensPerSecond
+from search.space import Space
+from search.study import SearchStudy
+from selfspec import provenance
+from selfspec.decode import Ending
+from selfspec.draft import ModelDraft
+from selfspec.errors import InputError, unknown_name
+from selfspec.hub import RegistrySource, locate
+from selfspec.load import Loaded, load
+from selfspec.model import Decoder
+from selfspec.prompt import Prompt, encode
+from selfspec.sampling import Sampling
+from selfspec.skip import SkipSet
+from selfspec.skipfile import read_skip_set
+from selfspec.stop import StopPolicy
+from selfspec.tasks.base import Part, select
+from selfspec.timing import Stopwatch
+
+
+def options(group: str) -> list[str]:
+    """The names in a config group, e.g. the stop rules."""
+    folder = resources.files("conf").joinpath(group)
+    names = (p.name for p in folder.iterdir())
+    return sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml") and not n.startswith("_"))
+
+
+def instance(cfg: DictConfig) -> Any:
+    """What `_target_` names; a mistake in its settings comes out as the one line that says so."""
+    try:
+        return instantiate(cfg)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise InputError(f"cannot build {cfg.get('_target_')}: {error.__cause__ or error}") from error
+
+
+def model(cfg: DictConfig) -> Loaded:
+    """The model and tokenizer of `cfg.model`."""
+    m = cfg.model
+    registry = RegistrySource(**m.registry) if m.registry else None
+    located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
+    return load(
+        located,
+        dtype=m.dtype,
+        device=m.device,
+        attention=m.attention,
+        threads=cfg.threads,
+        trust_remote_code=m.trust_remote_code,
+    )
+
+
+def prompts(cfg: DictConfig, loaded: Loaded, part: Part, *, n: int | None, seed: int, max_new_tokens: int) -> list[Prompt]:
+    """Encoded prompts of one part of the data."""
+    examples = select(instance(cfg.data.task).examples(part), n=n, seed=seed)
+    return encode(
+        loaded.tokenizer,
+        examples,
+        chat=cfg.data.chat,
+        context_length=loaded.decoder.context_length,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
+    """What readers of a run need to know of it, without reading its configuration."""
+    template = getattr(loaded.tokenizer, "chat_template", None)
+    return {
+        "name": cfg.name,
+        "model": cfg.model.name,
+        "data": cfg.data.name,
+        "chat": cfg.data.chat,
+        "task_version": instance(cfg.data.task).version,
+        "vocabulary": provenance.digest(str(sorted(loaded.tokenizer.get_vocab().items()))),
+        "chat_template": provenance.digest(str(template)) if template else None,
+        **loaded.facts,
+        **more,
+    }
+
+
+def stop(cfg: DictConfig) -> StopPolicy:
+    """The stop rule of the run."""
+    policy: StopPolicy = instance(cfg.stop)
+    return policy
+
+
+def stop_by_name(name: str) -> StopPolicy:
+    """The stop rule of that name, with the settings of its file."""
+    if name not in options("stop"):
+        raise unknown_name("stop rule", name, options("stop"))
+    text = resources.files("conf").joinpath(f"stop/{name}.yaml").read_text(encoding="utf-8")
+    policy: StopPolicy = instance(OmegaConf.create(text))
+    return policy
+
+
+def stop_name(policy: StopPolicy) -> str:
+    """`Adaptive` is called `adaptive`."""
+    return type(policy).__name__.lower()
+
+
+def skip(text: str, n_layers: int) -> SkipSet:
+    """The skip set that was asked for: written out, a file, the folder of a search, or `none`."""
+    path = Path(text).expanduser()
+    if path.exists():
+        return read_skip_set(path, n_layers=n_layers)
+    if "/" in text or text.endswith((".yaml", ".yml")):
+        raise InputError(f"skip={text}: there is no such file or folder; give a skip_set.yaml or the folder of a search")
+    return SkipSet.parse(text, n_layers)
+
+
+def sampling(cfg: DictConfig) -> Sampling:
+    """How tokens are chosen."""
+    return Sampling(**cfg.sampling)
+
+
+def objective(cfg: DictConfig, loaded: Loaded, calibration: list[Prompt]) -> Objective:
+    """What the search maximises."""
+    makers: dict[str, Callable[..., Objective]] = {"tokens_per_second": TokensPerSecond}
+    name = cfg.objective.name
+    if name not in makers:
+        raise unknown_name("objective", name, list(makers))
+    return makers[name](
+        loaded.decoder,
+        [p.ids for p in calibration],
+        stop(cfg),
+        cfg.objective.max_new_tokens,
+        Stopwatch(loaded.decoder.device),
+    )
+
+
+def study(cfg: DictConfig, space: Space, journal: Path) -> SearchStudy:
+    """The study of a search, new or read back from its journal."""
+    same = ("model", "data", "stop", "objective")
+    identity = {key: provenance.digest(str(OmegaConf.to_container(cfg[key], resolve=True))) for key in same}
+    return SearchStudy(
+        space,
+        instance(cfg.searcher.sampler),
+        seed=cfg.searcher.seed,
+        identity={**identity, "searcher": cfg.searcher.name, "seed": cfg.searcher.seed},
+        journal=journal,
+        encoding=cfg.searcher.encoding,
+    )
+
+
+def arms(cfg: DictConfig, decoder: Decoder, ending: Ending) -> list[Arm]:
+    """The arms of an evaluation, plain decoding first."""
+    how, watch = sampling(cfg), Stopwatch(decoder.device)
+    found: list[Arm] = [PlainArm(decoder, ending, how, watch)]
+    if cfg.generate:
+        found.append(GenerateArm(decoder, ending, how, watch))
+
+    def add(name: str | None, text: str, policy: StopPolicy) -> None:
+        chosen = skip(text, decoder.n_layers)
+        rule = stop_name(policy)
+        found.append(
+            DraftArm(
+                name or (f"skip {len(chosen)}, {rule}" if len(chosen) else f"skip nothing, {rule}"),
+                decoder,
+                ending,
+                how,
+                watch,
+                chosen,
+                rule,
+                policy,
+                ModelDraft(decoder.bind(chosen), needs_confidence=policy.needs_confidence),
+            )
+        )
+
+    add(cfg.arm, str(cfg.skip), stop(cfg))
+    for name, settings in cfg.arms.items():
+        unknown = set(settings) - {"skip", "stop"}
+        if unknown or "skip" not in settings:
+            raise InputError(f"arms.{name} has {sorted(settings)}; an arm has a skip and, if it is not the run's, a stop")
+        add(str(name), str(settings.skip), stop_by_name(settings.stop) if "stop" in settings else stop(cfg))
+    names = [a.name for a in found]
+    if len(set(names)) < len(names) or {PLAIN, GENERATE} & set(names[1 + bool(cfg.generate) :]):
+        raise InputError(f"two arms have the same name: {', '.join(names)}; name them with arm=NAME or in arms={{NAME: ...}}")
+    return found
+
+
+def tracker(cfg: DictConfig, *, verb: str, run_id: str, folder: Path) -> Tracker:
+    """Where the run is shown."""
+    t = cfg.tracker
+    if t.name == "none":
+        return NoTracker()
+    return SafeTracker(
+        lambda: WandbTracker(
+            project=t.project,
+            name=f"{cfg.name} {run_id}",
+            group=t.group or cfg.name,
+            job_type=verb,
+            folder=folder,
+            config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
+            tags=list(t.tags),
+            mode=t.mode,
+        )
+    )

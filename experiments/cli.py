@@ -1,0 +1,177 @@
+"""selfspec VERB key=value ... : the command line, and the only place that prints.
+
+Hydra composes and sweeps. What is asked is checked first, so that a mistake is one line and exit status 2, not a
+traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+USAGE = """selfspec VERB key=value ...
+
+  decode prompt="..."    stream an answer, coloured by accepted, correction and bonus tokens
+  search                 find which sublayers to skip, on calibration prompts
+  evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
+  report [runs=...]      tables and pictures of finished runs
+
+`selfspec VERB --help` shows the settings and their groups; `-m` sweeps: selfspec search -m searcher=tpe,gp
+"""
+
+FREE_TEXT = ("prompt", "skip", "runs", "resume", "arm", "name", "model.path", "data.path", "paths.outputs")
+
+
+def main() -> None:
+    """The console script."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    verb, *words = argv
+    from selfspec.errors import InputError
+
+    try:
+        _check_verb(verb)
+        words = quote_text(words)
+        if not {"--help", "-h", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version"} & set(words):
+            check_overrides(verb, words)
+    except InputError as error:
+        _fail(error)
+    _run_hydra(verb, words)
+
+
+def _check_verb(verb: str) -> None:
+    from selfspec.errors import unknown_name
+
+    if verb not in ("decode", "search", "evaluate", "report"):
+        raise unknown_name("verb", verb, ["decode", "search", "evaluate", "report"])
+
+
+def _fail(error: Exception) -> None:
+    print(f"selfspec: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def quote_text(words: list[str]) -> list[str]:
+    """The words, with the quotes that keep Hydra from reading a comma or a bracket of free text as its own syntax.
+
+    In a sweep (`-m`) commas separate values, but for those inside one written skip set.
+    """
+    from selfspec.skip import SYNTAX
+
+    is_sweep = bool({"-m", "--multirun"} & set(words))
+
+    def quoted(word: str) -> str:
+        key, equals, value = word.partition("=")
+        if not equals or key.lstrip("+") not in FREE_TEXT or value in ("", "null") or value[0] in "'\"":
+            return word
+        if is_sweep and not (key == "skip" and SYNTAX.fullmatch(value)):
+            return word
+        # Hydra unescapes quotes and the backslashes before them; OmegaConf would read ${ as a reference.
+        text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value.replace("${", "\\${"))
+        tail = len(text) - len(text.rstrip("\\"))
+        return f"{key}='{text}{chr(92) * tail}'"
+
+    return [quoted(word) for word in words]
+
+
+def check_overrides(verb: str, words: list[str]) -> None:
+    """Refuse what Hydra would refuse, in one line with the nearest name.
+
+    Raises:
+        InputError: for a config group, an option of one, or a setting that is not there, and what does not compose.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from experiments.build import options
+    from selfspec.errors import InputError, unknown_name
+
+    is_sweep = bool({"-m", "--multirun"} & set(words))
+    given = [w for w in words if "=" in w and not w.startswith(("-", "hydra"))]
+    stray = [w for w in words if "=" not in w and not w.startswith(("-", "~"))]
+    if stray:
+        raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
+    groups = ("model", "data", "stop", "searcher", "objective", "sampling", "tracker", "paths", "experiment")
+    for word in given:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") in groups:
+            names = value.split(",") if is_sweep else [value]
+            for name in names:
+                if name not in options(key.lstrip("+")) and "(" not in name:
+                    raise unknown_name(key, name, options(key.lstrip("+")))
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            chosen = [w for w in given if w.partition("=")[0].lstrip("+") in groups]
+            known = compose(verb, overrides=[] if is_sweep else chosen)
+            keys = _flat(OmegaConf.to_container(known, resolve=False))
+            for word in given:
+                key = word.partition("=")[0].lstrip("~")
+                if not key.startswith("+") and key not in keys and key not in groups:
+                    raise unknown_name("setting", key, sorted(keys))
+            if not is_sweep:
+                compose(verb, overrides=given)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
+def _flat(tree: Any, prefix: str = "") -> set[str]:
+    found = set()
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        found |= {f"{prefix}{key}"} | _flat(value, f"{prefix}{key}.")
+    return found
+
+
+def _run_hydra(verb: str, words: list[str]) -> None:
+    import hydra
+    from omegaconf import DictConfig
+
+    def task(cfg: DictConfig) -> None:
+        _run_verb(verb, cfg)
+
+    sys.argv = [f"selfspec {verb}", *words]
+    hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(task)()
+
+
+def _run_verb(verb: str, cfg: Any) -> None:
+    """One job: run the verb, log to standard error, and turn a mistake in what was asked into one line."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from selfspec.errors import InputError
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    overrides = list(HydraConfig.get().overrides.task)
+    try:
+        _verb(verb)(cfg, overrides, print)
+    except InputError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
+        sys.exit(130)
+
+
+def _verb(verb: str) -> Callable[[Any, list[str], Callable[[str], None]], Any]:
+    """The function of a verb, imported when it is needed."""
+    if verb == "decode":
+        from experiments.decode import decode
+
+        return decode
+    if verb == "search":
+        from experiments.search import search
+
+        return search
+    if verb == "evaluate":
+        from experiments.evaluate import evaluate
+
+        return evaluate
+    from experiments.report import report
+
+    return report

@@ -1,0 +1,109 @@
+"""selfspec decode: stream one answer, coloured by where its tokens come from, and compare with plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.text import Text
+
+from experiments import build
+from selfspec.decode import Ending, Kind, autoregress, speculate
+from selfspec.draft import ModelDraft
+from selfspec.errors import InputError
+from selfspec.exactness import compare
+from selfspec.metrics import acceptance, ratio, tokens_per_round
+from selfspec.prompt import encode
+from selfspec.tasks.base import Example
+from selfspec.trace import DecodeResult
+
+# Three hues that stay apart for colour-blind readers, on dark and light terminals.
+STYLES: dict[Kind, str] = {"accepted": "bright_blue", "correction": "yellow", "bonus": "bright_magenta"}
+
+
+def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> None:
+    """Decode `cfg.prompt`."""
+    if not cfg.prompt:
+        raise InputError('decode needs a prompt: selfspec decode prompt="..."')
+    loaded = build.model(cfg)
+    decoder = loaded.decoder
+    (prompt,) = encode(
+        loaded.tokenizer,
+        [Example("prompt", str(cfg.prompt))],
+        chat=cfg.data.chat and bool(loaded.tokenizer.chat_template),
+        context_length=decoder.context_length,
+        max_new_tokens=cfg.max_new_tokens,
+    )
+    policy, how, ending = build.stop(cfg), build.sampling(cfg), Ending(cfg.max_new_tokens)
+    chosen = build.skip(str(cfg.skip), decoder.n_layers)
+    drafter = ModelDraft(decoder.bind(chosen), needs_confidence=policy.needs_confidence)
+    warm = Ending(2)
+    autoregress(decoder, [prompt.ids], ending=warm)
+    speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
+
+    # Colours go to a terminal only, unless NO_COLOR says not even there.
+    console = Console(highlight=False, soft_wrap=True)
+    stream = _Stream(loaded.tokenizer, console)
+    (result,) = speculate(
+        decoder,
+        [prompt.ids],
+        drafter=drafter,
+        stops=[policy.begin()],
+        ending=ending,
+        sampling=how,
+        listener=stream.put,
+    )
+    stream.end()
+    if console.is_terminal and not console.no_color:
+        legend = Text("accepted", STYLES["accepted"])
+        legend.append(" · ", "default").append("correction", STYLES["correction"])
+        console.print(legend.append(" · ", "default").append("bonus", STYLES["bonus"]))
+    say(_speed("draft and verify", result))
+    say(
+        f"  skip={chosen}, stop={build.stop_name(policy)}: acceptance {acceptance(result.accepted, result.drafted):.3f}, "
+        f"{tokens_per_round(result.accepted, len(result.rounds)):.2f} tokens per round"
+    )
+    if cfg.compare:
+        (plain,) = autoregress(decoder, [prompt.ids], ending=ending, sampling=how)
+        say(_speed("plain decoding", plain))
+        if not how.do_sample:
+            same = compare(decoder, prompt.ids, plain.tokens, result.tokens)
+            gain = ratio(_rate(result), _rate(plain))
+            where = "" if same.gap is None else f" at token {same.first_divergence}, top-2 gap {same.gap:.4f}"
+            say(f"speedup {gain:.2f}x on this one prompt; output {same.verdict.replace('_', '-')}{where}")
+
+
+def _rate(result: DecodeResult) -> float:
+    return ratio(len(result.tokens) - 1, result.total_s - result.prefill_s)
+
+
+def _speed(what: str, result: DecodeResult) -> str:
+    seconds = result.total_s - result.prefill_s
+    return (
+        f"{what}: {_rate(result):.1f} tokens/s ({len(result.tokens)} tokens in {seconds:.2f} s, "
+        f"after {result.prefill_s:.2f} s for the prompt; ended by {result.finish})"
+    )
+
+
+class _Stream:
+    """Writes text as its tokens come; a character that several tokens make waits for the last of them."""
+
+    def __init__(self, tokenizer: Any, console: Console) -> None:
+        self._tokenizer, self._console = tokenizer, console
+        self._ids: list[int] = []
+        self._written = ""
+
+    def put(self, row: int, tokens: list[int], kinds: list[Kind]) -> None:
+        for token, kind in zip(tokens, kinds, strict=True):
+            self._ids.append(token)
+            text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+            if text.endswith("�"):
+                continue
+            self._console.print(Text(text[len(self._written) :], STYLES[kind]), end="")
+            self._written = text
+
+    def end(self) -> None:
+        rest = self._tokenizer.decode(self._ids, skip_special_tokens=True)[len(self._written) :]
+        self._console.print(rest)

@@ -1,0 +1,147 @@
+"""Run folders, found by what a user calls them.
+
+Knows where runs lie and how to read one; knows nothing of arms, trials or what is made of them, nor of models.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from selfspec import records
+from selfspec.errors import InputError
+
+Verb = Literal["evaluate", "search"]
+
+ROWS: Mapping[Verb, str] = {"evaluate": records.RECORDS, "search": records.TRIALS}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run, finished or not.
+
+    Attributes:
+        path: of the folder, resolved.
+        verb: what the run did.
+        id: the folder's own name, `<UTC time>-<hash>`.
+        name: what finds it again: its path below the outputs folder, or where it lies if that is elsewhere.
+        provenance: what it ran on.
+        is_finished: whether it came to its end; the rows of one that did not are true, but not all.
+    """
+
+    path: Path
+    verb: Verb
+    id: str
+    name: str
+    provenance: Mapping[str, Any]
+    is_finished: bool
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What ran: model, data, dtype, device and so on; the `run` part of the provenance."""
+        facts = self.provenance.get("run")
+        return facts if isinstance(facts, dict) else {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows as they are on disk now; none if the run was killed before its first."""
+        path = self.path / ROWS[self.verb]
+        return records.read_rows(path) if path.is_file() else []
+
+
+def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[RunFolder]:
+    """The runs that the patterns name, in that order, each once.
+
+    Args:
+        patterns: each the id of a run, a folder (the run's own, or one with runs anywhere below it) or a glob of
+            folders, where `**` crosses folders; seen from the working folder, else from `outputs`. Without any: the
+            newest finished evaluate run and the newest finished search run.
+        outputs: the folder that holds the runs as verb/name/id.
+
+    Raises:
+        InputError: if a pattern names no run, or a run does not say what it ran on.
+    """
+    asked = [patterns] if isinstance(patterns, str) else patterns
+    asked = [pattern for pattern in asked if pattern]
+    if not asked:
+        return [_read(path, outputs) for path in _newest_finished(outputs)]
+    found: dict[Path, None] = {}
+    for pattern in asked:
+        paths = _named(pattern, outputs)
+        if not paths:
+            raise InputError(f"no run {pattern!r}: not an id, a folder or a glob of runs; {_what_there_is(outputs)}")
+        found.update(dict.fromkeys(paths))
+    return [_read(path, outputs) for path in found]
+
+
+def _named(pattern: str, outputs: Path) -> list[Path]:
+    same_id = [path for path in _runs_below(outputs) if path.name == pattern]
+    if same_id:
+        return same_id
+    wanted = Path(pattern).expanduser()
+    for base in (Path(), outputs):
+        here = base / wanted
+        # a folder that exists is meant literally: its name may hold brackets
+        hits = [here] if here.exists() else [Path(hit) for hit in glob.glob(str(here), recursive=True)]
+        runs = {run for hit in hits for run in _runs_below(hit)}
+        if runs:
+            return sorted(runs)
+    return []
+
+
+def _newest_finished(outputs: Path) -> list[Path]:
+    newest = []
+    for verb in ROWS:
+        finished = [path for path in _runs_below(outputs / verb) if records.is_finished(path)]
+        newest += [max(finished, key=lambda path: path.name)] if finished else []  # a name begins with the time
+    if not newest:
+        raise InputError(f"no run was named and none is finished; {_what_there_is(outputs)}")
+    return newest
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    return sorted(
+        file.parent for file in folder.resolve().rglob(records.PROVENANCE) if _verb(file.parent) is not None
+    )
+
+
+def _verb(path: Path) -> Verb | None:
+    place = path.parent.parent.name
+    for verb, file in ROWS.items():
+        # a copied run is known by its rows, one killed before its first row by its place; decode has rows of its own
+        if place == verb or (place != "decode" and (path / file).is_file()):
+            return verb
+    return None
+
+
+def _what_there_is(outputs: Path) -> str:
+    paths = _runs_below(outputs)
+    if not paths:
+        return f"{outputs} holds no run yet; make one with `selfspec evaluate` or `selfspec search`"
+    names = [_name(path, outputs) for path in sorted(paths, key=lambda path: path.name, reverse=True)[:3]]
+    n_finished = sum(map(records.is_finished, paths))
+    return (
+        f"{outputs} holds {len(paths)} ({n_finished} finished), the newest {', '.join(names)}; "
+        "name one with runs=ID, runs=FOLDER or runs=GLOB"
+    )
+
+
+def _name(path: Path, outputs: Path) -> str:
+    bases: Iterable[Path] = (outputs.resolve(), Path().resolve())
+    return next((path.relative_to(base).as_posix() for base in bases if path.is_relative_to(base)), str(path))
+
+
+def _read(path: Path, outputs: Path) -> RunFolder:
+    verb = _verb(path)
+    assert verb is not None  # only such folders are found
+    file = path / records.PROVENANCE
+    try:
+        provenance = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}); what the run ran on is unknown, so leave it out") from None
+    if not isinstance(provenance, dict):
+        raise InputError(f"{file} holds no object; what the run ran on is unknown, so leave it out")
+    return RunFolder(path, verb, path.name, _name(path, outputs), provenance, records.is_finished(path))

@@ -1,0 +1,248 @@
+"""From the rows of an evaluate run to one line per arm: pooled, paired, and with its losslessness verdict.
+
+Knows arms and prompts; knows nothing of files but the run it reads, nor of models. Divides only through `metrics`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from experiments.runs import RunFolder
+from selfspec import metrics
+from selfspec.errors import InputError
+from selfspec.metrics import Timed
+
+BASELINE = "plain"
+
+SPEEDUP = (
+    "Speedup: the arm's tokens per second over plain decoding's, pooled over the prompts both decoded, without the "
+    "prefill and the token it gives; in brackets the 95 % bootstrap interval over prompts."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmRow:
+    """One arm of one run, over the prompts that both it and plain decoding came through.
+
+    Attributes:
+        skip: as `SkipSet.parse` reads it; None where there is no draft.
+        n: prompts in the pairs; n_failed: those left out because either arm failed.
+        n_tokens: new tokens over the pairs, the prefill's included.
+        tokens_per_s, speedup, low, high: of decoding, without prefill; prompts of one token have nothing to time.
+        end_to_end_speedup, end_to_end_low, end_to_end_high: the same with the prefill.
+        n_identical: outputs equal to plain decoding's; plain decoding counts as identical to itself.
+    """
+
+    model: str
+    data: str
+    arm: str
+    skip: str | None
+    stop: str | None
+    n_layers: int | None
+    n: int
+    n_failed: int
+    n_tokens: int
+    drafted: int
+    accepted: int
+    n_rounds: int
+    acceptance: float
+    tokens_per_round: float
+    tokens_per_s: float
+    speedup: float
+    low: float
+    high: float
+    end_to_end_speedup: float
+    end_to_end_low: float
+    end_to_end_high: float
+    n_identical: int
+    n_near_ties: int
+    n_mismatches: int
+    dtype: str
+    device: str
+    threads: str
+    run: str
+    is_finished: bool
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is plain decoding itself."""
+        return self.arm == BASELINE
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether every output was compared with plain decoding's; without that, no speed is printed."""
+        return self.n_identical + self.n_near_ties + self.n_mismatches == self.n
+
+    @property
+    def conditions(self) -> tuple[str, str, str]:
+        """What must be the same before two speeds are compared: dtype, device, threads."""
+        return self.dtype, self.device, self.threads
+
+
+def arm_rows(run: RunFolder) -> list[ArmRow]:
+    """One row per arm of an evaluate run, plain decoding first.
+
+    Raises:
+        InputError: if a row lacks a field, as those of other verbs do.
+    """
+    arms: dict[str, dict[str, Mapping[str, Any]]] = {BASELINE: {}}
+    try:
+        for row in run.rows():
+            arms.setdefault(row["arm"], {})[row["prompt_id"]] = row  # after a resume, the later one counts
+        return [_arm_row(run, arm, arms[BASELINE], rows) for arm, rows in arms.items() if rows]
+    except KeyError as missing:
+        raise InputError(f"run {run.name}: a row has no field {missing}; is it an evaluate run?") from None
+
+
+def _arm_row(
+    run: RunFolder, arm: str, baseline: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Mapping[str, Any]]
+) -> ArmRow:
+    failed = {prompt for side in (baseline, rows) for prompt, row in side.items() if row.get("error") is not None}
+    pairs = [(baseline[p], row) for p, row in rows.items() if p in baseline and p not in failed]
+    timed = [(b, m) for b, m in pairs if b["n_tokens"] > 1 and m["n_tokens"] > 1]
+    drafted, accepted, n_rounds, n_tokens = (
+        sum(m[field] for _, m in pairs) for field in ("drafted", "accepted", "n_rounds", "n_tokens")
+    )
+    verdicts = Counter(m["verdict"] for _, m in pairs)
+    whole = next((row for row in rows.values() if row.get("error") is None), {})
+    is_baseline = arm == BASELINE
+    decode_b, decode_m = [_decoding(b) for b, _ in timed], [_decoding(m) for _, m in timed]
+    whole_b, whole_m = [_end_to_end(b) for b, _ in pairs], [_end_to_end(m) for _, m in pairs]
+    low, high = metrics.speedup_interval(decode_b, decode_m)
+    end_to_end_low, end_to_end_high = metrics.speedup_interval(whole_b, whole_m)
+    return ArmRow(
+        model=text(run.facts.get("model")),
+        data=text(run.facts.get("data")),
+        arm=arm,
+        skip=whole.get("skip"),
+        stop=whole.get("stop"),
+        n_layers=whole.get("n_layers"),
+        n=len(pairs),
+        n_failed=len(failed),
+        n_tokens=n_tokens,
+        drafted=drafted,
+        accepted=accepted,
+        n_rounds=n_rounds,
+        acceptance=metrics.acceptance(accepted, drafted),
+        tokens_per_round=metrics.tokens_per_round(accepted, n_rounds) if drafted else math.nan,
+        tokens_per_s=metrics.tokens_per_s(decode_m),
+        speedup=metrics.speedup(decode_b, decode_m),
+        low=low,
+        high=high,
+        end_to_end_speedup=metrics.speedup(whole_b, whole_m),
+        end_to_end_low=end_to_end_low,
+        end_to_end_high=end_to_end_high,
+        n_identical=len(pairs) if is_baseline else verdicts["identical"],
+        n_near_ties=verdicts["near_tie"],
+        n_mismatches=verdicts["mismatch"],
+        dtype=text(run.facts.get("dtype")),
+        device=text(run.facts.get("device")),
+        threads=text(run.facts.get("threads")),
+        run=run.id,
+        is_finished=run.is_finished,
+    )
+
+
+def _decoding(row: Mapping[str, Any]) -> Timed:
+    # an arm that cannot tell its prefill (null) has no decoding speed, only an end-to-end one
+    prefill_s = math.nan if row["prefill_s"] is None else row["prefill_s"]
+    return Timed(seconds=row["total_s"] - prefill_s, tokens=row["n_tokens"] - 1)
+
+
+def _end_to_end(row: Mapping[str, Any]) -> Timed:
+    return Timed(seconds=row["total_s"], tokens=row["n_tokens"])
+
+
+def text(value: object) -> str:
+    """A fact as a cell: `–` where it was not recorded, `unknown` where it could not be read."""
+    return "–" if value is None else "unknown" if isinstance(value, dict) else str(value)
+
+
+def number(value: float, digits: int) -> str:
+    """A number as a cell; `–` where there was nothing to divide by."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def speedup_text(row: ArmRow) -> str:
+    """`0.87 [0.84, 0.90]`."""
+    if row.is_baseline or math.isnan(row.speedup):
+        return number(row.speedup, 2)
+    return f"{row.speedup:.2f} [{number(row.low, 2)}, {number(row.high, 2)}]"
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; bars inside cells are escaped."""
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+
+
+def arm_table(rows: Sequence[ArmRow]) -> str:
+    """The rows as a Markdown table, rounded; speeds only where every output was compared with plain decoding's."""
+    header = "model,data,arm,n,failed,tokens,acceptance,tokens/round,tokens/s,speedup [95 %],identical,near ties,"
+    return markdown_table((header + "mismatches,dtype,device,threads,run").split(","), [_cells(row) for row in rows])
+
+
+def _cells(row: ArmRow) -> list[str]:
+    speeds = [number(row.tokens_per_s, 1), speedup_text(row)] if row.is_judged else ["–", "–"]
+    verdict = ["baseline", "–", "–"]
+    if not row.is_baseline:
+        verdict = [f"{row.n_identical}/{row.n}", str(row.n_near_ties), str(row.n_mismatches)]
+    return [
+        *(row.model, row.data, row.arm, str(row.n), str(row.n_failed), str(row.n_tokens)),
+        *(number(row.acceptance, 3), number(row.tokens_per_round, 2), *speeds, *verdict),
+        *(*row.conditions, row.run + ("" if row.is_finished else " (unfinished)")),
+    ]
+
+
+def arm_csv(rows: Sequence[ArmRow]) -> str:
+    """The rows as CSV with full precision, named after the fields; empty where there is no number."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [field.name for field in fields(ArmRow)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if value != value else value for name, value in asdict(row).items()})
+    return file.getvalue()
+
+
+def verdict_sentences(rows: Sequence[ArmRow]) -> list[str]:
+    """Whether skipping pays, once per model, data and conditions in which an arm skips anything."""
+    groups: dict[tuple[object, ...], list[ArmRow]] = {}
+    for row in rows:
+        if row.skip not in (None, "none"):
+            groups.setdefault((row.model, row.data, row.conditions), []).append(row)
+    return [verdict_sentence(group) for group in groups.values()]
+
+
+def verdict_sentence(rows: Sequence[ArmRow]) -> str:
+    """Whether skipping pays, judged by the fastest of the skipping arms of one model, data and conditions.
+
+    The interval is that arm's own: it does not allow for its having been picked, so the sentence tells out of how many.
+    """
+    where = f"{rows[0].model} with {rows[0].data}"
+    speeds = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]
+    if not speeds:
+        return f"Whether skipping pays on {where} is open: no prompt was timed and compared ({_on(rows[0])})."
+    best = max(speeds, key=lambda row: row.speedup)
+    speed = f"{best.speedup:.2f}x [{number(best.low, 2)}, {number(best.high, 2)}]"
+    if best.low > 1:
+        said = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
+    elif best.high < 1:
+        said = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
+    else:
+        said = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
+    end = "; plain decoding is faster." if best.high < 1 else "."
+    arms = f"fastest of {len(speeds)} skipping arms, " if len(speeds) > 1 else ""
+    same = f"{best.n_identical}/{best.n} outputs identical, {best.n_near_ties} near ties"
+    lossy = f" But {best.n_mismatches} of its outputs do not match plain decoding's." if best.n_mismatches else ""
+    return f"{said} ({arms}{_on(best)}, {same}){end}{lossy}"
+
+
+def _on(row: ArmRow) -> str:
+    threads = "" if row.threads == "–" else f" with {row.threads} threads"
+    return f"{row.dtype} on {row.device}{threads}"

@@ -1,0 +1,106 @@
+"""How good a skip set is. Larger is better, always."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from selfspec.decode import Ending, speculate
+from selfspec.draft import ModelDraft
+from selfspec.metrics import acceptance, ratio
+from selfspec.model import Decoder
+from selfspec.skip import SkipSet
+from selfspec.stop import StopPolicy
+from selfspec.timing import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What scoring a skip set found: the value, and the counts it comes from.
+
+    Attributes:
+        value: larger is better; its unit is the objective's.
+        n_tokens, n_rounds, drafted, accepted: pooled over prompts, first tokens (the prefill's) left out.
+        seconds: spent decoding those tokens.
+    """
+
+    value: float
+    n_tokens: int
+    n_rounds: int
+    drafted: int
+    accepted: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"a score must be a finite number, not {self.value}")
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted over drafted; nan if nothing was drafted."""
+        return acceptance(self.accepted, self.drafted)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, and the acceptance (None if nothing was drafted)."""
+        rate = self.acceptance
+        return {**asdict(self), "acceptance": None if math.isnan(rate) else rate}
+
+
+class Objective(Protocol):
+    """Scores skip sets."""
+
+    name: str
+    unit: str
+
+    def __call__(self, skip: SkipSet) -> Score:
+        """The score of `skip`.
+
+        Raises:
+            RuntimeError: if it could not be scored; the trial is recorded as failed, with the reason.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPerSecond:
+    """Wall-clock decoding speed on calibration prompts: the paper's objective. Noisy, and right by definition.
+
+    Attributes:
+        decoder: the model.
+        prompts: token ids of the calibration prompts.
+        stop: the stop rule; its state carries over from prompt to prompt if the rule says so.
+        max_new_tokens: of each prompt.
+        stopwatch: where seconds come from.
+
+    Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.2. Prefill is not counted here, since no draft changes it.
+    """
+
+    decoder: Decoder
+    prompts: Sequence[Sequence[int]]
+    stop: StopPolicy
+    max_new_tokens: int
+    stopwatch: Stopwatch
+    name: str = "tokens_per_second"
+    unit: str = "tokens/s"
+
+    def __call__(self, skip: SkipSet) -> Score:
+        """See `Objective`."""
+        drafter = ModelDraft(self.decoder.bind(skip), needs_confidence=self.stop.needs_confidence)
+        ending = Ending(self.max_new_tokens)
+        n_tokens = n_rounds = drafted = accepted = 0
+        seconds, state = 0.0, None
+        for ids in self.prompts:
+            state = self.stop.begin(state)
+            (result,) = speculate(
+                self.decoder, [ids], drafter=drafter, stops=[state], ending=ending, stopwatch=self.stopwatch
+            )
+            n_tokens += len(result.tokens) - 1
+            n_rounds += len(result.rounds)
+            drafted += result.drafted
+            accepted += result.accepted
+            seconds += result.total_s - result.prefill_s
+        if n_tokens == 0:
+            raise RuntimeError("every calibration prompt ended at its first token, so there is nothing to time")
+        return Score(ratio(n_tokens, seconds), n_tokens, n_rounds, drafted, accepted, seconds)

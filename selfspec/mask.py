@@ -1,0 +1,48 @@
+"""Attention masks for rows that stand at different positions.
+
+A key is seen by a query of the same row at its own position or later, and inside the window where a layer has one.
+Needed only for ragged batches: rows at one position are masked by the model itself.
+"""
+
+# B rows, T queries, S keys
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfspec.errors import InputError
+
+
+def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """The mask that `config`'s model takes in the place of its own: [B, 1, T, S], or one for each type of layer.
+
+    Args:
+        config: the model's configuration.
+        positions_BT: the position of each query.
+        n_keys: S, keys at positions 0..S-1.
+        dtype: of the weights; eager attention adds its mask.
+
+    Raises:
+        InputError: if the attention kernel takes no explicit mask.
+    """
+    config = config.get_text_config()
+    kernel = config._attn_implementation
+    if kernel not in ("eager", "sdpa"):
+        raise InputError(f"batches of several prompts need model.attention=sdpa or eager, not {kernel!r}")
+    window = getattr(config, "sliding_window", None)
+    keys_S = torch.arange(n_keys, device=positions_BT.device)
+    seen = keys_S <= positions_BT[:, None, :, None]
+    near = seen if window is None else seen & (keys_S > positions_BT[:, None, :, None] - window)
+    types = set(getattr(config, "layer_types", None) or ())
+    if types:
+        return {kind: _as_kernel_wants(near if "sliding" in kind else seen, kernel, dtype) for kind in types}
+    return _as_kernel_wants(near, kernel, dtype)
+
+
+def _as_kernel_wants(seen: Tensor, kernel: str, dtype: torch.dtype) -> Tensor:
+    if kernel == "sdpa":
+        return seen
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -1,0 +1,144 @@
+"""A causal language model with its sublayers in reach: bind a skip set, get a forward.
+
+The draft is a copy of the module tree that shares every parameter; in it each skipped sublayer returns zeros. The
+model itself is never changed, so any number of drafts can live beside it.
+"""
+
+# B rows, T tokens, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from selfspec.adapters import Sublayers, find_sublayers
+from selfspec.cache import ClockCache
+from selfspec.errors import InputError
+from selfspec.mask import attention_mask
+from selfspec.skip import SkipSet
+
+
+class Forward(Protocol):
+    """One resolved draft or target: no membership test per token."""
+
+    def __call__(self, ids_BT: Tensor, *, starts: Sequence[int], cache: ClockCache, n_logits: int = 0) -> Tensor:
+        """Logits of `ids_BT`, whose rows begin at the positions `starts`.
+
+        Sets the cache's clocks to `starts` and writes the new keys and values there.
+
+        Returns:
+            [B, T, V], or [B, n_logits, V] of the last tokens where `n_logits` is not 0.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BoundForward:
+    """The forward of a transformers model whose positions, cache and masks are given by the clocks."""
+
+    module: nn.Module
+    context_length: int
+
+    def __call__(self, ids_BT: Tensor, *, starts: Sequence[int], cache: ClockCache, n_logits: int = 0) -> Tensor:
+        """See `Forward`."""
+        n_new = ids_BT.shape[1]
+        cache.set(starts, n_new)
+        offsets_T = torch.arange(n_new, device=ids_BT.device)
+        if cache.is_uniform:
+            positions_BT = (offsets_T + starts[0]).unsqueeze(0)
+            mask = None  # the model builds its own from the clock
+        else:
+            positions_BT = torch.tensor(starts, device=ids_BT.device).unsqueeze(1) + offsets_T
+            mask = attention_mask(
+                self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=self.module.dtype
+            )
+            # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
+            positions_BT = positions_BT.clamp(max=self.context_length - 1)
+        logits: Tensor = self.module(
+            input_ids=ids_BT,
+            attention_mask=mask,
+            position_ids=positions_BT,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=n_logits,
+        ).logits
+        return logits
+
+
+class Decoder:
+    """A decoder-only transformers model, ready to be drafted from and verified with.
+
+    Args:
+        model: a causal language model in eval mode; it is not changed.
+
+    Raises:
+        InputError: if its sublayers cannot be found.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.sublayers: Sublayers = find_sublayers(model)
+        config: Any = model.config
+        self.config = config.get_text_config()
+        self.n_layers = self.sublayers.n_layers
+        self.full: Forward = BoundForward(model, self.context_length)
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[operator, no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence the model was built for, in tokens."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 1 << 30)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The token ids that end a sequence, from the generation config, else from the model's."""
+        settings: Any = getattr(self.model, "generation_config", None)
+        eos = getattr(settings, "eos_token_id", None)
+        eos = self.config.eos_token_id if eos is None else eos
+        return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+
+    def new_cache(self, *, n_rows: int, capacity: int) -> ClockCache:
+        """An empty cache of `capacity` tokens a row."""
+        return ClockCache(self.n_layers, n_rows=n_rows, capacity=capacity, device=self.device)
+
+    def bind(self, skip: SkipSet) -> Forward:
+        """The forward that leaves `skip` out.
+
+        Raises:
+            InputError: if `skip` is for another number of layers.
+        """
+        if skip.n_layers != self.n_layers:
+            raise InputError(
+                f"the skip set is for a model of {skip.n_layers} layers, but this model has {self.n_layers}; "
+                "use a set that was found for it"
+            )
+        if not len(skip):
+            return self.full
+        draft = share(self.model)
+        layers = draft.get_submodule(self.sublayers.path)
+        for skipped, patches in ((skip.attn, self.sublayers.attn), (skip.mlp, self.sublayers.mlp)):
+            for i in skipped:
+                for patch in patches:
+                    layers.get_submodule(str(i)).get_submodule(patch.name).forward = patch.forward
+        return BoundForward(draft, self.context_length)
+
+
+def share(module: nn.Module) -> nn.Module:
+    """A copy of the module tree in which every parameter and buffer is the original's own tensor."""
+    copied = module.__class__.__new__(module.__class__)
+    copied.__dict__.update(module.__dict__)
+    copied._modules = {name: child if child is None else share(child) for name, child in module._modules.items()}
+    return copied

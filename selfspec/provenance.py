@@ -1,0 +1,81 @@
+"""What a run ran on: enough to run it again and to see why another run differs.
+
+A field that cannot be read is `{"error": "..."}`: its absence is told, never hidden. Environment variables are not
+recorded, since secrets live there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformers", "optuna", "hydra-core", "datasets", "numpy", "pandas", "selfspec")
+
+
+def now() -> str:
+    """The time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def load_average() -> float | None:
+    """Processes running or waiting, averaged over the last minute; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def environment() -> dict[str, Any]:
+    """Code, packages and machine, as they are now."""
+    return {
+        "started": now(),
+        "argv": sys.argv,
+        "code": _try(_code),
+        "python": platform.python_version(),
+        "packages": {name: _try(lambda name=name: metadata.version(name)) for name in PACKAGES},  # type: ignore[misc]
+        "platform": platform.platform(),
+        "cpu": _try(_cpu),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_before": load_average(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def digest(text: str) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of `text`."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _try(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, subprocess.SubprocessError, metadata.PackageNotFoundError, LookupError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _code() -> dict[str, Any]:
+    """The commit of the checkout this package lies in, and the uncommitted change to it."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout
+
+    git("ls-files", "--error-unmatch", __file__)  # installed elsewhere, the commit around it is not ours
+    difference = git("diff", "HEAD")
+    return {"commit": git("rev-parse", "HEAD").strip(), "is_dirty": bool(difference), "diff": difference}
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    raise LookupError("no model name in /proc/cpuinfo")

@@ -1,0 +1,123 @@
+"""From logits to probabilities: the only place that warps, for target and draft alike.
+
+The warps are transformers' own, so that `temperature=0.7` means here what it means in `generate`.
+"""
+
+# V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from selfspec.errors import InputError
+
+Warp = Callable[[Tensor, Tensor], Tensor]  # (ids so far [1, T], logits [1, V]) -> logits [1, V]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; the defaults are greedy decoding.
+
+    Attributes:
+        do_sample: draw from the warped distribution; otherwise take its maximum.
+        temperature, top_k, top_p, min_p: as in transformers; they need `do_sample`.
+        repetition_penalty: above 1 makes tokens that already occurred less likely; also when greedy.
+        warps: further processors, called after these with (ids so far [1, T], logits [1, V]).
+        seed: of the target's stream; row i of a batch draws from streams of its own.
+
+    Raises:
+        InputError: for settings that have no meaning, or no effect.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    warps: tuple[Warp, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise InputError(f"temperature={self.temperature}; it must be above 0 (for greedy decoding: do_sample=false)")
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1 or self.top_k < 0 or self.repetition_penalty <= 0:
+            raise InputError(
+                f"top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, repetition_penalty="
+                f"{self.repetition_penalty}: top_p lies in (0, 1], min_p in [0, 1], top_k >= 0, the penalty above 0"
+            )
+        if not self.do_sample and (self.temperature != 1 or self.top_k or self.top_p != 1 or self.min_p):
+            raise InputError("temperature, top_k, top_p and min_p have no effect when greedy; set do_sample=true")
+
+    def processors(self) -> LogitsProcessorList:
+        """transformers' processors for these settings, in the order in which `generate` applies them."""
+        found = LogitsProcessorList()
+        if self.repetition_penalty != 1:
+            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.temperature != 1:
+            found.append(TemperatureLogitsWarper(self.temperature))
+        if self.top_k:
+            found.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            found.append(TopPLogitsWarper(self.top_p))
+        if self.min_p:
+            found.append(MinPLogitsWarper(self.min_p))
+        found.extend(self.warps)
+        return found
+
+
+class Chooser:
+    """Chooses tokens for one row: its warps, and two random streams that never meet (target's and draft's)."""
+
+    def __init__(self, sampling: Sampling, *, row: int = 0, device: torch.device | None = None) -> None:
+        self.do_sample = sampling.do_sample
+        self._processors = sampling.processors()
+        self.target_rng = torch.Generator().manual_seed(_stream(sampling.seed, row, 0))
+        self.draft_rng = torch.Generator().manual_seed(_stream(sampling.seed, row, 1))
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the choice is just the largest logit."""
+        return not self.do_sample and not self._processors
+
+    def warp(self, ids: Sequence[int], logits_V: Tensor) -> Tensor:
+        """The warped logits after `ids`, [V] in float32 or wider."""
+        logits_V = logits_V if logits_V.dtype == torch.float64 else logits_V.float()
+        if not self._processors:
+            return logits_V
+        ids_1T = torch.tensor([list(ids)], device=logits_V.device)
+        warped: Tensor = self._processors(ids_1T, logits_V.unsqueeze(0))
+        return warped[0]
+
+    def probabilities(self, ids: Sequence[int], logits_V: Tensor) -> Tensor:
+        """The distribution that the next token after `ids` is drawn from, [V]; sums to 1."""
+        return self.warp(ids, logits_V).softmax(-1)
+
+    def greedy(self, ids: Sequence[int], logits_V: Tensor) -> int:
+        """The token with the largest warped logit."""
+        return int(self.warp(ids, logits_V).argmax(-1))
+
+
+def draw(probabilities_V: Tensor, rng: torch.Generator) -> int:
+    """One token id from a distribution."""
+    return int(torch.multinomial(probabilities_V.to(rng.device), 1, generator=rng))
+
+
+def _stream(seed: int, row: int, purpose: int) -> int:
+    """A seed of its own for each (seed, row, purpose), well mixed: neighbours must not correlate (splitmix64)."""
+    z = (seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB + 0x632BE59BD9B4E019) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (z ^ (z >> 31)) % 2**63

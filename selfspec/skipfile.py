@@ -1,0 +1,55 @@
+"""Skip sets on disk: a small YAML file that says which model it is for and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfspec.errors import InputError
+from selfspec.records import write_text
+from selfspec.skip import SkipSet
+
+NAME = "skip_set.yaml"
+
+
+def save_skip_set(path: Path, skip: SkipSet, *, model: str, **provenance: Any) -> None:
+    """Write `skip` with the model it is for and any facts about where it comes from (objective, value, run, date)."""
+    body = {
+        "model": model,
+        "n_layers": skip.n_layers,
+        "attn": sorted(skip.attn),
+        "mlp": sorted(skip.mlp),
+        "skip": str(skip),
+        **provenance,
+    }
+    write_text(path, yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True))
+
+
+def read_skip_set(path: Path, *, n_layers: int | None = None) -> SkipSet:
+    """The skip set of a file written by `save_skip_set`, or of the folder that holds one.
+
+    Args:
+        path: the file, or its folder.
+        n_layers: layers of the model it is wanted for, if known.
+
+    Raises:
+        InputError: if it cannot be read, or is for another number of layers.
+    """
+    file = path / NAME if path.is_dir() else path
+    try:
+        body = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the skip set {file} ({error.strerror})") from None
+    except yaml.YAMLError:
+        raise InputError(f"{file} is not YAML; a skip set has the keys model, n_layers, attn and mlp") from None
+    if not isinstance(body, Mapping) or not {"n_layers", "attn", "mlp"} <= set(body):
+        raise InputError(f"{file} is not a skip set; one has the keys model, n_layers, attn and mlp")
+    if n_layers is not None and body["n_layers"] != n_layers:
+        raise InputError(
+            f"{file} is for {body.get('model', 'a model')} of {body['n_layers']} layers, but this model has {n_layers}; "
+            "search one for this model"
+        )
+    return SkipSet(int(body["n_layers"]), frozenset(body["attn"]), frozenset(body["mlp"]))

