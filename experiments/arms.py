@@ -17,7 +17,7 @@ from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from selfspec.stop import StopPolicy, StopState
 from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult
+from selfspec.trace import DecodeResult, Finish
 
 PLAIN, GENERATE = "plain", "generate"
 
@@ -116,15 +116,16 @@ class GenerateArm:
         )
         total_s = self.stopwatch.now() - began
         tokens = output[0, len(ids) :].tolist()
-        finish = "eos" if tokens and tokens[-1] in eos_ids else "length"
-        return DecodeResult(tokens, [], (first.at or began) - began, total_s, finish)  # type: ignore[arg-type]
+        finish: Finish = "eos" if tokens and tokens[-1] in eos_ids else "length"
+        return DecodeResult(tokens, [], (first.at or began) - began, total_s, finish)
 
 
 class _FirstToken(BaseStreamer):  # type: ignore[misc]
     """Notes when the first new token came: the end of the prefill."""
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self.now, self.calls, self.at = now, 0, None
+        self.now, self.calls = now, 0
+        self.at: float | None = None
 
     def put(self, value: Any) -> None:
         self.calls += 1

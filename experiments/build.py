@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from selfspec.model import Decoder
 from selfspec.prompt import Prompt, encode
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
-from selfspec.skipfile import read_skip_set
+from selfspec.skipfile import load_skip_set
 from selfspec.stop import StopPolicy
 from selfspec.tasks.base import Part, select
 from selfspec.timing import Stopwatch
@@ -64,7 +64,9 @@ def model(cfg: DictConfig) -> Loaded:
     )
 
 
-def prompts(cfg: DictConfig, loaded: Loaded, part: Part, *, n: int | None, seed: int, max_new_tokens: int) -> list[Prompt]:
+def prompts(
+    cfg: DictConfig, loaded: Loaded, part: Part, *, n: int | None, seed: int, max_new_tokens: int
+) -> list[Prompt]:
     """Encoded prompts of one part of the data."""
     examples = select(instance(cfg.data.task).examples(part), n=n, seed=seed)
     return encode(
@@ -103,7 +105,7 @@ def stop_by_name(name: str) -> StopPolicy:
     if name not in options("stop"):
         raise unknown_name("stop rule", name, options("stop"))
     text = resources.files("conf").joinpath(f"stop/{name}.yaml").read_text(encoding="utf-8")
-    policy: StopPolicy = instance(OmegaConf.create(text))
+    policy: StopPolicy = instance(DictConfig(OmegaConf.create(text)))
     return policy
 
 
@@ -113,12 +115,9 @@ def stop_name(policy: StopPolicy) -> str:
 
 
 def skip(text: str, n_layers: int) -> SkipSet:
-    """The skip set that was asked for: written out, a file, the folder of a search, or `none`."""
-    path = Path(text).expanduser()
-    if path.exists():
-        return read_skip_set(path, n_layers=n_layers)
-    if "/" in text or text.endswith((".yaml", ".yml")):
-        raise InputError(f"skip={text}: there is no such file or folder; give a skip_set.yaml or the folder of a search")
+    """The skip set that was asked for: written out, a file, the folder of a search, published, or `none`."""
+    if "/" in text or text.endswith((".yaml", ".yml")) or os.path.exists(os.path.expanduser(text)):
+        return load_skip_set(text, n_layers=n_layers)
     return SkipSet.parse(text, n_layers)
 
 
@@ -129,11 +128,9 @@ def sampling(cfg: DictConfig) -> Sampling:
 
 def objective(cfg: DictConfig, loaded: Loaded, calibration: list[Prompt]) -> Objective:
     """What the search maximises."""
-    makers: dict[str, Callable[..., Objective]] = {"tokens_per_second": TokensPerSecond}
-    name = cfg.objective.name
-    if name not in makers:
-        raise unknown_name("objective", name, list(makers))
-    return makers[name](
+    if cfg.objective.name != "tokens_per_second":
+        raise unknown_name("objective", cfg.objective.name, ["tokens_per_second"])
+    return TokensPerSecond(
         loaded.decoder,
         [p.ids for p in calibration],
         stop(cfg),
@@ -181,14 +178,18 @@ def arms(cfg: DictConfig, decoder: Decoder, ending: Ending) -> list[Arm]:
         )
 
     add(cfg.arm, str(cfg.skip), stop(cfg))
-    for name, settings in cfg.arms.items():
+    for name, settings in (cfg.arms or {}).items():
         unknown = set(settings) - {"skip", "stop"}
         if unknown or "skip" not in settings:
-            raise InputError(f"arms.{name} has {sorted(settings)}; an arm has a skip and, if it is not the run's, a stop")
+            raise InputError(
+                f"arms.{name} has {sorted(settings)}; an arm has a skip and, if it is not the run's, a stop"
+            )
         add(str(name), str(settings.skip), stop_by_name(settings.stop) if "stop" in settings else stop(cfg))
     names = [a.name for a in found]
     if len(set(names)) < len(names) or {PLAIN, GENERATE} & set(names[1 + bool(cfg.generate) :]):
-        raise InputError(f"two arms have the same name: {', '.join(names)}; name them with arm=NAME or in arms={{NAME: ...}}")
+        raise InputError(
+            f"two arms have the same name: {', '.join(names)}; name them with arm=NAME or in arms={{NAME: ...}}"
+        )
     return found
 
 

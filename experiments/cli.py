@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 USAGE = """selfspec VERB key=value ...
@@ -23,6 +22,7 @@ USAGE = """selfspec VERB key=value ...
 """
 
 FREE_TEXT = ("prompt", "skip", "runs", "resume", "arm", "name", "model.path", "data.path", "paths.outputs")
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def main() -> None:
@@ -67,12 +67,13 @@ def quote_text(words: list[str]) -> list[str]:
 
     def quoted(word: str) -> str:
         key, equals, value = word.partition("=")
-        if not equals or key.lstrip("+") not in FREE_TEXT or value in ("", "null") or value[0] in "'\"":
+        if not equals or key.lstrip("+") not in FREE_TEXT or value in ("", "null") or QUOTED.fullmatch(value):
             return word
         if is_sweep and not (key == "skip" and SYNTAX.fullmatch(value)):
             return word
-        # Hydra unescapes quotes and the backslashes before them; OmegaConf would read ${ as a reference.
-        text = re.sub(r"(\\*)'", lambda m: m[1] * 2 + "\\'", value.replace("${", "\\${"))
+        # OmegaConf reads ${ as a reference; it unescapes that and the backslashes before it, Hydra those before quotes.
+        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        text = re.sub(r"(\\*)'", r"\1\1\'", text)
         tail = len(text) - len(text.rstrip("\\"))
         return f"{key}='{text}{chr(92) * tail}'"
 
@@ -99,32 +100,53 @@ def check_overrides(verb: str, words: list[str]) -> None:
     if stray:
         raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
     groups = ("model", "data", "stop", "searcher", "objective", "sampling", "tracker", "paths", "experiment")
+    chosen = []
     for word in given:
         key, _, value = word.partition("=")
-        if key.lstrip("+") in groups:
-            names = value.split(",") if is_sweep else [value]
+        group = key.lstrip("+")
+        if group in groups:
+            names = _swept(value) if is_sweep else [value]
             for name in names:
-                if name not in options(key.lstrip("+")) and "(" not in name:
-                    raise unknown_name(key, name, options(key.lstrip("+")))
+                if name not in options(group):
+                    raise unknown_name(group, name, options(group))
+            chosen += [f"{key}={name}" for name in names[:1]]  # of a sweep, its first job stands for all
     try:
         with initialize_config_module("conf", version_base="1.3"):
-            chosen = [w for w in given if w.partition("=")[0].lstrip("+") in groups]
-            known = compose(verb, overrides=[] if is_sweep else chosen)
-            keys = _flat(OmegaConf.to_container(known, resolve=False))
+            known = _flat(OmegaConf.to_container(compose(verb, overrides=chosen), resolve=False))
             for word in given:
                 key = word.partition("=")[0].lstrip("~")
-                if not key.startswith("+") and key not in keys and key not in groups:
-                    raise unknown_name("setting", key, sorted(keys))
+                if not key.startswith("+") and key not in known and key not in groups:
+                    raise unknown_name("setting", key, sorted(known))
             if not is_sweep:
-                compose(verb, overrides=given)
+                _check_kinds(known, _flat(OmegaConf.to_container(compose(verb, overrides=given), resolve=False)))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from None
 
 
-def _flat(tree: Any, prefix: str = "") -> set[str]:
-    found = set()
+def _swept(value: str) -> list[str]:
+    """The names in `a,b` or `choice(a,b)`; none where another function of Hydra's makes them."""
+    listed = re.fullmatch(r"(?:choice\()?([^()]*)\)?", value)
+    return [name.strip() for name in listed[1].split(",")] if listed else []
+
+
+def _check_kinds(known: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse what is no number where the default is one, and what is neither true nor false where that is."""
+    from selfspec.errors import InputError
+
+    for key in known.keys() & asked.keys():
+        default, value = known[key], asked[key]
+        if value is None or not isinstance(default, bool | int | float):
+            continue
+        wanted = bool if isinstance(default, bool) else int if isinstance(default, int) else int | float
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+            kind = "true or false" if wanted is bool else "a whole number" if wanted is int else "a number"
+            raise InputError(f"{key}={value} was asked for, but it must be {kind}; its default is {default}")
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in tree.items() if isinstance(tree, dict) else ():
-        found |= {f"{prefix}{key}"} | _flat(value, f"{prefix}{key}.")
+        found |= {f"{prefix}{key}": value} | _flat(value, f"{prefix}{key}.")
     return found
 
 
@@ -158,7 +180,7 @@ def _run_verb(verb: str, cfg: Any) -> None:
         sys.exit(130)
 
 
-def _verb(verb: str) -> Callable[[Any, list[str], Callable[[str], None]], Any]:
+def _verb(verb: str) -> Any:
     """The function of a verb, imported when it is needed."""
     if verb == "decode":
         from experiments.decode import decode

@@ -62,7 +62,8 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         console.print(legend.append(" · ", "default").append("bonus", STYLES["bonus"]))
     say(_speed("draft and verify", result))
     say(
-        f"  skip={chosen}, stop={build.stop_name(policy)}: acceptance {acceptance(result.accepted, result.drafted):.3f}, "
+        f"  skip={chosen}, stop={build.stop_name(policy)}: "
+        f"acceptance {acceptance(result.accepted, result.drafted):.3f}, "
         f"{tokens_per_round(result.accepted, len(result.rounds)):.2f} tokens per round"
     )
     if cfg.compare:

@@ -65,8 +65,8 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
         _tell(folder, outputs, tracker, say)
     if verdicts["mismatch"]:
         raise InputError(
-            f"{verdicts['mismatch']} outputs differ from plain decoding by more than a tie can explain; this is a bug in "
-            f"the engine, please report it with {folder.path / records.RECORDS}"
+            f"{verdicts['mismatch']} outputs differ from plain decoding by more than a tie can explain; this is a bug "
+            f"in the engine, please report it with {folder.path / records.RECORDS}"
         )
     return folder.path
 

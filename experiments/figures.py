@@ -54,7 +54,7 @@ def skip_map(sets: Mapping[str, SkipSet]) -> Figure:
     axes.set_ylim(len(sets) * _SET_HEIGHT, 0)
     axes.set_yticks([])
     axes.spines[["left", "right", "top", "bottom"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
     axes.tick_params(axis="x", length=3)
     axes.set_xlabel("layer")
     meaning = {"attention skipped": BLUE, "MLP skipped": ORANGE, "kept": KEPT}
@@ -79,7 +79,7 @@ def search_history(trials: Sequence[Mapping[str, Any]], *, objective: str, title
 
     Args:
         trials: rows of a search run.
-        objective: its name, `tokens_per_s`; read out as the unit of the value.
+        objective: its name, read out as the unit of the value: `tokens_per_second`.
         title: above the axes, if any.
     """
     figure, axes = _canvas(8.0, 4.2)
@@ -93,19 +93,26 @@ def search_history(trials: Sequence[Mapping[str, Any]], *, objective: str, title
             axes.plot(x, y, marker, color=colour, label=label, markersize=6, alpha=0.85, markeredgecolor="white")
     if valued:
         numbers, best = [t["number"] for t in valued], list(accumulate((t["value"] for t in valued), max))
-        axes.step([*numbers, tried[-1]["number"]], [*best, best[-1]], GREEN, where="post", label="best so far", zorder=1)
+        numbers, best = [*numbers, tried[-1]["number"]], [*best, best[-1]]
+        axes.step(numbers, best, GREEN, where="post", label="best so far", zorder=1)
     if failed:
         bottom = axes.get_xaxis_transform()  # x in trials, y in [0, 1] of the axis: a failed trial has no value
         axes.plot(failed, [0.02] * len(failed), "x", color=RED, label="failed", transform=bottom, clip_on=False)
     nothing = next((t["value"] for t in valued if t["skip"] == "none"), None)
     if nothing is not None:
-        axes.axhline(nothing, color=GREY, linestyle="--", linewidth=1, zorder=0)
+        axes.axhline(nothing, color=DARK, linestyle="--", linewidth=1, zorder=0.8)
         _say_beside(axes, f"skip nothing\n{nothing:.3g}", nothing)
     axes.set_xlabel("trial")
     axes.set_ylabel(unit(objective))
     axes.set_title(title, loc="left", fontsize=10.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.margins(x=0.03, y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.margins(y=0.12)
+    if tried:
+        first, last = tried[0]["number"], tried[-1]["number"]
+        room = max(0.5, 0.03 * (last - first))
+        axes.set_xlim(first - room, last + room)
+    if not valued:
+        axes.set_yticks([])  # nothing has a value, so a scale would be made up
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=KEPT)
     axes.set_axisbelow(True)
@@ -115,13 +122,12 @@ def search_history(trials: Sequence[Mapping[str, Any]], *, objective: str, title
 
 
 def _say_beside(axes: Axes, words: str, y: float) -> None:
-    axes.annotate(words, (1, y), (5, 0), va="center", **_beside("left"), color=GREY, fontsize=8.5)
+    axes.annotate(words, (1, y), (5, 0), va="center", **_beside("left"), color=DARK, fontsize=8.5)
 
 
 def unit(objective: str) -> str:
-    """An objective's name read out: `tokens_per_s` is tokens per second."""
-    words = objective.split("_")
-    return " ".join("second" if word == "s" and before == "per" else word for before, word in zip(["", *words], words))
+    """An objective's name read out: `tokens_per_second` and `tokens_per_s` are tokens per second."""
+    return (objective + "econd" if objective.endswith("_per_s") else objective).replace("_", " ")
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

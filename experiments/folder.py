@@ -1,4 +1,4 @@
-"""The folder of one run: created when everything it needs is known to be there, finished when the summary is written."""
+"""The folder of one run: made when all it needs is known to be there, finished when its summary is written."""
 
 from __future__ import annotations
 

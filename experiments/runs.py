@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +58,17 @@ def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[RunFolder]:
 
     Args:
         patterns: each the id of a run, a folder (the run's own, or one with runs anywhere below it) or a glob of
-            folders, where `**` crosses folders; seen from the working folder, else from `outputs`. Without any: the
-            newest finished evaluate run and the newest finished search run.
+            folders, where `**` crosses folders; seen from the working folder, else from `outputs`. A text holds
+            several between commas. Without any: the newest finished evaluate run and the newest finished search run.
         outputs: the folder that holds the runs as verb/name/id.
 
     Raises:
         InputError: if a pattern names no run, or a run does not say what it ran on.
     """
-    asked = [patterns] if isinstance(patterns, str) else patterns
-    asked = [pattern for pattern in asked if pattern]
+    if isinstance(patterns, str):
+        # a folder's name may hold a comma; os.path, since pathlib raises where a long list is no possible name
+        patterns = [patterns] if os.path.exists(patterns) else patterns.split(",")
+    asked = [pattern.strip() for pattern in patterns if pattern.strip()]
     if not asked:
         return [_read(path, outputs) for path in _newest_finished(outputs)]
     found: dict[Path, None] = {}
@@ -85,7 +88,7 @@ def _named(pattern: str, outputs: Path) -> list[Path]:
     for base in (Path(), outputs):
         here = base / wanted
         # a folder that exists is meant literally: its name may hold brackets
-        hits = [here] if here.exists() else [Path(hit) for hit in glob.glob(str(here), recursive=True)]
+        hits = [here] if os.path.exists(here) else [Path(hit) for hit in glob.glob(str(here), recursive=True)]
         runs = {run for hit in hits for run in _runs_below(hit)}
         if runs:
             return sorted(runs)
@@ -103,9 +106,7 @@ def _newest_finished(outputs: Path) -> list[Path]:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    return sorted(
-        file.parent for file in folder.resolve().rglob(records.PROVENANCE) if _verb(file.parent) is not None
-    )
+    return sorted(file.parent for file in folder.resolve().rglob(records.PROVENANCE) if _verb(file.parent) is not None)
 
 
 def _verb(path: Path) -> Verb | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     _check(cfg)
     setup = _Setup(cfg)
     config = OmegaConf.to_yaml(cfg, resolve=True)
-    with open_folder(
-        outputs, "search", cfg.name, config=config, overrides=overrides, facts=setup.facts
-    ) as folder:
+    with open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=setup.facts) as folder:
         _run(cfg, setup, folder, say)
     return folder.path
 
@@ -43,7 +42,9 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
 def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") not in MAY_CHANGE]
     if fixed:
-        raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change (searcher.n_trials can)")
+        raise InputError(
+            f"resume goes on with the settings of {path}; {fixed[0]} cannot change (searcher.n_trials can)"
+        )
     if not (path / records.CONFIG).is_file():
         raise InputError(f"resume={path}: no run of a search there (no {records.CONFIG}); give the folder of one")
     old = OmegaConf.load(path / records.CONFIG)
@@ -99,7 +100,8 @@ def _run(cfg: DictConfig, setup: _Setup, folder: Folder, say: Callable[[str], No
     unit, n_trials = setup.objective.unit, cfg.searcher.n_trials
     best = max((float(t.user_attrs.get("value", "-inf")) for t in study.trials), default=float("-inf"))
     if not len(study.trials):
-        setup.objective(default_starts(setup.space.n_layers)[0])  # warm-up: its seconds are nobody's
+        with suppress(RuntimeError):  # of which the first trial will tell
+            setup.objective(default_starts(setup.space.n_layers)[0])  # warm-up: its seconds are nobody's
     with progress("search", n_trials, done=min(len(study.trials), n_trials)) as advance:
 
         def on_trial(row: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ class ArmRow:
         tokens_per_s, speedup, low, high: of decoding, without prefill; prompts of one token have nothing to time.
         end_to_end_speedup, end_to_end_low, end_to_end_high: the same with the prefill.
         n_identical: outputs equal to plain decoding's; plain decoding counts as identical to itself.
+        n_not_compared: sampled outputs: equal to plain decoding's in distribution only.
     """
 
     model: str
@@ -63,6 +64,7 @@ class ArmRow:
     n_identical: int
     n_near_ties: int
     n_mismatches: int
+    n_not_compared: int
     dtype: str
     device: str
     threads: str
@@ -76,8 +78,8 @@ class ArmRow:
 
     @property
     def is_judged(self) -> bool:
-        """Whether every output was compared with plain decoding's; without that, no speed is printed."""
-        return self.n_identical + self.n_near_ties + self.n_mismatches == self.n
+        """Whether every output has a verdict, be it that it was not to be compared; else no speed is printed."""
+        return self.n_identical + self.n_near_ties + self.n_mismatches + self.n_not_compared == self.n
 
     @property
     def conditions(self) -> tuple[str, str, str]:
@@ -122,7 +124,7 @@ def _arm_row(
         arm=arm,
         skip=whole.get("skip"),
         stop=whole.get("stop"),
-        n_layers=whole.get("n_layers"),
+        n_layers=whole.get("n_layers", run.facts.get("n_layers")),
         n=len(pairs),
         n_failed=len(failed),
         n_tokens=n_tokens,
@@ -141,6 +143,7 @@ def _arm_row(
         n_identical=len(pairs) if is_baseline else verdicts["identical"],
         n_near_ties=verdicts["near_tie"],
         n_mismatches=verdicts["mismatch"],
+        n_not_compared=verdicts["not compared"],
         dtype=text(run.facts.get("dtype")),
         device=text(run.facts.get("device")),
         threads=text(run.facts.get("threads")),
@@ -183,7 +186,7 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def arm_table(rows: Sequence[ArmRow]) -> str:
-    """The rows as a Markdown table, rounded; speeds only where every output was compared with plain decoding's."""
+    """The rows as a Markdown table, rounded; speeds only where every output has its verdict."""
     header = "model,data,arm,n,failed,tokens,acceptance,tokens/round,tokens/s,speedup [95 %],identical,near ties,"
     return markdown_table((header + "mismatches,dtype,device,threads,run").split(","), [_cells(row) for row in rows])
 
@@ -191,7 +194,9 @@ def arm_table(rows: Sequence[ArmRow]) -> str:
 def _cells(row: ArmRow) -> list[str]:
     speeds = [number(row.tokens_per_s, 1), speedup_text(row)] if row.is_judged else ["–", "–"]
     verdict = ["baseline", "–", "–"]
-    if not row.is_baseline:
+    if row.n_not_compared:
+        verdict = ["not compared", "–", "–"]
+    elif not row.is_baseline:
         verdict = [f"{row.n_identical}/{row.n}", str(row.n_near_ties), str(row.n_mismatches)]
     return [
         *(row.model, row.data, row.arm, str(row.n), str(row.n_failed), str(row.n_tokens)),
@@ -238,11 +243,19 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
         said = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
     end = "; plain decoding is faster." if best.high < 1 else "."
     arms = f"fastest of {len(speeds)} skipping arms, " if len(speeds) > 1 else ""
-    same = f"{best.n_identical}/{best.n} outputs identical, {best.n_near_ties} near ties"
+    same = f"{best.n_identical}/{best.n} outputs identical, {_count(best.n_near_ties, 'near tie')}"
+    if best.n_not_compared:
+        same = "sampled outputs, not compared"
+    same += "" if best.is_finished else ", unfinished run"
     lossy = f" But {best.n_mismatches} of its outputs do not match plain decoding's." if best.n_mismatches else ""
     return f"{said} ({arms}{_on(best)}, {same}){end}{lossy}"
 
 
 def _on(row: ArmRow) -> str:
-    threads = "" if row.threads == "–" else f" with {row.threads} threads"
+    is_cpu = row.device.startswith("cpu") and row.threads.isdigit()
+    threads = f" with {_count(int(row.threads), 'thread')}" if is_cpu else ""
     return f"{row.dtype} on {row.device}{threads}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

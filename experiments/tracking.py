@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from selfspec.errors import InputError
 
@@ -70,7 +70,7 @@ class WandbTracker:
         folder: Path,
         config: Mapping[str, Any],
         tags: Sequence[str] = (),
-        mode: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
     ) -> None:
         try:
             import wandb

@@ -76,7 +76,10 @@ def run_search(
     if n_trials < 1:
         raise InputError(f"searcher.n_trials={n_trials}; a search needs at least 1 trial")
     _repair_rows(rows_path, study)
-    known = {t.user_attrs["skip"]: t for t in study.trials if t.state == TrialState.COMPLETE}
+    known: dict[str, FrozenTrial] = {}
+    for trial in study.trials:
+        if trial.state == TrialState.COMPLETE:
+            known.setdefault(trial.user_attrs["skip"], trial)
     before = max((float(t.user_attrs["elapsed_s"]) for t in study.trials), default=0.0)
     began = stopwatch.now()
     while (number := len(study.trials)) < n_trials:
@@ -99,12 +102,16 @@ def row_of(trial: FrozenTrial, number: int) -> dict[str, Any]:
     attrs = trial.user_attrs
     state = "complete" if trial.state == TrialState.COMPLETE else "failed"
     times = {name: attrs.get(name) for name in ("seconds", "elapsed_s", "seed")}
-    return {"number": number, **{f: attrs.get(f) for f in fields}, **times, "state": state, "reason": attrs.get("reason")}
+    return {
+        "number": number,
+        **{f: attrs.get(f) for f in fields},
+        **times,
+        "state": state,
+        "reason": attrs.get("reason"),
+    }
 
 
-def _score(
-    proposal: Proposal, objective: Objective, known: dict[str, FrozenTrial]
-) -> tuple[Score | None, str | None]:
+def _score(proposal: Proposal, objective: Objective, known: dict[str, FrozenTrial]) -> tuple[Score | None, str | None]:
     """The score, from memory where this set was run before; or None and the reason why there is none."""
     earlier = known.get(str(proposal.skip))
     if earlier is not None:
@@ -128,7 +135,9 @@ def _best(study: SearchStudy, space: Space) -> Found:
     trials = study.trials
     complete = [(n, t) for n, t in enumerate(trials) if t.state == TrialState.COMPLETE]
     if not complete:
-        raise InputError(f"none of {len(trials)} trials could be scored; the first says: {trials[0].user_attrs['reason']}")
+        raise InputError(
+            f"none of {len(trials)} trials could be scored; the first says: {trials[0].user_attrs['reason']}"
+        )
     number, best = max(complete, key=lambda nt: float(nt[1].user_attrs["value"]))
     nothing = next((t for _, t in complete if t.user_attrs["skip"] == "none"), None)
     return Found(

@@ -51,8 +51,15 @@ class Score:
 class Objective(Protocol):
     """Scores skip sets."""
 
-    name: str
-    unit: str
+    @property
+    def name(self) -> str:
+        """What it is called in configurations and records."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Of the value."""
+        ...
 
     def __call__(self, skip: SkipSet) -> Score:
         """The score of `skip`.
@@ -84,6 +91,9 @@ class TokensPerSecond:
     stopwatch: Stopwatch
     name: str = "tokens_per_second"
     unit: str = "tokens/s"
+
+    def __post_init__(self) -> None:
+        Ending(self.max_new_tokens)  # refuses what no trial could do, before there is a run
 
     def __call__(self, skip: SkipSet) -> Score:
         """See `Objective`."""

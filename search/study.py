@@ -17,12 +17,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search.objective import Score
 from search.space import Space
 from selfspec.errors import InputError
+from selfspec.records import drop_partial_line
 from selfspec.skip import SkipSet
 
 Origin = Literal["start", "searcher"]
@@ -30,6 +31,7 @@ Encoding = Literal["bits", "floats"]
 MakeSampler = Callable[[int], BaseSampler]
 
 STUDY_NAME = "search"
+LOCK_S = 3  # how long a killed search's lock is waited for: Optuna's least; one write takes milliseconds
 
 
 @dataclass(slots=True)
@@ -71,7 +73,9 @@ class SearchStudy:
         self._make_sampler = make_sampler
         self._seed = seed
         self._study = optuna.create_study(direction="maximize", sampler=make_sampler(seed))
-        kind: BaseDistribution = CategoricalDistribution([False, True]) if encoding == "bits" else FloatDistribution(0, 1)
+        kind: BaseDistribution = (
+            CategoricalDistribution([False, True]) if encoding == "bits" else FloatDistribution(0, 1)
+        )
         self._distributions = dict.fromkeys(space.names, kind)
         self._encoding = encoding
         self._journal = _open_journal(journal, dict(identity or {}), space) if journal else None
@@ -136,14 +140,17 @@ def _open_journal(path: Path, identity: dict[str, Any], space: Space) -> optuna.
     Raises:
         InputError: if it belongs to another search.
     """
+    drop_partial_line(path)  # the next line would be written behind the half one, and neither could be read
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        storage = JournalStorage(JournalFileBackend(str(path)))
+        # Absolute: the lock is a link to the journal; a kill's, if it led nowhere, would be waited for without end.
+        file = str(path.absolute())
+        storage = JournalStorage(JournalFileBackend(file, JournalFileSymlinkLock(file, grace_period=LOCK_S)))
     study = optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize", load_if_exists=True)
     mine = {**identity, "n_layers": space.n_layers}
-    if not study.user_attrs:
-        for key, value in mine.items():
-            study.set_user_attr(key, value)
+    if not study.trials:  # a kill may have left some of these unwritten
+        for key in mine.keys() - study.user_attrs.keys():
+            study.set_user_attr(key, mine[key])
     for key, value in mine.items():
         if study.user_attrs.get(key) != value:
             raise InputError(

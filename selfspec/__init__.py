@@ -7,11 +7,12 @@ This package knows torch and transformers; searching lives in `search`, running 
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft, NoDraft
 from selfspec.errors import InputError
+from selfspec.hf import as_custom_generate, generate
 from selfspec.model import Decoder
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
-from selfspec.skipfile import read_skip_set, save_skip_set
-from selfspec.stop import Adaptive, Fixed, Threshold
+from selfspec.skipfile import load_skip_set, save_skip_set
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Threshold
 from selfspec.trace import DecodeResult, Round
 
 __all__ = [
@@ -20,15 +21,19 @@ __all__ = [
     "Decoder",
     "Ending",
     "Fixed",
+    "Heuristic",
     "InputError",
     "ModelDraft",
     "NoDraft",
+    "Optimal",
     "Round",
     "Sampling",
     "SkipSet",
     "Threshold",
+    "as_custom_generate",
     "autoregress",
-    "read_skip_set",
+    "generate",
+    "load_skip_set",
     "save_skip_set",
     "speculate",
 ]

@@ -6,6 +6,7 @@ expects. Nothing else of an architecture is known here; what this cannot place i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,15 +81,26 @@ def find_sublayers(model: nn.Module) -> Sublayers:
     """Where the sublayers of a decoder-only transformers model are.
 
     Raises:
-        InputError: if the layers, or the attention or MLP of a layer, are not where any known architecture has them.
+        InputError: if the layers, or the attention or MLP of a layer, are not where any known architecture has them, or
+            if the model remembers anything but keys and values, a layer's own.
     """
     config = model.config
     text = config.get_text_config()  # type: ignore[operator, union-attr]
     n_layers = int(text.num_hidden_layers)
     kind = str(text.model_type)
+    takes_cache = "past_key_values" in inspect.signature(model.forward).parameters
+    if not takes_cache or getattr(model, "_is_stateful", False):
+        raise InputError(
+            f"a {kind!r} model has no cache of keys and values alone, so its drafts cannot be taken back; use another"
+        )
+    if getattr(text, "num_kv_shared_layers", 0):
+        raise InputError(
+            f"the last {text.num_kv_shared_layers} layers of this {kind!r} model use other layers' keys and values, "
+            "which a skipped attention would not give; use another model"
+        )
     lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
     for path, layers in lists:
-        names = {name for name, _ in layers[0].named_children()}
+        names = set.intersection(*({name for name, _ in layer.named_children()} for layer in layers))
         if kind in _BY_TYPE:
             attn, mlp = _BY_TYPE[kind]
             if all(p.name in names for p in (*attn, *mlp)):

@@ -144,16 +144,16 @@ def speculate(
         for i, (prompt, stop) in enumerate(zip(prompts, stops, strict=True))
     ]
     tell = listener or (lambda row, tokens, kinds: None)
-    started = watch.now()
     caches = [_prefill(decoder, row, watch, tell) for row in rows]
     live = [row for row in rows if row.finish is None]
     cache = ClockCache.stack([c for c, row in zip(caches, rows, strict=True) if row.finish is None]) if live else None
     del caches
+    end = watch.now()
     for row in rows:
-        row.total_s = row.prefill_s if len(rows) == 1 else watch.now() - started
+        row.total_s = row.prefill_s
     while live:
         assert cache is not None
-        begin = watch.now()
+        begin, share = end, 1 / len(live)
         thresholds = [row.stop.threshold for row in live]
         # A round commits one token more than it accepts, so it never drafts the last one.
         drafting = [DraftRow(row.ids, row.n_left - 1, row.stop, row.chooser) for row in live]
@@ -167,15 +167,25 @@ def speculate(
             tokens = [*proposal.tokens[:n_accepted], verdict.token]
             n_committed = row.commit(tokens)
             row.rounds.append(
-                Round(n_drafted, n_accepted, n_committed, drafted - begin, verified - drafted, threshold)
+                Round(
+                    n_drafted,
+                    n_accepted,
+                    n_committed,
+                    (drafted - begin) * share,
+                    (verified - drafted) * share,
+                    threshold,
+                    tuple(proposal.confidences),
+                )
             )
             row.stop.observe(n_drafted, n_accepted)
-            row.total_s = verified - started
-            kinds: list[Kind] = ["accepted"] * n_accepted + [verdict.kind(n_drafted)]
+            kinds: list[Kind] = [*(["accepted"] * n_accepted), verdict.kind(n_drafted)]  # type: ignore[list-item]
             tell(row.index, tokens[:n_committed], kinds[:n_committed])
         going = [b for b, row in enumerate(live) if row.finish is None]
         if going:
             cache.keep(going)
+        end = watch.now()
+        for row in live:
+            row.total_s += (end - begin) * share
         live = [live[b] for b in going]
     return [row.result() for row in rows]
 
@@ -227,7 +237,9 @@ def _verify(decoder: Decoder, live: Sequence[_Row], proposals: Sequence[Proposal
     """
     n_new = 1 + max(len(p.tokens) for p in proposals)
     starts = [len(row.ids) - 1 for row in live]
-    padded = [[row.ids[-1], *p.tokens] + [0] * (n_new - 1 - len(p.tokens)) for row, p in zip(live, proposals, strict=True)]
+    padded = [
+        [row.ids[-1], *p.tokens] + [0] * (n_new - 1 - len(p.tokens)) for row, p in zip(live, proposals, strict=True)
+    ]
     return decoder.full(torch.tensor(padded, device=decoder.device), starts=starts, cache=cache)
 
 

@@ -30,9 +30,10 @@ class DraftRow:
 
 @dataclass(slots=True)
 class Proposal:
-    """Drafted tokens, and what each was drawn from ([V]; None: chosen without chance)."""
+    """Drafted tokens, how sure the draft was of them, and what each was drawn from ([V]; None: without chance)."""
 
     tokens: list[int] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
     probabilities: list[Tensor] | None = None
 
 
@@ -67,11 +68,9 @@ class ModelDraft:
     needs_confidence: bool = True
 
     def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
-        """See `Drafter`. Rows that have stopped are carried along until the last one stops; what they compute is dead."""
+        """See `Drafter`. A row that has stopped is carried along until the last one stops; its work is dead."""
         starts = [len(row.ids) - 1 for row in rows]
-        proposals = [
-            Proposal(probabilities=[] if self.sample and row.chooser.do_sample else None) for row in rows
-        ]
+        proposals = [Proposal(probabilities=[] if self.sample and row.chooser.do_sample else None) for row in rows]
         active = [row.limit > 0 for row in rows]
         last = [row.ids[-1] for row in rows]
         device = cache.device
@@ -79,7 +78,9 @@ class ModelDraft:
         while any(active):
             ids_B1 = torch.tensor(last, device=device).unsqueeze(1)
             # A stopped row waits at its place: its clock must not run past what the cache can hold.
-            at = [start + len(p.tokens) if on else start for start, p, on in zip(starts, proposals, active, strict=True)]
+            at = [
+                start + len(p.tokens) if on else start for start, p, on in zip(starts, proposals, active, strict=True)
+            ]
             logits_BV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1)[:, -1]
             chosen = self._choose(rows, proposals, active, logits_BV)
             step += 1
@@ -87,6 +88,8 @@ class ModelDraft:
                 if active[b]:
                     token, confidence = chosen[b]
                     proposal.tokens.append(token)
+                    if self.needs_confidence:
+                        proposal.confidences.append(confidence)
                     last[b] = token
                     active[b] = step < row.limit and row.stop.more(step, confidence)
         return proposals

@@ -61,7 +61,9 @@ def choose_device(name: str) -> torch.device:
         raise unknown_name("device", name, ["auto", *there])
     if not there[kind]:
         found = ", ".join(k for k, is_there in there.items() if is_there)
-        raise InputError(f"model.device={name} was asked for, but this machine offers {found}; choose one of these or auto")
+        raise InputError(
+            f"model.device={name} was asked for, but this machine offers {found}; choose one of these or auto"
+        )
     return torch.device(name)
 
 

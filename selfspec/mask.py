@@ -15,6 +15,9 @@ from torch import Tensor
 
 from selfspec.errors import InputError
 
+_OWN_POSITIONS = ("bloom", "gpt_neo")  # read from a 2-dimensional mask, or from where the keys end
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
 
 def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
     """The mask that `config`'s model takes in the place of its own: [B, 1, T, S], or one for each type of layer.
@@ -26,17 +29,22 @@ def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: tor
         dtype: of the weights; eager attention adds its mask.
 
     Raises:
-        InputError: if the attention kernel takes no explicit mask.
+        InputError: if the attention kernel, or the model, takes no explicit mask.
     """
     config = config.get_text_config()
     kernel = config._attn_implementation
     if kernel not in ("eager", "sdpa"):
         raise InputError(f"batches of several prompts need model.attention=sdpa or eager, not {kernel!r}")
+    types = set(getattr(config, "layer_types", None) or ())
+    if config.model_type in _OWN_POSITIONS or getattr(config, "alibi", False) or types - _KNOWN_LAYERS:
+        raise InputError(
+            f"batches of several prompts are not possible with a {config.model_type!r} model, whose layers make masks "
+            "of their own; decode its prompts one at a time"
+        )
     window = getattr(config, "sliding_window", None)
     keys_S = torch.arange(n_keys, device=positions_BT.device)
     seen = keys_S <= positions_BT[:, None, :, None]
     near = seen if window is None else seen & (keys_S > positions_BT[:, None, :, None] - window)
-    types = set(getattr(config, "layer_types", None) or ())
     if types:
         return {kind: _as_kernel_wants(near if "sliding" in kind else seen, kernel, dtype) for kind in types}
     return _as_kernel_wants(near, kernel, dtype)

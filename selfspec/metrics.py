@@ -58,7 +58,8 @@ def speedup_interval(baseline: Sequence[Timed], method: Sequence[Timed]) -> Inte
 
     def pooled(picks: np.ndarray) -> np.ndarray:
         bs, ms = b[picks].sum(axis=1), m[picks].sum(axis=1)
-        return (ms[:, 1] / ms[:, 0]) / (bs[:, 1] / bs[:, 0])
+        ratios: np.ndarray = (ms[:, 1] / ms[:, 0]) / (bs[:, 1] / bs[:, 0])
+        return ratios
 
     return bootstrap_interval(len(b), pooled)
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any, Protocol
 
 import torch
@@ -53,9 +55,8 @@ class BoundForward:
             mask = None  # the model builds its own from the clock
         else:
             positions_BT = torch.tensor(starts, device=ids_BT.device).unsqueeze(1) + offsets_T
-            mask = attention_mask(
-                self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=self.module.dtype
-            )
+            dtype = next(self.module.parameters()).dtype
+            mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
             # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
             positions_BT = positions_BT.clamp(max=self.context_length - 1)
         logits: Tensor = self.module(
@@ -76,7 +77,7 @@ class Decoder:
         model: a causal language model in eval mode; it is not changed.
 
     Raises:
-        InputError: if its sublayers cannot be found.
+        InputError: if its sublayers cannot be found or left out.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,6 +87,7 @@ class Decoder:
         self.config = config.get_text_config()
         self.n_layers = self.sublayers.n_layers
         self.full: Forward = BoundForward(model, self.context_length)
+        self._leave_out_everything()
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +102,12 @@ class Decoder:
     @property
     def context_length(self) -> int:
         """The longest sequence the model was built for, in tokens."""
-        return int(getattr(self.config, "max_position_embeddings", 0) or 1 << 30)
+        longest = int(getattr(self.config, "max_position_embeddings", 0) or 1 << 30)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            # Beyond this length it turns all positions by other angles, and the keys in the cache would be wrong.
+            longest = min(longest, int(rope["original_max_position_embeddings"]))
+        return longest
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -135,10 +142,37 @@ class Decoder:
                     layers.get_submodule(str(i)).get_submodule(patch.name).forward = patch.forward
         return BoundForward(draft, self.context_length)
 
+    @torch.inference_mode()
+    def _leave_out_everything(self) -> None:
+        """Refuse at the start a model whose layers take other outputs than the patches give; costs little but a head.
+
+        With one row, a layer that unpacks a tuple where it is given a tensor fails; with two it would not.
+        """
+        everything = SkipSet.from_bits([True] * (2 * self.n_layers))
+        ids_BT = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        try:
+            self.bind(everything)(ids_BT, starts=[0], cache=self.new_cache(n_rows=1, capacity=2))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"cannot leave out the sublayers of a {self.config.model_type!r} model ({reason}); "
+                "add what they return to selfspec/adapters.py"
+            ) from error
+
 
 def share(module: nn.Module) -> nn.Module:
     """A copy of the module tree in which every parameter and buffer is the original's own tensor."""
     copied = module.__class__.__new__(module.__class__)
-    copied.__dict__.update(module.__dict__)
+    # accelerate keeps a `forward` bound to the module in the module itself; the copy's must be bound to the copy.
+    copied.__dict__.update({name: _rebind(value, module, copied) for name, value in module.__dict__.items()})
     copied._modules = {name: child if child is None else share(child) for name, child in module._modules.items()}
     return copied
+
+
+def _rebind(value: Any, module: nn.Module, copied: nn.Module) -> Any:
+    """A bound method or partial of `module` as one of `copied`; anything else as it is."""
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, copied)
+    if isinstance(value, partial) and any(arg is module for arg in value.args):
+        return partial(value.func, *(copied if arg is module else arg for arg in value.args), **value.keywords)
+    return value

@@ -40,8 +40,8 @@ def encode(
         ids = encode_one(tokenizer, example.prompt, chat=chat)
         if len(ids) + max_new_tokens > context_length:
             raise InputError(
-                f"prompt {example.id!r} has {len(ids)} tokens, and with max_new_tokens={max_new_tokens} it does not fit "
-                f"the model's context of {context_length}; shorten it or ask for fewer tokens"
+                f"prompt {example.id!r} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} there is no room "
+                f"in the context of {context_length}; shorten it or ask for fewer tokens"
             )
         prompts.append(Prompt(example, ids))
     return prompts

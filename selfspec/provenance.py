@@ -66,7 +66,9 @@ def _code() -> dict[str, Any]:
     folder = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+        )
         return done.stdout
 
     git("ls-files", "--error-unmatch", __file__)  # installed elsewhere, the commit around it is not ours

@@ -61,11 +61,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"no file {path}; is {path.parent} the folder of a run?")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            break
+    *lines, _ = path.read_bytes().split(b"\n")  # splitlines would also cut at the U+2028 that JSON allows in a string
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode())
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not JSON ({error}); remove or mend that line") from None
         if not isinstance(row, dict) or row.get("schema") != SCHEMA:
@@ -103,4 +102,6 @@ def make_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}); choose another with paths.outputs=FOLDER") from None
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror}); choose another with paths.outputs=FOLDER"
+        ) from None

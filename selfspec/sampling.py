@@ -52,7 +52,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
-            raise InputError(f"temperature={self.temperature}; it must be above 0 (for greedy decoding: do_sample=false)")
+            raise InputError(
+                f"temperature={self.temperature}; it must be above 0 (for greedy decoding: do_sample=false)"
+            )
         if not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1 or self.top_k < 0 or self.repetition_penalty <= 0:
             raise InputError(
                 f"top_p={self.top_p}, min_p={self.min_p}, top_k={self.top_k}, repetition_penalty="
@@ -117,7 +119,9 @@ def draw(probabilities_V: Tensor, rng: torch.Generator) -> int:
 
 def _stream(seed: int, row: int, purpose: int) -> int:
     """A seed of its own for each (seed, row, purpose), well mixed: neighbours must not correlate (splitmix64)."""
-    z = (seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB + 0x632BE59BD9B4E019) % 2**64
+    z = (
+        seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB + 0x632BE59BD9B4E019
+    ) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
     return (z ^ (z >> 31)) % 2**63

@@ -56,7 +56,9 @@ class SkipSet:
                 continue
             match = _ITEM.fullmatch(item)
             if match is None or not (match[1] or kind):
-                raise InputError(f"cannot read {item!r} in skip={text!r}; write it like 'a3,5-9 m7' (a attention, m MLP)")
+                raise InputError(
+                    f"cannot read {item!r} in skip={text!r}; write it like 'a3,5-9 m7' (a attention, m MLP)"
+                )
             kind = match[1] or kind
             first, last = int(match[2]), int(match[3] or match[2])
             if last < first:
@@ -73,7 +75,9 @@ class SkipSet:
         if odd:
             raise InputError(f"a skip set has two bits a layer, but {len(bits)} were given")
         layers = range(n_layers)
-        return cls(n_layers, frozenset(i for i in layers if bits[2 * i]), frozenset(i for i in layers if bits[2 * i + 1]))
+        return cls(
+            n_layers, frozenset(i for i in layers if bits[2 * i]), frozenset(i for i in layers if bits[2 * i + 1])
+        )
 
     def bits(self) -> tuple[bool, ...]:
         """One boolean per sublayer, attention before MLP in each layer; inverse of `from_bits`."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selfspec.errors import InputError
+from selfspec.errors import InputError, unknown_name
 from selfspec.records import write_text
 from selfspec.skip import SkipSet
 
@@ -43,13 +44,49 @@ def read_skip_set(path: Path, *, n_layers: int | None = None) -> SkipSet:
         body = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the skip set {file} ({error.strerror})") from None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeDecodeError):
         raise InputError(f"{file} is not YAML; a skip set has the keys model, n_layers, attn and mlp") from None
     if not isinstance(body, Mapping) or not {"n_layers", "attn", "mlp"} <= set(body):
         raise InputError(f"{file} is not a skip set; one has the keys model, n_layers, attn and mlp")
+    layers = body["attn"], body["mlp"]
+    if not (type(body["n_layers"]) is int and all(map(_is_numbers, layers))):
+        raise InputError(f"{file} is not a skip set: n_layers must be a whole number, attn and mlp lists of such")
     if n_layers is not None and body["n_layers"] != n_layers:
         raise InputError(
-            f"{file} is for {body.get('model', 'a model')} of {body['n_layers']} layers, but this model has {n_layers}; "
+            f"{file} is for {body.get('model', 'a model')} of {body['n_layers']} layers; this model has {n_layers}: "
             "search one for this model"
         )
-    return SkipSet(int(body["n_layers"]), frozenset(body["attn"]), frozenset(body["mlp"]))
+    try:
+        return SkipSet(body["n_layers"], frozenset(body["attn"]), frozenset(body["mlp"]))
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(i) is int for i in value)
+
+
+def published() -> list[str]:
+    """The names of the skip sets that ship with this package, `model/system`."""
+    root = resources.files("selfspec").joinpath("published")
+    return sorted(f"{m.name}/{f.name.removesuffix('.yaml')}" for m in root.iterdir() if m.is_dir() for f in m.iterdir())
+
+
+def load_skip_set(name: str | Path, *, n_layers: int | None = None) -> SkipSet:
+    """A published skip set by name, or one from a file or the folder that holds it (a run's, a model's).
+
+    Args:
+        name: `llama-2-13b/draft-and-verify`, or a path.
+        n_layers: layers of the model it is wanted for, if known.
+
+    Raises:
+        InputError: if there is no such set, or it is for another number of layers.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return read_skip_set(path, n_layers=n_layers)
+    names = published()
+    if str(name) not in names:
+        raise unknown_name("skip set (no such file or folder either)", str(name), names)
+    with resources.as_file(resources.files("selfspec").joinpath(f"published/{name}.yaml")) as file:
+        return read_skip_set(file, n_layers=n_layers)

@@ -16,8 +16,9 @@ class Round:
         drafted: tokens proposed.
         accepted: drafted tokens that the target agreed with.
         committed: tokens that became output: accepted + 1, or fewer where the sequence ended among them.
-        draft_s, verify_s: seconds; in a batch the round's seconds stand in every row that took part.
+        draft_s, verify_s: seconds; of a batch of n rows at work, this row's share, 1/n.
         threshold: the stop rule's confidence threshold while drafting, where it has one.
+        confidences: the draft's raw probability of each drafted token, where the stop rule asked for it.
     """
 
     drafted: int
@@ -26,6 +27,7 @@ class Round:
     draft_s: float
     verify_s: float
     threshold: float | None = None
+    confidences: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class DecodeResult:
         tokens: new token ids, the end-of-sequence token included.
         rounds: in order; plain decoding drafts nothing and commits one token a round.
         prefill_s: seconds of the prompt's forward, which also gives the first token.
-        total_s: seconds from before the prefill to the last token; in a batch, to the row's last token.
+        total_s: seconds from before the prefill to the last token; of a batch of n rows at work, this row's share, 1/n,
+            so that tokens over seconds, summed over rows, is the batch's throughput.
         finish: why it ended.
     """
 

@@ -62,7 +62,9 @@ def judge_sampled(
     for i, token in enumerate(drafted):
         target_V = target(i)
         draft_V = None if draft is None else draft[i]
-        if float(torch.rand((), generator=rng, dtype=torch.float64)) >= acceptance_probability(token, draft_V, target_V):
+        if float(torch.rand((), generator=rng, dtype=torch.float64)) >= acceptance_probability(
+            token, draft_V, target_V
+        ):
             return Verdict(i, draw(residual(token, draft_V, target_V), rng))
     return Verdict(len(drafted), draw(target(len(drafted)), rng))
 
@@ -75,7 +77,7 @@ def acceptance_probability(token: int, draft_V: Tensor | None, target_V: Tensor)
 
 
 def residual(token: int, draft_V: Tensor | None, target_V: Tensor) -> Tensor:
-    """The distribution of a correction: the part of the target that the draft under-serves, max(target - draft, 0), [V].
+    """The distribution of a correction, [V]: what of the target the draft under-serves, max(target - draft, 0).
 
     Args:
         token: the rejected token, where the draft is a point mass (`draft_V` is None).

@@ -1,0 +1,86 @@
+"""Weights laid out once for oneDNN, instead of at every call.
+
+On a CPU `F.linear` re-lays a weight each time it is used; a decode step of one token is then mostly that. A packed
+layer holds its weight in oneDNN's own layout and nothing else, so there is no second copy. In bfloat16 the results are
+equal to `F.linear`'s to the bit; in float32 the sums are taken in another order.
+
+A weight that is also an embedding stays as it is: a packed weight has no rows to look up.
+"""
+
+# V vocabulary, O output features, I input features
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight lies in oneDNN's layout; saved and loaded as an ordinary one.
+
+    Args:
+        linear: the layer to take over; its weight can be dropped afterwards.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        # Packed for one row: packing for several makes one row slow, and one row is what decoding mostly has.
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight [O, I], unpacked: a copy."""
+        dense: Tensor = self.packed.to_dense()
+        return dense
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., I] to [..., O]."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.weight
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        weight = state_dict.pop(prefix + "weight", None)
+        if weight is not None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.packed.dtype), 1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """As of a linear layer."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, packed"
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Whether packing is possible: oneDNN is there, and the weights lie on the CPU in a dtype it multiplies fast."""
+    weight = next(model.parameters())
+    return (
+        bool(torch._C._has_mkldnn)
+        and weight.device.type == "cpu"
+        and weight.dtype
+        in (
+            torch.bfloat16,
+            torch.float32,
+        )
+    )
+
+
+def pack(model: nn.Module) -> int:
+    """Pack every linear layer of `model` in place but those that share their weight; returns how many."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    n_packed = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and owners[id(child.weight)] == 1:
+                setattr(parent, name, PackedLinear(child))
+                n_packed += 1
+    return n_packed

@@ -1,0 +1,114 @@
+"""What every searcher promises. A new one inherits this class and says how its sampler is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from optuna.samplers import BaseSampler
+from optuna.trial import TrialState
+
+from search.space import Space
+from search.study import SearchStudy
+from selfspec.skip import SkipSet
+from tests.scripted import N_LAYERS, planted, rank, score
+
+STARTS = (SkipSet(N_LAYERS), SkipSet.parse("a1-2 m1-2", N_LAYERS))
+
+
+def fails(skip: SkipSet) -> bool:
+    """A quarter of the skip sets cannot be scored."""
+    return 3 in skip.attn and 3 in skip.mlp
+
+
+class SearcherContract:
+    """Inherit, name the subclass Test..., and implement `make_sampler`.
+
+    Attributes:
+        encoding: what the sampler sees (see `SearchStudy`).
+        n_trials: trials after which, for each of `seeds`, one of the `n_best` best of 256 skip sets must be found:
+            an honest bar, measured with more seeds than are tested, that a searcher which ignores scores misses.
+        resume_at: trials after which a search is interrupted and read back from its journal.
+        n_resumed: trials of an interrupted search in all.
+    """
+
+    encoding: Literal["bits", "floats"] = "bits"
+    n_trials: int = 100
+    n_best: int = 1
+    seeds: tuple[int, ...] = (0, 1, 2)
+    resume_at: tuple[int, ...] = (0, 1, 2, 7, 13, 24)
+    n_resumed: int = 30
+
+    def make_sampler(self, seed: int) -> BaseSampler:
+        """The sampler with its settings."""
+        raise NotImplementedError
+
+    def study(self, seed: int = 0, journal: Path | None = None) -> SearchStudy:
+        return SearchStudy(Space(N_LAYERS), self.make_sampler, seed=seed, journal=journal, encoding=self.encoding)
+
+    def go_on(self, study: SearchStudy, n_trials: int) -> None:
+        """As `run_search` does it: starts first, then what the sampler proposes; some trials fail."""
+        while (number := len(study.trials)) < n_trials:
+            proposal = study.start(STARTS[number]) if number < len(STARTS) else study.ask()
+            study.tell(proposal, None if fails(proposal.skip) else score(planted(proposal.skip)))
+
+    def test_finds_the_planted_optimum(self) -> None:
+        ranks = []
+        for seed in self.seeds:
+            study = self.study(seed)
+            best = float("-inf")
+            for _ in range(self.n_trials):
+                proposal = study.ask()
+                value = planted(proposal.skip)
+                study.tell(proposal, score(value))
+                best = max(best, value)
+            ranks.append(rank(best))
+        assert max(ranks) < self.n_best, f"better skip sets than those found with seeds {self.seeds}: {ranks}"
+
+    def test_an_interrupted_search_proposes_what_the_uninterrupted_one_does(self, tmp_path: Path) -> None:
+        whole = self.study()
+        self.go_on(whole, self.n_resumed)
+        expected = [(t.user_attrs["skip"], t.user_attrs.get("value")) for t in whole.trials]
+        for k in self.resume_at:
+            journal = tmp_path / f"{k}.journal"
+            stopped = self.study(journal=journal)
+            self.go_on(stopped, k)
+            stopped.ask()  # proposed, and killed before it was told
+            resumed = self.study(journal=journal)
+            self.go_on(resumed, self.n_resumed)
+            found = [(t.user_attrs["skip"], t.user_attrs.get("value")) for t in resumed.trials]
+            assert found == expected, f"interrupted after {k} trials"
+
+    def test_the_same_seed_proposes_the_same_and_another_seed_another_sequence(self) -> None:
+        def proposals(seed: int) -> list[str]:
+            study = self.study(seed)
+            self.go_on(study, 10)
+            return [t.user_attrs["skip"] for t in study.trials[len(STARTS) :]]
+
+        assert proposals(0) == proposals(0)
+        assert proposals(0) != proposals(1)
+
+    def test_goes_on_when_nothing_but_failures_is_told(self) -> None:
+        study = self.study()
+        for _ in range(8):
+            study.tell(study.ask(), None, reason="out of memory")
+        study.tell(study.ask(), score(1.0))
+        assert [t.state for t in study.trials] == [TrialState.FAIL] * 8 + [TrialState.COMPLETE]
+
+    def test_what_is_told_is_what_was_run(self, tmp_path: Path) -> None:
+        study = self.study(journal=tmp_path / "study.journal")
+        ran: list[tuple[SkipSet, float | None]] = []
+        for number in range(14):
+            proposal = study.start(STARTS[number]) if number < len(STARTS) else study.ask()
+            value = None if fails(proposal.skip) else planted(proposal.skip)
+            study.tell(proposal, None if value is None else score(value))
+            ran.append((proposal.skip, value))
+        for trials in (study.trials, self.study(journal=tmp_path / "study.journal").trials):
+            assert [(study.space.skip(t.params), t.value) for t in trials] == ran  # what the sampler learns from
+            assert [SkipSet.parse(t.user_attrs["skip"], N_LAYERS) for t in trials] == [skip for skip, _ in ran]
+
+    @pytest.mark.parametrize("skip", STARTS, ids=str)
+    def test_a_start_is_run_as_given(self, skip: SkipSet) -> None:
+        proposal = self.study().start(skip)
+        assert (proposal.skip, proposal.origin) == (skip, "start")

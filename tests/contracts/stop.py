@@ -1,0 +1,100 @@
+"""What every stop rule promises. A new one inherits this class and says how it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields
+from itertools import cycle, islice
+from typing import Any
+
+import pytest
+
+from selfspec.stop import StopPolicy, StopState
+
+SURE, LOST, MIXED = [1.0], [0.0], [0.9, 0.1, 1.0, 0.5, 0.0, 0.7]
+CONFIDENCES = {"sure": SURE, "lost": LOST, "mixed": MIXED}
+# (drafted, accepted) as fractions of max_draft: what verification may find, the worst for a threshold included
+VERDICTS = {"all accepted": [(1.0, 1.0)], "none accepted": [(1.0, 0.0)], "short": [(0.5, 0.5), (0.5, 0.0), (0.0, 0.0)]}
+
+
+def draft_length(policy: StopPolicy, state: StopState, confidences: list[float]) -> int:
+    """Tokens that a drafter drafts under the rule, as `ModelDraft` asks it; given up on far beyond the bound."""
+    n = 1
+    for confidence in islice(cycle(confidences), policy.max_draft + 10):
+        if not state.more(n, confidence):
+            return n
+        n += 1
+    return n
+
+
+def live(policy: StopPolicy, state: StopState, n_rounds: int = 12) -> Iterator[tuple[int, float | None]]:
+    """A life of rounds with changing confidences and verdicts: each round's length and threshold."""
+    confidences = cycle(MIXED)
+    for i in range(n_rounds):
+        n = draft_length(policy, state, [next(confidences), next(confidences)])
+        yield n, state.threshold
+        state.observe(n, (i * 7) % (n + 1))
+
+
+class StopContract:
+    """Inherit, name the subclass Test..., and implement `make`; or give several rules by a fixture `policy`."""
+
+    def make(self) -> StopPolicy:
+        """The rule with its settings."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def policy(self) -> StopPolicy:
+        return self.make()
+
+    @pytest.mark.parametrize("confidences", CONFIDENCES.values(), ids=CONFIDENCES)
+    def test_never_drafts_more_than_max_draft(self, policy: StopPolicy, confidences: list[float]) -> None:
+        assert 1 <= draft_length(policy, policy.begin(), confidences) <= policy.max_draft
+
+    @pytest.mark.parametrize("verdicts", VERDICTS.values(), ids=VERDICTS)
+    @pytest.mark.parametrize("confidences", CONFIDENCES.values(), ids=CONFIDENCES)
+    def test_a_draft_ends_whatever_was_verified_before(
+        self, policy: StopPolicy, confidences: list[float], verdicts: list[tuple[float, float]]
+    ) -> None:
+        state = policy.begin()
+        for drafted, accepted in islice(cycle(verdicts), 500):
+            state.observe(int(drafted * policy.max_draft), int(accepted * policy.max_draft))
+        assert 1 <= draft_length(policy, state, confidences) <= policy.max_draft
+
+    def test_one_round_after_another_ends(self, policy: StopPolicy) -> None:
+        assert all(n <= policy.max_draft for n, _ in live(policy, policy.begin(), n_rounds=200))
+
+    def test_looks_at_the_confidence_only_if_it_says_so(self, policy: StopPolicy) -> None:
+        lost, sure = (draft_length(policy, policy.begin(), c) for c in (LOST, SURE))
+        if policy.needs_confidence and policy.max_draft > 1:
+            assert lost < sure
+        else:  # a drafter may pass nan and save a softmax
+            assert lost == draft_length(policy, policy.begin(), [math.nan]) == sure
+
+    def test_begin_is_fresh_after_use_of_another_state(self, policy: StopPolicy) -> None:
+        first = list(live(policy, policy.begin()))
+        assert list(live(policy, policy.begin())) == first
+
+    def test_two_states_in_turn_do_not_touch_each_other(self, policy: StopPolicy) -> None:
+        alone = list(live(policy, policy.begin()))
+        one, other = live(policy, policy.begin()), live(policy, policy.begin())
+        assert [pair for pair in zip(one, other, strict=True)] == [(step, step) for step in alone]
+
+    def test_going_on_after_a_state_leaves_that_state_alone(self, policy: StopPolicy) -> None:
+        last = policy.begin()
+        list(live(policy, last))
+        before = repr(last)
+        list(live(policy, policy.begin(last)))
+        assert repr(last) == before
+
+    def test_settings_are_frozen(self, policy: StopPolicy) -> None:
+        settings: Any = policy
+        for field in fields(settings):
+            with pytest.raises(AttributeError):
+                setattr(settings, field.name, getattr(settings, field.name))
+
+    def test_use_does_not_change_the_settings(self, policy: StopPolicy) -> None:
+        before = repr(policy)
+        list(live(policy, policy.begin()))
+        assert repr(policy) == before

@@ -1,0 +1,83 @@
+"""Searches without a model: an objective whose best skip set is known, and a clock that only ticks.
+
+`python -m tests.scripted FOLDER N_TRIALS SECONDS_PER_TRIAL` runs such a search, for a test that kills it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search import samplers
+from search.loop import Found, default_starts, run_search
+from search.objective import Score
+from search.space import Space
+from search.study import SearchStudy
+from selfspec.skip import SkipSet
+from selfspec.timing import Stopwatch
+
+N_LAYERS = 4
+WEIGHTS = (0.9, -0.7, 0.5, -0.4, 0.3, -0.25, 0.15, -0.1)  # of the bits of 4 layers; all 256 sums differ but a few
+ROWS, JOURNAL = "trials.jsonl", "study.journal"
+
+
+def planted(skip: SkipSet) -> float:
+    """An additive value: each sublayer helps or hurts by itself."""
+    return sum(weight for weight, bit in zip(WEIGHTS, skip.bits(), strict=True) if bit)
+
+
+def rank(value: float) -> int:
+    """How many of the 256 skip sets are better."""
+    values = (sum(itertools.compress(WEIGHTS, bits)) for bits in itertools.product((False, True), repeat=len(WEIGHTS)))
+    return sum(v > value + 1e-9 for v in values)
+
+
+def score(value: float) -> Score:
+    """A score of that value, with counts that fit together."""
+    return Score(value, n_tokens=10, n_rounds=4, drafted=8, accepted=6, seconds=0.5)
+
+
+@dataclass
+class Scripted:
+    """Scores by `value`, fails where `fails` says so, and remembers what it was asked."""
+
+    value: Callable[[SkipSet], float] = planted
+    fails: Callable[[SkipSet], bool] = lambda skip: False
+    sleep_s: float = 0.0
+    calls: list[str] = field(default_factory=list)
+    name: str = "planted"
+    unit: str = "points"
+
+    def __call__(self, skip: SkipSet) -> Score:
+        self.calls.append(str(skip))
+        time.sleep(self.sleep_s)
+        if self.fails(skip):
+            raise RuntimeError(f"cannot score {skip}\nbecause the script says so")
+        return score(self.value(skip))
+
+
+def ticking() -> Stopwatch:
+    """A stopwatch that is a second later each time it is read."""
+    return Stopwatch(clock=itertools.count().__next__)
+
+
+def tpe(seed: int) -> Any:
+    """A sampler that soon stops being random."""
+    return samplers.tpe(seed, n_startup_trials=4)
+
+
+def run(folder: Path, n_trials: int, objective: Scripted, *, seed: int = 0, **changes: Any) -> Found:
+    """Search in `folder`, or go on there."""
+    space = Space(N_LAYERS)
+    study = SearchStudy(space, tpe, seed=seed, identity={"objective": objective.name}, journal=folder / JOURNAL)
+    settings = {"starts": default_starts(N_LAYERS), "stopwatch": ticking()} | changes
+    return run_search(space, objective, study, n_trials=n_trials, seed=seed, rows_path=folder / ROWS, **settings)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), int(sys.argv[2]), Scripted(sleep_s=float(sys.argv[3])))

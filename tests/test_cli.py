@@ -1,0 +1,235 @@
+"""The command line: a mistake is one line, what runs leaves whole run folders, free text arrives as it was typed."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from experiments.cli import USAGE, quote_text
+from selfspec.skip import SkipSet
+from selfspec.skipfile import NAME, save_skip_set
+from tests.commands import N_LAYERS, Ran, command, write_model, write_prompts
+
+VERBS = ("decode", "search", "evaluate", "report")
+SCRIPT = Path(sys.executable).with_name("selfspec")
+
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+
+def assert_told(ran: Ran, *pieces: str) -> None:
+    """One line that holds the pieces, exit status 2, and no run was begun."""
+    assert ran.status == 2, ran
+    assert len(ran.error_lines) == 1 and ran.error_lines[0].startswith("selfspec: "), ran.err
+    assert [piece for piece in pieces if piece not in ran.err] == [], ran.err
+    assert "Traceback" not in ran.err and ran.out == ""
+    assert [path for path in Path().rglob("*") if path.is_file()] == []
+
+
+class TestMistakes:
+    """Found before a model is loaded."""
+
+    @pytest.mark.parametrize(
+        ("words", "pieces"),
+        [
+            ("serach", ["unknown verb 'serach'", "did you mean 'search'?"]),
+            ("search searcher=tpee", ["unknown searcher 'tpee'", "did you mean 'tpe'?", "available: cmaes, gp,"]),
+            ("search searcher=tpe,gp", ["unknown searcher 'tpe,gp'"]),
+            ("decode model=smollm-135m", ["unknown model 'smollm-135m'", "did you mean 'smollm2-135m'?"]),
+            ("decode model=_base", ["unknown model '_base'"]),
+            ("evaluate data=humanevil", ["did you mean 'humaneval'?"]),
+            ("evaluate stop=adaptve", ["did you mean 'adaptive'?"]),
+            (
+                "search searcher.n_trails=3",
+                ["'searcher.n_trails'", "did you mean 'searcher.n_trials'?"],
+            ),
+            ("evaluate max_new_token=3", ["did you mean 'max_new_tokens'?"]),
+            ("search stop=fixed stop.threshold=0.5", ["unknown setting 'stop.threshold'"]),
+            ("report searcher=tpe", ["searcher"]),
+            ("search searcher.n_trials=0", ["searcher.n_trials=0", "at least 1 trial"]),
+            ("search searcher.n_trials=ten", ["searcher.n_trials=ten", "whole number"]),
+            ("search searcher.n_trials=2.5", ["searcher.n_trials=2.5", "whole number"]),
+            ("evaluate stop.max_draft=true", ["stop.max_draft=True", "whole number"]),
+            ("evaluate stop.threshold=high", ["stop.threshold=high", "a number"]),
+            ("evaluate generate=maybe", ["generate=maybe", "true or false"]),
+            ("evaluate skip", ["cannot read 'skip'", "key=value"]),
+            ("search resume=nowhere", ["resume=nowhere"]),
+            ("decode", ["decode needs a prompt"]),
+            ("report", ["no run"]),
+            ("report runs=nothing-like-it", ["nothing-like-it"]),
+        ],
+    )
+    def test_is_one_line_that_says_what_to_do(self, words: str, pieces: list[str]) -> None:
+        assert_told(command(*words.split()), *pieces)
+
+    def test_a_sweep_is_checked_name_by_name(self) -> None:
+        assert_told(command("search", "-m", "searcher=tpe,gpp"), "unknown searcher 'gpp'", "did you mean 'gp'?")
+        assert_told(command("search", "-m", "searcher=choice(tpe,gpp)"), "unknown searcher 'gpp'")
+
+    def test_a_sweep_knows_the_settings_of_the_groups_it_chooses(self) -> None:
+        ran = command("search", "-m", "data=jsonl", "data.path=/nowhere", "searcher.n_trials=0,1")
+        assert (ran.status, len(ran.error_lines)) == (2, 1) and "at least 1 trial" in ran.err, ran.err
+
+    def test_an_output_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        for verb in ("search", "evaluate"):
+            told = command(verb, "model=local", "model.path=/nowhere", f"paths.outputs={tmp_path}/file/below")
+            assert_told(told, "cannot write to", "paths.outputs=FOLDER")
+
+
+class TestMistakesOnAModel:
+    @pytest.mark.parametrize(
+        ("skip", "pieces"),
+        [
+            ("a99", ["layer 99", f"0..{N_LAYERS - 1}"]),
+            ("a3-1", ["backwards"]),
+            ("b2", ["cannot read 'b2'"]),
+            ("a1;m2", ["cannot read 'a1;m2'"]),
+            ("found/skip_set.yaml", ["no such file or folder"]),
+            ("a" + ",".join(["1"] * 200) + "x", ["cannot read '1x'"]),
+        ],
+        ids=["layer", "backwards", "letter", "separator", "file", "longer than a file name"],
+    )
+    def test_a_skip_set_that_does_not_fit_is_told(self, skip: str, pieces: list[str], toy: list[str]) -> None:
+        assert_told(command("evaluate", *toy, f"skip={skip}"), *pieces)
+
+    def test_decode_tells_it_too(self, toy: list[str]) -> None:
+        assert_told(command("decode", *toy, "prompt=hi", "max_new_tokens=4", "skip=a99"), "layer 99")
+
+    def test_a_skip_set_for_another_model_is_told_with_both_sizes(self, toy: list[str], tmp_path: Path) -> None:
+        save_skip_set(tmp_path / NAME, SkipSet(6), model="other")
+        assert_told(command("evaluate", *toy, f"skip={tmp_path}"), "other of 6 layers", f"{N_LAYERS}")
+
+    def test_data_without_rows_is_told(self, toy: list[str], tmp_path: Path) -> None:
+        empty = write_prompts(tmp_path / "empty.jsonl", [])
+        for verb in ("search", "evaluate"):
+            assert_told(command(verb, *toy, f"data.path={empty}"), "empty.jsonl", "no rows")
+
+    def test_a_prompt_longer_than_the_context_is_told_by_id(self, toy: list[str], tmp_path: Path) -> None:
+        file = write_prompts(tmp_path / "long.jsonl", ["x" * 500, "y" * 500])
+        for verb in ("search", "evaluate"):
+            assert_told(command(verb, *toy, f"data.path={file}"), "prompt 'line-", "50", "context of 96")
+        assert_told(command("decode", *toy, f"prompt={'x' * 500}"), "50", "context of 96")
+
+    def test_a_part_of_the_data_without_prompts_is_told(self, toy: list[str]) -> None:
+        assert_told(command("search", *toy, "data.calibration_fraction=0"), "calibration part", "empty")
+
+    def test_a_model_folder_without_weights_is_told(self, toy: list[str], model_folder: Path, tmp_path: Path) -> None:
+        shutil.copy(model_folder / "config.json", tmp_path)
+        for verb in ("search", "evaluate"):
+            assert_told(command(verb, *toy, f"model.path={tmp_path}"), str(tmp_path), "*.safetensors")
+
+    def test_a_tokenizer_without_a_chat_template_is_told(
+        self, toy: list[str], model_folder: Path, tmp_path: Path
+    ) -> None:
+        bare = tmp_path / "bare"
+        shutil.copytree(model_folder, bare)
+        (bare / "chat_template.jinja").unlink()
+        assert_told(command("evaluate", *toy, f"model.path={bare}"), "data.chat=false")
+
+    @pytest.mark.parametrize(
+        ("arms", "piece"),
+        [
+            ("{plain: {skip: none}}", "same name"),
+            ("{a: {skpi: a1}}", "arms.a"),
+            ("{a: {stop: fixed}}", "arms.a"),
+            ("{a: {skip: a1, stop: fixd}}", "did you mean 'fixed'?"),
+            ("{a: a1}", "arms.a"),
+        ],
+    )
+    def test_an_arm_that_is_none_is_told(self, arms: str, piece: str, toy: list[str]) -> None:
+        assert_told(command("evaluate", *toy, f"arms={arms}"), piece)
+
+    def test_asking_for_no_tokens_is_told(self, toy: list[str]) -> None:
+        assert_told(command("evaluate", *toy, "max_new_tokens=0"), "max_new_tokens=0")
+        assert_told(command("search", *toy, "objective.max_new_tokens=0"), "max_new_tokens=0")
+
+    def test_a_search_with_nothing_to_time_says_so(self, toy: list[str]) -> None:
+        ran = command("search", *toy, "objective.max_new_tokens=1", "searcher.n_trials=2")
+        assert ran.status == 2 and "none of 2 trials could be scored" in ran.error_lines[-1], ran.err
+        assert "ended at its first token" in ran.error_lines[-1]
+
+
+def _typed(text: str) -> Any:
+    """What a program gets that reads the setting `prompt`."""
+    (word,) = quote_text([f"prompt={text}"])
+    return OmegaConf.create({"prompt": OverridesParser.create().parse_override(word).value()}).prompt
+
+
+class TestFreeText:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("a, b", "x=1", "[1, 2]", "{a: b}", "(a)", "f(x, y)", "a1,3 m2", "  spaces  ", "100%", "#1", "tab\there"),
+            *("it's", 'say "hi"', "'", '"', "'a' or 'b'", '"a", b', "\\", "a\\", "a\\\\", "\\'", "a\\' b", "C:\\new\\"),
+            *("${model.name}", "\\${x}", "\\\\${x}", "$", "${", "${}", "a ${ b \\", "two\nlines", "12", "true", "1e3"),
+            *("näë 東京 🙂", "null and void", "~", "@", "!important", "-5", "*", "?"),
+        ],
+    )
+    def test_arrives_as_it_was_typed(self, text: str) -> None:
+        assert _typed(text) == text
+
+    def test_any_text_arrives_as_it_was_typed(self) -> None:
+        rng = random.Random(0)
+        pieces = [*"a '\"\\${},[]()=:\n#", "${a}", "\\\\"]
+        for _ in range(500):
+            text = "a" + "".join(rng.choices(pieces, k=rng.randint(1, 9)))  # in quotes it would be Hydra's own syntax
+            assert _typed(text) == text
+
+    @pytest.mark.parametrize("text", ["'a, b'", '"a, b"', "'it\\'s'"])
+    def test_what_is_quoted_for_hydra_stays_so(self, text: str) -> None:
+        assert quote_text([f"prompt={text}"]) == [f"prompt={text}"]
+
+    @pytest.mark.parametrize("word", ["n=3", "searcher=tpe,gp", "stop.threshold=0.5", "-m", "prompt=", "skip=null"])
+    def test_other_words_are_left_alone(self, word: str) -> None:
+        assert quote_text([word]) == [word]
+
+    def test_a_sweep_over_skip_sets_keeps_the_commas_inside_each(self) -> None:
+        words = quote_text(["-m", "skip=a1,3 m2", "skip=none,a1", "name=x,y"])
+        assert words == ["-m", "skip='a1,3 m2'", "skip=none,a1", "name=x,y"]
+
+    def test_a_prompt_reaches_the_verb_as_typed(self, toy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        got: list[Any] = []
+        verb: Callable[..., Any] = lambda cfg, overrides, say: got.append(cfg.prompt)  # noqa: E731
+        monkeypatch.setattr("experiments.decode.decode", verb)
+        text = """it's "${HOME}", [x] = {\\}"""
+        assert command("decode", *toy, f"prompt={text}").status == 0
+        assert got == [text]
+
+
+class TestProcess:
+    """What only a process of its own can show."""
+
+    def test_without_a_word_it_says_what_there_is(self) -> None:
+        done = subprocess.run([SCRIPT], capture_output=True, text=True, check=True)
+        assert done.stdout == USAGE and done.stderr == ""
+        assert [verb for verb in VERBS if f"\n  {verb} " not in done.stdout] == []
+
+    @pytest.mark.slow
+    def test_a_mistake_is_one_line_and_exit_status_2(self) -> None:
+        done = subprocess.run([SCRIPT, "search", "searcher.n_trails=3"], capture_output=True, text=True)
+        assert_told(Ran(done.returncode, done.stdout, done.stderr), "did you mean 'searcher.n_trials'?")
+
+    @pytest.mark.slow
+    def test_an_answer_is_all_that_standard_output_holds(self, toy: list[str]) -> None:
+        words = ["decode", *toy, "prompt=hi", "skip=a1", "max_new_tokens=6"]
+        done = subprocess.run([SCRIPT, *words], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "output identical" in done.stdout
+        assert done.stderr == "dtype float64 (asked for), device cpu, 1 threads\n"
+        assert list(Path().iterdir()) == []
+
+
+def test_another_number_of_layers_needs_no_setting(toy: list[str], tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", n_layers=2)
+    ran = command("decode", *toy, f"model.path={folder}", "prompt=hi", "skip=a1 m0", "max_new_tokens=4")
+    assert ran.status == 0 and "output identical" in ran.out

@@ -1,0 +1,118 @@
+"""Packaging: the wheel holds the four packages with their data and nothing else, and works without the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOT_SHIPPED = {"tests", "scripts"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def packages(project: dict[str, Any]) -> list[str]:
+    listed: list[str] = project["tool"]["setuptools"]["packages"]
+    return listed
+
+
+def folder_of(package: str) -> Path:
+    return ROOT / package.replace(".", "/")
+
+
+def data_files(package: str) -> set[str]:
+    """What lies in a package besides Python and what Python leaves behind."""
+    files = (path for path in folder_of(package).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in files if path.suffix not in (".py", ".pyc")}
+
+
+def test_the_list_of_packages_is_the_folders_that_hold_python(packages: list[str]) -> None:
+    folders = {path.parent.relative_to(ROOT) for top in ROOT.iterdir() if _is_ours(top) for path in top.rglob("*.py")}
+    assert sorted(packages) == sorted(folder.as_posix().replace("/", ".") for folder in folders)
+
+
+def _is_ours(top: Path) -> bool:
+    hidden = top.name.startswith(".") or top.name.endswith(".egg-info") or top.name in ("build", "dist", "outputs")
+    return top.is_dir() and not hidden and top.name not in NOT_SHIPPED
+
+
+def test_every_data_file_of_a_package_matches_a_pattern(project: dict[str, Any], packages: list[str]) -> None:
+    patterns: dict[str, list[str]] = project["tool"]["setuptools"]["package-data"]
+    shipped = {
+        path.relative_to(ROOT).as_posix()
+        for package, globs in patterns.items()
+        for pattern in globs
+        for path in folder_of(package).glob(pattern)
+    }
+    assert shipped == set().union(*map(data_files, packages))
+
+
+def test_every_pattern_belongs_to_a_package_and_matches_something(project: dict[str, Any], packages: list[str]) -> None:
+    for package, globs in project["tool"]["setuptools"]["package-data"].items():
+        assert package in packages
+        assert [pattern for pattern in globs if not any(folder_of(package).glob(pattern))] == []
+
+
+@pytest.mark.slow
+class TestWheel:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def unpacked(packages: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The content of a wheel that was built from a copy of the checkout."""
+        pytest.importorskip("setuptools", reason="setuptools, which builds the wheel, is not installed")
+        copy, wheels = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheels")
+        for top in {package.partition(".")[0] for package in packages}:
+            shutil.copytree(ROOT / top, copy / top, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            if (ROOT / name).exists():
+                shutil.copy(ROOT / name, copy)
+        build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
+        done = subprocess.run([*build, "-w", wheels, copy], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (wheel,) = wheels.glob("*.whl")
+        folder = tmp_path_factory.mktemp("unpacked")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+        return folder
+
+    def test_holds_the_packages_and_nothing_else(self, unpacked: Path, packages: list[str]) -> None:
+        tops = {path.name for path in unpacked.iterdir() if not path.name.endswith(".dist-info")}
+        assert tops == {package.partition(".")[0] for package in packages}
+
+    def test_holds_every_file_of_the_packages(self, unpacked: Path, packages: list[str]) -> None:
+        ours = {path.relative_to(ROOT).as_posix() for package in packages for path in folder_of(package).glob("*.py")}
+        ours = ours.union(*map(data_files, packages))
+        assert [name for name in sorted(ours) if not (unpacked / name).is_file()] == []
+
+    @pytest.mark.parametrize(
+        ("words", "pieces"),
+        [
+            (["--help"], ["selfspec VERB key=value"]),
+            (["search", "--help"], ["searcher: cmaes, gp", "_target_: search.samplers.tpe"]),
+        ],
+        ids=["usage", "a verb's help"],
+    )
+    def test_works_from_an_empty_folder(
+        self, unpacked: Path, words: list[str], pieces: list[str], tmp_path: Path
+    ) -> None:
+        code = f"import sys, experiments.cli as c; sys.argv[1:] = {words}; print(c.__file__); c.main()"
+        environment = {**os.environ, "PYTHONPATH": str(unpacked)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(str(unpacked)), "another copy was imported"
+        assert [piece for piece in pieces if piece not in done.stdout] == [], done.stdout
+        assert list(tmp_path.iterdir()) == []
