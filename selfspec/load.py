@@ -17,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 from selfspec.errors import InputError, unknown_name
 from selfspec.hub import Located
 from selfspec.model import Decoder
+from selfspec.packed import can_pack
+from selfspec.packed import pack as pack_linears
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ def load(
     threads: int | None = None,
     trust_remote_code: bool = False,
     device_map: str | None = None,
+    pack: bool | None = None,
 ) -> Loaded:
     """The model in eval mode, its tokenizer, and what was decided.
 
@@ -101,6 +104,7 @@ def load(
         threads: of torch on the CPU; None: the physical cores.
         trust_remote_code: run code that comes with the weights.
         device_map: accelerate's, for a model larger than one device; skipping is set up after dispatch.
+        pack: lay the weights out once for oneDNN (`selfspec.packed`); None: where that is possible.
 
     Raises:
         InputError: if the weights cannot be loaded as asked.
@@ -125,11 +129,16 @@ def load(
         first = str(error).strip().splitlines()[0]
         raise InputError(f"cannot load the model in {located.folder_or_id}: {first}") from error
     model = model.eval() if device_map else model.eval().to(place)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    if pack and not can_pack(model):
+        raise InputError(f"model.pack=true: weights of {str(chosen)[6:]} on {place} cannot be packed; leave it to auto")
+    n_packed = pack_linears(model) if pack or (pack is None and can_pack(model)) else 0
     decoder = Decoder(model)
     facts = {
         "model_type": model.config.model_type,
         "n_layers": decoder.n_layers,
-        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_parameters": n_parameters,
+        "n_packed": n_packed,
         "weights": {"origin": located.origin, "revision": located.revision, "sha256": located.sha256},
         "dtype": str(chosen)[6:],
         "dtype_reason": reason,

@@ -96,7 +96,7 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+        """The dtype of the weights, packed or not."""
         return next(self.model.parameters()).dtype
 
     @property

@@ -33,10 +33,10 @@ N_PROMPTS, N_TOKENS = 8, 64
 RULES = (Fixed(4), Threshold(6, 0.5), Adaptive(8, 0.6, 0.85, 0.01, 0.5, 0.9, False))
 
 
-def load_smollm2(dtype: str) -> Loaded:
+def load_smollm2(dtype: str, *, pack: bool | None = None) -> Loaded:
     settings = OmegaConf.load(CONF)
     located = locate(settings.hub_id, registry=RegistrySource(**settings.registry))
-    return load(located, dtype=dtype, device="cpu", threads=physical_cores())
+    return load(located, dtype=dtype, device="cpu", threads=physical_cores(), pack=pack)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,190 @@
+"""How fast is the engine, beside the library it runs on? Ratios, interleaved, medians with their range.
+
+Usage: python scripts/bench_engine.py [--model CONF] [--repeats 7] [--tokens 64] [--dtypes bfloat16,float32]
+
+Run it on a machine that does nothing else; the load is printed with the table. Four questions:
+
+1. plain decoding, ours over `model.generate` (tokens per second)
+2. rounds with nothing skipped: round time over the sum of its model forwards (the engine's own overhead)
+3. `speculate` over transformers' assisted generation, whose assistant shares the weights and skips the same sublayers
+4. peak memory of `speculate` over plain decoding
+and the throughput of plain decoding and `speculate` for 1, 4 and 8 prompts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from selfspec.decode import Ending, autoregress, speculate
+from selfspec.draft import ModelDraft
+from selfspec.hub import RegistrySource, locate
+from selfspec.load import Loaded, load
+from selfspec.model import Decoder
+from selfspec.prompt import encode
+from selfspec.provenance import load_average
+from selfspec.skip import SkipSet
+from selfspec.stop import Fixed
+from selfspec.tasks.mini import Mini
+from selfspec.trace import DecodeResult
+
+N_DRAFT = 4
+SKIP = "a13,22 m20"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="a file of conf/model")
+    parser.add_argument("--path", help="a local folder instead")
+    parser.add_argument("--skip", default=SKIP)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtypes", default="bfloat16,float32")
+    asked = parser.parse_args()
+    print(f"load before {load_average()}, {asked.threads} threads, {asked.repeats} repeats of {asked.tokens} tokens")
+    print("| dtype | what | median | min..max | conditions |\n| --- | --- | --- | --- | --- |")
+    for dtype in asked.dtypes.split(","):
+        bench(asked, dtype)
+    print(f"load after {load_average()}")
+
+
+def bench(asked: argparse.Namespace, dtype: str) -> None:
+    packed, plain = (read(asked, dtype, packed=p) for p in (True, False))
+    decoder, n_tokens = packed.decoder, asked.tokens
+    prompts = [
+        p.ids
+        for p in encode(
+            packed.tokenizer, Mini().examples("evaluation"), chat=True, context_length=2048, max_new_tokens=n_tokens
+        )
+    ]
+    ids = prompts[4]
+    skip = SkipSet.parse(asked.skip, decoder.n_layers)
+    draft, nothing = (
+        ModelDraft(decoder.bind(skip), needs_confidence=False),
+        ModelDraft(decoder.full, needs_confidence=False),
+    )
+
+    def row(what: str, values: Sequence[float], conditions: str) -> None:
+        low, high = min(values), max(values)
+        print(
+            f"| {dtype} | {what} | {statistics.median(values):.2f} | {low:.2f}..{high:.2f} | {conditions} |", flush=True
+        )
+
+    forced = Ending(n_tokens, frozenset())
+    ours = turns(
+        asked.repeats,
+        lambda: rate(autoregress(decoder, [ids], ending=forced)),
+        lambda: generate_rate(plain.decoder.model, ids, n_tokens),
+        lambda: rate(spec(decoder, draft, [ids], forced)),
+        lambda: generate_rate(plain.decoder.model, ids, n_tokens, assistant=assistant(plain, skip)),
+        lambda: overhead(decoder, nothing, ids, forced),
+    )
+    a, g, s, h, o = ours
+    row("plain tokens/s", a, f"batch 1, prompt of {len(ids)} tokens")
+    row("generate tokens/s", g, "the same")
+    row("plain / generate", [x / y for x, y in zip(a, g, strict=True)], "pairs of the same turn")
+    row("round / its forwards", o, f"nothing skipped, fixed {N_DRAFT}")
+    row("speculate / plain", [x / y for x, y in zip(s, a, strict=True)], f"skip={skip}, fixed {N_DRAFT}")
+    row("speculate / assisted", [x / y for x, y in zip(s, h, strict=True)], "assistant: shared weights, same sublayers")
+    for n in (1, 4, 8):
+        both = turns(
+            3,
+            lambda n=n: rate(autoregress(decoder, prompts[:n], ending=forced)),
+            lambda n=n: rate(spec(decoder, draft, prompts[:n], forced)),
+        )
+        row(f"plain tokens/s, {n} at once", both[0], "prompts of mixed length")
+        row(f"speculate tokens/s, {n} at once", both[1], "the same")
+
+
+def read(asked: argparse.Namespace, dtype: str, *, packed: bool) -> Loaded:
+    settings: Any = OmegaConf.load(Path(__file__).parents[1] / "conf" / "model" / f"{asked.model}.yaml")
+    registry = RegistrySource(**settings.registry) if settings.get("registry") else None
+    located = locate(settings.hub_id, path=asked.path, registry=registry)
+    return load(located, dtype=dtype, device="cpu", threads=asked.threads, pack=packed)
+
+
+def turns(repeats: int, *arms: Callable[[], float]) -> list[list[float]]:
+    """Each arm's value in each turn, after one turn that is not counted."""
+    found: list[list[float]] = [[] for _ in arms]
+    for turn in range(repeats + 1):
+        for arm, values in zip(arms, found, strict=True):
+            value = arm()
+            if turn:
+                values.append(value)
+    return found
+
+
+def rate(results: list[DecodeResult]) -> float:
+    """Tokens per second without prefill, over all rows."""
+    return sum(len(r.tokens) - 1 for r in results) / sum(r.total_s - r.prefill_s for r in results)
+
+
+def spec(decoder: Decoder, draft: ModelDraft, prompts: list[list[int]], ending: Ending) -> list[DecodeResult]:
+    stops = [Fixed(N_DRAFT).begin() for _ in prompts]
+    return speculate(decoder, prompts, drafter=draft, stops=stops, ending=ending)
+
+
+def generate_rate(model: Any, ids: list[int], n_tokens: int, assistant: Any = None) -> float:
+    """Tokens per second of `generate` without prefill: the time of n tokens less that of one."""
+    prompt = torch.tensor([ids])
+    extra = {} if assistant is None else {"assistant_model": assistant}
+
+    def seconds(n: int) -> float:
+        began = time.perf_counter()
+        model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            min_new_tokens=n,
+            max_new_tokens=n,
+            **extra,
+        )
+        return time.perf_counter() - began
+
+    return (n_tokens - 1) / (seconds(n_tokens) - seconds(1))
+
+
+def assistant(loaded: Loaded, skip: SkipSet) -> Any:
+    """The same weights with the same sublayers left out, as transformers takes an assistant."""
+    model: Any = loaded.decoder.bind(skip).module  # type: ignore[attr-defined]
+    model.generation_config = loaded.decoder.model.generation_config.__class__(  # type: ignore[union-attr, operator]
+        num_assistant_tokens=N_DRAFT,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+        eos_token_id=None,
+    )
+    return model
+
+
+def overhead(decoder: Decoder, nothing: ModelDraft, ids: list[int], ending: Ending) -> float:
+    """Seconds of all rounds over the seconds spent inside the model in them."""
+    inside = 0.0
+    forward = decoder.full
+
+    class Timed:
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            began = time.perf_counter()
+            logits = forward(*args, **kwargs)
+            inside += time.perf_counter() - began
+            return logits
+
+    decoder.full = Timed()
+    try:
+        (result,) = spec(decoder, ModelDraft(Timed(), needs_confidence=False), [ids], ending)
+    finally:
+        decoder.full = forward
+    # The prefill's forward is in `inside` but not in the rounds.
+    return (result.total_s - result.prefill_s) / (inside - result.prefill_s)
+
+
+if __name__ == "__main__":
+    main()
