@@ -155,13 +155,15 @@ def _run_hydra(verb: str, words: list[str]) -> None:
     from omegaconf import DictConfig
 
     def task(cfg: DictConfig) -> None:
-        _run_verb(verb, cfg)
+        _run_verb(verb, cfg, [] if is_sweep else asked)
 
+    is_sweep = bool({"-m", "--multirun"} & set(words))
+    asked = [w for w in sys.argv[2:] if "=" in w and not w.startswith("-")]
     sys.argv = [f"selfspec {verb}", *words]
     hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(task)()
 
 
-def _run_verb(verb: str, cfg: Any) -> None:
+def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
     """One job: run the verb, log to standard error, and turn a mistake in what was asked into one line."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -170,7 +172,7 @@ def _run_verb(verb: str, cfg: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = asked or list(HydraConfig.get().overrides.task)  # as they were typed; of a sweep, this job's
     try:
         _verb(verb)(cfg, overrides, print)
     except InputError as error:

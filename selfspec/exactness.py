@@ -19,9 +19,10 @@ from selfspec.model import Decoder
 
 Verdict = Literal["identical", "near_tie", "mismatch"]
 
-# Measured: one-token and eight-token forwards differ by at most a few units in the last place of the largest logit.
-# In float32 and wider the same number of units is far below any gap between two tokens.
-TOLERANCE_ULPS = 8
+# In units of eps · |largest logit|. Measured on SmolLM2-135M in bfloat16, four prompts of 64 tokens: the gap between
+# two tokens changes by up to 1.9 between forwards of one and of five tokens, and by up to 2.6 between one and the whole
+# text, by which it is judged here. In float32 and wider this is far below any gap between two tokens.
+TOLERANCE_ULPS = 4
 
 
 @dataclass(frozen=True, slots=True)

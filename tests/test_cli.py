@@ -111,13 +111,11 @@ class TestMistakesOnAModel:
 
     def test_data_without_rows_is_told(self, toy: list[str], tmp_path: Path) -> None:
         empty = write_prompts(tmp_path / "empty.jsonl", [])
-        for verb in ("search", "evaluate"):
-            assert_told(command(verb, *toy, f"data.path={empty}"), "empty.jsonl", "no rows")
+        assert_told(command("evaluate", *toy, f"data.path={empty}"), "empty.jsonl", "no rows")
 
     def test_a_prompt_longer_than_the_context_is_told_by_id(self, toy: list[str], tmp_path: Path) -> None:
         file = write_prompts(tmp_path / "long.jsonl", ["x" * 500, "y" * 500])
-        for verb in ("search", "evaluate"):
-            assert_told(command(verb, *toy, f"data.path={file}"), "prompt 'line-", "50", "context of 96")
+        assert_told(command("evaluate", *toy, f"data.path={file}"), "prompt 'line-", "50", "context of 96")
         assert_told(command("decode", *toy, f"prompt={'x' * 500}"), "50", "context of 96")
 
     def test_a_part_of_the_data_without_prompts_is_told(self, toy: list[str]) -> None:
@@ -125,8 +123,7 @@ class TestMistakesOnAModel:
 
     def test_a_model_folder_without_weights_is_told(self, toy: list[str], model_folder: Path, tmp_path: Path) -> None:
         shutil.copy(model_folder / "config.json", tmp_path)
-        for verb in ("search", "evaluate"):
-            assert_told(command(verb, *toy, f"model.path={tmp_path}"), str(tmp_path), "*.safetensors")
+        assert_told(command("search", *toy, f"model.path={tmp_path}"), str(tmp_path), "*.safetensors")
 
     def test_a_tokenizer_without_a_chat_template_is_told(
         self, toy: list[str], model_folder: Path, tmp_path: Path

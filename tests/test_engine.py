@@ -323,6 +323,24 @@ def test_greedy_with_a_penalty_equals_generate(penalty: float) -> None:
         assert skip != NOTHING or result.accepted == result.drafted > 0
 
 
+@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
+def test_warps_are_given_every_token_so_far_by_draft_and_target_alike(do_sample: bool) -> None:
+    def of_other_parity(ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
+        """Odd and even tokens in turn, and never one that was said before."""
+        is_banned_V = torch.arange(64) % 2 == ids_1T.shape[1] % 2
+        return logits_1V.masked_fill(is_banned_V, -torch.inf).index_fill(1, ids_1T[0, len(SHORT) :], -torch.inf)
+
+    decoder = decoder_of()
+    sampling = Sampling(do_sample=do_sample, warps=(of_other_parity,))
+    plain = autoregress(decoder, [SHORT], ending=Ending(24), sampling=sampling)[0]
+    for skip in (NOTHING, SOME, ALL):
+        result = run(decoder, [SHORT], drafting(decoder, skip), Ending(24), sampling=sampling)[0]
+        assert [(i + token) % 2 for i, token in enumerate(result.tokens)] == [(len(SHORT) + 1) % 2] * 24
+        assert len(set(result.tokens)) == 24
+        assert do_sample or result.tokens == plain.tokens, f"skip={skip}"
+        assert skip != NOTHING or result.accepted == result.drafted > 0
+
+
 def test_sampled_draft_that_skips_nothing_is_accepted_whole() -> None:
     for result in run(decoder_of(), [LONG, SHORT], drafting(decoder_of(), NOTHING), Ending(24), sampling=SAMPLING):
         assert result.accepted == result.drafted > 0
@@ -421,6 +439,27 @@ def test_committed_tokens_have_exactly_the_target_distribution(drawn: bool) -> N
         assert (committed(draft_V, target_V, drawn=drawn) - target_V).abs().max() < 1e-12
 
 
+def point(token: int) -> Tensor:
+    return torch.eye(8, dtype=torch.float64)[token]
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "point mass"])
+@pytest.mark.parametrize(
+    ("target", "n_accepted"), [([4, 1, 1, 1], 0), ([3, 4, 1, 1], 1), ([3, 5, 4, 1], 2), ([3, 5, 6, 4], 3)]
+)
+def test_judging_asks_each_position_in_order_and_no_further(drawn: bool, target: list[int], n_accepted: int) -> None:
+    drafted, asked = [3, 5, 6], []
+
+    def target_at(i: int) -> Tensor:
+        asked.append(i)
+        return point(target[i])
+
+    drafts_V = [point(token) for token in drafted] if drawn else None
+    verdict = judge_sampled(drafted, drafts_V, target_at, torch.Generator().manual_seed(0))
+    assert (verdict.n_accepted, verdict.token) == (n_accepted, 4)
+    assert asked == list(range(n_accepted + 1))
+
+
 def test_equal_distributions_accept_everything() -> None:
     _, target_V = distributions(0, 8)
     assert all(verify.acceptance_probability(token, target_V, target_V) == 1 for token in range(8))
@@ -474,7 +513,7 @@ def exact(model: PreTrainedModel, prompt: list[int], n_tokens: int) -> dict[tupl
 @pytest.mark.slow
 @pytest.mark.parametrize("sample", [True, False], ids=["drawn", "point mass"])
 def test_sampled_continuations_follow_the_exact_distribution(sample: bool) -> None:
-    """The second and third token: the first comes from the prompt's forward, these from a draft and its judgement."""
+    """Pairs of the tokens that follow the first, which comes from the prompt's forward without any judgement."""
     model = toy("llama", vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2)
     decoder = Decoder(model)
     prompt, n_rows = [1, 5, 2], 500  # enough for each of the wrong rules above to fail here, too
@@ -482,10 +521,12 @@ def test_sampled_continuations_follow_the_exact_distribution(sample: bool) -> No
     sampling = Sampling(do_sample=True, seed=1, **WARPS)
     results = run(decoder, [prompt] * n_rows, drafter, Ending(4), max_draft=2, sampling=sampling)
     assert 0.05 < sum(r.accepted for r in results) / sum(r.drafted for r in results) < 0.9
-    expected: Counter[tuple[int, ...]] = Counter()
-    for tokens, probability in exact(model, prompt, 3).items():
-        expected[tokens[1:]] += probability  # type: ignore[assignment]
-    tally = Counter(tuple(r.tokens[1:3]) for r in results)
-    assert set(tally) <= set(expected), "a continuation that the warps exclude"
-    statistic, critical = chi_square([tally[t] for t in expected], [n_rows * p for p in expected.values()])
-    assert statistic < critical
+    continuations = exact(model, prompt, 4)
+    for pair in (slice(1, 3), slice(2, 4)):
+        expected: Counter[tuple[int, ...]] = Counter()
+        for tokens, probability in continuations.items():
+            expected[tokens[pair]] += probability  # type: ignore[assignment]
+        tally = Counter(tuple(r.tokens[pair]) for r in results)
+        assert set(tally) <= set(expected), "a continuation that the warps exclude"
+        statistic, critical = chi_square([tally[t] for t in expected], [n_rows * p for p in expected.values()])
+        assert statistic < critical

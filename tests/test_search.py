@@ -67,6 +67,7 @@ class TestCmaes(Configured):
     name = "cmaes"  # of 12 seeds the slowest needed 122 trials
     encoding = "floats"
     n_trials = 200
+    seeds = (0, 1)
 
 
 class TestGp(Configured):

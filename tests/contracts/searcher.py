@@ -37,7 +37,7 @@ class SearcherContract:
     n_trials: int = 100
     n_best: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
-    resume_at: tuple[int, ...] = (0, 1, 2, 7, 13, 24)
+    resume_at: tuple[int, ...] = (0, 1, 13, 24)
     n_resumed: int = 30
 
     def make_sampler(self, seed: int) -> BaseSampler:
