@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from selfspec.decode import Ending, autoregress, speculate
@@ -23,14 +24,14 @@ PLAIN, GENERATE = "plain", "generate"
 
 
 class Arm(Protocol):
-    """Decodes one prompt after another."""
+    """Decodes one batch of prompts after another."""
 
     name: str
     skip: SkipSet | None
     stop: str | None
 
-    def __call__(self, ids: list[int]) -> DecodeResult:
-        """The output for one prompt."""
+    def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
+        """The output for each prompt; they are decoded together, and draw from the streams from `first_row` on."""
         ...
 
 
@@ -46,12 +47,9 @@ class PlainArm:
     skip: SkipSet | None = None
     stop: str | None = None
 
-    def __call__(self, ids: list[int]) -> DecodeResult:
+    def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
-        (result,) = autoregress(
-            self.decoder, [ids], ending=self.ending, sampling=self.sampling, stopwatch=self.stopwatch
-        )
-        return result
+        return autoregress(self.decoder, prompts, ending=self.ending, sampling=self.sampling, stopwatch=self.stopwatch)
 
 
 @dataclass(slots=True)
@@ -69,19 +67,21 @@ class DraftArm:
     drafter: ModelDraft
     state: StopState | None = None
 
-    def __call__(self, ids: list[int]) -> DecodeResult:
+    def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
-        self.state = self.policy.begin(self.state)
-        (result,) = speculate(
+        states = [self.policy.begin(self.state) for _ in prompts]
+        results = speculate(
             self.decoder,
-            [ids],
+            prompts,
             drafter=self.drafter,
-            stops=[self.state],
+            stops=states,
             ending=self.ending,
             sampling=self.sampling,
+            first_row=first_row,
             stopwatch=self.stopwatch,
         )
-        return result
+        self.state = states[-1]
+        return results
 
 
 @dataclass(slots=True)
@@ -96,8 +96,8 @@ class GenerateArm:
     skip: SkipSet | None = None
     stop: str | None = None
 
-    def __call__(self, ids: list[int]) -> DecodeResult:
-        """See `Arm`."""
+    def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
+        """See `Arm`. A batch is padded on the left; its seconds are shared equally among its rows."""
         model: Any = self.decoder.model
         eos_ids = sorted(self.decoder.eos_ids if self.ending.eos_ids is None else self.ending.eos_ids)
         config = GenerationConfig(
@@ -108,16 +108,41 @@ class GenerateArm:
         )
         first = _FirstToken(self.stopwatch.now)
         if self.sampling.do_sample:
-            torch.manual_seed(self.sampling.seed)
-        prompt = torch.tensor([ids], device=self.decoder.device)
+            torch.manual_seed(self.sampling.seed + first_row)
+        longest = max(len(ids) for ids in prompts)
+        pad = config.pad_token_id
+        padded = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=self.decoder.device)
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=padded.device)
         began = self.stopwatch.now()
         output = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=config, streamer=first
+            padded,
+            attention_mask=mask,
+            generation_config=config,
+            # A streamer takes one row only; what the prefill of a batch took stays unknown.
+            streamer=first if len(prompts) == 1 else None,
+            stopping_criteria=_criteria(self.ending),
         )
-        total_s = self.stopwatch.now() - began
-        tokens = output[0, len(ids) :].tolist()
-        finish: Finish = "eos" if tokens and tokens[-1] in eos_ids else "length"
-        return DecodeResult(tokens, [], (first.at or began) - began, total_s, finish)
+        share = (self.stopwatch.now() - began) / len(prompts)
+        prefill_s = first.at - began if first.at is not None else math.nan
+        return [_result(row, eos_ids, prefill_s, share) for row in output[:, longest:].tolist()]
+
+
+def _result(tokens: list[int], eos_ids: list[int], prefill_s: float, total_s: float) -> DecodeResult:
+    end = next((i + 1 for i, token in enumerate(tokens) if token in eos_ids), None)
+    finish: Finish = "length" if end is None else "eos"
+    return DecodeResult(tokens[:end], [], prefill_s, total_s, finish)
+
+
+def _criteria(ending: Ending) -> StoppingCriteriaList | None:
+    if ending.criterion is None:
+        return None
+    criterion = ending.criterion
+
+    class Criterion(StoppingCriteria):  # type: ignore[misc]
+        def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            return torch.tensor([criterion(row) for row in input_ids.tolist()], device=input_ids.device)
+
+    return StoppingCriteriaList([Criterion()])
 
 
 class _FirstToken(BaseStreamer):  # type: ignore[misc]

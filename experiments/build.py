@@ -23,7 +23,7 @@ from selfspec.errors import InputError, unknown_name
 from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
 from selfspec.model import Decoder
-from selfspec.prompt import Prompt, encode
+from selfspec.prompt import Prompt, encode, ends_with_any
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from selfspec.skipfile import load_skip_set
@@ -124,7 +124,14 @@ def skip(text: str, n_layers: int) -> SkipSet:
 
 def sampling(cfg: DictConfig) -> Sampling:
     """How tokens are chosen."""
-    return Sampling(**cfg.sampling)
+    settings = {key: value for key, value in cfg.sampling.items() if key != "sample_draft"}
+    return Sampling(**settings)
+
+
+def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
+    """When a sequence is over: its length, and the strings it may be asked to stop at."""
+    strings = list(cfg.stop_strings or ())
+    return Ending(cfg.max_new_tokens, criterion=ends_with_any(loaded.tokenizer, strings) if strings else None)
 
 
 def objective(cfg: DictConfig, loaded: Loaded, calibration: list[Prompt]) -> Objective:
@@ -174,7 +181,7 @@ def arms(cfg: DictConfig, decoder: Decoder, ending: Ending) -> list[Arm]:
                 chosen,
                 rule,
                 policy,
-                ModelDraft(decoder.bind(chosen), needs_confidence=policy.needs_confidence),
+                ModelDraft(decoder.bind(chosen), cfg.sampling.sample_draft, policy.needs_confidence),
             )
         )
 

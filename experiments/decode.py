@@ -36,9 +36,9 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         context_length=decoder.context_length,
         max_new_tokens=cfg.max_new_tokens,
     )
-    policy, how, ending = build.stop(cfg), build.sampling(cfg), Ending(cfg.max_new_tokens)
+    policy, how, ending = build.stop(cfg), build.sampling(cfg), build.ending(cfg, loaded)
     chosen = build.skip(str(cfg.skip), decoder.n_layers)
-    drafter = ModelDraft(decoder.bind(chosen), needs_confidence=policy.needs_confidence)
+    drafter = ModelDraft(decoder.bind(chosen), cfg.sampling.sample_draft, policy.needs_confidence)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
     speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)

@@ -17,7 +17,6 @@ from experiments.runs import find_runs
 from experiments.tables import arm_rows, arm_table, verdict_sentences
 from experiments.tracking import Tracker
 from selfspec import records
-from selfspec.decode import Ending
 from selfspec.errors import InputError
 
 
@@ -29,16 +28,19 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
     """
     outputs = Path(cfg.paths.outputs)
     records.make_writable(outputs)
+    if cfg.batch < 1:
+        raise InputError(f"batch={cfg.batch}; decode at least 1 prompt at a time")
     loaded = build.model(cfg)
     n_new = cfg.max_new_tokens
     prompts = build.prompts(cfg, loaded, "evaluation", n=cfg.n, seed=cfg.seed, max_new_tokens=n_new)
     (warm_up,) = build.prompts(cfg, loaded, "calibration", n=1, seed=cfg.seed, max_new_tokens=n_new)
-    arms = build.arms(cfg, loaded.decoder, Ending(n_new))
+    arms = build.arms(cfg, loaded.decoder, build.ending(cfg, loaded))
     facts = build.facts(
         cfg,
         loaded,
         max_new_tokens=n_new,
         seed=cfg.seed,
+        batch=cfg.batch,
         n_prompts=len(prompts),
         arms={a.name: {"skip": None if a.skip is None else str(a.skip), "stop": a.stop} for a in arms},
         warm_up=f"each arm decoded {warm_up.example.id!r} once before; not counted",
@@ -55,6 +57,7 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
                 loaded.decoder,
                 arms,
                 prompts,
+                batch=cfg.batch,
                 warm_up=warm_up,
                 to_text=lambda ids: str(loaded.tokenizer.decode(ids, skip_special_tokens=True)),
                 is_greedy=not cfg.sampling.do_sample,

@@ -95,6 +95,7 @@ def autoregress(
     *,
     ending: Ending,
     sampling: Sampling | None = None,
+    first_row: int = 0,
     listener: Listener | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> list[DecodeResult]:
@@ -106,6 +107,7 @@ def autoregress(
         stops=[Fixed(1).begin() for _ in prompts],
         ending=ending,
         sampling=sampling,
+        first_row=first_row,
         listener=listener,
         stopwatch=stopwatch,
     )
@@ -120,6 +122,7 @@ def speculate(
     stops: Sequence[StopState],
     ending: Ending,
     sampling: Sampling | None = None,
+    first_row: int = 0,
     listener: Listener | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> list[DecodeResult]:
@@ -132,6 +135,8 @@ def speculate(
         stops: a fresh state of the stop rule for each prompt.
         ending: when a sequence is over.
         sampling: how tokens are chosen; greedy if None.
+        first_row: number of the first prompt; prompt i draws from the streams of row first_row + i, so that an output
+            does not depend on what it was decoded together with.
         listener: told of committed tokens as they are committed.
         stopwatch: where seconds come from.
 
@@ -140,7 +145,7 @@ def speculate(
     """
     watch = stopwatch or Stopwatch(decoder.device)
     rows = [
-        _begin(decoder, i, prompt, stop, ending, sampling or Sampling())
+        _begin(decoder, i, prompt, stop, ending, Chooser(sampling or Sampling(), row=first_row + i))
         for i, (prompt, stop) in enumerate(zip(prompts, stops, strict=True))
     ]
     tell = listener or (lambda row, tokens, kinds: None)
@@ -191,7 +196,7 @@ def speculate(
 
 
 def _begin(
-    decoder: Decoder, index: int, prompt: Sequence[int], stop: StopState, ending: Ending, sampling: Sampling
+    decoder: Decoder, index: int, prompt: Sequence[int], stop: StopState, ending: Ending, chooser: Chooser
 ) -> _Row:
     room = decoder.context_length - len(prompt)
     if not prompt or room < 1:
@@ -206,7 +211,7 @@ def _begin(
         n_max=min(ending.max_new_tokens, room),
         eos_ids=decoder.eos_ids if ending.eos_ids is None else ending.eos_ids,
         criterion=ending.criterion,
-        chooser=Chooser(sampling, row=index),
+        chooser=chooser,
         stop=stop,
     )
 

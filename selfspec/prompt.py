@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from transformers import StopStringCriteria
 
 from selfspec.errors import InputError
 from selfspec.tasks.base import Example
@@ -55,3 +58,9 @@ def encode_one(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
     # The template writes its own special tokens, so they must not be added a second time.
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def ends_with_any(tokenizer: Any, strings: Sequence[str]) -> Callable[[list[int]], bool]:
+    """A criterion for `Ending`: the text of the ids so far ends in one of `strings`, even in the midst of a token."""
+    criterion = StopStringCriteria(tokenizer, list(strings))
+    return lambda ids: bool(criterion(torch.tensor([ids]), None).all())
