@@ -219,7 +219,7 @@ class Optimal:
     """One-step look-ahead: draft another token if it is expected to pay for itself.
 
     With P the probability that all tokens drafted so far stand and the next one too, another token is drafted iff
-    P >= R · (draft_cost + verify_cost), where R is the rate so far in tokens per cost of one plain token. P comes from
+    P >= R · (draft_cost + verify_cost), where R is the rate so far in tokens per cost of one plain token, at least 1. P comes from
     calibrated confidences of the drafted tokens, and from the mean acceptance for the one that is not drafted yet.
 
     Attributes:
@@ -290,7 +290,7 @@ class _OptimalState:
         before = 1.0 if n_drafted == 1 else self.alive
         self.alive = before * self.rule.acceptance(confidence)
         expected = self.alive * self.accepted / self.drafted
-        rate = self.tokens / self.cost
+        rate = max(1.0, self.tokens / self.cost)  # plain decoding is always to be had
         return n_drafted < self.rule.max_draft and expected >= rate * (self.rule.draft_cost + self.rule.verify_cost)
 
     def observe(self, n_drafted: int, n_accepted: int) -> None:

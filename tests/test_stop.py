@@ -9,7 +9,7 @@ import pytest
 
 from experiments.build import options, stop_by_name
 from selfspec.errors import InputError
-from selfspec.stop import Adaptive, Fixed, StopPolicy, Threshold
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, StopState, Threshold
 from tests.contracts.stop import StopContract, draft_length, live
 
 ADAPTIVE: dict[str, Any] = {
@@ -148,3 +148,89 @@ def test_a_threshold_that_is_no_probability_is_refused() -> None:
 def test_a_name_that_is_no_rule_gets_the_nearest_one() -> None:
     with pytest.raises(InputError, match="did you mean 'adaptive'"):
         stop_by_name("adaptiv")
+
+
+class TestHeuristic(StopContract):
+    def make(self) -> StopPolicy:
+        return Heuristic(max_draft=6, start=3, up=2, down=1, carry_over=False)
+
+    def test_grows_by_two_after_full_acceptance_and_shrinks_by_one_otherwise(self) -> None:
+        state = self.make().begin()
+        lengths = []
+        for n_accepted in (3, 5, 2, 5, 0):
+            n = length_of(state)
+            lengths.append(n)
+            state.observe(n, min(n, n_accepted))
+        assert lengths == [3, 5, 6, 5, 6]
+
+    def test_a_draft_cut_short_says_nothing_about_longer_ones(self) -> None:
+        state = self.make().begin()
+        state.observe(1, 1)
+        assert length_of(state) == 3
+
+    def test_carries_its_length_over_if_asked(self) -> None:
+        rule = Heuristic(max_draft=6, start=3, up=2, down=1, carry_over=True)
+        used = rule.begin()
+        used.observe(3, 3)
+        assert length_of(rule.begin(used)) == 5
+        assert length_of(self.make().begin(used)) == 3
+
+
+class TestOptimal(StopContract):
+    def make(self) -> StopPolicy:
+        return optimal()
+
+    def test_drafts_on_while_the_next_token_is_worth_its_cost(self) -> None:
+        # The prior expects 0.8 of the next token, at a rate of 1 and a cost of 0.5 + 0.1: 0.8 · P >= 0.6 iff P >= 0.75.
+        state = optimal().begin()
+        assert state.more(1, 0.76)
+        assert not state.more(2, 0.98)  # 0.76 · 0.98 = 0.745
+        assert not optimal().begin().more(1, 0.74)
+
+    def test_confidence_is_read_through_its_calibration(self) -> None:
+        rule = optimal(calibration=((0.0, 0.0), (0.5, 0.8), (1.0, 1.0)))
+        assert rule.acceptance(0.25) == pytest.approx(0.4)
+        assert rule.acceptance(0.75) == pytest.approx(0.9)
+        assert rule.begin().more(1, 0.5)
+
+    def test_drafts_less_after_rejections(self) -> None:
+        state = optimal().begin()
+        assert state.more(1, 0.9)
+        for _ in range(8):
+            state.observe(4, 0)
+        assert not state.more(1, 0.9)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"draft_cost": 0.0},
+            {"verify_cost": -1.0},
+            {"prior_rounds": 0.0},
+            {"calibration": ((0.5, 0.5),)},
+            {"calibration": ((0.0, 0.9), (1.0, 0.1))},
+            {"calibration": ((0.0, 0.0), (1.0, 2.0))},
+        ],
+    )
+    def test_settings_without_meaning_are_refused(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(InputError):
+            optimal(**wrong)
+
+
+def optimal(**settings: Any) -> Optimal:
+    defaults: dict[str, Any] = {
+        "max_draft": 6,
+        "draft_cost": 0.5,
+        "verify_cost": 0.1,
+        "calibration": ((0.0, 0.0), (1.0, 1.0)),
+        "prior_rounds": 4.0,
+        "carry_over": False,
+    }
+    return Optimal(**{**defaults, **settings})
+
+
+def length_of(state: StopState) -> int:
+    """How many tokens a rule without confidence drafts."""
+    n = 1
+    while state.more(n, math.nan):
+        n += 1
+    return n

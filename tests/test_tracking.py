@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,9 +161,11 @@ class TestWandbOffline:
     def test_the_run_is_written_into_the_run_folder(self, finished: Any) -> None:
         folder, *_ = finished
         (written,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
-        content = written.read_bytes()
-        for key in (b"acceptance", b"value", b"trials", b"map"):
-            assert key in content
+        keys = (b"acceptance", b"value", b"trials", b"map")
+        deadline = time.monotonic() + 10  # wandb's own process writes it, some milliseconds after `finish` returned
+        while (missing := [k for k in keys if k not in written.read_bytes()]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert missing == []
         media = {path.suffix for path in written.parent.rglob("media/**/*.*")}
         assert {".json", ".png"} <= media
 

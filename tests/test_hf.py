@@ -1,0 +1,165 @@
+"""The door of Hugging Face users gives what `generate` gives, and honours what they ask of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+import selfspec
+from selfspec import Fixed, InputError, SkipSet, as_custom_generate, load_skip_set, save_skip_set
+from selfspec.skipfile import published
+from tests.toys import toy
+
+IDS = torch.tensor([[1, 2, 3, 4, 5]])
+SETTINGS: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return toy("llama")
+
+
+def drafted(model: PreTrainedModel, ids: torch.Tensor = IDS, skip: str = "a1 m2", **settings: Any) -> Any:
+    return model.generate(ids, custom_generate=as_custom_generate(skip=skip, stop=Fixed(3)), **{**SETTINGS, **settings})
+
+
+@pytest.mark.parametrize("skip", ["none", "a1 m2", "a0-2 m0-2"])
+def test_custom_generate_gives_what_generate_gives(model: PreTrainedModel, skip: str) -> None:
+    assert torch.equal(drafted(model, skip=skip), model.generate(IDS, **SETTINGS))
+
+
+def test_a_left_padded_batch_gives_each_row_what_it_gets_alone(model: PreTrainedModel) -> None:
+    padded = torch.tensor([[0, 0, 1, 2, 3], [4, 5, 6, 7, 8]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    both = drafted(model, padded, attention_mask=mask)
+    for row, ids in enumerate((padded[:1, 2:], padded[1:])):
+        assert both[row, 5:].tolist() == model.generate(ids, **SETTINGS)[0, ids.shape[1] :].tolist()
+
+
+def test_rows_that_end_early_are_padded_as_generate_pads_them(model: PreTrainedModel) -> None:
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    eos = int(model.generate(ids[:1], **SETTINGS)[0, 8])
+    settings = {"eos_token_id": eos, "pad_token_id": 63}
+    assert torch.equal(drafted(model, ids, **settings), model.generate(ids, **SETTINGS, **settings))
+
+
+def test_logits_processors_are_applied_to_every_token(model: PreTrainedModel) -> None:
+    class Forbid(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            scores = scores.clone()
+            scores[:, ::2] = -torch.inf
+            return scores
+
+    processors = LogitsProcessorList([Forbid()])
+    expected = model.generate(IDS, logits_processor=processors, **SETTINGS)
+    assert torch.equal(drafted(model, logits_processor=processors), expected)
+    assert all(token % 2 for token in expected[0, 5:].tolist())
+
+
+def test_generation_config_and_penalty_are_honoured(model: PreTrainedModel) -> None:
+    config = GenerationConfig(max_new_tokens=11, repetition_penalty=1.7, no_repeat_ngram_size=2, eos_token_id=None)
+    fn = as_custom_generate(skip="a1 m2", stop=Fixed(3))
+    expected = model.generate(IDS, generation_config=config)
+    assert torch.equal(model.generate(IDS, generation_config=config, custom_generate=fn), expected)
+
+
+def test_stopping_criteria_end_where_generate_ends(model: PreTrainedModel) -> None:
+    class AtLength(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.full((input_ids.shape[0],), input_ids.shape[1] >= 12)
+
+    criteria = StoppingCriteriaList([AtLength()])
+    assert drafted(model, stopping_criteria=criteria).shape[1] == 12
+
+
+def test_return_dict_holds_the_same_sequences(model: PreTrainedModel) -> None:
+    output = drafted(model, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, model.generate(IDS, **SETTINGS))
+
+
+@pytest.mark.parametrize("asked", [{"output_scores": True, "return_dict_in_generate": True}, {"output_logits": True}])
+def test_what_is_not_offered_is_refused(model: PreTrainedModel, asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="does not offer"):
+        drafted(model, **asked)
+
+
+def test_streamer_hears_the_prompt_and_every_token_once(model: PreTrainedModel) -> None:
+    class Heard(BaseStreamer):
+        ids: list[int]
+        ended = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.ids += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended += 1
+
+    streamer = Heard()
+    streamer.ids = []
+    output = selfspec.generate(model, IDS, skip="a1 m2", streamer=streamer, **SETTINGS)
+    assert (streamer.ids, streamer.ended) == (output[0].tolist(), 1)
+
+
+def test_a_manual_seed_reproduces_samples_and_another_gives_others(model: PreTrainedModel) -> None:
+    def sample(seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        return drafted(model, do_sample=True, temperature=2.0)[0].tolist()  # type: ignore[no-any-return]
+
+    assert sample(0) == sample(0)
+    assert sample(0) != sample(1)
+
+
+def test_a_text_needs_a_tokenizer(model: PreTrainedModel) -> None:
+    with pytest.raises(InputError, match="tokenizer"):
+        selfspec.generate(model, "some text", skip="a1")
+
+
+def test_the_model_still_generates_by_itself_afterwards(model: PreTrainedModel) -> None:
+    before = model.generate(IDS, **SETTINGS)
+    drafted(model)
+    assert torch.equal(model.generate(IDS, **SETTINGS), before)
+
+
+def test_a_set_saved_beside_a_model_is_loaded_with_one_line(tmp_path: Any) -> None:
+    skip = SkipSet.parse("a1,3 m0", 4)
+    save_skip_set(tmp_path / "skip_set.yaml", skip, model="toy")
+    assert load_skip_set(tmp_path) == skip
+
+
+PUBLISHED = {  # sublayers skipped: attention, MLP
+    "llama-2-13b/draft-and-verify": (40, 24, 10),
+    "llama-2-13b-chat/draft-and-verify": (40, 24, 10),
+    "codellama-13b/draft-and-verify": (40, 22, 12),
+    "llama-2-70b/draft-and-verify": (80, 47, 37),
+    "llama-2-13b/swift": (40, 20, 14),
+    "llama-2-13b-chat/swift": (40, 18, 16),
+    "codellama-13b/swift": (40, 14, 20),
+    "codellama-34b/swift": (48, 22, 24),
+    "llama-2-70b/swift": (80, 41, 37),
+}
+
+
+def test_the_published_sets_are_all_there() -> None:
+    assert published() == sorted(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_set_has_the_published_size(name: str) -> None:
+    skip = load_skip_set(name)
+    assert (skip.n_layers, len(skip.attn), len(skip.mlp)) == PUBLISHED[name]
+
+
+def test_an_unknown_set_is_told_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match="did you mean 'llama-2-13b/swift'"):
+        load_skip_set("llama-2-13b/swif")

@@ -1,0 +1,107 @@
+"""Packed weights: the same results, no second copy, and everything else still works."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from selfspec.decode import Ending, autoregress, speculate
+from selfspec.draft import ModelDraft
+from selfspec.model import Decoder
+from selfspec.packed import PackedLinear, can_pack, pack
+from selfspec.skip import SkipSet
+from selfspec.stop import Fixed
+from tests.toys import toy
+
+pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="this torch has no oneDNN")
+
+
+def small(dtype: torch.dtype, **overrides: object) -> PreTrainedModel:
+    return toy("llama", "sdpa", **overrides).to(dtype)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 5, 8])
+def test_bfloat16_results_are_equal_to_the_bit(n_rows: int) -> None:
+    linear = nn.Linear(96, 160, dtype=torch.bfloat16)
+    x = torch.randn(1, n_rows, 96, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        assert torch.equal(PackedLinear(linear)(x), linear(x))
+
+
+def test_float32_results_differ_by_rounding_only() -> None:
+    linear = nn.Linear(96, 160)
+    x = torch.randn(1, 3, 96)
+    with torch.inference_mode():
+        # Sums of 96 products in another order: some units in the last place of numbers around 1.
+        assert (PackedLinear(linear)(x) - linear(x)).abs().max() < 1e-5
+
+
+def test_the_weight_it_took_over_is_let_go() -> None:
+    model = small(torch.float32, tie_word_embeddings=False)
+    held = [weakref.ref(m.weight) for m in model.modules() if type(m) is nn.Linear]
+    assert pack(model) == len(held)
+    gc.collect()
+    assert not [ref for ref in held if ref() is not None]
+
+
+def test_a_weight_that_is_also_an_embedding_stays() -> None:
+    model = small(torch.float32, tie_word_embeddings=True)
+    pack(model)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_state_dict_is_as_it_was_and_loads_again() -> None:
+    model, other = small(torch.bfloat16), small(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pack(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    pack(other)
+    other.load_state_dict(before)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        assert torch.equal(other(ids).logits, model(ids).logits)
+
+
+def test_saving_writes_an_ordinary_model(tmp_path: Path) -> None:
+    model = small(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pack(model)
+    model.save_pretrained(tmp_path)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_generate_and_drafts_work_on_a_packed_model() -> None:
+    model = small(torch.float32)
+    pack(model)
+    decoder, ids = Decoder(model), [1, 2, 3, 4]
+    (plain,) = autoregress(decoder, [ids], ending=Ending(16))
+    assert model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False)[0, 4:].tolist() == plain.tokens
+    drafter = ModelDraft(decoder.bind(SkipSet.parse("a1 m0", decoder.n_layers)))
+    (got,) = speculate(decoder, [ids], drafter=drafter, stops=[Fixed(3).begin()], ending=Ending(16))
+    assert got.tokens == plain.tokens
+
+
+def test_a_draft_shares_the_packed_weights() -> None:
+    model = small(torch.float32)
+    pack(model)
+    decoder = Decoder(model)
+    draft = decoder.bind(SkipSet.parse("a1", decoder.n_layers)).module  # type: ignore[attr-defined]
+    mine = [m.packed for m in model.modules() if isinstance(m, PackedLinear)]
+    theirs = [m.packed for m in draft.modules() if isinstance(m, PackedLinear)]
+    assert mine and all(a is b for a, b in zip(mine, theirs, strict=True))
+
+
+def test_float64_is_not_packed() -> None:
+    assert not can_pack(small(torch.float64))
