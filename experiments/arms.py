@@ -49,7 +49,14 @@ class PlainArm:
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
-        return autoregress(self.decoder, prompts, ending=self.ending, sampling=self.sampling, stopwatch=self.stopwatch)
+        return autoregress(
+            self.decoder,
+            prompts,
+            ending=self.ending,
+            sampling=self.sampling,
+            first_row=first_row,
+            stopwatch=self.stopwatch,
+        )
 
 
 @dataclass(slots=True)

@@ -1,19 +1,42 @@
 """Self-speculative decoding: a model drafts with some of its own sublayers left out, then verifies with all of them.
 
-`Decoder(model)` finds the sublayers, `bind(SkipSet)` gives a draft, `speculate` decodes with it, `autoregress` without.
-This package knows torch and transformers; searching lives in `search`, running and reporting in `experiments`.
+`Decoder(model)` finds the sublayers, `bind(SkipSet)` gives a draft, `speculate` decodes with it, `autoregress` without;
+`generate` and `as_custom_generate` are the door for Hugging Face users. This package knows torch and transformers;
+searching lives in `search`, running and reporting in `experiments`.
+
+Names are imported when they are first used, so that a command can refuse a typing mistake before torch is loaded.
 """
 
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft, NoDraft
-from selfspec.errors import InputError
-from selfspec.hf import as_custom_generate, generate
-from selfspec.model import Decoder
-from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
-from selfspec.skipfile import load_skip_set, save_skip_set
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Threshold
-from selfspec.trace import DecodeResult, Round
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selfspec.decode import Ending, autoregress, speculate
+    from selfspec.draft import ModelDraft, NoDraft
+    from selfspec.errors import InputError
+    from selfspec.hf import as_custom_generate, generate
+    from selfspec.model import Decoder
+    from selfspec.packed import pack
+    from selfspec.sampling import Sampling
+    from selfspec.skip import SkipSet
+    from selfspec.skipfile import load_skip_set, save_skip_set
+    from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Threshold
+    from selfspec.trace import DecodeResult, Round
+
+_HOME = {
+    "decode": ("Ending", "autoregress", "speculate"),
+    "draft": ("ModelDraft", "NoDraft"),
+    "errors": ("InputError",),
+    "hf": ("as_custom_generate", "generate"),
+    "model": ("Decoder",),
+    "packed": ("pack",),
+    "sampling": ("Sampling",),
+    "skip": ("SkipSet",),
+    "skipfile": ("load_skip_set", "save_skip_set"),
+    "stop": ("Adaptive", "Fixed", "Heuristic", "Optimal", "Threshold"),
+    "trace": ("DecodeResult", "Round"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Adaptive",
@@ -34,6 +57,13 @@ __all__ = [
     "autoregress",
     "generate",
     "load_skip_set",
+    "pack",
     "save_skip_set",
     "speculate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'selfspec' has no attribute {name!r}")
+    return getattr(import_module(f"selfspec.{_MODULE[name]}"), name)

@@ -219,8 +219,8 @@ class Optimal:
     """One-step look-ahead: draft another token if it is expected to pay for itself.
 
     With P the probability that all tokens drafted so far stand and the next one too, another token is drafted iff
-    P >= R · (draft_cost + verify_cost), where R is the rate so far in tokens per cost of one plain token, at least 1. P comes from
-    calibrated confidences of the drafted tokens, and from the mean acceptance for the one that is not drafted yet.
+    P >= R · (draft_cost + verify_cost), where R is the rate so far in tokens per cost of one plain token, at least 1. P
+    comes from calibrated confidences of the drafted tokens, and from the mean acceptance for the next one.
 
     Attributes:
         draft_cost: of one drafted token, in plain tokens; measured.

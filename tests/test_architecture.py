@@ -86,3 +86,10 @@ def test_the_library_loads_nothing_that_only_the_framework_needs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_every_public_name_of_the_library_can_be_imported() -> None:
+    import selfspec
+
+    assert sorted(selfspec.__all__) == sorted(selfspec._MODULE)
+    assert all(getattr(selfspec, name) is not None for name in selfspec.__all__)

@@ -49,7 +49,7 @@ RULES: tuple[StopPolicy, ...] = (
         carry_over=False,
     ),
 )
-ENDING = Ending(max_new_tokens=8)
+ENDING = Ending(max_new_tokens=6)
 
 
 def prompt(n_tokens: int, *, seed: int = 0) -> list[int]:
