@@ -26,7 +26,7 @@ test: .venv/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not model" --durations=5
+	$(BIN)/python -m pytest -m "not model" --durations=5 -n auto
 	$(BIN)/python -m pytest -m model --durations=5
 
 clean:

@@ -61,6 +61,7 @@ def model(cfg: DictConfig) -> Loaded:
         attention=m.attention,
         threads=cfg.threads,
         trust_remote_code=m.trust_remote_code,
+        device_map=m.device_map,
         pack=m.pack,
     )
 

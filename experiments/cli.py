@@ -169,7 +169,7 @@ def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
 
     from selfspec.errors import InputError
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
     for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     overrides = asked or list(HydraConfig.get().overrides.task)  # as they were typed; of a sweep, this job's
@@ -180,6 +180,13 @@ def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
     except KeyboardInterrupt:
         print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
         sys.exit(130)
+
+
+class _Terminal(logging.Handler):
+    """Log lines on standard error as it is now: a progress bar puts itself in its place, to keep below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 def _verb(verb: str) -> Any:

@@ -14,7 +14,10 @@ and the throughput of plain decoding and `speculate` for 1, 4 and 8 prompts at o
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,7 +51,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--peak", choices=["plain", "speculate"], help="decode once and print the peak memory in MB")
     asked = parser.parse_args()
+    if asked.peak:
+        print(peak_mb(asked))
+        return
     print(f"load before {load_average()}, {asked.threads} threads, {asked.repeats} repeats of {asked.tokens} tokens")
     print("| dtype | what | median | min..max | conditions |\n| --- | --- | --- | --- | --- |")
     for dtype in asked.dtypes.split(","):
@@ -65,7 +72,7 @@ def bench(asked: argparse.Namespace, dtype: str) -> None:
             packed.tokenizer, Mini().examples("evaluation"), chat=True, context_length=2048, max_new_tokens=n_tokens
         )
     ]
-    ids = prompts[4]
+    ids = prompts[4]  # a question: about 90 tokens
     skip = SkipSet.parse(asked.skip, decoder.n_layers)
     draft, nothing = (
         ModelDraft(decoder.bind(skip), needs_confidence=False),
@@ -94,6 +101,9 @@ def bench(asked: argparse.Namespace, dtype: str) -> None:
     row("round / its forwards", o, f"nothing skipped, fixed {N_DRAFT}")
     row("speculate / plain", [x / y for x, y in zip(s, a, strict=True)], f"skip={skip}, fixed {N_DRAFT}")
     row("speculate / assisted", [x / y for x, y in zip(s, h, strict=True)], "assistant: shared weights, same sublayers")
+    peaks = turns(3, lambda: peak_of_child("plain", dtype), lambda: peak_of_child("speculate", dtype))
+    row("peak memory, plain, MB", peaks[0], "whole process, a fresh one each time")
+    row("peak memory, speculate, MB", peaks[1], "the same")
     for n in (1, 4, 8):
         both = turns(
             3,
@@ -102,6 +112,23 @@ def bench(asked: argparse.Namespace, dtype: str) -> None:
         )
         row(f"plain tokens/s, {n} at once", both[0], "prompts of mixed length")
         row(f"speculate tokens/s, {n} at once", both[1], "the same")
+
+
+def peak_mb(asked: argparse.Namespace) -> float:
+    """Peak resident memory of this process after decoding once."""
+    loaded = read(asked, asked.dtypes, packed=True)
+    decoder, ids, ending = loaded.decoder, list(range(100, 228)), Ending(asked.tokens, frozenset())
+    if asked.peak == "plain":
+        autoregress(decoder, [ids], ending=ending)
+    else:
+        skip = SkipSet.parse(asked.skip, decoder.n_layers)
+        spec(decoder, ModelDraft(decoder.bind(skip), needs_confidence=False), [ids], ending)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def peak_of_child(what: str, dtype: str) -> float:
+    words = [sys.executable, __file__, *sys.argv[1:], "--peak", what, "--dtypes", dtype]
+    return float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def read(asked: argparse.Namespace, dtype: str, *, packed: bool) -> Loaded:

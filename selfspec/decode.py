@@ -18,6 +18,7 @@ from torch import Tensor
 from selfspec.cache import ClockCache
 from selfspec.draft import Drafter, DraftRow, NoDraft, Proposal
 from selfspec.errors import InputError
+from selfspec.mask import check_batches
 from selfspec.model import Decoder
 from selfspec.sampling import Chooser, Sampling, draw
 from selfspec.stop import Fixed, StopState
@@ -25,7 +26,7 @@ from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult, Finish, Round
 from selfspec.verify import Verdict, judge_greedy, judge_sampled
 
-Kind = Literal["prompt", "accepted", "correction", "bonus"]
+Kind = Literal["accepted", "correction", "bonus"]  # the first token, which the prompt gives, is a bonus
 Listener = Callable[[int, list[int], list[Kind]], None]  # (row, committed tokens, what each is)
 Criterion = Callable[[list[int]], bool]  # (prompt and output so far) -> end here
 
@@ -143,6 +144,8 @@ def speculate(
     Raises:
         InputError: if a prompt is empty or leaves no room in the model's context.
     """
+    if len(prompts) > 1:
+        check_batches(decoder.config)
     watch = stopwatch or Stopwatch(decoder.device)
     rows = [
         _begin(decoder, i, prompt, stop, ending, Chooser(sampling or Sampling(), row=first_row + i))
@@ -171,6 +174,7 @@ def speculate(
             n_drafted, n_accepted = len(proposal.tokens), verdict.n_accepted
             tokens = [*proposal.tokens[:n_accepted], verdict.token]
             n_committed = row.commit(tokens)
+            n_accepted = min(n_accepted, n_committed)  # what lies behind the end is nobody's
             row.rounds.append(
                 Round(
                     n_drafted,
@@ -183,7 +187,7 @@ def speculate(
                 )
             )
             row.stop.observe(n_drafted, n_accepted)
-            kinds: list[Kind] = [*(["accepted"] * n_accepted), verdict.kind(n_drafted)]  # type: ignore[list-item]
+            kinds: list[Kind] = [*(["accepted"] * verdict.n_accepted), verdict.kind(n_drafted)]  # type: ignore[list-item]
             tell(row.index, tokens[:n_committed], kinds[:n_committed])
         going = [b for b, row in enumerate(live) if row.finish is None]
         if going:

@@ -19,14 +19,8 @@ _OWN_POSITIONS = ("bloom", "gpt_neo")  # read from a 2-dimensional mask, or from
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
-def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The mask that `config`'s model takes in the place of its own: [B, 1, T, S], or one for each type of layer.
-
-    Args:
-        config: the model's configuration.
-        positions_BT: the position of each query.
-        n_keys: S, keys at positions 0..S-1.
-        dtype: of the weights; eager attention adds its mask.
+def check_batches(config: Any) -> None:
+    """Whether rows at different positions can be decoded together.
 
     Raises:
         InputError: if the attention kernel, or the model, takes no explicit mask.
@@ -41,6 +35,24 @@ def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: tor
             f"batches of several prompts are not possible with a {config.model_type!r} model, whose layers make masks "
             "of their own; decode its prompts one at a time"
         )
+
+
+def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
+    """The mask that `config`'s model takes in the place of its own: [B, 1, T, S], or one for each type of layer.
+
+    Args:
+        config: the model's configuration.
+        positions_BT: the position of each query.
+        n_keys: S, keys at positions 0..S-1.
+        dtype: of the weights; eager attention adds its mask.
+
+    Raises:
+        InputError: see `check_batches`.
+    """
+    check_batches(config)
+    config = config.get_text_config()
+    kernel = config._attn_implementation
+    types = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     keys_S = torch.arange(n_keys, device=positions_BT.device)
     seen = keys_S <= positions_BT[:, None, :, None]

@@ -16,7 +16,7 @@ from selfspec.skip import SkipSet
 NAME = "skip_set.yaml"
 
 
-def save_skip_set(path: Path, skip: SkipSet, *, model: str, **provenance: Any) -> None:
+def save_skip_set(path: Path | str, skip: SkipSet, *, model: str, **provenance: Any) -> None:
     """Write `skip` with the model it is for and any facts about where it comes from (objective, value, run, date)."""
     body = {
         "model": model,
@@ -26,7 +26,9 @@ def save_skip_set(path: Path, skip: SkipSet, *, model: str, **provenance: Any) -
         "skip": str(skip),
         **provenance,
     }
-    write_text(path, yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True))
+    write_text(
+        Path(path), yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    )
 
 
 def read_skip_set(path: Path, *, n_layers: int | None = None) -> SkipSet:

@@ -14,7 +14,7 @@ class Round:
 
     Attributes:
         drafted: tokens proposed.
-        accepted: drafted tokens that the target agreed with.
+        accepted: drafted tokens that the target agreed with, up to the end of the sequence.
         committed: tokens that became output: accepted + 1, or fewer where the sequence ended among them.
         draft_s, verify_s: seconds; of a batch of n rows at work, this row's share, 1/n.
         threshold: the stop rule's confidence threshold while drafting, where it has one.

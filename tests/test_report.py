@@ -274,7 +274,10 @@ def test_a_run_is_found_by_its_full_path_even_where_that_holds_commas_and_bracke
     assert [run.path for run in find_runs(str(folder), outputs)] == [folder.resolve()]
 
 
-def test_a_run_named_twice_is_read_once_and_order_is_kept(outputs: Path) -> None:
+def test_a_run_named_twice_is_read_once_and_order_is_kept(
+    outputs: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     assert [run.id for run in find_runs(f"{SEARCH}, {EVALUATE},**", outputs)] == [SEARCH, EVALUATE]
 
 

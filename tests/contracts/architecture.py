@@ -105,7 +105,7 @@ def random_sets(n_layers: int, n_sets: int, *, seed: str) -> Iterator[SkipSet]:
 class ArchitectureContract:
     """Inherit, name the subclass Test..., implement `make`; override `attention` if not both kernels are offered."""
 
-    n_random = 10  # skip sets, others for each kernel
+    n_random = 20  # skip sets, others for each kernel
     takes_batches = True  # of prompts of different lengths; if not, they are refused
 
     def make(self, attention: str) -> PreTrainedModel:
