@@ -13,7 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
+from search.cost import CostTable, measure
+from search.expected import ExpectedSpeedup
 from search.objective import Objective, TokensPerSecond
+from search.replay import refer
 from search.space import Space
 from search.study import SearchStudy
 from selfspec import provenance
@@ -135,17 +138,29 @@ def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
     return Ending(cfg.max_new_tokens, criterion=ends_with_any(loaded.tokenizer, strings) if strings else None)
 
 
-def objective(cfg: DictConfig, loaded: Loaded, calibration: list[Prompt]) -> Objective:
-    """What the search maximises."""
-    if cfg.objective.name != "tokens_per_second":
-        raise unknown_name("objective", cfg.objective.name, ["tokens_per_second"])
-    return TokensPerSecond(
-        loaded.decoder,
-        [p.ids for p in calibration],
-        stop(cfg),
-        cfg.objective.max_new_tokens,
-        Stopwatch(loaded.decoder.device),
-    )
+def objective(cfg: DictConfig, loaded: Loaded, calibration: list[Prompt], *, costs: CostTable | None) -> Objective:
+    """What the search maximises.
+
+    Args:
+        cfg: of the run.
+        loaded: the model.
+        calibration: the prompts.
+        costs: of an earlier part of the same search; measured if None and the objective needs them.
+    """
+    o, decoder, ids = cfg.objective, loaded.decoder, [p.ids for p in calibration]
+    policy, watch = stop(cfg), Stopwatch(decoder.device)
+    if o.name == "tokens_per_second":
+        return TokensPerSecond(decoder, ids, policy, o.max_new_tokens, watch)
+    if o.name != "expected_speedup":
+        raise unknown_name("objective", o.name, options("objective"))
+    context = sorted(len(p) for p in ids)[len(ids) // 2]
+    contexts = (context, context + max(64, o.max_new_tokens))
+    if costs is None:
+        costs = measure(
+            decoder, contexts=contexts, max_tokens=policy.max_draft + 1, repeats=o.cost_repeats, stopwatch=watch
+        )
+    references = refer(decoder, ids, ending=Ending(o.max_new_tokens))
+    return ExpectedSpeedup(decoder, references, policy, o.max_new_tokens, costs, watch)
 
 
 def study(cfg: DictConfig, space: Space, journal: Path) -> SearchStudy:

@@ -13,6 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import build, figures
 from experiments.folder import Folder, open_folder, reopen_folder
 from experiments.progress import progress
+from search.cost import CostTable
+from search.expected import ExpectedSpeedup
 from search.loop import Found, default_starts, run_search
 from search.space import Space
 from selfspec import provenance, records, skipfile
@@ -21,7 +23,7 @@ from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
-JOURNAL = "study.journal"
+JOURNAL, COSTS = "study.journal", "costs.json"
 MAY_CHANGE = ("resume", "searcher.n_trials")
 
 
@@ -53,7 +55,7 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
         old.searcher.n_trials = cfg.searcher.n_trials
     _check(old)
     records.make_writable(path)
-    setup = _Setup(old)
+    setup = _Setup(old, resumed=path)
     (path / records.SUMMARY).unlink(missing_ok=True)
     with reopen_folder(path) as folder:
         log.info("resumed")
@@ -70,7 +72,7 @@ def _check(cfg: DictConfig) -> None:
 class _Setup:
     """The model, the calibration prompts and what is known of them."""
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, *, resumed: Path | None = None) -> None:
         self.loaded = build.model(cfg)
         self.prompts = build.prompts(
             cfg,
@@ -80,7 +82,9 @@ class _Setup:
             seed=cfg.searcher.seed,
             max_new_tokens=cfg.objective.max_new_tokens,
         )
-        self.objective = build.objective(cfg, self.loaded, self.prompts)
+        known = resumed / COSTS if resumed else None
+        costs = CostTable.read(known) if known and known.exists() else None
+        self.objective = build.objective(cfg, self.loaded, self.prompts, costs=costs)
         self.space = Space(self.loaded.decoder.n_layers)
         self.facts = build.facts(
             cfg,
@@ -95,6 +99,8 @@ class _Setup:
 
 
 def _run(cfg: DictConfig, setup: _Setup, folder: Folder, say: Callable[[str], None]) -> None:
+    if isinstance(setup.objective, ExpectedSpeedup):
+        records.write_json(folder.path / COSTS, setup.objective.costs.as_dict())
     study = build.study(cfg, setup.space, folder.path / JOURNAL)
     tracker = build.tracker(cfg, verb="search", run_id=folder.id, folder=folder.path)
     unit, n_trials = setup.objective.unit, cfg.searcher.n_trials
