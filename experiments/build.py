@@ -55,6 +55,7 @@ def instance(cfg: DictConfig) -> Any:
 def model(cfg: DictConfig) -> Loaded:
     """The model and tokenizer of `cfg.model`."""
     m = cfg.model
+    _check_count("threads", cfg.threads)
     registry = RegistrySource(**m.registry) if m.registry else None
     located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
     return load(
@@ -73,6 +74,7 @@ def prompts(
     cfg: DictConfig, loaded: Loaded, part: Part, *, n: int | None, seed: int, max_new_tokens: int
 ) -> list[Prompt]:
     """Encoded prompts of one part of the data."""
+    _check_count("n", n)
     examples = select(instance(cfg.data.task).examples(part), n=n, seed=seed)
     return encode(
         loaded.tokenizer,
@@ -81,6 +83,12 @@ def prompts(
         context_length=loaded.decoder.context_length,
         max_new_tokens=max_new_tokens,
     )
+
+
+def _check_count(name: str, value: Any) -> None:
+    """Settings that are null or a whole number from 1 on; null tells Hydra nothing of their kind."""
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InputError(f"{name}={value}; it is a whole number from 1 on, or null")
 
 
 def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:

@@ -226,3 +226,12 @@ def test_another_number_of_layers_needs_no_setting(toy: list[str], tmp_path: Pat
     folder = write_model(tmp_path / "model", n_layers=2)
     ran = command("decode", *toy, f"model.path={folder}", "prompt=hi", "skip=a1 m0", "max_new_tokens=4")
     assert ran.status == 0 and "output identical" in ran.out
+
+
+@pytest.mark.parametrize("word", ["n=ten", "n=0", "n=-1", "n=true", "threads=ten", "threads=-1", "threads=0.5"])
+def test_a_count_that_is_none_is_told(word: str, model_folder: Path, prompts_file: Path, tmp_path: Path) -> None:
+    toy = ["model=local", f"model.path={model_folder}", "data=jsonl", f"data.path={prompts_file}"]
+    told = command("evaluate", *toy, f"paths.outputs={tmp_path}", word)
+    assert told.status == 2
+    assert "a whole number from 1 on" in told.error_lines[-1]
+    assert not (tmp_path / "evaluate").exists()

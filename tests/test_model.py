@@ -90,8 +90,13 @@ def test_float32_output_equals_plain_decoding(
         skip = random_set(int(which))
     rule = RULES[which % 3] if isinstance(which, int) else RULES[0]
     drafter = ModelDraft(loaded.decoder.bind(skip))
-    for ids, expected in zip(prompts, plain, strict=True):
-        (got,) = speculate(loaded.decoder, [ids], drafter=drafter, stops=[rule.begin()], ending=Ending(N_TOKENS))
+    # All but one decode all prompts at once: three times as fast, and a ragged batch must be lossless as well.
+    groups = [[ids] for ids in prompts] if which == "searched" else [prompts]
+    results = []
+    for group in groups:
+        stops = [rule.begin() for _ in group]
+        results += speculate(loaded.decoder, group, drafter=drafter, stops=stops, ending=Ending(N_TOKENS))
+    for got, expected in zip(results, plain, strict=True):
         assert got.tokens == expected.tokens, f"skip={skip}"
         if which == "nothing":
             assert got.accepted == got.drafted
