@@ -7,8 +7,6 @@ colour-blind can tell apart, and are never the only difference.
 from __future__ import annotations
 
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from selfspec import records
 from selfspec.skip import SkipSet
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito
@@ -145,17 +144,5 @@ def save(figure: Figure, path_without_suffix: Path) -> list[Path]:
         figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
         drawn[path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")] = buffer.getvalue()
     for path, data in drawn.items():
-        _write_whole(path, data)
+        records.write_bytes(path, data)
     return list(drawn)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -22,11 +22,16 @@ RECORDS, TRIALS, LOG = "records.jsonl", "trials.jsonl", "log.txt"
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, or leave the old one: never half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file, or leave the old one: never half of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
