@@ -140,6 +140,11 @@ def sampling(cfg: DictConfig) -> Sampling:
     return Sampling(**settings)
 
 
+def drafter(cfg: DictConfig, decoder: Decoder, skip: SkipSet, policy: StopPolicy) -> ModelDraft:
+    """The draft that leaves `skip` out, as the run samples and as the stop rule needs it."""
+    return ModelDraft(decoder.bind(skip), cfg.sampling.sample_draft, policy.needs_confidence)
+
+
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
     """When a sequence is over: its length, and the strings it may be asked to stop at."""
     strings = list(cfg.stop_strings or ())
@@ -205,7 +210,7 @@ def arms(cfg: DictConfig, decoder: Decoder, ending: Ending) -> list[Arm]:
                 chosen,
                 rule,
                 policy,
-                ModelDraft(decoder.bind(chosen), cfg.sampling.sample_draft, policy.needs_confidence),
+                drafter(cfg, decoder, chosen, policy),
             )
         )
 

@@ -11,10 +11,9 @@ from rich.text import Text
 
 from experiments import build
 from selfspec.decode import Ending, Kind, autoregress, speculate
-from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.exactness import compare
-from selfspec.metrics import acceptance, ratio, tokens_per_round
+from selfspec.metrics import Timed, acceptance, ratio, tokens_per_round, tokens_per_s
 from selfspec.prompt import encode
 from selfspec.tasks.base import Example
 from selfspec.trace import DecodeResult
@@ -38,7 +37,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     )
     policy, how, ending = build.stop(cfg), build.sampling(cfg), build.ending(cfg, loaded)
     chosen = build.skip(str(cfg.skip), decoder.n_layers)
-    drafter = ModelDraft(decoder.bind(chosen), cfg.sampling.sample_draft, policy.needs_confidence)
+    drafter = build.drafter(cfg, decoder, chosen, policy)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
     speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
@@ -77,7 +76,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
 
 
 def _rate(result: DecodeResult) -> float:
-    return ratio(len(result.tokens) - 1, result.total_s - result.prefill_s)
+    return tokens_per_s([Timed(result.total_s - result.prefill_s, len(result.tokens) - 1)])
 
 
 def _speed(what: str, result: DecodeResult) -> str:

@@ -85,11 +85,11 @@ def replay(
         max_new_tokens: as when the references were made: it limits a draft near the end.
     """
     rows = [_Row(reference, 1, stop.begin(), []) for reference in references]
-    cache = _stacked(decoder, references)
     live = [row for row in rows if row.n_left]
-    cache.keep([i for i, row in enumerate(rows) if row.n_left]) if live else None
+    cache = _stacked(decoder, [row.reference for row in live]) if live else None
     chooser = Chooser(Sampling())
     while live:
+        assert cache is not None
         limits = [max_new_tokens - row.position - 1 for row in live]
         drafting = [DraftRow(row.ids, n, row.stop, chooser) for row, n in zip(live, limits, strict=True)]
         proposals = drafter.propose(drafting, cache=cache)
