@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.cost import CostTable
-from search.objective import Score
+from search.objective import GoOn, Score
 from search.replay import Reference, replay
 from selfspec.draft import ModelDraft
 from selfspec.model import Decoder
@@ -43,7 +43,7 @@ class ExpectedSpeedup:
     name: str = "expected_speedup"
     unit: str = "x plain decoding"
 
-    def __call__(self, skip: SkipSet) -> Score:
+    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
         began = self.stopwatch.now()
         drafter = ModelDraft(self.decoder.bind(skip), needs_confidence=self.stop.needs_confidence)

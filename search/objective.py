@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ class Score:
         value: larger is better; its unit is the objective's.
         n_tokens, n_rounds, drafted, accepted: pooled over prompts, first tokens (the prefill's) left out.
         seconds: spent decoding those tokens.
+        draft_cost: of one drafted token, in plain tokens, pooled over the drafted tokens; None where nobody measured it.
+        values: of each prompt scored, in the order of the prompts, which is the same for every skip set; empty where
+            the objective has none.
+        pruned: scoring ended before the last prompt, since the others would not have made it the best.
     """
 
     value: float
@@ -32,6 +36,9 @@ class Score:
     drafted: int
     accepted: int
     seconds: float
+    draft_cost: float | None = None
+    values: tuple[float, ...] = ()
+    pruned: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -48,6 +55,9 @@ class Score:
         return {**asdict(self), "acceptance": None if math.isnan(rate) else rate}
 
 
+GoOn = Callable[[Sequence[float]], bool]  # the values of the prompts so far -> whether to score the others
+
+
 class Objective(Protocol):
     """Scores skip sets."""
 
@@ -61,8 +71,13 @@ class Objective(Protocol):
         """Of the value."""
         ...
 
-    def __call__(self, skip: SkipSet) -> Score:
+    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """The score of `skip`.
+
+        Args:
+            skip: what is left out.
+            go_on: asked now and then with the values of the prompts so far; where it says no, scoring ends. An
+                objective that has no value of a prompt never asks.
 
         Raises:
             RuntimeError: if it could not be scored; the trial is recorded as failed, with the reason.
@@ -95,7 +110,7 @@ class TokensPerSecond:
     def __post_init__(self) -> None:
         Ending(self.max_new_tokens)  # refuses what no trial could do, before there is a run
 
-    def __call__(self, skip: SkipSet) -> Score:
+    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
         drafter = ModelDraft(self.decoder.bind(skip), needs_confidence=self.stop.needs_confidence)
         ending = Ending(self.max_new_tokens)

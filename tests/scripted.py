@@ -15,7 +15,7 @@ from typing import Any
 
 from search import samplers
 from search.loop import Found, default_starts, run_search
-from search.objective import Score
+from search.objective import GoOn, Score
 from search.space import Space
 from search.study import SearchStudy
 from selfspec.skip import SkipSet
@@ -53,7 +53,7 @@ class Scripted:
     name: str = "planted"
     unit: str = "points"
 
-    def __call__(self, skip: SkipSet) -> Score:
+    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         self.calls.append(str(skip))
         time.sleep(self.sleep_s)
         if self.fails(skip):
