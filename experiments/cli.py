@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from importlib import import_module
 from typing import Any
 
 USAGE = """selfspec VERB key=value ...
 
   decode prompt="..."    stream an answer, coloured by accepted, correction and bonus tokens
+  profile                what drafts cost on this machine: measured, and checked
   search                 find which sublayers to skip, on calibration prompts
   evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
   report [runs=...]      tables and pictures of finished runs
@@ -21,7 +23,20 @@ USAGE = """selfspec VERB key=value ...
 `selfspec VERB --help` shows the settings and their groups; `-m` sweeps: selfspec search -m searcher=tpe,gp
 """
 
-FREE_TEXT = ("prompt", "skip", "runs", "resume", "arm", "name", "model.path", "data.path", "paths.outputs")
+VERBS = ("decode", "profile", "search", "evaluate", "report")
+FREE_TEXT = (
+    "prompt",
+    "skip",
+    "runs",
+    "resume",
+    "arm",
+    "name",
+    "model.path",
+    "data.path",
+    "paths.outputs",
+    "costs.path",
+    "storage",
+)
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -47,8 +62,8 @@ def main() -> None:
 def _check_verb(verb: str) -> None:
     from selfspec.errors import unknown_name
 
-    if verb not in ("decode", "search", "evaluate", "report"):
-        raise unknown_name("verb", verb, ["decode", "search", "evaluate", "report"])
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, list(VERBS))
 
 
 def _fail(error: Exception) -> None:
@@ -99,7 +114,7 @@ def check_overrides(verb: str, words: list[str]) -> None:
     stray = [w for w in words if "=" not in w and not w.startswith(("-", "~"))]
     if stray:
         raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
-    groups = ("model", "data", "stop", "searcher", "objective", "sampling", "tracker", "paths", "experiment")
+    groups = ("model", "data", "stop", "searcher", "objective", "costs", "sampling", "tracker", "paths", "experiment")
     chosen = []
     for word in given:
         key, _, value = word.partition("=")
@@ -191,18 +206,4 @@ class _Terminal(logging.Handler):
 
 def _verb(verb: str) -> Any:
     """The function of a verb, imported when it is needed."""
-    if verb == "decode":
-        from experiments.decode import decode
-
-        return decode
-    if verb == "search":
-        from experiments.search import search
-
-        return search
-    if verb == "evaluate":
-        from experiments.evaluate import evaluate
-
-        return evaluate
-    from experiments.report import report
-
-    return report
+    return getattr(import_module(f"experiments.{verb}"), verb)

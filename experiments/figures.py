@@ -10,20 +10,29 @@ import io
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
+from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from search.importance import Importance
+from search.pareto import front, measured
 from selfspec import records
 from selfspec.skip import SkipSet
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito
 KEPT, GREY, DARK = "#EEEEEE", "#767676", "#222222"
+WORSE_BETTER = LinearSegmentedColormap.from_list("worse_better", [RED, "white", BLUE])
+
+Row = Mapping[str, Any]
+Axis = Literal["evaluations", "seconds"]
+AXES: tuple[Axis, Axis] = ("evaluations", "seconds")
 
 _SET_HEIGHT = 1.0  # of one set's two strips and the gap below, in axis units; layers are 1 wide
 _STRIP = 0.34
@@ -118,6 +127,205 @@ def search_history(trials: Sequence[Mapping[str, Any]], *, objective: str, title
     if tried:
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def importance_map(importance: Importance, *, objective: str, title: str = "") -> Figure:
+    """What skipping each sublayer alone does to the value: layers from left to right, attention above MLP.
+
+    The scale ends where one in ten sublayers lies beyond it, so that the few that must never be skipped do not hide
+    what the others do.
+
+    Args:
+        importance: of each sublayer; those without a value are crossed out.
+        objective: its name, read out as the unit of the value.
+        title: above the axes, if any.
+    """
+    n_layers, nothing = importance.n_layers, importance.nothing.value
+    values = {skip: tried.value for skip, tried in importance.alone.items() if tried.value is not None}
+    figure, axes = _canvas(9.0, 2.6)
+    axes.set_facecolor(KEPT)
+    if nothing is None:
+        values = {}
+    changes = np.full((2, n_layers), np.nan)
+    for skip, value in values.items():
+        for kind, layers in enumerate((skip.attn, skip.mlp)):
+            for layer in layers:
+                changes[kind, layer] = value - (nothing or 0.0)
+    known = changes[~np.isnan(changes)]
+    reach = float(np.quantile(np.abs(known), 0.9)) if known.any() else 1.0
+    image = axes.imshow(changes, cmap=WORSE_BETTER, norm=CenteredNorm(0, reach), aspect="auto")
+    for marker, colour, cells, label in (
+        ("x", GREY, np.isnan(changes), "no value"),
+        ("+", DARK, changes > 0, "better than skipping nothing"),
+    ):
+        marked = np.argwhere(cells)
+        axes.plot(marked[:, 1], marked[:, 0], marker, color=colour, markersize=5, label=label)
+    axes.set_yticks([0, 1], ["attention", "MLP"])
+    axes.set_xticks(np.arange(0.5, n_layers - 1), minor=True)
+    axes.set_yticks([0.5], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="both", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axes.spines[["left", "right", "top", "bottom"]].set_visible(False)
+    axes.set_xlabel("layer of the only sublayer skipped")
+    axes.set_title(title, loc="left", fontsize=10.5)
+    if known.size:
+        sides = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
+        extend = sides[bool(known.min() < -reach), bool(known.max() > reach)]
+        bar = figure.colorbar(image, ax=axes, extend=extend, aspect=12, pad=0.015)
+        bar.set_label(f"change of value\n({unit(objective)};\nskip nothing: {nothing:.3g})", fontsize=8.5)
+        bar.ax.tick_params(labelsize=8.5)
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9, handletextpad=0.2)
+    return figure
+
+
+def best_so_far(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
+    """How a search's best grew, over evaluations and over seconds; larger is better.
+
+    Args:
+        trials: rows of a search run; those that do not tell when they ended are in the first panel alone.
+        objective: its name, read out as the unit of the value.
+        title: above the axes, if any.
+    """
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2, sharey=True)
+    tried = sorted(trials, key=lambda trial: trial["number"])
+    nothing = next((t["value"] for t in tried if t["skip"] == "none" and t["state"] == "complete"), None)
+    for axes, axis in zip(panels, AXES, strict=True):
+        shown = _ended(tried, axis)
+        complete = [(x, t["value"]) for x, t in shown if t["state"] == "complete"]
+        if complete:
+            ended, values = [x for x, _ in complete], [value for _, value in complete]
+            axes.plot(ended, values, "o", color=BLUE, label="complete", markersize=4, alpha=0.6, markeredgewidth=0)
+            ended, best = [*ended, shown[-1][0]], [*accumulate(values, max), max(values)]
+            axes.step(ended, best, GREEN, where="post", label="best so far")
+        for state, marker, colour, height in (("pruned", "v", ORANGE, 0.05), ("failed", "x", RED, 0.02)):
+            # A pruned trial's value is of fewer prompts and a failed one has none: both are shown at the bottom.
+            ended = [x for x, t in shown if t["state"] == state]
+            if ended:
+                bottom, label = axes.get_xaxis_transform(), f"{state} (no value)"
+                axes.plot(ended, [height] * len(ended), marker, color=colour, label=label, ms=4, transform=bottom)
+        if nothing is not None:
+            axes.axhline(nothing, color=DARK, linestyle="--", linewidth=1, zorder=0.8, label="skip nothing")
+        axes.margins(y=0.12)
+        _plain(axes, axis)
+    if not any(t["state"] == "complete" for t in tried):
+        panels[0].set_yticks([])  # nothing has a value, so a scale would be made up
+    panels[0].set_ylabel(unit(objective))
+    panels[0].set_title(title, loc="left", fontsize=10.5)
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def pareto(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
+    """Acceptance over draft cost of every complete trial, coloured by value; the front, the best, and skipping nothing.
+
+    Args:
+        trials: rows of a search run; those without a draft cost or an acceptance are left out.
+        objective: its name, read out as the unit of the value.
+        title: above the axes, if any.
+    """
+    figure, axes = _canvas(7.0, 4.8)
+    shown = sorted(measured(trials), key=lambda t: float(t["value"]))  # the best above the others
+    if shown:
+        costs, accepted, values = ([t[name] for t in shown] for name in ("draft_cost", "acceptance", "value"))
+        dots = axes.scatter(costs, accepted, c=values, cmap="cividis", s=28, edgecolors="white", linewidths=0.5)
+        best_ones = front(shown)
+        steps = [t["draft_cost"] for t in best_ones], [t["acceptance"] for t in best_ones]
+        axes.step(*steps, color=DARK, linewidth=1, where="post", zorder=0.9, label="best acceptance at that cost")
+        nothing = [t for t in shown if t["skip"] == "none"][:1]
+        for marker, size, label, some in (("D", 8, "skip nothing", nothing), ("*", 17, "best value", shown[-1:])):
+            x, y = [t["draft_cost"] for t in some], [t["acceptance"] for t in some]
+            axes.plot(x, y, marker, markersize=size, label=label, color="none", markeredgecolor=RED)
+        figure.colorbar(dots, ax=axes, label=unit(objective), pad=0.02).outline.set_visible(False)
+    axes.set_ylabel("acceptance (accepted / drafted tokens)")
+    axes.set_title(title, loc="left", fontsize=10.5)
+    _plain(axes, "draft cost (plain tokens per drafted token)", counts=False)
+    axes.grid(axis="x", color=KEPT)
+    _legend_below(figure, axes)
+    return figure
+
+
+def cost_check(pairs: Sequence[tuple[float, float]], *, title: str = "") -> Figure:
+    """Predicted against measured cost of one drafted token, a point a skip set; within 5 % lies in the band."""
+    figure, axes = _canvas(4.5, 4)
+    predicted, measured = (np.array(v) for v in zip(*pairs, strict=True))
+    ends = np.array([0, 1.05 * max(predicted.max(), measured.max())])
+    axes.fill_between(ends, 0.95 * ends, 1.05 * ends, color="0.9", label="within 5 %")
+    axes.plot(ends, ends, color="0.5", linewidth=0.8)
+    axes.scatter(measured, predicted, s=18, color="#0072B2", zorder=3)
+    axes.set(xlim=ends, ylim=ends, ylabel="predicted cost of a drafted token (plain = 1)", title=title)
+    _plain(axes, "measured cost (plain = 1)", counts=False)
+    axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Axis, objective: str, title: str = "") -> Figure:
+    """The best so far of several searchers: mean over seeds, and the range of them as a band.
+
+    A searcher's curve begins where all its seeds have a value and ends with its shortest run.
+
+    Args:
+        races: by searcher, the rows of each of its runs.
+        x: what a searcher spends.
+        objective: its name, read out as the unit of the value.
+        title: above the axes, if any.
+    """
+    figure, axes = _canvas(8.0, 4.4)
+    colours, dashes = (BLUE, ORANGE, GREEN, RED, DARK), ("-", "--", "-.", ":")  # 20 pairs
+    for i, (name, runs) in enumerate(races.items()):
+        colour, dash = colours[i % len(colours)], dashes[i % len(dashes)]
+        curves = [curve for run in runs if (curve := _curve(run, x))[0].size]
+        if not curves:
+            continue
+        end = min(spent[-1] for spent, _ in curves)
+        grid = np.unique(np.concatenate([spent for spent, _ in curves]))
+        grid = grid[(grid >= max(spent[0] for spent, _ in curves)) & (grid <= end)]
+        bests = np.array([best[np.searchsorted(spent, grid, side="right") - 1] for spent, best in curves])
+        label = f"{name} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
+        ends: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": [-1]}  # a curve of one point is seen too
+        axes.step(grid, bests.mean(axis=0), color=colour, linestyle=dash, where="post", label=label, **ends)
+        axes.fill_between(
+            grid, bests.min(axis=0), bests.max(axis=0), step="post", color=colour, alpha=0.15, linewidth=0
+        )
+    axes.set_ylabel(f"best so far ({unit(objective)})")
+    axes.set_title(title, loc="left", fontsize=10.5)
+    _plain(axes, x)
+    _legend_below(figure, axes, n_columns=4)
+    return figure
+
+
+def _ended(rows: Sequence[Row], x: Axis) -> list[tuple[float, Row]]:
+    """What was spent when each trial ended, in that order; without those that do not tell."""
+    tried = sorted(rows, key=lambda row: row["number"])
+    spent = [n if x == "evaluations" else row.get("elapsed_s") for n, row in enumerate(tried, start=1)]
+    return sorted(((s, row) for s, row in zip(spent, tried, strict=True) if s is not None), key=lambda pair: pair[0])
+
+
+def _curve(rows: Sequence[Row], x: Axis) -> tuple[np.ndarray, np.ndarray]:
+    """What was spent when each trial ended, and the best value by then, from the first value on."""
+    shown = _ended(rows, x)
+    values = (row["value"] if row["state"] == "complete" else -np.inf for _, row in shown)
+    spent, best = np.array([s for s, _ in shown]), np.array(list(accumulate(values, max)))
+    return spent[np.isfinite(best)], best[np.isfinite(best)]
+
+
+def _plain(axes: Axes, xlabel: str, *, counts: bool = True) -> None:
+    """Axes without a box; below, whole numbers from 0 on if it counts something."""
+    axes.set_xlabel(xlabel)
+    if counts:
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=KEPT)
+    axes.set_axisbelow(True)
+
+
+def _legend_below(figure: Figure, axes: Axes, *, n_columns: int = 5) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=9)
 
 
 def _say_beside(axes: Axes, words: str, y: float) -> None:

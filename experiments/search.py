@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,28 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import build, figures
+from experiments.finals import finals
 from experiments.folder import Folder, open_folder, reopen_folder
 from experiments.progress import progress
-from search.cost import CostTable
-from search.expected import ExpectedSpeedup
-from search.loop import Found, default_starts, run_search
-from search.space import Space
+from experiments.setup import COSTS, Setup, set_up
+from experiments.tracking import Tracker
+from search.fidelity import Race
+from search.finals import Raced
+from search.importance import Importance, Verdict, predict
+from search.loop import Budget, Found, run_search, top
+from search.pareto import write_front
+from search.starts import warm_starts
+from search.study import SearchStudy
 from selfspec import provenance, records, skipfile
 from selfspec.errors import InputError
+from selfspec.skip import SkipSet
+from selfspec.stop import describe
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
-JOURNAL, COSTS = "study.journal", "costs.json"
-MAY_CHANGE = ("resume", "searcher.n_trials")
+JOURNAL, SETS, FRONT, FINALS = "study.journal", "sets.json", "pareto.yaml", "finals.jsonl"
+MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searcher.patience")
 
 
 def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
@@ -34,7 +43,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     outputs = Path(cfg.paths.outputs)
     records.make_writable(outputs)
     _check(cfg)
-    setup = _Setup(cfg)
+    setup = set_up(cfg)
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=setup.facts) as folder:
         _run(cfg, setup, folder, say)
@@ -51,11 +60,12 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
         raise InputError(f"resume={path}: no run of a search there (no {records.CONFIG}); give the folder of one")
     old = OmegaConf.load(path / records.CONFIG)
     assert isinstance(old, DictConfig)
-    if any(o.startswith("searcher.n_trials=") for o in overrides):
-        old.searcher.n_trials = cfg.searcher.n_trials
+    for key in MAY_CHANGE[1:]:
+        if any(o.startswith(f"{key}=") for o in overrides):
+            OmegaConf.update(old, key, OmegaConf.select(cfg, key))
     _check(old)
     records.make_writable(path)
-    setup = _Setup(old, resumed=path)
+    setup = set_up(old, resumed=path)
     (path / records.SUMMARY).unlink(missing_ok=True)
     with reopen_folder(path) as folder:
         log.info("resumed")
@@ -65,97 +75,167 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
 
 def _check(cfg: DictConfig) -> None:
     """What can be refused before a model is loaded."""
-    if cfg.searcher.n_trials < 1:
-        raise InputError(f"searcher.n_trials={cfg.searcher.n_trials}; a search needs at least 1 trial")
+    Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
+    if cfg.prune:
+        Race(**cfg.prune)
+    for key, least in (("finals.top", 0), ("finals.race", 1), ("finals.n_prompts", 1), ("worker", 0)):
+        value = OmegaConf.select(cfg, key)
+        if value < least:
+            raise InputError(f"{key}={value}; give {least} or more")
+    if cfg.objective.combine not in ("mean", "worst"):
+        raise InputError(f"objective.combine={cfg.objective.combine!r}; it is mean or worst")
+    if cfg.worker and not cfg.storage:
+        raise InputError(f"worker={cfg.worker} shares a search with others, but storage names no place to meet")
 
 
-class _Setup:
-    """The model, the calibration prompts and what is known of them."""
-
-    def __init__(self, cfg: DictConfig, *, resumed: Path | None = None) -> None:
-        self.loaded = build.model(cfg)
-        self.prompts = build.prompts(
-            cfg,
-            self.loaded,
-            "calibration",
-            n=cfg.objective.n_prompts,
-            seed=cfg.searcher.seed,
-            max_new_tokens=cfg.objective.max_new_tokens,
-        )
-        known = resumed / COSTS if resumed else None
-        costs = CostTable.read(known) if known and known.exists() else None
-        self.objective = build.objective(cfg, self.loaded, self.prompts, costs=costs)
-        self.space = Space(self.loaded.decoder.n_layers)
-        self.facts = build.facts(
-            cfg,
-            self.loaded,
-            searcher=cfg.searcher.name,
-            objective=self.objective.name,
-            stop=build.stop_name(build.stop(cfg)),
-            n_prompts=len(self.prompts),
-            prompt_ids=[p.example.id for p in self.prompts],
-            seed=cfg.searcher.seed,
-        )
-
-
-def _run(cfg: DictConfig, setup: _Setup, folder: Folder, say: Callable[[str], None]) -> None:
-    if isinstance(setup.objective, ExpectedSpeedup):
-        records.write_json(folder.path / COSTS, setup.objective.costs.as_dict())
-    study = build.study(cfg, setup.space, folder.path / JOURNAL)
+def _run(cfg: DictConfig, setup: Setup, folder: Folder, say: Callable[[str], None]) -> None:
+    table = ""
+    if setup.costs:
+        records.write_json(folder.path / COSTS, {"costs": setup.costs.as_dict()})
+        table = provenance.digest(str(setup.costs))
+    study = build.study(
+        cfg, setup.space, folder.path / JOURNAL, sets=_computed_sets(cfg, setup, folder.path / SETS), table=table
+    )
     tracker = build.tracker(cfg, verb="search", run_id=folder.id, folder=folder.path)
-    unit, n_trials = setup.objective.unit, cfg.searcher.n_trials
-    best = max((float(t.user_attrs.get("value", "-inf")) for t in study.trials), default=float("-inf"))
-    if not len(study.trials):
-        with suppress(RuntimeError):  # of which the first trial will tell
-            setup.objective(default_starts(setup.space.n_layers)[0])  # warm-up: its seconds are nobody's
-    with progress("search", n_trials, done=min(len(study.trials), n_trials)) as advance:
-
-        def on_trial(row: dict[str, Any]) -> None:
-            nonlocal best
-            value = row["value"]
-            best = max(best, float("-inf") if value is None else value)
-            log.info("trial %d: %s -> %s %s", row["number"], row["skip"], value, unit)
-            tracker.log(row["number"], {"value": value, "best": best, "acceptance": row["acceptance"]})
-            advance(f"best {best:.2f} {unit}")
-
-        found = run_search(
-            setup.space,
-            setup.objective,
-            study,
-            starts=default_starts(setup.space.n_layers),
-            n_trials=n_trials,
-            seed=cfg.searcher.seed,
-            rows_path=folder.path / records.TRIALS,
-            stopwatch=Stopwatch(setup.loaded.decoder.device),
-            listener=on_trial,
-        )
-    rows = records.read_rows(folder.path / records.TRIALS)
-    for name, figure in (
-        ("search", figures.search_history(rows, objective=setup.objective.name)),
-        ("skip_map", figures.skip_map({f"{cfg.model.name}: best found": found.skip})),
-    ):
-        png, *_ = figures.save(figure, folder.path / name)
-        tracker.image(name, png)
-    tracker.table("trials", [{k: r[k] for k in ("number", "skip", "value", "acceptance", "seconds")} for r in rows])
-    _finish(cfg, setup, folder, found)
+    found, verdict = _search(cfg, setup, study, folder, tracker)
+    unit = setup.objective.unit
+    say(_told(found, unit, cfg.searcher.name))
+    if verdict:
+        say(verdict.text() + ("" if verdict.pays() or cfg.force else "; the search ends here, force=true goes on"))
+    raced: list[Raced] = []
+    if cfg.worker == 0 and cfg.finals.top and found.ended != "interrupted":
+        raced = finals(cfg, setup, top(study, cfg.finals.top), study.trials)
+        records.write_text(folder.path / FINALS, "".join(json.dumps(r.row) + "\n" for r in raced))
+        say(_told_race(raced, predicted=setup.objective.name == "expected_speedup"))
+    _draw(cfg, setup, folder, found, tracker)
+    _finish(cfg, setup, folder, found, verdict, raced)
     last = tracker.finish()
-    say(_told(found, unit))
     say(f"run: {folder.path}")
     if last:
         say(last)
 
 
-def _finish(cfg: DictConfig, setup: _Setup, folder: Folder, found: Found) -> None:
+def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] | None:
+    """What a searcher proposes that computes its sets beforehand, kept in the run folder; None for the others."""
+    if not cfg.searcher.get("computed"):
+        return None
+    if path.exists():
+        return [SkipSet.parse(text, setup.space.n_layers) for text in json.loads(path.read_text())["sets"]]
+    batches = build.references(cfg, setup.loaded, [p.ids for found in setup.prompts.values() for p in found])
+    texts = [reference for batch in batches for reference in batch.references]
+    settings = {"costs": setup.costs} if "knapsack" in cfg.searcher.computed._target_ else {}
+    sets: list[SkipSet] = build.instance(cfg.searcher.computed)(setup.loaded.decoder, texts, **settings)
+    records.write_json(path, {"sets": [str(skip) for skip in sets]})
+    return sets
+
+
+def _search(
+    cfg: DictConfig, setup: Setup, study: SearchStudy, folder: Folder, tracker: Tracker
+) -> tuple[Found, Verdict | None]:
+    """The starts, the verdict that they allow, and the search."""
+    n_trials, unit = cfg.searcher.n_trials, setup.objective.unit
+    complete = [t for t in study.trials if t.state.name == "COMPLETE"]
+    best = max((float(t.user_attrs["value"]) for t in complete), default=float("-inf"))
+    if not study.trials:
+        with suppress(RuntimeError):  # of which the first trial will tell
+            setup.objective(SkipSet(setup.space.n_layers))  # warm-up: its seconds are nobody's
+    with progress("search", n_trials, done=min(len(study.trials), n_trials)) as advance:
+
+        def on_trial(row: dict[str, Any]) -> None:
+            nonlocal best
+            value = row["value"]
+            if row["state"] == "complete":
+                best = max(best, value)
+            log.info("trial %d: %s -> %s %s", row["number"], row["skip"], value, unit)
+            tracker.log(row["number"], {"value": value, "best": best, "acceptance": row["acceptance"]})
+            advance(f"best {best:.3f} {unit}")
+
+        starts, has_map = _starts(cfg, setup)
+
+        def go(n: int) -> Found:
+            return run_search(
+                setup.space,
+                setup.objective,
+                study,
+                starts=starts,
+                n_trials=n,
+                seed=cfg.searcher.seed,
+                rows_path=folder.path / records.TRIALS,
+                stopwatch=Stopwatch(setup.loaded.decoder.device),
+                max_s=cfg.searcher.max_s,
+                patience=cfg.searcher.patience,
+                race=Race(**cfg.prune) if cfg.prune else None,
+                listener=on_trial,
+            )
+
+        if not has_map or setup.costs is None or n_trials <= len(starts):
+            return go(n_trials), None
+        found = go(len(starts))
+        if found.ended != "trials":
+            return found, None
+        rows = records.read_rows(folder.path / records.TRIALS)
+        importance = Importance.of(rows, setup.space.n_layers)
+        verdict = predict(importance, setup.costs, context=setup.context, max_draft=build.stop(cfg).max_draft)
+        log.info("%s", verdict.text())
+        return (go(n_trials) if verdict.pays() or cfg.force else found), verdict
+
+
+def _starts(cfg: DictConfig, setup: Setup) -> tuple[list[SkipSet], bool]:
+    """What is scored first, and whether that holds the importance map of a search by expected speedup."""
+    kinds, n_layers = list(cfg.starts), setup.space.n_layers
+    if "singles" in kinds and cfg.searcher.n_trials < 4 * n_layers:
+        log.info("no importance map: its %d trials would be more than half of %d", 2 * n_layers, cfg.searcher.n_trials)
+        kinds.remove("singles")
+    paths = [cfg.start] if isinstance(cfg.start, str) else list(cfg.start or ())
+    starts = warm_starts(setup.space, kinds, [Path(p).expanduser() for p in paths])
+    alone = sum(len(skip) == 1 for skip in starts)
+    has_map = "nothing" in kinds and alone == 2 * n_layers and cfg.objective.name == "expected_speedup"
+    return starts, has_map
+
+
+def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found, tracker: Tracker) -> None:
+    """The pictures of the search, the front of its sets, and its table for the tracker."""
+    rows = records.read_rows(folder.path / records.TRIALS)
+    name, n_layers = setup.objective.name, setup.space.n_layers
+    pictures = {
+        "search": figures.best_so_far(rows, objective=name),
+        "skip_map": figures.skip_map({f"{cfg.model.name}: best found": found.skip}),
+    }
+    if any(r["draft_cost"] is not None for r in rows):
+        pictures["pareto"] = figures.pareto(rows, objective=name)
+        write_front(folder.path / FRONT, rows, model=cfg.model.name, n_layers=n_layers, run=folder.id)
+    with suppress(InputError):  # without a trial that skips nothing there is no map
+        importance = Importance.of(rows, n_layers)
+        if importance.alone:
+            pictures["importance"] = figures.importance_map(importance, objective=name)
+    for picture, figure in pictures.items():
+        png, *_ = figures.save(figure, folder.path / picture)
+        tracker.image(picture, png)
+    tracker.table("trials", [{k: r[k] for k in ("number", "skip", "value", "acceptance", "seconds")} for r in rows])
+
+
+def _finish(
+    cfg: DictConfig, setup: Setup, folder: Folder, found: Found, verdict: Verdict | None, raced: Sequence[Raced]
+) -> None:
+    winner = raced[0] if raced else None
+    skip = winner.finalist.skip if winner else found.skip
+    measured: dict[str, Any] = {}
+    if winner:
+        low, high = winner.interval
+        measured = {"speedup": round(winner.speedup, 4), "interval": [round(low, 4), round(high, 4)]}
+        if cfg.objective.get("tune_stop"):
+            measured["stop"] = describe(winner.finalist.stop)
     skipfile.save_skip_set(
         folder.path / skipfile.NAME,
-        found.skip,
+        skip,
         model=cfg.model.name,
         objective=setup.objective.name,
-        value=found.value,
+        value=winner.finalist.trial_value if winner else found.value,
         unit=setup.objective.unit,
-        data=cfg.data.name,
+        data=",".join(setup.prompts),
         run=folder.id,
         date=provenance.now(),
+        **measured,
     )
     folder.finish(
         {
@@ -165,13 +245,37 @@ def _finish(cfg: DictConfig, setup: _Setup, folder: Folder, found: Found) -> Non
             "nothing_value": found.nothing_value,
             "unit": setup.objective.unit,
             "elapsed_s": found.elapsed_s,
+            "ended": found.ended,
+            "verdict": None if verdict is None else {"bound": verdict.bound, "text": verdict.text()},
+            "winner": winner.row if winner else None,
         }
     )
 
 
-def _told(found: Found, unit: str) -> str:
+def _told(found: Found, unit: str, searcher: str) -> str:
     compared = "" if found.nothing_value is None else f"; drafting with nothing skipped: {found.nothing_value:.2f}"
+    why = {
+        "trials": "",
+        "seconds": " (searcher.max_s is spent)",
+        "stagnation": " (no new best for searcher.patience trials)",
+        "exhausted": f" ({searcher} has nothing more to propose)",
+        "interrupted": " (interrupted; resume=RUN goes on)",
+    }[found.ended]
     return (
-        f"best of {found.n_trials} trials in {found.elapsed_s:.0f} s: skip={found.skip} "
+        f"best of {found.n_trials} trials in {found.elapsed_s:.0f} s{why}: skip={found.skip} "
         f"({len(found.skip)} of {2 * found.skip.n_layers} sublayers), {found.value:.2f} {unit}{compared}"
+    )
+
+
+def _told_race(raced: Sequence[Raced], *, predicted: bool) -> str:
+    best = raced[0]
+    low, high = best.interval
+    score = best.finalist.score
+    told = "" if not predicted or score is None else f", predicted {score.value:.2f}x"
+    doubt = "; the interval includes 1: no speedup is shown" if low <= 1 <= high else ""
+    doubt = "; slower than plain decoding" if high < 1 else doubt
+    n = len(best.finalist.times)
+    return (
+        f"raced on {n} prompts against plain decoding: skip={best.finalist.skip}, {best.speedup:.2f}x "
+        f"[{low:.2f}, {high:.2f}]{told}{doubt}"
     )

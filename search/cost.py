@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
-from selfspec.model import Decoder, Forward
+from selfspec.cache import ClockCache
+from selfspec.decode import Ending, speculate
+from selfspec.draft import DraftRow, ModelDraft
+from selfspec.errors import InputError
+from selfspec.model import Decoder
+from selfspec.sampling import Chooser, Sampling
 from selfspec.skip import SkipSet
+from selfspec.stop import Fixed
 from selfspec.timing import Stopwatch
+
+OVERHEAD_REPEATS, OVERHEAD_ROUNDS = 8, 4  # enough for a median; chosen, not tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +40,10 @@ class CostTable:
         contexts: where attention was measured, in tokens, rising.
         attn_s: of one attention sublayer for one token, at each of `contexts`.
         mlp_s: of one MLP sublayer for one token.
-        base_s: of what no skip set leaves out: embedding, norms, head, Python.
-        full_s: of one plain token at each of `contexts`.
+        base_s: of what no skip set leaves out: embedding, norms, head, the choice of a token and how sure it is.
+        full_s: of one plain token and its choice, at each of `contexts`.
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
+        round_s: of a round beside its forwards.
     """
 
     contexts: tuple[int, ...]
@@ -41,6 +52,7 @@ class CostTable:
     base_s: float
     full_s: tuple[float, ...]
     verify_s: tuple[float, ...]
+    round_s: float = 0.0
 
     def draft_s(self, skip: SkipSet, context: int) -> float:
         """Seconds of one drafted token with `skip` left out, after `context` tokens."""
@@ -71,17 +83,27 @@ class CostTable:
 
     @classmethod
     def read(cls, path: Path) -> CostTable:
-        """The table in a JSON file."""
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
-        return cls(**settings)
+        """The table in a JSON file.
+
+        Raises:
+            InputError: if there is none.
+        """
+        try:
+            body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["costs"]
+            parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+            return cls(**parts)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no cost table ({error}); `selfspec profile` makes one") from None
 
 
 @torch.inference_mode()
 def measure(
     decoder: Decoder, *, contexts: Sequence[int], max_tokens: int, repeats: int, stopwatch: Stopwatch
 ) -> CostTable:
-    """Measure the table; takes some `repeats` · (5 · contexts + max_tokens) forwards. The machine must be quiet.
+    """Measure the table; takes some `repeats` · (2 · sets + max_tokens) forwards. The machine must be quiet.
+
+    Sets that leave out none, half or all of the attention and MLP sublayers are drafted with in turn; the parts are the
+    least-squares fit of their medians, so that the table is right where most drafts are, not only at its ends.
 
     Args:
         decoder: the model.
@@ -91,49 +113,166 @@ def measure(
         stopwatch: where seconds come from.
     """
     n = decoder.n_layers
-    every = frozenset(range(n))
-    arms: dict[str, Forward] = {
-        "full": decoder.full,
-        "no attention": decoder.bind(SkipSet(n, attn=every)),
-        "no mlp": decoder.bind(SkipSet(n, mlp=every)),
-        "nothing": decoder.bind(SkipSet(n, every, every)),
-    }
-    timed: dict[int, dict[str, float]] = {}
+    sets = [SkipSet(n, _spread(n, a), _spread(n, m)) for a in (0.0, 0.5, 1.0) for m in (0.0, 0.5, 1.0)]
+    turns = _Turns(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
+    full, drafted = [1.0], []
     for context in contexts:
-        calls = {name: _call(decoder, forward, 1, context) for name, forward in arms.items()}
-        timed[context] = _medians(calls, repeats, stopwatch)
-    sizes = {str(k): _call(decoder, decoder.full, k, contexts[0]) for k in range(1, max_tokens + 1)}
-    verify = _medians(sizes, repeats, stopwatch)
-    first = timed[contexts[0]]
-    return CostTable(
+        calls = {str(s): _drafting(decoder, s, context) for s in sets}
+        if context != contexts[0]:
+            calls["plain"] = _plain(decoder, 1, context)
+        units = turns.units(calls)
+        full += [units["plain"]] if "plain" in units else []
+        drafted += [(context, s, units[str(s)]) for s in sets]
+    base, mlp, *attn = _fit(drafted, contexts)
+    sizes = {str(k): _plain(decoder, k, contexts[0]) for k in range(1, max_tokens + 1)}
+    # More tokens never cost less: where the medians fall, it is noise.
+    verify = isotonic_regression(list(turns.units(sizes).values())).x
+    unit_s = turns.unit_s
+    table = CostTable(
         contexts=tuple(contexts),
-        attn_s=tuple((t["full"] - t["no attention"]) / n for t in timed.values()),
-        mlp_s=(first["full"] - first["no mlp"]) / n,
-        base_s=first["full"] - (first["full"] - first["no attention"]) - (first["full"] - first["no mlp"]),
-        full_s=tuple(t["full"] for t in timed.values()),
-        verify_s=tuple(verify[str(k)] for k in range(1, max_tokens + 1)),
+        attn_s=tuple(v * unit_s for v in attn),
+        mlp_s=mlp * unit_s,
+        base_s=base * unit_s,
+        full_s=tuple(v * unit_s for v in full),
+        verify_s=tuple(float(v) * unit_s for v in verify),
     )
+    return replace(table, round_s=_round_units(decoder, table, stopwatch) * unit_s)
 
 
-def _call(decoder: Decoder, forward: Forward, n_tokens: int, context: int) -> Callable[[], None]:
-    """A forward of `n_tokens` after `context` tokens, ready to be timed."""
-    cache = decoder.new_cache(n_rows=1, capacity=context + n_tokens)
-    ids = torch.full((1, max(context, n_tokens)), 5, device=decoder.device)
-    decoder.full(ids[:, :context], starts=[0], cache=cache, n_logits=1)
+@torch.inference_mode()
+def check(
+    decoder: Decoder, table: CostTable, sets: Sequence[SkipSet], *, repeats: int, stopwatch: Stopwatch
+) -> list[tuple[float, float]]:
+    """(predicted, measured) cost of one drafted token of each set in plain tokens, at the first context, in turn."""
+    context = table.contexts[0]
+    turns = _Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    measured = turns.units({str(i): _drafting(decoder, skip, context) for i, skip in enumerate(sets)})
+    plain_s = table.plain_s(context)
+    return [(table.draft_s(skip, context) / plain_s, measured[str(i)]) for i, skip in enumerate(sets)]
+
+
+def random_sets(n_layers: int, n_sets: int, seed: int) -> list[SkipSet]:
+    """Skip sets of every size from few sublayers to nearly all, drawn evenly."""
+    rng = np.random.default_rng(seed)
+    sizes = np.linspace(1, 2 * n_layers - 1, n_sets).round().astype(int)
+    found = []
+    for size in sizes:
+        chosen = set(rng.choice(2 * n_layers, size=size, replace=False).tolist())
+        found.append(SkipSet.from_bits([i in chosen for i in range(2 * n_layers)]))
+    return found
+
+
+def _spread(n_layers: int, fraction: float) -> frozenset[int]:
+    """That part of the layers, evenly spaced."""
+    return frozenset(int((i + 0.5) / fraction) for i in range(round(n_layers * fraction)))
+
+
+def _fit(drafted: Sequence[tuple[int, SkipSet, float]], contexts: Sequence[int]) -> list[float]:
+    """Cost of the base, of one MLP, and of one attention at each context: relative errors squared are least."""
+    rows = []
+    for context, skip, cost in drafted:
+        n_attn, n_mlp = skip.n_layers - len(skip.attn), skip.n_layers - len(skip.mlp)
+        rows.append([v / cost for v in (1.0, n_mlp, *(n_attn * (context == c) for c in contexts))])
+    parts, *_ = np.linalg.lstsq(np.array(rows), np.ones(len(rows)), rcond=None)
+    return [max(0.0, float(v)) for v in parts]
+
+
+def _round_units(decoder: Decoder, table: CostTable, stopwatch: Stopwatch) -> float:
+    """What a real round takes beside its forwards, in plain tokens of the same minute: at least 0."""
+    nothing, context = SkipSet(decoder.n_layers), table.contexts[0]
+    drafter = ModelDraft(decoder.bind(nothing))
+    plain = _plain(decoder, 1, context)
+    left = []
+    for _ in range(OVERHEAD_REPEATS):
+        turns = _Turns(plain, 3, stopwatch)
+        turns.units({})
+        (result,) = speculate(
+            decoder,
+            [[5] * context],
+            drafter=drafter,
+            stops=[Fixed(2).begin()],
+            ending=Ending(3 * OVERHEAD_ROUNDS + 1, frozenset()),
+            stopwatch=stopwatch,
+        )
+        turns.units({})
+        speed = table.plain_s(context) / turns.unit_s
+        for r in result.rounds:
+            forwards_s = r.drafted * table.draft_s(nothing, context) + table.verification_s(r.drafted + 1, context)
+            left.append(((r.draft_s + r.verify_s) * speed - forwards_s) / table.plain_s(context))
+    return max(0.0, statistics.median(left))
+
+
+def _drafting(decoder: Decoder, skip: SkipSet, context: int) -> Callable[[], None]:
+    """Drafting one token after `context` tokens, ready to be timed."""
+    cache, ids = _prefilled(decoder, context, 1)
+    drafter = ModelDraft(decoder.bind(skip))
+    row = DraftRow([*ids, 5], 1, Fixed(1).begin(), Chooser(Sampling()))
 
     def call() -> None:
-        forward(ids[:, :n_tokens], starts=[context], cache=cache)
+        drafter.propose([row], cache=cache)
 
     return call
 
 
-def _medians(calls: dict[str, Callable[[], None]], repeats: int, stopwatch: Stopwatch) -> dict[str, float]:
-    """The median seconds of each call, taken in turn, after one turn that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            began = stopwatch.now()
-            call()
-            if turn:
-                seconds[name].append(stopwatch.now() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def _plain(decoder: Decoder, n_tokens: int, context: int) -> Callable[[], None]:
+    """The full forward of `n_tokens` after `context` tokens and their choice, ready to be timed."""
+    cache, _ = _prefilled(decoder, context, n_tokens)
+    ids = torch.full((1, n_tokens), 5, device=decoder.device)
+
+    def call() -> None:
+        decoder.full(ids, starts=[context], cache=cache).argmax(-1).tolist()
+
+    return call
+
+
+def _prefilled(decoder: Decoder, context: int, n_more: int) -> tuple[ClockCache, list[int]]:
+    """A cache of `context` tokens with room for more, and the tokens."""
+    cache, ids = decoder.new_cache(n_rows=1, capacity=context + n_more), [5] * context
+    decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)
+    return cache, ids
+
+
+class _Turns:
+    """Times calls in turn, in units of one call that comes before and after every pair of them.
+
+    A machine's speed drifts by a third within minutes, while the ratio of neighbouring calls hardly does: so a ratio is
+    taken in every turn, and the median of the ratios counts.
+
+    Args:
+        unit: the call that is the unit: a plain token.
+        repeats: turns that count, after one that does not.
+        stopwatch: where seconds come from.
+    """
+
+    def __init__(self, unit: Callable[[], None], repeats: int, stopwatch: Stopwatch) -> None:
+        self._unit, self._repeats, self._stopwatch = unit, repeats, stopwatch
+        self._units: list[float] = []
+
+    @property
+    def unit_s(self) -> float:
+        """Seconds of the unit: the median of all its calls."""
+        return statistics.median(self._units)
+
+    def units(self, calls: dict[str, Callable[[], None]]) -> dict[str, float]:
+        """The cost of each call, in units."""
+        ratios: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(self._repeats + 1):
+            units = [self._seconds(self._unit)]
+            for pair in _pairs(list(calls.items())):
+                seconds = {name: self._seconds(call) for name, call in pair}
+                units.append(self._seconds(self._unit))
+                if turn:
+                    for name, value in seconds.items():
+                        ratios[name].append(2 * value / (units[-2] + units[-1]))
+            self._units += units if turn else []
+        return {name: statistics.median(values) for name, values in ratios.items()}
+
+    def _seconds(self, call: Callable[[], None]) -> float:
+        began = self._stopwatch.now()
+        call()
+        return self._stopwatch.now() - began
+
+
+def _pairs(items: list[tuple[str, Callable[[], None]]]) -> Iterator[list[tuple[str, Callable[[], None]]]]:
+    for i in range(0, len(items), 2):
+        yield items[i : i + 2]

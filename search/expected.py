@@ -1,71 +1,156 @@
-"""The noise-free objective: replayed counts and measured costs give the speedup that a skip set would have."""
+"""The objectives without noise: drafts replayed against what the full model is known to say, and measured costs.
+
+Nothing is verified and no clock is read into a value, so that two runs give the same number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+from search.chains import Chains
 from search.cost import CostTable
 from search.objective import GoOn, Score
-from search.replay import Reference, replay
-from selfspec.draft import ModelDraft
+from search.reference import Reference, ReferenceBatch
+from search.replay import draft_everything, replay
+from search.tune import Widest, fitted, variants
+from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy
+from selfspec.stop import Optimal, StopPolicy, describe
 from selfspec.timing import Stopwatch
+from selfspec.trace import Round
 
 
 @dataclass(frozen=True, slots=True)
-class ExpectedSpeedup:
-    """Plain seconds over draft and verify seconds for the same tokens: counts replayed, costs from a table.
+class Replayed:
+    """The rounds of one prompt, and what they cost in seconds: drafting, verifying, or plain decoding instead."""
 
-    It ignores the engine's own time in a round (about a hundredth) and whatever disturbs the machine, so that two runs
-    give the same number.
+    rounds: list[Round]
+    draft_s: float
+    verify_s: float
+    plain_s: float
+    plain_drafted_s: float  # had the drafted tokens been plain ones
+
+
+def cost_of(rounds: list[Round], reference: Reference, skip: SkipSet, costs: CostTable) -> Replayed:
+    """One prompt's rounds with their seconds, each at the context where it happens."""
+    context = len(reference.prompt)
+    draft_s = verify_s = plain_s = plain_drafted_s = 0.0
+    for r in rounds:
+        one = costs.plain_s(context)
+        draft_s += r.drafted * costs.draft_s(skip, context)
+        verify_s += costs.verification_s(r.drafted + 1, context) + costs.round_s
+        plain_s += r.committed * one
+        plain_drafted_s += r.drafted * one
+        context += r.committed
+    return Replayed(rounds, draft_s, verify_s, plain_s, plain_drafted_s)
+
+
+def expected_speedup(prompts: Sequence[Replayed]) -> float:
+    """Plain seconds over the method's, pooled."""
+    return ratio(sum(p.plain_s for p in prompts), sum(p.draft_s + p.verify_s for p in prompts))
+
+
+def accepted_fraction(prompts: Sequence[Replayed]) -> float:
+    """Accepted over drafted tokens, pooled; 1 where nothing was drafted, since nothing was rejected."""
+    value = acceptance(
+        sum(r.accepted for p in prompts for r in p.rounds), sum(r.drafted for p in prompts for r in p.rounds)
+    )
+    return 1.0 if math.isnan(value) else value
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayObjective:
+    """Replays every calibration prompt with a skip set's drafts, and values what comes out.
 
     Attributes:
+        name, unit: of the value.
+        value: from the replayed prompts.
         decoder: the model.
-        references: what the full model says on the calibration prompts.
+        batches: what the full model says on the calibration prompts.
         stop: the stop rule; every prompt begins afresh.
-        max_new_tokens: of each prompt.
         costs: measured on this machine.
         stopwatch: for the seconds that scoring takes.
+        tune_stop: choose the rule's settings for each skip set, those of the best value; the score says which.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
     """
 
+    name: str
+    unit: str
+    value: Callable[[Sequence[Replayed]], float]
     decoder: Decoder
-    references: Sequence[Reference]
+    batches: Sequence[ReferenceBatch]
     stop: StopPolicy
-    max_new_tokens: int
     costs: CostTable
     stopwatch: Stopwatch
-    name: str = "expected_speedup"
-    unit: str = "x plain decoding"
+    tune_stop: bool = False
+    rules: Sequence[StopPolicy] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise RuntimeError("every calibration prompt ended at its first token, so there is nothing to draft")
+        object.__setattr__(self, "rules", variants(self.stop) if self.tune_stop else [self.stop])
 
     def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
         began = self.stopwatch.now()
-        drafter = ModelDraft(self.decoder.bind(skip), needs_confidence=self.stop.needs_confidence)
-        replayed = replay(
-            self.decoder, self.references, drafter=drafter, stop=self.stop, max_new_tokens=self.max_new_tokens
-        )
-        plain_s = method_s = 0.0
-        for reference, rounds in zip(self.references, replayed, strict=True):
-            context = len(reference.prompt)
-            for r in rounds:
-                method_s += r.drafted * self.costs.draft_s(skip, context)
-                method_s += self.costs.verification_s(r.drafted + 1, context)
-                plain_s += r.committed * self.costs.plain_s(context)
-                context += r.committed
-        rounds = [r for rows in replayed for r in rows]
-        if not rounds:
-            raise RuntimeError("every calibration prompt ended at its first token, so there is nothing to draft")
+        by_rule: dict[StopPolicy, list[Replayed]] = {}
+        pruned = False
+        for n_done, drafted in enumerate(self._batches(skip), start=1):
+            for rule, prompts in drafted.items():
+                by_rule.setdefault(rule, []).extend(prompts)
+            best = max(by_rule, key=lambda rule: self.value(by_rule[rule]))
+            values = tuple(self.value([p]) for p in by_rule[best])
+            if go_on and n_done < len(self.batches) and not go_on(values):
+                pruned = True
+                break
+        prompts = by_rule[best]
+        rounds = [r for p in prompts for r in p.rounds]
         return Score(
-            value=plain_s / method_s,
+            value=self.value(prompts),
             n_tokens=sum(r.committed for r in rounds),
             n_rounds=len(rounds),
             drafted=sum(r.drafted for r in rounds),
             accepted=sum(r.accepted for r in rounds),
             seconds=self.stopwatch.now() - began,
+            draft_cost=_or_none(ratio(sum(p.draft_s for p in prompts), sum(p.plain_drafted_s for p in prompts))),
+            values=values,
+            pruned=pruned,
+            stop=describe(best) if self.tune_stop else None,
         )
+
+    def _batches(self, skip: SkipSet) -> Iterator[dict[StopPolicy, list[Replayed]]]:
+        """The replayed prompts of one batch after the other, by stop rule."""
+        forward = self.decoder.bind(skip)
+        rules = list(self.rules)
+        for n_done, batch in enumerate(self.batches):
+            widest = Widest(rules)
+            chains = Chains(forward, batch, max_draft=widest.max_draft, with_confidence=widest.needs_confidence)
+            if self.tune_stop:
+                draft_everything(chains, widest)
+                if isinstance(self.stop, Optimal) and not n_done:
+                    rules.append(self._fitted(self.stop, chains, skip))
+            replayed = {}
+            for rule in rules:
+                prompts = zip(replay(chains, rule), batch.references, strict=True)
+                replayed[rule] = [cost_of(rounds, reference, skip, self.costs) for rounds, reference in prompts]
+            yield replayed
+
+    def _fitted(self, stop: Optimal, chains: Chains, skip: SkipSet) -> Optimal:
+        """The rule with the costs and the calibration of this draft."""
+        references, context = chains.batch.references, len(chains.batch.references[0].prompt)
+        plain_s, steps = self.costs.plain_s(context), self.costs.verify_s
+        return fitted(
+            stop,
+            [(references[start[0]], start, chains[start]) for start in chains.starts],
+            draft_cost=self.costs.draft_s(skip, context) / plain_s,
+            verify_cost=(steps[-1] - steps[0]) / max(1, len(steps) - 1) / plain_s,
+        )
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,32 +1,91 @@
-"""The search loop: propose, score, record, until the budget is spent.
+"""The search loop: propose, score, record, until a budget is spent.
 
 It knows no model and no Optuna: only a study that proposes, an objective that scores, and a file of rows. A trial is in
-the study's journal before its row is in the file, so a kill between the two loses nothing.
+the study's journal before its row is in the file, so a kill between the two loses nothing: the file is a view of the
+study, the trials of other workers included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.objective import Objective, Score
+from search.bits import Exhausted
+from search.fidelity import Race
+from search.objective import GoOn, Objective, Score
 from search.space import Space
 from search.study import Proposal, SearchStudy
 from selfspec.errors import InputError
 from selfspec.records import append_row, drop_partial_line, read_rows
-from selfspec.skip import SkipSet, deepest_attention, evenly_spaced
+from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
 
+log = logging.getLogger(__name__)
+
 Listener = Callable[[dict[str, Any]], None]
+Ended = Literal["trials", "seconds", "stagnation", "exhausted", "interrupted"]
+
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When a search ends, whatever comes first.
+
+    Attributes:
+        n_trials: finished or running, of all workers and sittings; failed and pruned ones count.
+        max_s: seconds from the first trial on, over all sittings; the trial that runs is finished. None: no limit.
+        patience: proposals of the searcher in a row without a new best; starts do not count. None: no limit.
+
+    Raises:
+        InputError: for a budget of nothing.
+    """
+
+    n_trials: int
+    max_s: float | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_trials < 1:
+            raise InputError(f"searcher.n_trials={self.n_trials}; a search needs at least 1 trial")
+        if self.max_s is not None and self.max_s <= 0:
+            raise InputError(f"searcher.max_s={self.max_s}; give seconds above 0, or null for no limit")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"searcher.patience={self.patience}; give 1 trial or more, or null for no limit")
+
+    def spent(self, trials: Sequence[FrozenTrial], elapsed_s: float) -> Ended | None:
+        """Which budget these finished trials and seconds have spent; None if the search goes on."""
+        if len(trials) >= self.n_trials:
+            return "trials"
+        if self.max_s is not None and trials and elapsed_s >= self.max_s:
+            return "seconds"
+        if self.patience is not None:
+            best = _best(trials)
+            since = trials if best is None else trials[best + 1 :]
+            if sum(t.user_attrs["origin"] == "searcher" for t in since) >= self.patience:
+                return "stagnation"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best skip set that was run, its value and its trial; and the value of skipping nothing."""
+    """The best skip set that was scored to its end, with its value and trial; and how the search went.
+
+    Attributes:
+        skip, value, number: of the best; `number` is its row's.
+        nothing_value: of skipping nothing; None if that was not scored to its end.
+        n_trials, elapsed_s: of all sittings.
+        ended: the budget that was spent, or what else ended the search.
+    """
 
     skip: SkipSet
     value: float
@@ -34,15 +93,7 @@ class Found:
     nothing_value: float | None
     n_trials: int
     elapsed_s: float
-
-
-def default_starts(n_layers: int) -> list[SkipSet]:
-    """Skip nothing; a quarter of the layers, evenly spaced; the attention of the deepest half."""
-    return [
-        SkipSet(n_layers),
-        evenly_spaced(n_layers, max(0, min(n_layers // 4, n_layers - 2))),
-        deepest_attention(n_layers, n_layers // 2),
-    ]
+    ended: Ended
 
 
 def run_search(
@@ -55,96 +106,181 @@ def run_search(
     seed: int,
     rows_path: Path,
     stopwatch: Stopwatch,
+    max_s: float | None = None,
+    patience: int | None = None,
+    race: Race | None = None,
     listener: Listener | None = None,
 ) -> Found:
-    """Run the search up to `n_trials` trials in all, those of an earlier run of the same study included.
+    """Run the search until a budget is spent; what an earlier run of the same study spent counts.
+
+    Ctrl-C ends it too: the trial that runs is dropped, and the best so far is returned.
 
     Args:
         space: what is searched.
         objective: scores a skip set.
         study: proposes and remembers.
-        starts: scored first, in order.
-        n_trials: the budget.
+        starts: scored first, in order, and always to their end.
+        n_trials, max_s, patience: see `Budget`.
         seed: written into each row.
         rows_path: JSON lines, one row a trial.
         stopwatch: where the elapsed seconds come from.
+        race: when the searcher's hopeless trials are stopped; None: never.
         listener: told each row.
 
     Raises:
-        InputError: for a budget of no trials, or if none could be scored.
+        InputError: for a budget of nothing, or if no trial could be scored.
+        KeyboardInterrupt: if there was none before it.
     """
-    if n_trials < 1:
-        raise InputError(f"searcher.n_trials={n_trials}; a search needs at least 1 trial")
-    _repair_rows(rows_path, study)
-    known: dict[str, FrozenTrial] = {}
-    for trial in study.trials:
-        if trial.state == TrialState.COMPLETE:
-            known.setdefault(trial.user_attrs["skip"], trial)
+    budget = Budget(n_trials, max_s, patience)
+    rows = _Rows(rows_path, study.trials, listener)
     before = max((float(t.user_attrs["elapsed_s"]) for t in study.trials), default=0.0)
     began = stopwatch.now()
-    while (number := len(study.trials)) < n_trials:
-        proposal = study.start(starts[number]) if number < len(starts) else study.ask()
-        score, reason = _score(proposal, objective, known)
-        elapsed = before + stopwatch.now() - began
-        told = study.tell(proposal, score, elapsed_s=elapsed, seed=seed, reason=reason)
-        if score:
-            known.setdefault(str(proposal.skip), told)
-        row = row_of(told, number)
-        append_row(rows_path, row)
-        if listener:
-            listener(row)
-    return _best(study, space)
+    try:
+        while True:
+            study.sync()
+            rows.add(study.trials)
+            ended = budget.spent(study.trials, before + stopwatch.now() - began)
+            if ended:
+                break
+            place = study.claim(n_trials)
+            if place is None:
+                rows.add(study.trials)  # what the others finished while this one waited for them
+                ended = "trials"
+                break
+            proposal = study.start(starts[place]) if place < len(starts) else study.ask()
+            score, reason = _score(proposal, objective, study.trials, race)
+            with _uninterrupted():
+                elapsed = before + stopwatch.now() - began
+                study.tell(proposal, score, elapsed_s=elapsed, seed=seed, reason=reason)
+                rows.add(study.trials)
+    except Exhausted:
+        ended = "exhausted"
+    except KeyboardInterrupt:
+        if _best(study.trials) is None:
+            raise
+        ended = "interrupted"
+    finally:
+        study.release()
+    log.info("the search ended after %d trials: %s", len(study.trials), ended)
+    return _found(study.trials, space, ended)
+
+
+def top(study: SearchStudy, k: int) -> list[tuple[SkipSet, float]]:
+    """The best `k` distinct skip sets that were scored to their end, with their values, best first."""
+    values: dict[str, float] = {}
+    for trial in study.trials:
+        if trial.state == TrialState.COMPLETE:
+            values.setdefault(trial.user_attrs["skip"], float(trial.user_attrs["value"]))
+    best = sorted(values, key=lambda skip: -values[skip])[:k]
+    return [(SkipSet.parse(skip, study.space.n_layers), values[skip]) for skip in best]
 
 
 def row_of(trial: FrozenTrial, number: int) -> dict[str, Any]:
-    """The JSON row of a finished trial."""
-    fields = ("origin", "skip", "attn", "mlp", "value", "acceptance", "drafted", "accepted", "n_rounds", "n_tokens")
-    attrs = trial.user_attrs
-    state = "complete" if trial.state == TrialState.COMPLETE else "failed"
-    times = {name: attrs.get(name) for name in ("seconds", "elapsed_s", "seed")}
+    """The JSON row of a finished trial; a pruned one's numbers are of the prompts it was scored on."""
+    scored = [f.name for f in fields(Score) if f.name != "pruned"]  # the state tells that
+    names = ("origin", "skip", "attn", "mlp", "acceptance", *scored, "elapsed_s", "seed")
     return {
         "number": number,
-        **{f: attrs.get(f) for f in fields},
-        **times,
-        "state": state,
-        "reason": attrs.get("reason"),
+        **{name: trial.user_attrs.get(name) for name in names},
+        "state": STATES[trial.state],
+        "reason": trial.user_attrs.get("reason"),
     }
 
 
-def _score(proposal: Proposal, objective: Objective, known: dict[str, FrozenTrial]) -> tuple[Score | None, str | None]:
-    """The score, from memory where this set was run before; or None and the reason why there is none."""
-    earlier = known.get(str(proposal.skip))
-    if earlier is not None:
-        fields = ("value", "n_tokens", "n_rounds", "drafted", "accepted", "seconds")
-        return Score(**{f: earlier.user_attrs[f] for f in fields}), f"known from trial {earlier.number}"
+class _Rows:
+    """The file of rows: a view of the study's trials, which only ever grow at their end.
+
+    A kill leaves the last trial without its row, or with half of one; these are added.
+    """
+
+    def __init__(self, path: Path, trials: Sequence[FrozenTrial], listener: Listener | None) -> None:
+        self._path, self._listener = path, None
+        drop_partial_line(path)
+        rows = read_rows(path) if path.exists() else []
+        same = ("skip", "state", "elapsed_s")
+        known = [tuple(row_of(trial, number)[key] for key in same) for number, trial in enumerate(trials[: len(rows)])]
+        if [tuple(row.get(key) for key in same) for row in rows] != known:
+            log.info("%s has not the rows of the study, in its order: it is written anew", path)
+            path.unlink()
+            rows = []
+        self._n = len(rows)
+        self.add(trials)
+        self._listener = listener
+
+    def add(self, trials: Sequence[FrozenTrial]) -> None:
+        """Give each trial that has no row yet its row."""
+        for number, trial in enumerate(trials[self._n :], start=self._n):
+            row = row_of(trial, number)
+            with _uninterrupted():
+                append_row(self._path, row)
+                self._n += 1
+            if self._listener:
+                self._listener(row)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until what is being written is whole."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is ever interrupted
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
     try:
-        return objective(proposal.skip), None
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+        if held and callable(former):
+            former(*held[0])
+
+
+def _score(
+    proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], race: Race | None
+) -> tuple[Score | None, str | None]:
+    """The score, from memory where this set was run before, and where it comes from; or None and why there is none."""
+    number = _earlier(trials, proposal)
+    if number is not None:
+        attrs = trials[number].user_attrs
+        known = {f.name: attrs[f.name] for f in fields(Score) if f.name in attrs}
+        return Score(**known | {"values": tuple(known.get("values", ()))}), f"known from trial {number}"
+    best = None if race is None or proposal.origin == "start" else _best(trials)
+    go_on: GoOn | None = None
+    if race is not None and best is not None:
+        go_on = race.against(trials[best].user_attrs.get("values", ()))
+    try:
+        score = objective(proposal.skip, go_on=go_on)
     except RuntimeError as error:  # torch's out-of-memory is one; anything else ends the search
         return None, str(error).splitlines()[0]
+    return score, f"behind trial {best} after {len(score.values)} prompts" if score.pruned else None
 
 
-def _repair_rows(rows_path: Path, study: SearchStudy) -> None:
-    """Give each trial of the journal its row; the last one may lack it, or have half of one."""
-    drop_partial_line(rows_path)
-    n_rows = len(read_rows(rows_path)) if rows_path.exists() else 0
-    for number, trial in enumerate(study.trials[n_rows:], start=n_rows):
-        append_row(rows_path, row_of(trial, number))
+def _earlier(trials: Sequence[FrozenTrial], proposal: Proposal) -> int | None:
+    """The first trial that ran this very set, to its end if any did; for a start no other counts."""
+    states = [TrialState.COMPLETE] if proposal.origin == "start" else [TrialState.COMPLETE, TrialState.PRUNED]
+    same = [(n, t.state) for n, t in enumerate(trials) if t.user_attrs["skip"] == str(proposal.skip)]
+    return next((n for wanted in states for n, state in same if state == wanted), None)
 
 
-def _best(study: SearchStudy, space: Space) -> Found:
-    trials = study.trials
-    complete = [(n, t) for n, t in enumerate(trials) if t.state == TrialState.COMPLETE]
-    if not complete:
-        raise InputError(
-            f"none of {len(trials)} trials could be scored; the first says: {trials[0].user_attrs['reason']}"
-        )
-    number, best = max(complete, key=lambda nt: float(nt[1].user_attrs["value"]))
-    nothing = next((t for _, t in complete if t.user_attrs["skip"] == "none"), None)
+def _best(trials: Sequence[FrozenTrial]) -> int | None:
+    """The first of the best trials that were scored to their end; None if none was."""
+    complete = [n for n, t in enumerate(trials) if t.state == TrialState.COMPLETE]
+    return max(complete, key=lambda n: float(trials[n].user_attrs["value"]), default=None)
+
+
+def _found(trials: Sequence[FrozenTrial], space: Space, ended: Ended) -> Found:
+    number = _best(trials)
+    if number is None:
+        why = f"; the first says: {trials[0].user_attrs['reason']}" if trials else ""
+        raise InputError(f"none of {len(trials)} trials could be scored{why}")
+    best = trials[number].user_attrs
+    done = (t.user_attrs for t in trials if t.state == TrialState.COMPLETE)
+    nothing = next((attrs for attrs in done if attrs["skip"] == "none"), None)
     return Found(
-        skip=SkipSet.parse(best.user_attrs["skip"], space.n_layers),
-        value=float(best.user_attrs["value"]),
+        skip=SkipSet.parse(best["skip"], space.n_layers),
+        value=float(best["value"]),
         number=number,
-        nothing_value=None if nothing is None else float(nothing.user_attrs["value"]),
+        nothing_value=None if nothing is None else float(nothing["value"]),
         n_trials=len(trials),
         elapsed_s=max(float(t.user_attrs["elapsed_s"]) for t in trials),
+        ended=ended,
     )

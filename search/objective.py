@@ -22,12 +22,13 @@ class Score:
 
     Attributes:
         value: larger is better; its unit is the objective's.
-        n_tokens, n_rounds, drafted, accepted: pooled over prompts, first tokens (the prefill's) left out.
+        n_tokens, n_rounds, drafted, accepted: pooled over prompts, without first tokens (the prefill's).
         seconds: spent decoding those tokens.
-        draft_cost: of one drafted token, in plain tokens, pooled over the drafted tokens; None where nobody measured it.
+        draft_cost: of one drafted token, in plain tokens, pooled over the drafted tokens; None: unknown.
         values: of each prompt scored, in the order of the prompts, which is the same for every skip set; empty where
             the objective has none.
         pruned: scoring ended before the last prompt, since the others would not have made it the best.
+        stop: name and settings of the stop rule, where the objective chose them for this skip set.
     """
 
     value: float
@@ -39,6 +40,7 @@ class Score:
     draft_cost: float | None = None
     values: tuple[float, ...] = ()
     pruned: bool = False
+    stop: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):

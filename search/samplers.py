@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 import optuna
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 
 def tpe(seed: int, *, n_startup_trials: int) -> BaseSampler:
@@ -28,3 +28,14 @@ def cmaes(seed: int) -> BaseSampler:
 def random(seed: int) -> BaseSampler:
     """Every skip set equally likely: the yardstick."""
     return RandomSampler(seed=seed)
+
+
+def nsga2(seed: int, *, population_size: int, mutation_prob: float | None) -> BaseSampler:
+    """Genetic algorithm for one value: hundreds of trials, robust to noise; random for the first population.
+
+    Args:
+        seed: of the sampler.
+        population_size: small ones learn sooner.
+        mutation_prob: with which a child's bit is drawn anew; None: 1 / bits.
+    """
+    return NSGAIISampler(seed=seed, population_size=population_size, mutation_prob=mutation_prob)

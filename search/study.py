@@ -1,13 +1,13 @@
-"""The memory of a search: an Optuna study of skip sets, kept in memory and mirrored to a journal.
+"""The memory of a search: an Optuna study of skip sets, kept in memory and mirrored to a storage.
 
 Every `suggest` on a shared storage is a write, so the study that is asked lives in memory and each finished trial is
-copied to the journal in one piece. What a sampler remembers lies in its trials, so a study read back from its journal
-goes on as if it had never stopped: for each trial the sampler is made anew from (seed, number of trials).
+copied to the storage in one piece. What a sampler remembers lies in its trials, so a study read back from its storage
+goes on as if it had never stopped: for each trial the sampler is made anew from (seed, worker, number of trials).
 """
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +16,22 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from search.bits import Bits, BitSampler
+from search.constraints import Constraints
 from search.objective import Score
+from search.shared import Claims, Sharing, open_storage, open_study, shown
 from search.space import Space
 from selfspec.errors import InputError
-from selfspec.records import drop_partial_line
 from selfspec.skip import SkipSet
 
 Origin = Literal["start", "searcher"]
 Encoding = Literal["bits", "floats"]
 MakeSampler = Callable[[int], BaseSampler]
+
+logger = logging.getLogger(__name__)
 
 STUDY_NAME = "search"
 LOCK_S = 3  # how long a killed search's lock is waited for: Optuna's least; one write takes milliseconds
@@ -50,13 +53,16 @@ class SearchStudy:
         space: what is searched.
         make_sampler: from a seed to an Optuna sampler.
         seed: of the whole search.
-        identity: what must be equal for a journal to belong to this search (model, objective, ...).
-        journal: where finished trials are mirrored; None: nowhere.
+        identity: what must be equal for a study to belong to this search (model, objective, ...).
+        journal: where the finished trials of a search by one worker are mirrored; None: nowhere.
         encoding: what the sampler sees: booleans (`bits`), or numbers in [0, 1] of which those above ½ are true
             (`floats`, for samplers that know only numbers).
+        storage: where several workers meet, instead of a journal: see `open_storage`.
+        sharing: which of them this is.
+        name: of the study in its storage.
 
     Raises:
-        InputError: if the journal belongs to another search.
+        InputError: if the study there belongs to another search, or the storage cannot be opened.
     """
 
     def __init__(
@@ -68,93 +74,170 @@ class SearchStudy:
         identity: Mapping[str, Any] | None = None,
         journal: Path | None = None,
         encoding: Encoding = "bits",
+        storage: str | Path | None = None,
+        sharing: Sharing | None = None,
+        name: str = STUDY_NAME,
     ) -> None:
+        if journal and storage:
+            raise InputError(f"journal={journal} and storage={shown(storage)}; a study has one of them: leave out one")
         self.space = space
         self._make_sampler = make_sampler
+        self._worker = (sharing or Sharing()).worker
         self._seed = seed
-        self._study = optuna.create_study(direction="maximize", sampler=make_sampler(seed))
+        self._memory = InMemoryStorage()
+        self._study = optuna.create_study(direction="maximize", sampler=make_sampler(seed), storage=self._memory)
         kind: BaseDistribution = (
             CategoricalDistribution([False, True]) if encoding == "bits" else FloatDistribution(0, 1)
         )
         self._distributions = dict.fromkeys(space.names, kind)
         self._encoding = encoding
-        self._journal = _open_journal(journal, dict(identity or {}), space) if journal else None
-        if self._journal:
-            self._study.add_trials(self._journal.get_trials(deepcopy=False))
+        self._mirror: optuna.Study | None = None
+        self._claims: Claims | None = None
+        self._place: int | None = None
+        self._by_place: dict[int, FrozenTrial] = {}
+        self._n_read = 0
+        if where := storage or journal:
+            opened = open_storage(where) if storage else open_storage(where, lock_s=LOCK_S)
+            mine = {**(identity or {}), "n_layers": space.n_layers}
+            self._mirror = open_study(opened, name, mine, shown(where))
+            if storage:
+                self._claims = Claims(opened, name, sharing or Sharing())
+            self._read()
 
     @property
     def trials(self) -> list[FrozenTrial]:
         """Finished trials, in the order in which they were told; failed ones included."""
         return [t for t in self._study.get_trials(deepcopy=False) if "skip" in t.user_attrs]
 
+    def sync(self) -> None:
+        """Read what other workers finished."""
+        if self._claims:
+            self._read()
+
+    def claim(self, n_trials: int) -> int | None:
+        """Take a place among `n_trials`, which is then nobody else's.
+
+        Returns:
+            Its number, the first that is neither finished nor run by a living worker; or None, once all are finished:
+            while other workers run the last ones this waits, since they may die.
+        """
+        if self._claims:
+            self._place = self._claims.take(n_trials, self._finished)
+        else:
+            place = len(self.trials)
+            self._place = place if place < n_trials else None
+        return self._place
+
+    def release(self, reason: str = "its worker gave it up") -> None:
+        """Give the claimed place back to whoever comes next; without effect if its trial was told."""
+        self._place = None
+        if self._claims:
+            self._claims.release(reason)
+
     def ask(self) -> Proposal:
-        """The sampler's next skip set."""
-        seed = (self._seed * 1_000_003 + len(self.trials)) % 2**31
+        """The sampler's next skip set; where the space has constraints, the nearest one that meets them."""
+        seed = (self._seed * 1_000_003 + self._worker * 15_485_863 + len(self.trials)) % 2**31
         self._study.sampler = self._make_sampler(seed)
+        if isinstance(self._study.sampler, BitSampler) and self.space.constraints != Constraints():
+            self._study.sampler.project = self._project
         trial = self._study.ask(fixed_distributions=self._distributions)
-        return Proposal(self.space.skip(trial.params), "searcher", trial)
+        proposed = self.space.skip(trial.params)
+        skip = self.space.project(proposed)
+        # The trial stays the same one: CMA-ES has its memory there. What is as it was proposed keeps its number.
+        for name, was, bit in zip(self.space.names, proposed.bits(), skip.bits(), strict=True):
+            if bit != was:
+                kind = self._distributions[name]
+                value = kind.to_internal_repr(self._value(bit))
+                self._memory.set_trial_param(trial._trial_id, name, value, kind)
+        return Proposal(skip, "searcher", trial)
 
     def start(self, skip: SkipSet) -> Proposal:
         """A skip set that somebody else chose."""
         return Proposal(skip, "start", None)
 
     def tell(self, proposal: Proposal, score: Score | None, **facts: Any) -> FrozenTrial:
-        """Record what was run: `score` of `proposal.skip`, or a failure (None). `facts` go into the trial's record."""
+        """Record what was run: `score` of `proposal.skip`, or a failure (None). `facts` go into the trial's record.
+
+        Returns:
+            The trial on record at the claimed place: another worker's, if this one was so silent that its place was
+            given away and finished.
+        """
+        place = self._place
+        if self._claims:
+            assert place is not None, "claim a place before a trial is told to a shared study"
+            self.sync()
+            if place in self._by_place:
+                return self._came_second(place)
+            facts = {**facts, "place": place, "worker": self._worker}
+        told = self._remember(proposal, score, facts)
+        self._by_place[len(self._by_place) if place is None else place] = told
+        if self._mirror:
+            self._mirror.add_trial(told)
+        if self._claims:
+            self._claims.close()
+        self._place = None
+        return told
+
+    def _remember(self, proposal: Proposal, score: Score | None, facts: Mapping[str, Any]) -> FrozenTrial:
+        """The finished trial, now among those that the sampler learns from."""
         attrs = {
             "skip": str(proposal.skip),
             "attn": sorted(proposal.skip.attn),
             "mlp": sorted(proposal.skip.mlp),
             "origin": proposal.origin,
-            **(score.as_dict() if score else {}),
+            **({**score.as_dict(), "values": list(score.values)} if score else {}),
             **facts,
         }
+        state = TrialState.FAIL if score is None else TrialState.PRUNED if score.pruned else TrialState.COMPLETE
+        value = score.value if score else None
+        # Optuna takes the value of a pruned trial from its last report.
+        step = len(score.values) if score and score.pruned else None
         if proposal.trial is None:
-            values = {name: self._value(bit) for name, bit in zip(self.space.names, proposal.skip.bits(), strict=True)}
-            self._study.add_trial(
-                create_trial(
-                    params=values,
-                    distributions=self._distributions,
-                    value=score.value if score else None,
-                    state=TrialState.COMPLETE if score else TrialState.FAIL,
-                    user_attrs=attrs,
-                )
+            params = {name: self._value(bit) for name, bit in zip(self.space.names, proposal.skip.bits(), strict=True)}
+            trial = create_trial(
+                params=params,
+                distributions=self._distributions,
+                value=value,
+                state=state,
+                user_attrs=attrs,
+                intermediate_values=None if step is None or value is None else {step: value},
             )
-        else:
-            for key, value in attrs.items():
-                proposal.trial.set_user_attr(key, value)
-            state = None if score else TrialState.FAIL
-            self._study.tell(proposal.trial, score.value if score else None, state=state)
-        told = self.trials[-1]
-        if self._journal:
-            self._journal.add_trial(told)
-        return told
+            self._study.add_trial(trial)
+            return self._study.get_trials(deepcopy=False)[-1]
+        for key, attr in attrs.items():
+            proposal.trial.set_user_attr(key, attr)
+        if step is not None and value is not None:
+            proposal.trial.report(value, step)
+        self._study.tell(proposal.trial, value if state == TrialState.COMPLETE else None, state=state)
+        return self._memory.get_trial(proposal.trial._trial_id)
+
+    def _came_second(self, place: int) -> FrozenTrial:
+        first = self._by_place[place]
+        logger.warning(
+            "trial %d was finished by worker %s meanwhile; what this worker found is left out",
+            place,
+            first.user_attrs.get("worker"),
+        )
+        self.release()
+        return first
+
+    def _read(self) -> None:
+        assert self._mirror
+        theirs = self._mirror.get_trials(deepcopy=False)
+        for trial in theirs[self._n_read :]:
+            place = int(trial.user_attrs.get("place", trial.number))
+            if place not in self._by_place:  # else it is this worker's own, or came second
+                self._study.add_trial(trial)
+                self._by_place[place] = trial
+        self._n_read = len(theirs)
+
+    def _finished(self) -> Mapping[int, FrozenTrial]:
+        self.sync()
+        return self._by_place
+
+    def _project(self, bits: Bits) -> Bits:
+        return self.space.project(SkipSet.from_bits(bits)).bits()
 
     def _value(self, bit: bool) -> bool | float:
         """A boolean, or the middle of its half of [0, 1]."""
         return bit if self._encoding == "bits" else 0.75 if bit else 0.25
-
-
-def _open_journal(path: Path, identity: dict[str, Any], space: Space) -> optuna.Study:
-    """The study in the journal, new or read back.
-
-    Raises:
-        InputError: if it belongs to another search.
-    """
-    drop_partial_line(path)  # the next line would be written behind the half one, and neither could be read
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        # Absolute: the lock is a link to the journal; a kill's, if it led nowhere, would be waited for without end.
-        file = str(path.absolute())
-        storage = JournalStorage(JournalFileBackend(file, JournalFileSymlinkLock(file, grace_period=LOCK_S)))
-    study = optuna.create_study(study_name=STUDY_NAME, storage=storage, direction="maximize", load_if_exists=True)
-    mine = {**identity, "n_layers": space.n_layers}
-    if not study.trials:  # a kill may have left some of these unwritten
-        for key in mine.keys() - study.user_attrs.keys():
-            study.set_user_attr(key, mine[key])
-    for key, value in mine.items():
-        if study.user_attrs.get(key) != value:
-            raise InputError(
-                f"the journal {path} belongs to a search with {key}={study.user_attrs.get(key)!r}, not {value!r}; "
-                "resume with the same settings, or start a new run"
-            )
-    return study

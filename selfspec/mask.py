@@ -1,7 +1,8 @@
-"""Attention masks for rows that stand at different positions.
+"""Attention masks for rows that stand at different positions, and for trees of tokens.
 
-A key is seen by a query of the same row at its own position or later, and inside the window where a layer has one.
-Needed only for ragged batches: rows at one position are masked by the model itself.
+A key is seen by a query of the same row at its own position or later, and inside the window where a layer has one. In a
+tree, several tokens may stand at one position, and a query sees those of its own branch. Needed only for ragged batches
+and trees: rows at one position are masked by the model itself.
 """
 
 # B rows, T queries, S keys
@@ -49,14 +50,35 @@ def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: tor
     Raises:
         InputError: see `check_batches`.
     """
+    keys_1S = torch.arange(n_keys, device=positions_BT.device).unsqueeze(0)
+    seen_BTS = keys_1S[:, None, :] <= positions_BT[:, :, None]
+    return tree_mask(config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=keys_1S, dtype=dtype)
+
+
+def tree_mask(
+    config: Any, positions_BT: Tensor, *, seen_BTS: Tensor, key_positions_BS: Tensor, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """As `attention_mask`, of keys that may stand at any position.
+
+    Args:
+        config: the model's configuration.
+        positions_BT: the position of each query.
+        seen_BTS: the keys that each query may see where a layer has no window; at least one.
+        key_positions_BS: the position of each key.
+        dtype: of the weights; eager attention adds its mask.
+
+    Raises:
+        InputError: see `check_batches`.
+    """
     check_batches(config)
     config = config.get_text_config()
     kernel = config._attn_implementation
     types = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
-    keys_S = torch.arange(n_keys, device=positions_BT.device)
-    seen = keys_S <= positions_BT[:, None, :, None]
-    near = seen if window is None else seen & (keys_S > positions_BT[:, None, :, None] - window)
+    seen = seen_BTS.unsqueeze(1)
+    near = seen
+    if window is not None:
+        near = seen & (key_positions_BS[:, None, None, :] > positions_BT[:, None, :, None] - window)
     if types:
         return {kind: _as_kernel_wants(near if "sliding" in kind else seen, kernel, dtype) for kind in types}
     return _as_kernel_wants(near, kernel, dtype)

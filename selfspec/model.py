@@ -4,7 +4,7 @@ The draft is a copy of the module tree that shares every parameter; in it each s
 model itself is never changed, so any number of drafts can live beside it.
 """
 
-# B rows, T tokens, V vocabulary
+# B rows, T tokens, S keys, V vocabulary
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from selfspec.adapters import Sublayers, find_sublayers
 from selfspec.cache import ClockCache
 from selfspec.errors import InputError
-from selfspec.mask import attention_mask
+from selfspec.mask import attention_mask, tree_mask
+from selfspec.packed import PackedLinear
 from selfspec.skip import SkipSet
 
 
@@ -59,6 +60,32 @@ class BoundForward:
             mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
             # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
             positions_BT = positions_BT.clamp(max=self.context_length - 1)
+        return self._run(ids_BT, positions_BT, mask, cache, n_logits)
+
+    def tree(
+        self, ids_BT: Tensor, *, positions_BT: Tensor, seen_BTS: Tensor, key_positions_BS: Tensor, cache: ClockCache
+    ) -> Tensor:
+        """Logits [B, T, V] of tokens that may stand at any positions, several of them at one.
+
+        Their keys and values go where the caller has set the cache's clocks, all rows' alike.
+
+        Args:
+            ids_BT: the tokens.
+            positions_BT: of the tokens.
+            seen_BTS: which keys each token sees, itself and those written with it included.
+            key_positions_BS: the position of each key.
+            cache: its clocks are set by the caller.
+
+        Raises:
+            InputError: if the model takes no explicit mask (`mask.check_batches`).
+        """
+        dtype = next(self.module.parameters()).dtype
+        mask = tree_mask(
+            self.module.config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=key_positions_BS, dtype=dtype
+        )
+        return self._run(ids_BT, positions_BT.clamp(max=self.context_length - 1), mask, cache, 0)
+
+    def _run(self, ids_BT: Tensor, positions_BT: Tensor, mask: Any, cache: ClockCache, n_logits: int) -> Tensor:
         logits: Tensor = self.module(
             input_ids=ids_BT,
             attention_mask=mask,
@@ -86,7 +113,7 @@ class Decoder:
         config: Any = model.config
         self.config = config.get_text_config()
         self.n_layers = self.sublayers.n_layers
-        self.full: Forward = BoundForward(model, self.context_length)
+        self.full = BoundForward(model, self.context_length)
         self._leave_out_everything()
 
     @property
@@ -121,7 +148,7 @@ class Decoder:
         """An empty cache of `capacity` tokens a row."""
         return ClockCache(self.n_layers, n_rows=n_rows, capacity=capacity, device=self.device)
 
-    def bind(self, skip: SkipSet) -> Forward:
+    def bind(self, skip: SkipSet) -> BoundForward:
         """The forward that leaves `skip` out.
 
         Raises:
@@ -142,6 +169,15 @@ class Decoder:
                     layers.get_submodule(str(i)).get_submodule(patch.name).forward = patch.forward
         return BoundForward(draft, self.context_length)
 
+    def weight_bytes(self, skip: SkipSet) -> int:
+        """Bytes of the weights that a draft with `skip` left out reads: all but those of the skipped sublayers."""
+        layers = self.model.get_submodule(self.sublayers.path)
+        left_out = 0
+        for skipped, patches in ((skip.attn, self.sublayers.attn), (skip.mlp, self.sublayers.mlp)):
+            for i in skipped:
+                left_out += sum(_bytes(layers.get_submodule(str(i)).get_submodule(p.name)) for p in patches)
+        return _bytes(self.model) - left_out
+
     @torch.inference_mode()
     def _leave_out_everything(self) -> None:
         """Refuse at the start a model whose layers take other outputs than the patches give; costs little but a head.
@@ -158,6 +194,13 @@ class Decoder:
                 f"cannot leave out the sublayers of a {self.config.model_type!r} model ({reason}); "
                 "add what they return to selfspec/adapters.py"
             ) from error
+
+
+def _bytes(module: nn.Module) -> int:
+    """Of its weights, packed ones included."""
+    own: int = sum(p.numel() * p.element_size() for p in module.parameters())
+    packed = (m.packed for m in module.modules() if isinstance(m, PackedLinear))
+    return own + int(sum(t.numel() * t.element_size() for t in packed))
 
 
 def share(module: nn.Module) -> nn.Module:

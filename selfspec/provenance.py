@@ -49,6 +49,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The name of the CPU or of the CUDA device; measured seconds hold for it alone."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    name = _try(_cpu)
+    return name if isinstance(name, str) else platform.machine()
+
+
 def digest(text: str) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of `text`."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]

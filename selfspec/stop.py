@@ -7,11 +7,12 @@ prompt is decoded lives in the state that `begin` returns: nothing leaks into th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
-from selfspec.errors import InputError
+from selfspec.errors import InputError, unknown_name
 
 PRIOR_ACCEPTANCE = 0.8  # of a draft worth using, before any was seen; chosen, not tuned
 
@@ -299,3 +300,27 @@ class _OptimalState:
         # Tokens after the first rejection were never judged.
         self.accepted += n_accepted
         self.drafted += min(n_drafted, n_accepted + 1)
+
+
+def describe(rule: StopPolicy) -> dict[str, Any]:
+    """A rule's name and settings, for records; `described` is its inverse."""
+    settings = {k: v for k, v in asdict(rule).items() if k != "needs_confidence"}  # type: ignore[call-overload]
+    return {"name": type(rule).__name__.lower(), **settings}
+
+
+def described(body: Mapping[str, Any]) -> StopPolicy:
+    """The rule of a description.
+
+    Raises:
+        InputError: if there is no such rule, or it has other settings.
+    """
+    settings = dict(body)
+    name = str(settings.pop("name", None))
+    rules: dict[str, Any] = {c.__name__.lower(): c for c in (Fixed, Threshold, Adaptive, Heuristic, Optimal)}
+    if name not in rules:
+        raise unknown_name("stop rule", name, list(rules))
+    try:
+        rule: StopPolicy = rules[name](**settings)
+    except TypeError as error:
+        raise InputError(f"the stop rule {name!r} cannot be made of {settings} ({error})") from None
+    return rule

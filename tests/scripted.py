@@ -8,15 +8,17 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from search import samplers
-from search.loop import Found, default_starts, run_search
+from search.loop import Found, run_search
 from search.objective import GoOn, Score
 from search.space import Space
+from search.starts import warm_starts
 from search.study import SearchStudy
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
@@ -44,12 +46,17 @@ def score(value: float) -> Score:
 
 @dataclass
 class Scripted:
-    """Scores by `value`, fails where `fails` says so, and remembers what it was asked."""
+    """Scores by `value`, fails where `fails` says so, and remembers what it was asked.
+
+    Where there are `prompts`, the value is the mean of theirs, and after each the search is asked whether to go on.
+    """
 
     value: Callable[[SkipSet], float] = planted
     fails: Callable[[SkipSet], bool] = lambda skip: False
+    prompts: Callable[[SkipSet], Sequence[float]] | None = None
     sleep_s: float = 0.0
     calls: list[str] = field(default_factory=list)
+    n_prompts: int = 0  # that were scored
     name: str = "planted"
     unit: str = "points"
 
@@ -58,7 +65,16 @@ class Scripted:
         time.sleep(self.sleep_s)
         if self.fails(skip):
             raise RuntimeError(f"cannot score {skip}\nbecause the script says so")
-        return score(self.value(skip))
+        if self.prompts is None:
+            return score(self.value(skip))
+        every, values = self.prompts(skip), []
+        for value in every:
+            values.append(value)
+            self.n_prompts += 1
+            if go_on and not go_on(values):
+                break
+        pruned = len(values) < len(every)
+        return replace(score(fmean(values)), values=tuple(values), pruned=pruned)
 
 
 def ticking() -> Stopwatch:
@@ -72,10 +88,11 @@ def tpe(seed: int) -> Any:
 
 
 def run(folder: Path, n_trials: int, objective: Scripted, *, seed: int = 0, **changes: Any) -> Found:
-    """Search in `folder`, or go on there."""
-    space = Space(N_LAYERS)
-    study = SearchStudy(space, tpe, seed=seed, identity={"objective": objective.name}, journal=folder / JOURNAL)
-    settings = {"starts": default_starts(N_LAYERS), "stopwatch": ticking()} | changes
+    """Search in `folder`, or go on there; `changes` go to `run_search`, but for `space` and `sampler`."""
+    space, sampler = changes.pop("space", Space(N_LAYERS)), changes.pop("sampler", tpe)
+    study = SearchStudy(space, sampler, seed=seed, identity={"objective": objective.name}, journal=folder / JOURNAL)
+    starts = warm_starts(space, ("nothing", "uniform", "attention"))
+    settings: dict[str, Any] = {"starts": starts, "stopwatch": ticking()} | changes
     return run_search(space, objective, study, n_trials=n_trials, seed=seed, rows_path=folder / ROWS, **settings)
 
 

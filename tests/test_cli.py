@@ -42,7 +42,10 @@ class TestMistakes:
         ("words", "pieces"),
         [
             ("serach", ["unknown verb 'serach'", "did you mean 'search'?"]),
-            ("search searcher=tpee", ["unknown searcher 'tpee'", "did you mean 'tpe'?", "available: cmaes, gp,"]),
+            (
+                "search searcher=tpee",
+                ["unknown searcher 'tpee'", "did you mean 'tpe'?", "available: anneal, cmaes, custom,"],
+            ),
             ("search searcher=tpe,gp", ["unknown searcher 'tpe,gp'"]),
             ("decode model=smollm-135m", ["unknown model 'smollm-135m'", "did you mean 'smollm2-135m'?"]),
             ("decode model=_base", ["unknown model '_base'"]),

@@ -100,7 +100,7 @@ class TestWheel:
         ("words", "pieces"),
         [
             (["--help"], ["selfspec VERB key=value"]),
-            (["search", "--help"], ["searcher: cmaes, gp", "_target_: search.samplers.tpe"]),
+            (["search", "--help"], ["searcher: anneal, cmaes, custom", "_target_: search.samplers.tpe"]),
         ],
         ids=["usage", "a verb's help"],
     )

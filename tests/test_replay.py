@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
+from search.chains import Chains
 from search.cost import CostTable
-from search.expected import ExpectedSpeedup
-from search.replay import Reference, refer, replay
+from search.expected import ReplayObjective, accepted_fraction, expected_speedup
+from search.reference import ReferenceBatch, refer
+from search.replay import draft_everything, replay
+from search.tune import Widest, calibration, variants
 from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
+from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, Heuristic, StopPolicy, Threshold
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, Threshold
 from selfspec.timing import Stopwatch
-from tests.toys import toy
+from tests.toys import FAMILIES, toy
 
 N_NEW = 20
 PROMPTS = [[1, 2, 3], [9, 8, 7, 6, 5, 4, 3], [11, 5, 11, 5, 2], [40]]
@@ -25,6 +30,7 @@ RULES: list[StopPolicy] = [
     Threshold(6, 0.1),
     Adaptive(6, 0.1, 0.5, 0.05, 0.5, 0.5, False),
     Heuristic(6, 3, 2, 1, False),
+    Optimal(6, 0.5, 0.02, ((0.0, 0.0), (1.0, 1.0)), 4, False),
 ]
 COSTS = CostTable((64,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0, 17.0))
 
@@ -35,6 +41,12 @@ def skip_sets(n_layers: int) -> list[SkipSet]:
     return sets + [SkipSet.from_bits([rng.random() < 0.3 for _ in range(2 * n_layers)]) for _ in range(5)]
 
 
+def ending_of(decoder: Decoder) -> Ending:
+    """Ends some of the prompts early: at a token that the first of them says halfway."""
+    (batch,) = refer(decoder, PROMPTS[:1], ending=Ending(N_NEW, frozenset()))
+    return Ending(N_NEW, frozenset([batch.references[0].tokens[N_NEW // 2]]))
+
+
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
     return Decoder(toy("llama"))
@@ -42,43 +54,154 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def ending(decoder: Decoder) -> Ending:
-    """Ends some of the prompts early: at a token that the first of them says halfway."""
-    (first,) = refer(decoder, PROMPTS[:1], ending=Ending(N_NEW, frozenset()))
-    return Ending(N_NEW, frozenset([first.tokens[N_NEW // 2]]))
+    return ending_of(decoder)
 
 
-@pytest.fixture(scope="module")
-def references(decoder: Decoder, ending: Ending) -> list[Reference]:
-    return refer(decoder, PROMPTS, ending=ending)
+@pytest.fixture(scope="module", params=[256, 25], ids=["one batch", "several batches"])
+def batches(decoder: Decoder, ending: Ending, request: pytest.FixtureRequest) -> list[ReferenceBatch]:
+    return refer(decoder, PROMPTS, ending=ending, batch_starts=request.param)
 
 
-@pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
-def test_counts_equal_the_real_decoders(
-    stop: StopPolicy, decoder: Decoder, ending: Ending, references: list[Reference]
+def counts_equal(
+    decoder: Decoder,
+    batches: Sequence[ReferenceBatch],
+    stop: StopPolicy,
+    ending: Ending,
+    skip: SkipSet,
+    look_ahead: int | None = None,
 ) -> None:
-    for skip in skip_sets(decoder.n_layers):
-        drafter = ModelDraft(decoder.bind(skip))
-        replayed = replay(decoder, references, drafter=drafter, stop=stop, max_new_tokens=N_NEW)
-        for ids, rounds in zip(PROMPTS, replayed, strict=True):
-            (real,) = speculate(decoder, [ids], drafter=drafter, stops=[stop.begin()], ending=ending)
+    forward = decoder.bind(skip)
+    for batch in batches:
+        chains = Chains(forward, batch, max_draft=stop.max_draft)
+        for reference, rounds in zip(batch.references, replay(chains, stop, look_ahead=look_ahead), strict=True):
+            (real,) = speculate(
+                decoder, [reference.prompt], drafter=ModelDraft(forward), stops=[stop.begin()], ending=ending
+            )
+            assert reference.tokens == real.tokens
             expected = [(r.drafted, r.accepted, r.committed) for r in real.rounds]
             assert [(r.drafted, r.accepted, r.committed) for r in rounds] == expected, f"skip={skip}"
 
 
-def test_two_runs_give_the_same_number(decoder: Decoder, references: list[Reference]) -> None:
-    objective = ExpectedSpeedup(decoder, references, Fixed(4), N_NEW, COSTS, Stopwatch())
+@pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
+def test_counts_equal_the_real_decoders(
+    stop: StopPolicy, decoder: Decoder, ending: Ending, batches: list[ReferenceBatch]
+) -> None:
+    for skip in skip_sets(decoder.n_layers):
+        counts_equal(decoder, batches, stop, ending, skip)
+
+
+@pytest.mark.parametrize("look_ahead", [1, 2, 100])
+def test_counts_do_not_depend_on_the_look_ahead(
+    look_ahead: int, decoder: Decoder, ending: Ending, batches: list[ReferenceBatch]
+) -> None:
+    for skip in skip_sets(decoder.n_layers)[:4]:
+        for stop in RULES[2:]:
+            counts_equal(decoder, batches, stop, ending, skip, look_ahead)
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"), [(n, a) for n, f in FAMILIES.items() if f.takes_batches for a in f.attentions]
+)
+def test_counts_equal_the_real_decoders_for_every_family(family: str, attention: str) -> None:
+    decoder = Decoder(toy(family, attention=attention))
+    ending = ending_of(decoder)
+    batches = refer(decoder, PROMPTS, ending=ending)
+    for skip in skip_sets(decoder.n_layers)[1:4]:
+        counts_equal(decoder, batches, Threshold(4, 0.1), ending, skip)
+
+
+def test_a_model_without_explicit_masks_is_refused() -> None:
+    decoder = Decoder(toy("bloom"))
+    with pytest.raises(InputError, match="tokens_per_second"):
+        refer(decoder, PROMPTS, ending=Ending(N_NEW))
+
+
+def objective(decoder: Decoder, batches: Sequence[ReferenceBatch], stop: StopPolicy, **more: bool) -> ReplayObjective:
+    return ReplayObjective(
+        "expected_speedup", "x", expected_speedup, decoder, batches, stop, COSTS, Stopwatch(), **more
+    )
+
+
+def test_two_runs_give_the_same_number(decoder: Decoder, batches: list[ReferenceBatch]) -> None:
+    for tune in (False, True):
+        for stop in RULES:
+            score = objective(decoder, batches, stop, tune_stop=tune)
+            skip = SkipSet.parse("a1 m0", decoder.n_layers)
+            assert score(skip).value == score(skip).value
+
+
+@pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
+def test_a_tuned_rule_is_at_least_as_good_and_is_named(
+    stop: StopPolicy, decoder: Decoder, batches: list[ReferenceBatch]
+) -> None:
+    for skip in skip_sets(decoder.n_layers):
+        as_it_is, tuned = (
+            objective(decoder, batches, stop)(skip),
+            objective(decoder, batches, stop, tune_stop=True)(skip),
+        )
+        assert tuned.value >= as_it_is.value
+        assert as_it_is.stop is None
+        assert tuned.stop is not None
+        assert tuned.stop["name"] == type(stop).__name__.lower()
+
+
+def test_every_variant_of_a_rule_is_replayed_as_the_real_decoder_runs_it(decoder: Decoder, ending: Ending) -> None:
+    batches = refer(decoder, PROMPTS, ending=ending)
     skip = SkipSet.parse("a1 m0", decoder.n_layers)
-    assert objective(skip).value == objective(skip).value
+    forward = decoder.bind(skip)
+    for stop in RULES:
+        rules = variants(stop)
+        (batch,) = batches
+        chains = Chains(forward, batch, max_draft=max(rule.max_draft for rule in rules))
+        draft_everything(chains, Widest(rules))
+        for rule in rules[::7]:
+            rounds = replay(chains, rule)
+            for reference, rows in zip(batch.references, rounds, strict=True):
+                (real,) = speculate(
+                    decoder, [reference.prompt], drafter=ModelDraft(forward), stops=[rule.begin()], ending=ending
+                )
+                assert [(r.drafted, r.accepted) for r in rows] == [(r.drafted, r.accepted) for r in real.rounds], rule
 
 
 def test_a_draft_that_skips_nothing_is_worth_its_closed_form(decoder: Decoder) -> None:
     # Everything is accepted: 16 tokens in 4 rounds of 3 drafted tokens, each round 3 · 15 + v(4), v(4) = 18.
-    references = refer(decoder, [[1, 2, 3]], ending=Ending(17, frozenset()))
+    batches = refer(decoder, [[1, 2, 3]], ending=Ending(17, frozenset()))
     costs = CostTable((64,), (1.0,), 2.0, 15.0 - 3 * decoder.n_layers, (15.0,), (15.0, 16.0, 17.0))
-    objective = ExpectedSpeedup(decoder, references, Fixed(3), 17, costs, Stopwatch())
-    score = objective(SkipSet(decoder.n_layers))
+    score = ReplayObjective("", "", expected_speedup, decoder, batches, Fixed(3), costs, Stopwatch())(
+        SkipSet(decoder.n_layers)
+    )
     assert (score.n_tokens, score.n_rounds, score.drafted, score.accepted) == (16, 4, 12, 12)
     assert score.value == pytest.approx(16 * 15 / (4 * (3 * 15 + 18)))
+    assert score.draft_cost == pytest.approx(1)
+
+
+def test_acceptance_is_that_of_the_counts(decoder: Decoder, batches: list[ReferenceBatch]) -> None:
+    value = ReplayObjective("acceptance", "", accepted_fraction, decoder, batches, Fixed(3), COSTS, Stopwatch())
+    for skip in skip_sets(decoder.n_layers):
+        score = value(skip)
+        assert score.value == score.accepted / score.drafted
+    assert value(SkipSet(decoder.n_layers)).value > 0.95  # what is drafted past the end is never accepted
+
+
+def test_a_hopeless_skip_set_is_left_after_the_first_batch(decoder: Decoder, ending: Ending) -> None:
+    batches = refer(decoder, PROMPTS, ending=ending, batch_starts=25)
+    asked: list[int] = []
+
+    def go_on(values: Sequence[float]) -> bool:
+        asked.append(len(values))
+        return False
+
+    score = objective(decoder, batches, Fixed(3))(SkipSet.parse("a0-1 m0", decoder.n_layers), go_on=go_on)
+    assert score.pruned
+    assert asked == [len(batches[0].references)] == [len(score.values)]
+
+
+def test_calibration_rises_and_follows_the_data() -> None:
+    rng = random.Random(1)
+    pairs = [(c, rng.random() < c * c) for c in (rng.random() for _ in range(4000))]
+    knots = calibration(pairs)
+    assert Optimal(4, 0.5, 0.0, knots, 8, False).acceptance(0.7) == pytest.approx(0.49, abs=0.08)
+    assert calibration(pairs[:5]) == ((0.0, 0.0), (1.0, 1.0))
 
 
 def test_draft_cost_adds_up_and_follows_the_context() -> None:

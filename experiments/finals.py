@@ -1,0 +1,56 @@
+"""The end of a search: its best trials on calibration prompts that it has not seen, scored and then raced."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial
+
+from experiments import build
+from experiments.progress import progress
+from experiments.setup import Setup, objective_on
+from search.finals import Finalist, Raced, race, rescore
+from selfspec.decode import Ending
+from selfspec.skip import SkipSet
+from selfspec.stop import StopPolicy, described
+from selfspec.timing import Stopwatch
+
+log = logging.getLogger(__name__)
+
+
+def finals(
+    cfg: DictConfig, setup: Setup, best: Sequence[tuple[SkipSet, float]], trials: Sequence[FrozenTrial]
+) -> list[Raced]:
+    """The race's results, the winner first."""
+    prompts = {name: found for name, found in setup.fresh.items() if found}
+    objective = setup.objective
+    if len(prompts) == len(setup.prompts):
+        objective = objective_on(cfg, setup.loaded, prompts, setup.costs)
+    else:
+        prompts = dict(setup.prompts)
+        log.warning("no calibration prompts are left for the finals: they run on those of the search")
+    rules = {t.user_attrs["skip"]: t.user_attrs.get("stop") for t in trials}
+    finalists = [Finalist(skip, _rule(cfg, rules.get(str(skip))), value) for skip, value in best]
+    for f in finalists:
+        log.info("finals: %s, %.3f in the search", f.skip, f.trial_value)
+    finalists = rescore(finalists, objective, n_kept=cfg.finals.race)
+    for f in finalists:  # a rule that is chosen anew for fresh prompts would be chosen on what it is judged by
+        log.info("fresh prompts: %s -> %.3f %s", f.skip, f.score.value if f.score else float("nan"), objective.unit)
+    ids = [p.ids for found in prompts.values() for p in found]
+    decoder = setup.loaded.decoder
+    with progress("race", len(ids)) as advance:
+        return race(
+            decoder,
+            ids,
+            finalists,
+            ending=Ending(cfg.objective.max_new_tokens),
+            stopwatch=Stopwatch(decoder.device),
+            listener=lambda n_done: advance(),
+        )
+
+
+def _rule(cfg: DictConfig, tuned: dict[str, object] | None) -> StopPolicy:
+    """The stop rule of a finalist: the run's, or what was chosen for its skip set."""
+    return described(tuned) if tuned else build.stop(cfg)

@@ -1,0 +1,73 @@
+"""selfspec profile: measure what drafts cost on this machine, and check the prediction on random skip sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import build, figures
+from experiments.folder import open_folder
+from experiments.setup import COSTS
+from search.cost import CostTable, check, random_sets
+from selfspec import records
+from selfspec.errors import InputError
+from selfspec.timing import Stopwatch
+
+CHECKS = "checks.jsonl"
+
+
+def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
+    """Measure or read the cost table, and check it; returns the run folder."""
+    if cfg.check < 0:
+        raise InputError(f"check={cfg.check}; give the number of random skip sets, or 0 for none")
+    outputs = Path(cfg.paths.outputs)
+    records.make_writable(outputs)
+    loaded = build.model(cfg)
+    table, path, is_new = build.costs(cfg, loaded)
+    facts = {"name": cfg.name, "model": cfg.model.name, "costs": str(path), **loaded.facts}
+    config = OmegaConf.to_yaml(cfg, resolve=True)
+    with open_folder(outputs, "profile", cfg.name, config=config, overrides=overrides, facts=facts) as folder:
+        records.write_json(folder.path / COSTS, {"costs": table.as_dict()})
+        say(_told(table))
+        say(f"costs: {path} ({'measured now' if is_new else 'measured before; costs.refresh=true measures anew'})")
+        summary: dict[str, object] = {"verb": "profile", "costs": str(path), "check": None}
+        if cfg.check:
+            sets = random_sets(loaded.decoder.n_layers, cfg.check, cfg.seed)
+            watch = Stopwatch(loaded.decoder.device)
+            pairs = check(loaded.decoder, table, sets, repeats=cfg.costs.repeats, stopwatch=watch)
+            for skip, (predicted, measured) in zip(sets, pairs, strict=True):
+                row = {"skip": str(skip), "n_skipped": len(skip), "predicted": predicted, "measured": measured}
+                records.append_row(folder.path / CHECKS, row)
+            figures.save(figures.cost_check(pairs), folder.path / "cost_check")
+            errors = [predicted / measured - 1 for predicted, measured in pairs]
+            worst = max(errors, key=abs)
+            summary["check"] = {"n": len(errors), "worst": worst, "median": median(map(abs, errors))}
+            say(
+                f"predicted against measured cost of {len(sets)} random skip sets: "
+                f"off by {median(map(abs, errors)):.1%} in the median, {worst:+.1%} at worst"
+            )
+            for skip, (predicted, measured) in zip(sets, pairs, strict=True):
+                say(
+                    f"  {len(skip):3d} skipped: {predicted:.3f} of a plain token predicted, {measured:.3f} measured, "
+                    f"{predicted / measured - 1:+.1%}"
+                )
+        folder.finish(summary)
+    say(f"run: {folder.path}")
+    return folder.path
+
+
+def _told(table: CostTable) -> str:
+    first, last = table.contexts[0], table.contexts[-1]
+    verify = ", ".join(
+        f"{n}: {table.verify_s[n - 1] / table.verify_s[0]:.2f}" for n in (2, 4, 8, 16) if n <= len(table.verify_s)
+    )
+    return (
+        f"a plain token: {table.full_s[0] * 1e3:.2f} ms after {first} tokens, {table.full_s[-1] * 1e3:.2f} ms after "
+        f"{last}\n"
+        f"of a drafted one: attention {table.attn_s[0] * 1e3:.3f} ms a sublayer ({table.attn_s[-1] * 1e3:.3f} after "
+        f"{last}), MLP {table.mlp_s * 1e3:.3f} ms a sublayer, all else {table.base_s * 1e3:.2f} ms\n"
+        f"verifying n tokens, in plain tokens: {verify}; a round beside its forwards: {table.round_s * 1e3:.2f} ms"
+    )

@@ -1,0 +1,97 @@
+"""What a search works on: the model, its calibration prompts, what drafts cost, and what is maximised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from experiments import build
+from search.cost import CostTable
+from search.objective import Objective
+from search.robust import Robust
+from search.space import Space
+from selfspec.load import Loaded
+from selfspec.prompt import Prompt
+
+COSTS = "costs.json"
+NEEDS_COSTS = ("expected_speedup", "acceptance")
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All of it.
+
+    Attributes:
+        loaded: the model.
+        prompts: of the search, by data set.
+        fresh: calibration prompts that the search does not see, for its finals, by data set; may be empty.
+        costs: None where the objective takes the time itself.
+        objective: on `prompts`.
+        space: what is searched.
+        facts: for provenance.
+    """
+
+    loaded: Loaded
+    prompts: Mapping[str, list[Prompt]]
+    fresh: Mapping[str, list[Prompt]]
+    costs: CostTable | None
+    objective: Objective
+    space: Space
+    facts: Mapping[str, Any]
+
+    @property
+    def context(self) -> int:
+        """The median prompt's length in tokens."""
+        lengths = sorted(len(p.ids) for prompts in self.prompts.values() for p in prompts)
+        return lengths[len(lengths) // 2]
+
+
+def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
+    """Load and measure what the search of `cfg` needs; `resumed` is its folder if it goes on."""
+    loaded = build.model(cfg)
+    o = cfg.objective
+    prompts: dict[str, list[Prompt]] = {}
+    fresh: dict[str, list[Prompt]] = {}
+    n_fresh = cfg.finals.n_prompts if cfg.finals.top else 0
+    for data in build.data_sets(cfg):
+        found = build.prompts(
+            data,
+            loaded,
+            "calibration",
+            n=o.n_prompts + n_fresh,
+            seed=cfg.searcher.seed,
+            max_new_tokens=o.max_new_tokens,
+        )
+        prompts[data.data.name], fresh[data.data.name] = found[: o.n_prompts], found[o.n_prompts :]
+    known = resumed / COSTS if resumed else None
+    table = None
+    if known and known.exists():
+        table = CostTable.read(known)
+    elif o.name in NEEDS_COSTS:
+        table, *_ = build.costs(cfg, loaded)
+    objective = objective_on(cfg, loaded, prompts, table)
+    facts = build.facts(
+        cfg,
+        loaded,
+        searcher=cfg.searcher.name,
+        objective=objective.name,
+        stop=build.stop_name(build.stop(cfg)),
+        n_prompts=sum(map(len, prompts.values())),
+        prompt_ids=[p.example.id for found in prompts.values() for p in found],
+        fresh_ids=[p.example.id for found in fresh.values() for p in found],
+        seed=cfg.searcher.seed,
+    )
+    space = Space(loaded.decoder.n_layers, build.constraints(cfg, loaded, table))
+    return Setup(loaded, prompts, fresh, table, objective, space, facts)
+
+
+def objective_on(
+    cfg: DictConfig, loaded: Loaded, prompts: Mapping[str, list[Prompt]], table: CostTable | None
+) -> Objective:
+    """The objective on these prompts: one for each data set, combined where there are several."""
+    each = {name: build.objective(cfg, loaded, [p.ids for p in found], table=table) for name, found in prompts.items()}
+    return Robust(each, cfg.objective.combine) if len(each) > 1 else next(iter(each.values()))

@@ -1,0 +1,157 @@
+"""Searchers that know a skip set as bits: what they share is what was told, what may be proposed and what is near.
+
+A subclass says what comes next from what is known. It sees neither Optuna nor the model, so that it can be tested with
+a function of bits; it keeps no state, so that a search that was interrupted goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from search.space import Space
+
+Bits = tuple[bool, ...]
+Unit = tuple[int, ...]  # bits that change together
+
+FAILED = float("-inf")
+FINISHED = (TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)  # the later, the more its value counts
+N_TRIES = 2000  # random sets tried before a space counts as known; chosen, not tuned
+N_ENUMERATED = 12  # bits up to which every set is looked at instead
+
+
+class Exhausted(Exception):  # noqa: N818 - the end of a search is no error
+    """The searcher has nothing left to propose; the search ends."""
+
+
+class BitSampler(BaseSampler):
+    """Proposes skip sets that are feasible and were not told before; as long as nothing is told, to skip nothing.
+
+    Attributes:
+        project: the nearest feasible set; what it returns unchanged is feasible. The study sets it.
+    """
+
+    project: Callable[[Bits], Bits]
+
+    def __init__(self, seed: int) -> None:
+        self.project = _same
+        self._seed = seed
+
+    def propose(self, known: Mapping[Bits, float], order: Sequence[Bits], rng: np.random.Generator) -> Bits:
+        """The next set: feasible and not known.
+
+        Args:
+            known: the value of every set that was told, larger is better; -inf where it could not be scored.
+            order: the known sets, in the order in which they were first told; not empty.
+            rng: of this trial.
+
+        Raises:
+            Exhausted: if there is none.
+        """
+        raise NotImplementedError
+
+    def feasible(self, bits: Bits) -> bool:
+        """Whether the search may run it."""
+        return self.project is _same or self.project(bits) == bits
+
+    def allows(self, bits: Bits, unit: Unit) -> bool:
+        """Whether `bits` with those of `unit` flipped are feasible."""
+        return self.project is _same or self.feasible(flipped(bits, unit))
+
+    def units(self, bits: Bits) -> list[Unit]:
+        """The bits that can change: one by one or, where that leads nowhere from `bits`, layer by layer."""
+        single: list[Unit] = [(i,) for i in range(len(bits))]
+        moves = itertools.chain(single, swaps(bits, single))
+        if any(self.allows(bits, unit) for unit in moves):
+            return single
+        return [(i, i + 1) for i in range(0, len(bits), 2)]
+
+    def unknown(self, known: Mapping[Bits, float], around: Bits, rng: np.random.Generator) -> Bits:
+        """A feasible set that is not known, at random: one unit away, or one exchange, or else farther.
+
+        Raises:
+            Exhausted: if there is none, or if in a large space none was found in thousands of tries.
+        """
+        units = self.units(around)
+        steps = [units, list(swaps(around, units))]
+        for step in rng.permutation(2):
+            for i in rng.permutation(len(steps[step])):
+                tried = flipped(around, steps[step][i])
+                if tried not in known and self.feasible(tried):
+                    return tried
+        n = len(around)
+        for k in range(N_TRIES):
+            flips = rng.random(n) < max(2 / n, k / (2 * N_TRIES))
+            tried = self.project(flipped(around, tuple(np.flatnonzero(flips))))
+            if tried not in known and self.feasible(tried):
+                return tried
+        if n <= N_ENUMERATED:
+            for tried in itertools.product((False, True), repeat=n):
+                if tried not in known and self.feasible(tried):
+                    return tried
+        raise Exhausted
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """See `BaseSampler`: all bits at once, as soon as a told trial shows how many there are."""
+        return _told(study)[0].distributions if _told(study) else {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `BaseSampler`."""
+        if not search_space:
+            return {}
+        names = Space(len(search_space) // 2).names
+        known: dict[Bits, float] = {}
+        states: dict[Bits, int] = {}
+        for told in _told(study):
+            bits = tuple(bool(told.params[name]) for name in names)
+            state = FINISHED.index(told.state)
+            if state > states.get(bits, -1):  # a failure may have been tried again
+                known[bits], states[bits] = _value(told), state
+        proposed = self.propose(known, list(known), np.random.default_rng(self._seed))
+        return dict(zip(names, map(bool, proposed), strict=True))
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """See `BaseSampler`: nothing is told, so nothing is skipped."""
+        return False
+
+
+def flipped(bits: Bits, unit: Unit) -> Bits:
+    """The bits with those of `unit` the other way round."""
+    changed = set(unit)
+    return tuple(bit != (i in changed) for i, bit in enumerate(bits))
+
+
+def swaps(bits: Bits, units: Sequence[Unit]) -> Iterator[Unit]:
+    """What to flip to exchange a unit that is skipped for one that is not."""
+    on = [unit for unit in units if bits[unit[0]]]
+    off = [unit for unit in units if not bits[unit[0]]]
+    for out, into in itertools.product(on, off):
+        yield out + into
+
+
+def _same(bits: Bits) -> Bits:
+    """Without constraints every set is feasible."""
+    return bits
+
+
+def _told(study: Study) -> list[FrozenTrial]:
+    return [t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.params]
+
+
+def _value(trial: FrozenTrial) -> float:
+    """The value of a trial; a pruned one's is that of the prompts it saw."""
+    if trial.state == TrialState.FAIL:
+        return FAILED
+    value = trial.value if trial.value is not None else trial.user_attrs.get("value")
+    return FAILED if value is None else float(value)

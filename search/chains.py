@@ -1,0 +1,128 @@
+"""Drafts from any places where a round may begin, side by side.
+
+A chain is what the draft says from one start on, were the text up to there committed. Its tokens see the full model's
+keys and values before the start, and the chain's own behind it: exactly what the real draft sees. Chains of one prompt
+share its row, told apart by a tree mask, so that one forward takes any number of chains a token further.
+"""
+
+# B prompts, T chains in a row, S keys, V vocabulary
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from search.reference import ReferenceBatch
+from selfspec.model import BoundForward
+
+Start = tuple[int, int]  # (row of the batch, committed tokens of its reference)
+
+TEXT, PADDING = -1, -2  # owners of keys that belong to no chain
+
+
+@dataclass(slots=True)
+class Chain:
+    """Drafted tokens and how sure the draft was of each; `limit` is the most that could be drafted there."""
+
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+
+
+class Chains:
+    """The chains of one draft on one batch of references, grown on demand.
+
+    Args:
+        forward: the draft.
+        batch: texts and the full model's keys and values of them, which are left as they are.
+        max_draft: the longest chain.
+        with_confidence: whether to compute confidences; nan without.
+    """
+
+    def __init__(
+        self, forward: BoundForward, batch: ReferenceBatch, *, max_draft: int, with_confidence: bool = True
+    ) -> None:
+        self.batch = batch
+        self._forward, self._max_draft, self._with_confidence = forward, max_draft, with_confidence
+        self._chains: dict[Start, Chain] = {}
+        device, n_rows, n_keys = batch.cache.device, len(batch.references), batch.n_keys
+        # Which key belongs to whom, and where it stands: the texts' first, then the chains', a column for each query.
+        # The owner of a chain's key is the position at which the chain begins.
+        self._owners_BS = torch.full((n_rows, n_keys), TEXT, device=device)
+        self._positions_BS = torch.arange(n_keys, device=device).expand(n_rows, n_keys)
+
+    @property
+    def starts(self) -> list[Start]:
+        """Every place where a round may begin."""
+        return [(b, n) for b, reference in enumerate(self.batch.references) for n in range(1, len(reference.tokens))]
+
+    def __getitem__(self, start: Start) -> Chain:
+        """The chain from `start` on, as far as it was grown."""
+        if start not in self._chains:
+            row, n_committed = start
+            limit = min(self._max_draft, self.batch.references[row].n_max - n_committed - 1)
+            self._chains[start] = Chain(limit)
+        return self._chains[start]
+
+    @torch.inference_mode()
+    def grow(self, starts: Sequence[Start]) -> None:
+        """One token more for the chains from `starts`, each named once: one forward."""
+        rows: list[list[Start]] = [[] for _ in self.batch.references]
+        for start in starts:
+            rows[start[0]].append(start)
+        logits_BTV = self._step(rows)
+        tokens_BT = logits_BTV.argmax(-1)
+        confidences = _confidences(logits_BTV, tokens_BT) if self._with_confidence else None
+        tokens = tokens_BT.tolist()
+        for b, row in enumerate(rows):
+            for t, start in enumerate(row):
+                chain = self[start]
+                chain.tokens.append(tokens[b][t])
+                chain.confidences.append(confidences[b][t] if confidences else math.nan)
+
+    def _step(self, rows: list[list[Start]]) -> Tensor:
+        """The logits of the newest token of every chain of `rows`, [B, T, V]; rows of fewer chains are padded."""
+        width = max(len(row) for row in rows)
+        references = self.batch.references
+
+        def first(start: Start) -> int:
+            """The position of the last committed token, where the chain begins."""
+            return len(references[start[0]].prompt) + start[1] - 1
+
+        def newest(start: Start) -> int:
+            tokens = self[start].tokens
+            return tokens[-1] if tokens else references[start[0]].tokens[start[1] - 1]
+
+        def padded(values: list[list[int]], filler: int) -> Tensor:
+            return torch.tensor([v + [filler] * (width - len(v)) for v in values], device=self._owners_BS.device)
+
+        ids_BT = padded([[newest(s) for s in row] for row in rows], 0)
+        # Padding stands at position 0 and sees the text's first key, since it must see one; nobody sees padding.
+        owners_BT = padded([[first(s) for s in row] for row in rows], PADDING)
+        positions_BT = padded([[first(s) + len(self[s].tokens) for s in row] for row in rows], 0)
+        self._owners_BS = torch.cat([self._owners_BS, owners_BT], dim=1)
+        self._positions_BS = torch.cat([self._positions_BS, positions_BT], dim=1)
+        before_BTS = self._positions_BS[:, None, :] < owners_BT[:, :, None].clamp(min=1)
+        text_BTS = (self._owners_BS == TEXT)[:, None, :] & before_BTS
+        own_BTS = (self._owners_BS[:, None, :] == owners_BT[:, :, None]) & (owners_BT != PADDING)[:, :, None]
+        cache = self.batch.cache
+        cache.set([self._owners_BS.shape[1] - width] * len(rows), width)
+        return self._forward.tree(
+            ids_BT,
+            positions_BT=positions_BT,
+            seen_BTS=text_BTS | own_BTS,
+            key_positions_BS=self._positions_BS,
+            cache=cache,
+        )
+
+
+def _confidences(logits_BTV: Tensor, tokens_BT: Tensor) -> list[list[float]]:
+    """The raw probability of each chosen token."""
+    wide_BTV = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
+    top_BT = wide_BTV.gather(-1, tokens_BT.unsqueeze(-1)).squeeze(-1)
+    confidences: list[list[float]] = (top_BT - wide_BTV.logsumexp(-1)).exp().tolist()
+    return confidences

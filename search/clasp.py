@@ -1,0 +1,47 @@
+"""Skip sets of whole layers from hidden states: for each number of layers, the draft nearest to the full model.
+
+The program of `search.knapsack` with a layer for a sublayer, all of the same cost. It measures nothing and needs no
+costs.
+"""
+
+# N drafts, B texts, P positions of a text, D width
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from search.hidden import Stream, Text
+from search.knapsack import Drafts, closest
+from selfspec.model import Decoder
+from selfspec.skip import SkipSet
+
+
+def clasp(decoder: Decoder, texts: Sequence[Text], *, n_positions: int = 4, keep_ends: bool = False) -> list[SkipSet]:
+    """The set of 1 skipped layer, of 2, of 3, ...; one layer at least is left.
+
+    Args:
+        decoder: the model.
+        texts: calibration prompts and what the full model says after them.
+        n_positions: of each text, where states are compared.
+        keep_ends: never skip the first and the last layer.
+
+    Raises:
+        InputError: see `Stream`.
+
+    Source: Chen et al. 2025 (arXiv:2505.24196, CLaSp), who compare the state of the last accepted token; here it is the
+    mean over positions of all texts, since one set is to serve them all.
+    """
+    drafts = solve_layers(Stream(decoder, texts, n_positions=n_positions), keep_ends=keep_ends)
+    found = [SkipSet.from_bits(bits) for bits in drafts.bits]
+    return [skip for skip in found if 0 < len(skip.attn) < skip.n_layers]
+
+
+def solve_layers(stream: Stream, *, keep_ends: bool) -> Drafts:
+    """The drafts that reach the end of the model, one for each number of skipped layers, from 0 on."""
+    drafts = Drafts.start(stream)
+    for i in range(stream.n_layers):
+        may_skip = not (keep_ends and i in (0, stream.n_layers - 1))
+        kept = stream.run(i, drafts.states, attn=True, mlp=True)
+        skipped = stream.run(i, drafts.states, attn=False, mlp=False) if may_skip else None
+        drafts = closest(drafts, kept, skipped, bits=2, units=1)
+    return drafts

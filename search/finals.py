@@ -1,0 +1,159 @@
+"""From the best trials to one winner: scored anew on fresh prompts, then raced against plain decoding by the clock.
+
+A search's best trial is partly lucky: it was chosen for its value. Fresh prompts take the luck out, and the race says
+what the machine makes of the prediction. All that race decode the same prompts in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from search.objective import Objective, Score
+from selfspec.decode import Ending, autoregress, speculate
+from selfspec.draft import ModelDraft
+from selfspec.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
+from selfspec.model import Decoder
+from selfspec.skip import SkipSet
+from selfspec.stop import StopPolicy, StopState, describe
+from selfspec.timing import Stopwatch
+from selfspec.trace import DecodeResult
+
+MIN_PROMPTS = 4  # before one may be out; chosen, not tuned
+
+
+@dataclass(slots=True)
+class Finalist:
+    """A skip set on its way through the finals.
+
+    Attributes:
+        skip: the set.
+        stop: the stop rule that it is raced with.
+        trial_value: of the trial that brought it here.
+        score: on fresh prompts.
+        times, results: of the race, a prompt each.
+        out_after: prompts after which it was out; None if it was not.
+    """
+
+    skip: SkipSet
+    stop: StopPolicy
+    trial_value: float
+    score: Score | None = None
+    times: list[Timed] = field(default_factory=list)
+    results: list[DecodeResult] = field(default_factory=list)
+    out_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """What the race found of one finalist: speedup over plain decoding with its 95 % interval, and counts."""
+
+    finalist: Finalist
+    speedup: float
+    interval: Interval
+    acceptance: float
+    tokens_per_round: float
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """For a JSON line."""
+        f, (low, high) = self.finalist, self.interval
+        return {
+            "skip": str(f.skip),
+            "stop": describe(f.stop),
+            "trial_value": f.trial_value,
+            "fresh_value": None if f.score is None else f.score.value,
+            "speedup": self.speedup,
+            "low": low,
+            "high": high,
+            "acceptance": self.acceptance,
+            "tokens_per_round": self.tokens_per_round,
+            "n_prompts": len(f.times),
+            "out_after": f.out_after,
+        }
+
+
+def rescore(finalists: Sequence[Finalist], objective: Objective, *, n_kept: int) -> list[Finalist]:
+    """The best `n_kept` on the prompts of `objective`, best first."""
+    for finalist in finalists:
+        finalist.score = objective(finalist.skip)
+    return sorted(finalists, key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
+
+
+def race(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    finalists: Sequence[Finalist],
+    *,
+    ending: Ending,
+    stopwatch: Stopwatch,
+    listener: Callable[[int], None] | None = None,
+) -> list[Raced]:
+    """Decode every prompt plainly and with each finalist, in turns; best first, those that were out at the end.
+
+    A finalist is out when the upper end of its interval lies below the lower end of the best one's. The first prompt is
+    decoded once before, and does not count.
+
+    Args:
+        decoder: the model.
+        prompts: token ids; not those that the finalists were chosen on.
+        finalists: who races.
+        ending: of each answer.
+        stopwatch: where seconds come from.
+        listener: told the number of prompts that are done.
+    """
+    plain: list[Timed] = []
+    states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
+    drafters = [ModelDraft(decoder.bind(f.skip), needs_confidence=f.stop.needs_confidence) for f in finalists]
+
+    def run(i: int, ids: Sequence[int]) -> DecodeResult:
+        """By the i-th finalist, or plainly for -1."""
+        if i < 0:
+            (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch)
+            return result
+        states[i] = state = finalists[i].stop.begin(states[i])
+        (result,) = speculate(decoder, [ids], drafter=drafters[i], stops=[state], ending=ending, stopwatch=stopwatch)
+        return result
+
+    for i in range(-1, len(finalists)):
+        run(i, prompts[0])
+    for n_done, ids in enumerate(prompts, start=1):
+        going = [-1, *(i for i, f in enumerate(finalists) if f.out_after is None)]
+        turn = [going[(n_done + j) % len(going)] for j in range(len(going))]
+        for i in turn:
+            result = run(i, ids)
+            timed = Timed(result.total_s - result.prefill_s, len(result.tokens) - 1)
+            if i < 0:
+                plain.append(timed)
+            else:
+                finalists[i].times.append(timed)
+                finalists[i].results.append(result)
+        if n_done >= MIN_PROMPTS:
+            _drop([f for f in finalists if f.out_after is None], plain)
+        if listener:
+            listener(n_done)
+    raced = [_raced(f, plain) for f in finalists]
+    return sorted(raced, key=lambda r: (r.finalist.out_after is not None, -r.speedup))
+
+
+def _drop(going: Sequence[Finalist], plain: Sequence[Timed]) -> None:
+    """Say who is out."""
+    intervals = [speedup_interval(plain, f.times) for f in going]
+    best = max(range(len(going)), key=lambda i: speedup(plain, going[i].times))
+    for finalist, (_, high) in zip(going, intervals, strict=True):
+        if high < intervals[best][0]:
+            finalist.out_after = len(finalist.times)
+
+
+def _raced(finalist: Finalist, plain: Sequence[Timed]) -> Raced:
+    baseline = plain[: len(finalist.times)]
+    rounds = [r for result in finalist.results for r in result.rounds]
+    drafted, accepted = sum(r.drafted for r in rounds), sum(r.accepted for r in rounds)
+    return Raced(
+        finalist,
+        speedup(baseline, finalist.times),
+        speedup_interval(baseline, finalist.times),
+        acceptance(accepted, drafted),
+        tokens_per_round(accepted, len(rounds)),
+    )

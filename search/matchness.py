@@ -1,0 +1,94 @@
+"""SWIFT's score of a skip set: the draft reads the full model's answer in one parallel pass; how often does it agree?
+
+One forward a prompt, and no cost in it. It is not the acceptance of a real draft: here the draft sees its own keys and
+values of the whole answer, where a real one sees the full model's up to the last verified token.
+"""
+
+# B prompts, T tokens of the longest answer, S keys
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from search.objective import GoOn, Score
+from search.reference import ReferenceBatch
+from selfspec.metrics import ratio
+from selfspec.model import BoundForward, Decoder
+from selfspec.skip import SkipSet
+from selfspec.timing import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Matchness:
+    """The fraction of the full model's tokens that the draft would have chosen, read in parallel.
+
+    It ignores what the draft costs, the stop rule, and that a draft ends at its first wrong token.
+
+    Attributes:
+        decoder: the model.
+        batches: what the full model says on the calibration prompts.
+        stopwatch: for the seconds that scoring takes.
+
+    Source: Xia et al. 2025, SWIFT (arXiv:2410.06916), section 4.
+    """
+
+    decoder: Decoder
+    batches: Sequence[ReferenceBatch]
+    stopwatch: Stopwatch
+    name: str = "matchness"
+    unit: str = "agreed"
+
+    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+        """See `Objective`."""
+        began = self.stopwatch.now()
+        forward = self.decoder.bind(skip)
+        agreed: list[int] = []
+        n_read: list[int] = []
+        pruned = False
+        for n_done, batch in enumerate(self.batches, start=1):
+            agreed += count_agreed(forward, batch)
+            n_read += [r.n_starts for r in batch.references]
+            values = tuple(ratio(a, n) for a, n in zip(agreed, n_read, strict=True))
+            if go_on and n_done < len(self.batches) and not go_on(values):
+                pruned = True
+                break
+        return Score(
+            value=ratio(sum(agreed), sum(n_read)),
+            n_tokens=sum(n_read),
+            n_rounds=len(agreed),
+            drafted=sum(n_read),
+            accepted=sum(agreed),
+            seconds=self.stopwatch.now() - began,
+            values=values,
+            pruned=pruned,
+        )
+
+
+@torch.inference_mode()
+def count_agreed(forward: BoundForward, batch: ReferenceBatch) -> list[int]:
+    """For each reference, at how many places the draft's choice is the full model's."""
+    device, n_keys = batch.cache.device, batch.n_keys
+    width = max(r.n_starts for r in batch.references)
+    ids_BT = torch.tensor([r.tokens[:-1] + [0] * (width - r.n_starts) for r in batch.references], device=device)
+    firsts_B1 = torch.tensor([[len(r.prompt)] for r in batch.references], device=device)
+    offsets_T = torch.arange(width, device=device)
+    positions_BT = firsts_B1 + offsets_T
+    texts_S = torch.arange(n_keys, device=device)
+    prompt_BTS = (texts_S < firsts_B1).unsqueeze(1).expand(-1, width, -1)
+    own_BTT = (offsets_T <= offsets_T.unsqueeze(1)).expand(len(batch.references), -1, -1)
+    batch.cache.set([n_keys] * len(batch.references), width)
+    logits_BTV = forward.tree(
+        ids_BT,
+        positions_BT=positions_BT,
+        seen_BTS=torch.cat([prompt_BTS, own_BTT], dim=2),
+        key_positions_BS=torch.cat([texts_S.expand(len(batch.references), -1), positions_BT], dim=1),
+        cache=batch.cache,
+    )
+    chosen = logits_BTV.argmax(-1).tolist()
+    return [
+        sum(c == t for c, t in zip(row, r.tokens[1:], strict=False))
+        for row, r in zip(chosen, batch.references, strict=True)
+    ]

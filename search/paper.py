@@ -1,0 +1,87 @@
+"""The published recipe's searcher: a Gaussian process on numbers, of which those above one half skip.
+
+It is here to be compared with, in its own settings, by the package that it was written for. The process learns from the
+very point that was run: the numbers that were proposed, or ¼ and ¾ where somebody chose the skip set.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from search.space import Space
+from selfspec.errors import InputError
+
+
+class Paper(BaseSampler):
+    """Bayesian optimisation by upper confidence bound (use the `floats` encoding); no random start.
+
+    As long as nothing is scored it proposes at random, once; it knows neither failures nor constraints. Its seconds
+    per trial grow with the cube of the trials.
+
+    Args:
+        seed: of the trial.
+        kappa: deviations above the mean that are hoped for.
+        alpha: the variance of the noise, of the values' variance.
+
+    Raises:
+        InputError: if the package is missing.
+
+    Source: Zhang et al. 2023, Draft & Verify (arXiv:2309.08168), section 3.2 and the released search code.
+    """
+
+    def __init__(self, seed: int, *, kappa: float, alpha: float) -> None:
+        self._package = _package()
+        self._seed, self._kappa, self._alpha = seed, kappa, alpha
+        self._rng = np.random.default_rng(seed)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """See `BaseSampler`: all numbers at once, as soon as a scored trial shows how many there are."""
+        scored = _scored(study)
+        return scored[0].distributions if scored else {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """See `BaseSampler`."""
+        if not search_space:
+            return {}
+        names = Space(len(search_space) // 2).names
+        optimizer = self._package.BayesianOptimization(
+            None,
+            dict.fromkeys(names, (0, 1)),
+            acquisition_function=self._package.acquisition.UpperConfidenceBound(kappa=self._kappa),
+            random_state=self._seed,
+            verbose=0,
+        )
+        optimizer.set_gp_params(alpha=self._alpha)
+        points = {tuple(float(t.params[name]) for name in names): t.value for t in _scored(study)}
+        for point, value in points.items():  # a set told twice was answered from memory, and the package refuses it
+            optimizer.register(dict(zip(names, point, strict=True)), value)
+        return {name: float(x) for name, x in optimizer.suggest().items()}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """See `BaseSampler`: nothing is scored, so each number is as likely as any other."""
+        return float(self._rng.random())
+
+
+def _scored(study: Study) -> list[FrozenTrial]:
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _package() -> ModuleType:
+    try:
+        import bayes_opt
+    except ModuleNotFoundError:
+        raise InputError(
+            "searcher=paper needs the package bayesian-optimization, which is missing; pip install selfspec[paper]"
+        ) from None
+    return bayes_opt

@@ -1,0 +1,66 @@
+"""The skip sets worth keeping: none other was both cheaper and more accepted.
+
+The best of them depends on the machine: where verification or attention costs something else, another wins. So a search
+leaves all of them behind, and not its best alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from search.cost import CostTable
+from search.importance import Tried, fixed_speedup, per_token
+from selfspec.records import write_text
+from selfspec.skip import SkipSet
+
+Row = Mapping[str, Any]
+
+FIELDS = ("skip", "draft_cost", "acceptance", "value")
+
+
+def measured(rows: Sequence[Row]) -> list[Row]:
+    """The complete rows that tell a draft cost and an acceptance; older ones may lack the cost."""
+    return [
+        row
+        for row in rows
+        if row["state"] == "complete" and row.get("draft_cost") is not None and row.get("acceptance") is not None
+    ]
+
+
+def front(rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other beats: cheapest draft first, acceptance strictly rising.
+
+    A row is beaten by one that costs no more and is accepted no less, unless both are equal; of equal ones the larger
+    value stays, and the earlier row if these are equal too. Rows that are not complete, or lack either number, are not
+    looked at.
+    """
+    found: list[Row] = []
+    for row in sorted(measured(rows), key=lambda r: (r["draft_cost"], -r["acceptance"], -r["value"], r["number"])):
+        if not found or row["acceptance"] > found[-1]["acceptance"]:
+            found.append(row)
+    return found
+
+
+def best_for(rows: Sequence[Row], costs: CostTable, *, n_layers: int, context: int, max_draft: int) -> Row | None:
+    """The complete row whose skip set is predicted to be the fastest at other costs, such as those of another machine.
+
+    A prediction, from the counts of the search and drafts of one length (see `fixed_speedup`); measure it before use.
+    None if no row has counts.
+    """
+
+    def speedup(row: Row) -> float:
+        chance, skip = per_token(Tried.of(row), max_draft=max_draft), SkipSet.parse(row["skip"], n_layers)
+        return fixed_speedup(chance, skip, costs, context=context, max_draft=max_draft)[0]
+
+    return max((row for row in rows if row["state"] == "complete" and row.get("drafted")), key=speedup, default=None)
+
+
+def write_front(path: Path, rows: Sequence[Row], *, model: str, n_layers: int, **provenance: Any) -> None:
+    """Write the front of the rows as YAML, with the model and any facts about where it comes from."""
+    sets = [{name: row[name] for name in FIELDS} for row in front(rows)]
+    body = {"model": model, "n_layers": n_layers, **provenance, "sets": sets}
+    write_text(path, yaml.safe_dump(body, sort_keys=False, width=120, allow_unicode=True))

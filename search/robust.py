@@ -1,0 +1,52 @@
+"""One score over several data sets: the mean, or the worst of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from search.objective import GoOn, Objective, Score
+from selfspec.skip import SkipSet
+
+Combine = Literal["mean", "worst"]
+
+
+@dataclass(frozen=True, slots=True)
+class Robust:
+    """Scores a skip set on each data set, and takes the mean or the worst value; counts are pooled.
+
+    Attributes:
+        objectives: one objective for each data set, all of one kind.
+        combine: `mean` or `worst`.
+    """
+
+    objectives: Mapping[str, Objective]
+    combine: Combine
+
+    @property
+    def name(self) -> str:
+        """See `Objective`."""
+        return next(iter(self.objectives.values())).name
+
+    @property
+    def unit(self) -> str:
+        """See `Objective`."""
+        return next(iter(self.objectives.values())).unit
+
+    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+        """See `Objective`. Every data set is scored to its end: half of them would be another objective."""
+        scores = [objective(skip) for objective in self.objectives.values()]
+        value = fmean(s.value for s in scores) if self.combine == "mean" else min(s.value for s in scores)
+        costs = [(s.draft_cost, s.drafted) for s in scores if s.draft_cost is not None and s.drafted]
+        return Score(
+            value=value,
+            n_tokens=sum(s.n_tokens for s in scores),
+            n_rounds=sum(s.n_rounds for s in scores),
+            drafted=sum(s.drafted for s in scores),
+            accepted=sum(s.accepted for s in scores),
+            seconds=sum(s.seconds for s in scores),
+            draft_cost=sum(c * n for c, n in costs) / sum(n for _, n in costs) if costs else None,
+            values=tuple(s.value for s in scores),
+        )

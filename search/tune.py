@@ -1,0 +1,110 @@
+"""Which settings should a stop rule have for this draft? Replaying a rule costs no model call, so many can be tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+
+from search.chains import Chain, Start
+from search.reference import Reference
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, StopState, Threshold
+
+# Chosen to span what is sensible, not tuned.
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+MAX_KNOTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Widest:
+    """Drafts as far as any of `rules` would: what all of them need can then be replayed."""
+
+    rules: Sequence[StopPolicy]
+
+    @property
+    def max_draft(self) -> int:
+        """See `StopPolicy`."""
+        return max(rule.max_draft for rule in self.rules)
+
+    @property
+    def needs_confidence(self) -> bool:
+        """See `StopPolicy`."""
+        return any(rule.needs_confidence for rule in self.rules)
+
+    def begin(self, after: StopState | None = None) -> StopState:
+        """See `StopPolicy`."""
+        return _WidestState([rule.begin() for rule in self.rules])
+
+
+@dataclass(slots=True)
+class _WidestState:
+    states: list[StopState]
+    threshold: float | None = None
+
+    def more(self, n_drafted: int, confidence: float) -> bool:
+        self.states = [state for state in self.states if state.more(n_drafted, confidence)]
+        return bool(self.states)
+
+    def observe(self, n_drafted: int, n_accepted: int) -> None:
+        pass
+
+
+def variants(stop: StopPolicy) -> list[StopPolicy]:
+    """`stop` itself, and rules of its kind with other draft lengths and thresholds, none longer than its own.
+
+    What an `Optimal` rule has to choose (costs, calibration) depends on the draft: see `fitted`.
+    """
+    lengths = [n for n in LENGTHS if n <= stop.max_draft]
+    found: list[StopPolicy] = [stop]
+    if isinstance(stop, Fixed):
+        found += [Fixed(n) for n in lengths]
+    elif isinstance(stop, Threshold | Adaptive):
+        found += [replace(stop, max_draft=n, threshold=t) for n in lengths for t in THRESHOLDS]
+    elif isinstance(stop, Heuristic):
+        found += [replace(stop, max_draft=n, start=min(n, stop.start)) for n in lengths]
+    return found
+
+
+def fitted(
+    rule: Optimal, drafted: Iterable[tuple[Reference, Start, Chain]], *, draft_cost: float, verify_cost: float
+) -> Optimal:
+    """`rule` with the costs of a draft, in plain tokens, and its calibration from confidence to acceptance.
+
+    Args:
+        rule: the rule.
+        drafted: chains and their references.
+        draft_cost: of one drafted token.
+        verify_cost: of verifying one token more.
+    """
+    pairs = [pair for reference, (_, n), chain in drafted for pair in judged(reference, n, chain)]
+    knots = calibration(pairs)
+    return replace(rule, draft_cost=draft_cost, verify_cost=max(0.0, verify_cost), calibration=knots)
+
+
+def judged(reference: Reference, n_committed: int, chain: Chain) -> list[tuple[float, bool]]:
+    """(confidence, whether the target agreed) of a chain's tokens up to the first that it did not agree with."""
+    pairs = []
+    for token, target, sure in zip(chain.tokens, reference.tokens[n_committed:], chain.confidences, strict=False):
+        pairs.append((sure, token == target))
+        if token != target:
+            break
+    return pairs
+
+
+def calibration(pairs: Sequence[tuple[float, bool]]) -> tuple[tuple[float, float], ...]:
+    """Rising (confidence, acceptance) knots: isotonic regression, thinned; the identity where there is too little.
+
+    Source: Zadrozny & Elkan 2002, Transforming classifier scores into accurate multiclass probability estimates.
+    """
+    if len(pairs) < 2 * MAX_KNOTS:
+        return (0.0, 0.0), (1.0, 1.0)
+    data = sorted(pairs)
+    groups = np.array_split(np.array(data, dtype=float), MAX_KNOTS)
+    x = [float(g[:, 0].mean()) for g in groups]
+    y = isotonic_regression([g[:, 1].mean() for g in groups], weights=[len(g) for g in groups]).x
+    knots = {0.0: 0.0} | {min(max(a, 1e-6), 1 - 1e-6): min(max(float(b), 0.0), 1.0) for a, b in zip(x, y, strict=True)}
+    knots[1.0] = max(knots.values())
+    return tuple(sorted(knots.items()))
