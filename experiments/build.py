@@ -209,6 +209,8 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     wanted = OmegaConf.to_container(cfg.costs)
     assert isinstance(wanted, dict)
     measured: dict[str, Any] = {k: wanted[k] for k in ("contexts", "max_tokens", "repeats")}
+    room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
+    measured["contexts"] = sorted({min(c, room) for c in measured["contexts"]})
     of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
     of |= {"model": cfg.model.name, "machine": provenance.processor()}
     key = provenance.digest(str(sorted((of | measured).items())))[:8]

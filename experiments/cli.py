@@ -114,7 +114,19 @@ def check_overrides(verb: str, words: list[str]) -> None:
     stray = [w for w in words if "=" not in w and not w.startswith(("-", "~"))]
     if stray:
         raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
-    groups = ("model", "data", "stop", "searcher", "objective", "costs", "sampling", "tracker", "paths", "experiment")
+    groups = (
+        "model",
+        "data",
+        "stop",
+        "searcher",
+        "objective",
+        "costs",
+        "recipe",
+        "sampling",
+        "tracker",
+        "paths",
+        "experiment",
+    )
     chosen = []
     for word in given:
         key, _, value = word.partition("=")

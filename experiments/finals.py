@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig
-from optuna.trial import FrozenTrial
 
 from experiments import build
 from experiments.progress import progress
@@ -21,9 +21,16 @@ log = logging.getLogger(__name__)
 
 
 def finals(
-    cfg: DictConfig, setup: Setup, best: Sequence[tuple[SkipSet, float]], trials: Sequence[FrozenTrial]
+    cfg: DictConfig, setup: Setup, best: Sequence[tuple[SkipSet, float]], rules: Mapping[str, dict[str, Any] | None]
 ) -> list[Raced]:
-    """The race's results, the winner first."""
+    """The race's results, the winner first.
+
+    Args:
+        cfg: of the search.
+        setup: what it works on.
+        best: its best sets and their values.
+        rules: the stop rule that was chosen for a set, by the set as it is written; None for the run's.
+    """
     prompts = {name: found for name, found in setup.fresh.items() if found}
     objective = setup.objective
     if len(prompts) == len(setup.prompts):
@@ -31,7 +38,6 @@ def finals(
     else:
         prompts = dict(setup.prompts)
         log.warning("no calibration prompts are left for the finals: they run on those of the search")
-    rules = {t.user_attrs["skip"]: t.user_attrs.get("stop") for t in trials}
     finalists = [Finalist(skip, _rule(cfg, rules.get(str(skip))), value) for skip, value in best]
     for f in finalists:
         log.info("finals: %s, %.3f in the search", f.skip, f.trial_value)
@@ -51,6 +57,6 @@ def finals(
         )
 
 
-def _rule(cfg: DictConfig, tuned: dict[str, object] | None) -> StopPolicy:
+def _rule(cfg: DictConfig, tuned: dict[str, Any] | None) -> StopPolicy:
     """The stop rule of a finalist: the run's, or what was chosen for its skip set."""
     return described(tuned) if tuned else build.stop(cfg)

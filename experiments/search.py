@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from search.pareto import write_front
 from search.starts import warm_starts
 from search.study import SearchStudy
 from selfspec import provenance, records, skipfile
+from selfspec.decode import Ending
 from selfspec.errors import InputError
 from selfspec.skip import SkipSet
 from selfspec.stop import describe
@@ -75,6 +77,7 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
 
 def _check(cfg: DictConfig) -> None:
     """What can be refused before a model is loaded."""
+    Ending(cfg.objective.max_new_tokens)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
     if cfg.prune:
         Race(**cfg.prune)
@@ -104,8 +107,11 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, say: Callable[[str], Non
         say(verdict.text() + ("" if verdict.pays() or cfg.force else "; the search ends here, force=true goes on"))
     raced: list[Raced] = []
     if cfg.worker == 0 and cfg.finals.top and found.ended != "interrupted":
-        raced = finals(cfg, setup, top(study, cfg.finals.top), study.trials)
-        records.write_text(folder.path / FINALS, "".join(json.dumps(r.row) + "\n" for r in raced))
+        rules = {t.user_attrs["skip"]: t.user_attrs.get("stop") for t in study.trials}
+        raced = finals(cfg, setup, top(study, cfg.finals.top), rules)
+        (folder.path / FINALS).unlink(missing_ok=True)
+        for r in raced:
+            records.append_row(folder.path / FINALS, r.row)
         say(_told_race(raced, predicted=setup.objective.name == "expected_speedup"))
     _draw(cfg, setup, folder, found, tracker)
     _finish(cfg, setup, folder, found, verdict, raced)
@@ -222,7 +228,9 @@ def _finish(
     measured: dict[str, Any] = {}
     if winner:
         low, high = winner.interval
-        measured = {"speedup": round(winner.speedup, 4), "interval": [round(low, 4), round(high, 4)]}
+        measured["speedup"] = round(winner.speedup, 4)
+        if not math.isnan(low):  # of a single prompt
+            measured["interval"] = [round(low, 4), round(high, 4)]
         if cfg.objective.get("tune_stop"):
             measured["stop"] = describe(winner.finalist.stop)
     skipfile.save_skip_set(

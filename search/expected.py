@@ -15,6 +15,7 @@ from search.objective import GoOn, Score
 from search.reference import Reference, ReferenceBatch
 from search.replay import draft_everything, replay
 from search.tune import Widest, fitted, variants
+from selfspec.errors import InputError
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
@@ -92,7 +93,7 @@ class ReplayObjective:
 
     def __post_init__(self) -> None:
         if not self.batches:
-            raise RuntimeError("every calibration prompt ended at its first token, so there is nothing to draft")
+            raise InputError("every calibration prompt ended at its first token, so there is nothing to draft")
         object.__setattr__(self, "rules", variants(self.stop) if self.tune_stop else [self.stop])
 
     def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:

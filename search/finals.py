@@ -6,6 +6,7 @@ what the machine makes of the prediction. All that race decode the same prompts 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ class Raced:
     def row(self) -> dict[str, Any]:
         """For a JSON line."""
         f, (low, high) = self.finalist, self.interval
-        return {
+        row = {
             "skip": str(f.skip),
             "stop": describe(f.stop),
             "trial_value": f.trial_value,
@@ -72,6 +73,7 @@ class Raced:
             "n_prompts": len(f.times),
             "out_after": f.out_after,
         }
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
 def rescore(finalists: Sequence[Finalist], objective: Objective, *, n_kept: int) -> list[Finalist]:

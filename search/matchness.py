@@ -15,6 +15,7 @@ import torch
 
 from search.objective import GoOn, Score
 from search.reference import ReferenceBatch
+from selfspec.errors import InputError
 from selfspec.metrics import ratio
 from selfspec.model import BoundForward, Decoder
 from selfspec.skip import SkipSet
@@ -40,6 +41,10 @@ class Matchness:
     stopwatch: Stopwatch
     name: str = "matchness"
     unit: str = "agreed"
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise InputError("every calibration prompt ended at its first token, so there is nothing to read")
 
     def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""

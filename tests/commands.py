@@ -36,7 +36,7 @@ class Ran:
     @property
     def error_lines(self) -> list[str]:
         """Standard error without what was decided for the user, which is told while a model loads."""
-        return [line for line in self.err.splitlines() if not line.startswith("dtype ")]
+        return [line for line in self.err.splitlines() if not line.startswith(("dtype ", "measuring "))]
 
     @property
     def run(self) -> Path:

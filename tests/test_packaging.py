@@ -100,7 +100,7 @@ class TestWheel:
         ("words", "pieces"),
         [
             (["--help"], ["selfspec VERB key=value"]),
-            (["search", "--help"], ["searcher: anneal, cmaes, custom", "_target_: search.samplers.tpe"]),
+            (["search", "--help"], ["anneal, clasp, cmaes, custom", "_target_: search.quadratic.Quadratic"]),
         ],
         ids=["usage", "a verb's help"],
     )

@@ -207,4 +207,4 @@ def test_a_tracker_from_the_configuration_shows_the_whole_configuration(
     build.tracker(cfg, verb="search", run_id="20300101T000000Z-abc", folder=tmp_path)
     assert given["name"] == "smollm2-135m-mini 20300101T000000Z-abc"
     assert (given["group"], given["tags"], given["folder"]) == ("smollm2-135m-mini", ["a", "b"], tmp_path)
-    assert given["config"]["searcher"]["name"] == "tpe" and type(given["config"]["searcher"]) is dict
+    assert given["config"]["searcher"]["name"] == "quadratic" and type(given["config"]["searcher"]) is dict

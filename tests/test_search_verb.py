@@ -1,0 +1,222 @@
+"""selfspec search and selfspec profile as they are typed: what they leave behind, refuse, and go on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from experiments.build import options
+from search.expected import ReplayObjective
+from selfspec import records
+from selfspec.records import read_rows
+from selfspec.skip import SkipSet
+from selfspec.skipfile import read_skip_set
+from tests.commands import N_LAYERS, Ran, command
+
+SMALL = [
+    *("objective.n_prompts=2", "objective.max_new_tokens=8", "finals.n_prompts=2"),
+    *("costs.contexts=[8,24]", "costs.max_tokens=6", "costs.repeats=2"),
+]
+SHORT = "costs.contexts=[8,24]", "costs.max_tokens=6", "costs.repeats=2"
+REPLAYED = "value", "acceptance", "drafted", "accepted", "n_rounds", "skip", "origin", "state"
+
+
+@pytest.fixture
+def here(empty_folder: Path) -> Path:
+    return empty_folder
+
+
+def search(toy: list[str], *words: str) -> Ran:
+    ran = command("search", *toy, *SMALL, *words)
+    assert ran.status == 0, ran.err
+    return ran
+
+
+def trials(ran: Ran) -> list[dict[str, Any]]:
+    return read_rows(ran.run / records.TRIALS)
+
+
+def summary(ran: Ran) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads((ran.run / records.SUMMARY).read_text())
+    return body
+
+
+class TestSearch:
+    def test_a_whole_search_leaves_all_that_it_promises(self, here: Path, toy: list[str]) -> None:
+        ran = search(toy, "searcher.n_trials=24", "force=true")
+        names = {path.name for path in ran.run.iterdir()}
+        pictures = {
+            f"{name}.{kind}" for name in ("search", "skip_map", "pareto", "importance") for kind in ("png", "svg")
+        }
+        assert pictures | {"costs.json", "pareto.yaml", "finals.jsonl", "skip_set.yaml", "study.journal"} <= names
+        rows = trials(ran)
+        assert len(rows) == 24 == summary(ran)["n_trials"]
+        assert sum(len(SkipSet.parse(r["skip"], N_LAYERS)) == 1 for r in rows if r["origin"] == "start") == 2 * N_LAYERS
+        raced = read_rows(ran.run / "finals.jsonl")
+        assert len(raced) == 3
+        winner = summary(ran)["winner"]
+        assert winner | {"schema": records.SCHEMA} == raced[0] and winner["low"] <= winner["speedup"] <= winner["high"]
+        assert str(read_skip_set(ran.run)) == winner["skip"]
+        saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
+        assert saved["speedup"] == pytest.approx(winner["speedup"], abs=1e-3)
+        assert {r["skip"] for r in yaml.safe_load((ran.run / "pareto.yaml").read_text())["sets"]} <= {
+            r["skip"] for r in rows
+        }
+        assert "raced on 2 prompts against plain decoding" in ran.out
+
+    def test_a_search_that_will_not_pay_ends_with_the_reason_unless_it_is_forced(
+        self, here: Path, toy: list[str]
+    ) -> None:
+        ran = search(toy, "searcher.n_trials=30", "stop=fixed")
+        verdict = summary(ran)["verdict"]
+        assert verdict["bound"] < 1.02, "the toy's sublayers are all needed"
+        assert "plain skipping will not pay" in ran.out and "force=true goes on" in ran.out
+        assert len(trials(ran)) < 30
+        forced = command("search", f"resume={ran.run}", "force=true")
+        assert forced.status == 0, forced.err
+        assert len(trials(ran)) == 30
+
+    @pytest.mark.parametrize("searcher", [s for s in options("searcher") if s != "paper"])
+    def test_every_searcher_runs(self, searcher: str, here: Path, toy: list[str]) -> None:
+        ran = search(toy, f"searcher={searcher}", "searcher.n_trials=7", "starts=[nothing]", "finals.top=0")
+        rows = trials(ran)
+        assert rows[0]["skip"] == "none" and 2 <= len(rows) <= 7
+        assert len({r["skip"] for r in rows if r["origin"] == "searcher"}) > 0
+
+    @pytest.mark.parametrize("objective", options("objective"))
+    def test_every_objective_runs(self, objective: str, here: Path, toy: list[str]) -> None:
+        ran = search(toy, f"objective={objective}", "searcher.n_trials=5")
+        assert {r["state"] for r in trials(ran)} <= {"complete", "pruned"}
+        assert summary(ran)["winner"] is not None
+
+    def test_two_searches_by_expected_speedup_are_equal(self, here: Path, toy: list[str]) -> None:
+        first = search(toy, "searcher.n_trials=12", "finals.top=0")
+        second = search(toy, "searcher.n_trials=12", "finals.top=0")
+        same = [[{k: r[k] for k in REPLAYED} for r in trials(ran)] for ran in (first, second)]
+        assert same[0] == same[1]
+
+    def test_resume_goes_on_as_if_uninterrupted(
+        self, here: Path, toy: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = search(toy, "searcher.n_trials=12", "finals.top=0", "searcher=tpe")
+        score, calls = ReplayObjective.__call__, 0
+
+        def interrupted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 8:
+                raise KeyboardInterrupt
+            return score(*args, **kwargs)
+
+        monkeypatch.setattr(ReplayObjective, "__call__", interrupted)
+        cut = search(toy, "searcher.n_trials=12", "finals.top=0", "searcher=tpe")
+        assert summary(cut)["ended"] == "interrupted" and len(trials(cut)) == 6
+        assert "interrupted; resume=RUN goes on" in cut.out
+        resumed = command("search", f"resume={cut.run}")
+        assert resumed.status == 0, resumed.err
+        same = [[{k: r[k] for k in REPLAYED} for r in trials(ran)] for ran in (whole, cut)]
+        assert same[0] == same[1]
+        assert summary(cut)["ended"] == "trials"
+
+    def test_constraints_hold_for_every_trial(self, here: Path, toy: list[str]) -> None:
+        ran = search(toy, "constraints={n_skipped: 3, keep_first: 1}", "searcher.n_trials=8", "finals.top=0")
+        sets = [SkipSet.parse(r["skip"], N_LAYERS) for r in trials(ran)]
+        assert all(len(skip) == 3 and 0 not in skip.attn | skip.mlp for skip in sets)
+
+    def test_a_cost_cap_holds(self, here: Path, toy: list[str]) -> None:
+        ran = search(toy, "constraints.max_cost=0.9", "searcher.n_trials=8", "finals.top=0")
+        assert all(len(SkipSet.parse(r["skip"], N_LAYERS)) for r in trials(ran))
+
+    def test_a_memory_cap_holds(self, here: Path, toy: list[str]) -> None:
+        ran = search(toy, "constraints.max_memory=0.9", "searcher.n_trials=8", "finals.top=0")
+        assert all(len(SkipSet.parse(r["skip"], N_LAYERS)) for r in trials(ran))
+
+    def test_a_tuned_stop_rule_is_saved_with_the_set(self, here: Path, toy: list[str]) -> None:
+        ran = search(toy, "objective.tune_stop=true", "searcher.n_trials=6", "stop=threshold")
+        saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
+        assert saved["stop"]["name"] == "threshold"
+        assert all(r["stop"]["name"] == "threshold" for r in trials(ran))
+
+    @pytest.mark.parametrize("combine", ["mean", "worst"])
+    def test_several_data_sets_are_scored_together(
+        self, combine: str, here: Path, toy: list[str], model_folder: Path
+    ) -> None:
+        longer = shutil.copytree(model_folder, here / "longer")  # the shipped prompts need more than the toy's context
+        config = json.loads((longer / "config.json").read_text())
+        (longer / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+        words = f"model.path={longer}", "objective.data=[jsonl,mini]", f"objective.combine={combine}", "finals.top=0"
+        ran = search(toy, *words, "searcher.n_trials=3", "objective.n_prompts=1", "objective.max_new_tokens=4")
+        for row in trials(ran):
+            each = row["values"]
+            assert len(each) == 2
+            assert row["value"] == pytest.approx(min(each) if combine == "worst" else sum(each) / 2)
+
+    def test_starts_come_from_earlier_runs(self, here: Path, toy: list[str]) -> None:
+        first = search(toy, "searcher.n_trials=6", "finals.top=0")
+        second = search(toy, f"start={first.run}", "starts=[]", "searcher.n_trials=5", "finals.top=0")
+        best = sorted(trials(first), key=lambda r: -r["value"])
+        assert trials(second)[0]["skip"] == best[0]["skip"]
+
+    def test_workers_share_one_search(self, here: Path, toy: list[str]) -> None:
+        words = "storage=shared.journal", "searcher.n_trials=6", "name=together"
+        other = search(toy, *words, "worker=1")
+        assert len(trials(other)) == 6 and summary(other)["winner"] is None
+        first = search(toy, *words, "worker=0")
+        assert [r["skip"] for r in trials(first)] == [r["skip"] for r in trials(other)]
+        assert summary(first)["winner"] is not None
+
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            ("searcher.max_s=0", "searcher.max_s=0"),
+            ("searcher.patience=0", "searcher.patience=0"),
+            ("prune.p=0.7", "p=0.7"),
+            ("finals.race=0", "finals.race=0"),
+            ("objective.combine=best", "mean or worst"),
+            ("worker=2", "storage names no place"),
+            ("starts=[nohing]", "unknown kind of start 'nohing'"),
+            ("start=nowhere", "nowhere"),
+            ("constraints.n_skipped=99", "99"),
+            ("constraints.max_cost=0.5 objective=tokens_per_second", "needs a cost table"),
+            ("objective.data=[minni]", "did you mean 'mini'?"),
+            ("costs.path=nowhere.json", "nowhere.json"),
+            ("storage=mysql://x/y", "sqlite:///FILE"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_in_one_line(self, words: str, told: str, here: Path, toy: list[str]) -> None:
+        ran = command("search", *toy, *SMALL, "searcher.n_trials=3", *words.split())
+        assert ran.status == 2
+        (line,) = [li for li in ran.error_lines if not li.startswith(("measuring", "costs:", "no importance"))]
+        assert told in line
+
+
+class TestProfile:
+    def test_costs_are_measured_once_checked_and_refreshed_by_a_flag(self, here: Path, toy: list[str]) -> None:
+        first = command("profile", *toy, *SHORT, "check=3")
+        assert first.status == 0, first.err
+        assert "measured now" in first.out and "of 3 random skip sets" in first.out
+        assert len(read_rows(first.run / "checks.jsonl")) == 3
+        (table,) = (here / "outputs" / "profile").glob("*.json")
+        body = json.loads(table.read_text())
+        assert body["of"]["dtype"] == "float64" and body["provenance"]["cpu"]
+        assert body["costs"]["contexts"] == [8, 24]
+        again = command("profile", *toy, *SHORT, "check=0")
+        assert "measured before" in again.out
+        assert json.loads(table.read_text()) == body
+        refreshed = command("profile", *toy, *SHORT, "check=0", "costs.refresh=true")
+        assert "measured now" in refreshed.out
+        assert json.loads(table.read_text()) != body
+
+    def test_contexts_stay_inside_the_models(self, here: Path, toy: list[str]) -> None:
+        ran = command("profile", *toy, "costs.repeats=1", "costs.max_tokens=4", "check=0")
+        assert ran.status == 0, ran.err
+        (table,) = (here / "outputs" / "profile").glob("*.json")
+        assert max(json.loads(table.read_text())["costs"]["contexts"]) < 96
+
+    def test_a_negative_check_is_refused(self, here: Path, toy: list[str]) -> None:
+        assert "check=-1" in command("profile", *toy, "check=-1").err
