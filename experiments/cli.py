@@ -197,11 +197,12 @@ def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
     from selfspec.errors import InputError
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
+    run = _verb(verb)
     for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     overrides = asked or list(HydraConfig.get().overrides.task)  # as they were typed; of a sweep, this job's
     try:
-        _verb(verb)(cfg, overrides, print)
+        run(cfg, overrides, print)
     except InputError as error:
         _fail(error)
     except KeyboardInterrupt:

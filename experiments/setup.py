@@ -13,6 +13,7 @@ from experiments import build
 from search.cost import CostTable
 from search.objective import Objective
 from search.robust import Robust
+from search.shared import agree, open_storage
 from search.space import Space
 from selfspec.load import Loaded
 from selfspec.prompt import Prompt
@@ -73,6 +74,9 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
         table = CostTable.read(known)
     elif o.name in NEEDS_COSTS:
         table, *_ = build.costs(cfg, loaded)
+        if cfg.storage:  # values of different tables could not be compared
+            agreed = agree(open_storage(cfg.storage), f"{cfg.name} costs", table.as_dict())
+            table = CostTable.of(agreed)
     objective = objective_on(cfg, loaded, prompts, table)
     facts = build.facts(
         cfg,

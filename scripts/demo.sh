@@ -13,7 +13,7 @@ step() { # run a verb, show what it prints, and keep the folder it names last
 }
 
 echo "== 1/3 search: which sublayers of SmolLM2-135M can a draft leave out?"
-step search name=demo searcher.n_trials=24 searcher.sampler.n_startup_trials=4 objective.n_prompts=4 objective.max_new_tokens=24
+step search name=demo searcher.n_trials=24 objective.n_prompts=4 objective.max_new_tokens=24 finals.n_prompts=4
 search=$run
 echo "== 2/3 evaluate: what was found, a published kind of set, and nothing skipped, against plain decoding"
 step evaluate name=demo skip="$search" arm=searched n=9 max_new_tokens=48 \

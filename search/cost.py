@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,12 @@ class CostTable:
         return asdict(self)
 
     @classmethod
+    def of(cls, body: Mapping[str, Any]) -> CostTable:
+        """The table of `as_dict`, also after JSON made lists of its tuples."""
+        parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
+        return cls(**parts)
+
+    @classmethod
     def read(cls, path: Path) -> CostTable:
         """The table in a JSON file.
 
@@ -89,9 +95,7 @@ class CostTable:
             InputError: if there is none.
         """
         try:
-            body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["costs"]
-            parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
-            return cls(**parts)
+            return cls.of(json.loads(path.read_text(encoding="utf-8"))["costs"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no cost table ({error}); `selfspec profile` makes one") from None
 

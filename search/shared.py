@@ -126,6 +126,21 @@ def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], whe
     return study
 
 
+def agree(storage: BaseStorage, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """What all workers of a search take for the same thing: the value of whoever came first.
+
+    Args:
+        storage: where the workers meet.
+        name: of what is agreed on.
+        value: this worker's; JSON.
+    """
+    study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
+    if not study.get_trials(deepcopy=False):
+        # Trials are numbered by the storage, so all see the same first one, even of two added at once.
+        study.add_trial(create_trial(value=0.0, user_attrs={"agreed": dict(value)}))
+    return dict(study.get_trials(deepcopy=False)[0].user_attrs["agreed"])
+
+
 class Claims:
     """The places 0, 1, 2, ... of a search, each run by one worker at a time.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,24 @@ class TestProfile:
 
     def test_a_negative_check_is_refused(self, here: Path, toy: list[str]) -> None:
         assert "check=-1" in command("profile", *toy, "check=-1").err
+
+
+def test_hydra_starts_the_workers_through_submitit(here: Path, toy: list[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="hydra-submitit-launcher is not installed")
+    words = [
+        *toy,
+        *SMALL,
+        "searcher.n_trials=6",
+        "starts=[nothing]",
+        f"storage={here / 'shared.journal'}",
+        "name=together",
+    ]
+    launcher = ["-m", "worker=0,1", "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+    code = "import sys; from experiments.cli import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code, "search", *launcher, *words], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    runs = sorted((here / "outputs" / "search" / "together").iterdir())
+    assert len(runs) == 2
+    first, second = ([r["skip"] for r in read_rows(run / records.TRIALS)] for run in runs)
+    assert sorted(first) == sorted(second) and len(first) == 6
+    assert sum((run / "finals.jsonl").exists() for run in runs) == 1
