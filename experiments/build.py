@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,22 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
-from search.constraints import Constraints
-from search.cost import CostTable, measure
-from search.expected import ReplayObjective, accepted_fraction, expected_speedup
-from search.matchness import Matchness
-from search.objective import Objective, TokensPerSecond
-from search.reference import BATCH_STARTS, ReferenceBatch, refer
-from search.shared import Sharing
-from search.space import Space
-from search.study import SearchStudy
-from selfspec import provenance, records
+from selfspec import provenance
 from selfspec.decode import Ending
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError, unknown_name
 from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
+from selfspec.planfile import NAME as PLAN
+from selfspec.planfile import load_plan
 from selfspec.prompt import Prompt, encode, ends_with_any
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
@@ -63,7 +55,7 @@ def instance(cfg: DictConfig) -> Any:
 def model(cfg: DictConfig) -> Loaded:
     """The model and tokenizer of `cfg.model`."""
     m = cfg.model
-    _check_count("threads", cfg.threads)
+    check_count("threads", cfg.threads)
     registry = RegistrySource(**m.registry) if m.registry else None
     located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
     return load(
@@ -82,7 +74,7 @@ def prompts(
     cfg: DictConfig, loaded: Loaded, part: Part, *, n: int | None, seed: int, max_new_tokens: int
 ) -> list[Prompt]:
     """Encoded prompts of one part of the data."""
-    _check_count("n", n)
+    check_count("n", n)
     examples = select(instance(cfg.data.task).examples(part), n=n, seed=seed)
     return encode(
         loaded.tokenizer,
@@ -93,7 +85,7 @@ def prompts(
     )
 
 
-def _check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any) -> None:
     """Settings that are null or a whole number from 1 on; null tells Hydra nothing of their kind."""
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise InputError(f"{name}={value}; it is a whole number from 1 on, or null")
@@ -148,9 +140,17 @@ def sampling(cfg: DictConfig) -> Sampling:
     return Sampling(**settings)
 
 
-def drafter(cfg: DictConfig, decoder: Decoder, skip: SkipSet, policy: StopPolicy) -> ModelDraft:
-    """The draft that leaves `skip` out, as the run samples and as the stop rule needs it."""
-    return ModelDraft(decoder.bind(skip), cfg.sampling.sample_draft, policy.needs_confidence)
+def plan(text: str, loaded: Loaded) -> DraftPlan:
+    """The plan that was asked for: that of a search or of a file, or the plain one of a skip set."""
+    path = os.path.expanduser(text)
+    if os.path.isfile(os.path.join(path, PLAN)) or os.path.basename(path) == PLAN:
+        return load_plan(path, loaded.decoder, loaded.facts)
+    return DraftPlan.of(skip(text, loaded.decoder.n_layers))
+
+
+def drafter(cfg: DictConfig, decoder: Decoder, plan: DraftPlan, policy: StopPolicy) -> ModelDraft:
+    """The draft of a plan, as the run samples and as the stop rule needs it."""
+    return ModelDraft(decoder.bind(plan), cfg.sampling.sample_draft, policy.needs_confidence)
 
 
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
@@ -159,145 +159,17 @@ def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
     return Ending(cfg.max_new_tokens, criterion=ends_with_any(loaded.tokenizer, strings) if strings else None)
 
 
-def data_sets(cfg: DictConfig) -> list[DictConfig]:
-    """The configuration for each data set of the objective: that of the run, and those of `objective.data`."""
-    names = cfg.objective.data
-    if not names:
-        return [cfg]
-    found = []
-    for name in names:
-        if name == cfg.data.name:
-            found.append(cfg)
-            continue
-        if name not in options("data"):
-            raise unknown_name("data set", name, options("data"))
-        other = cfg.copy()
-        text = resources.files("conf").joinpath(f"data/{name}.yaml").read_text(encoding="utf-8")
-        other.data = OmegaConf.create(text)
-        found.append(other)
-    return found
-
-
-def constraints(cfg: DictConfig, loaded: Loaded, table: CostTable | None) -> Constraints:
-    """What a skip set must be."""
-    settings: dict[str, Any] = {str(k): v for k, v in cfg.constraints.items()}
-    n, decoder = loaded.decoder.n_layers, loaded.decoder
-    if settings["max_cost"] is not None:
-        if table is None:
-            raise InputError(
-                f"constraints.max_cost={settings['max_cost']} needs a cost table, which objective={cfg.objective.name} "
-                "does not measure; use objective=expected_speedup"
-            )
-        context = table.contexts[0]
-        full_s = table.draft_s(SkipSet(n), context)
-        settings["cost"] = lambda skip: table.draft_s(skip, context) / full_s
-    if settings["max_memory"] is not None:
-        read = decoder.weight_bytes
-        settings["memory"] = lambda skip: read(skip) / read(SkipSet(n))
-    return Constraints(**settings)
-
-
-def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
-    """The cost table of this model on this machine, its file, and whether it was measured just now.
-
-    Raises:
-        InputError: if `costs.path` names no table.
-    """
-    if cfg.costs.path:
-        given = Path(cfg.costs.path)
-        return CostTable.read(given), given, False
-    wanted = OmegaConf.to_container(cfg.costs)
-    assert isinstance(wanted, dict)
-    measured: dict[str, Any] = {k: wanted[k] for k in ("contexts", "max_tokens", "repeats")}
-    room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
-    measured["contexts"] = sorted({min(c, room) for c in measured["contexts"]})
-    of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
-    of |= {"model": cfg.model.name, "machine": provenance.processor()}
-    key = provenance.digest(str(sorted((of | measured).items())))[:8]
-    path = Path(cfg.paths.outputs) / "profile" / f"{cfg.model.name}-{key}.json"
-    if path.exists() and not cfg.costs.refresh:
-        log.info("costs: %s, measured before (costs.refresh=true measures anew)", path)
-        return CostTable.read(path), path, False
-    log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
-    table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
-    return table, path, True
-
-
-def objective(
-    cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]], *, table: CostTable | None
-) -> Objective:
-    """What the search maximises.
-
-    Args:
-        cfg: of the run.
-        loaded: the model.
-        calibration: token ids of the prompts.
-        table: what drafts cost; None where the objective takes the time itself.
-    """
-    o, decoder = cfg.objective, loaded.decoder
-    policy, watch = stop(cfg), Stopwatch(decoder.device)
-    if o.name == "tokens_per_second":
-        return TokensPerSecond(decoder, calibration, policy, o.max_new_tokens, watch)
-    batches = references(cfg, loaded, calibration)
-    if o.name == "matchness":
-        return Matchness(decoder, batches, watch)
-    if o.name not in _REPLAYED:
-        raise unknown_name("objective", o.name, options("objective"))
-    assert table is not None
-    value, unit = _REPLAYED[o.name]
-    return ReplayObjective(o.name, unit, value, decoder, batches, policy, table, watch, o.tune_stop)
-
-
-def references(cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]]) -> list[ReferenceBatch]:
-    """What the full model says on calibration prompts, and its keys and values of it."""
-    o = cfg.objective
-    ending = Ending(o.max_new_tokens)
-    return refer(loaded.decoder, calibration, ending=ending, batch_starts=o.get("batch_starts", BATCH_STARTS))
-
-
-_REPLAYED = {"expected_speedup": (expected_speedup, "x plain decoding"), "acceptance": (accepted_fraction, "accepted")}
-
-
-def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSet] | None, table: str) -> SearchStudy:
-    """The study of a search, new or read back from its storage.
-
-    Args:
-        cfg: of the run.
-        space: what is searched.
-        journal: where trials are kept if the configuration names no storage for several workers.
-        sets: what a searcher proposes that computes its sets beforehand.
-        table: the digest of the cost table: values of other costs are not comparable.
-    """
-    same = ("model", "data", "stop", "objective", "constraints")
-    identity = {key: provenance.digest(str(OmegaConf.to_container(cfg[key], resolve=True))) for key in same}
-    identity |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed, "costs": table}
-    sampler = instance(cfg.searcher.sampler)
-    make_sampler = sampler if sets is None else partial(sampler, sets=sets)
-    where: dict[str, Any] = {"journal": journal}
-    if cfg.storage:
-        where = {"storage": cfg.storage, "sharing": Sharing(cfg.worker), "name": cfg.name}
-    return SearchStudy(
-        space,
-        lambda seed: make_sampler(seed=seed),  # some of Optuna's take it by name alone
-        seed=cfg.searcher.seed,
-        identity=identity,
-        encoding=cfg.searcher.encoding,
-        **where,
-    )
-
-
-def arms(cfg: DictConfig, decoder: Decoder, ending: Ending) -> list[Arm]:
+def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
     """The arms of an evaluation, plain decoding first."""
+    decoder = loaded.decoder
     how, watch = sampling(cfg), Stopwatch(decoder.device)
     found: list[Arm] = [PlainArm(decoder, ending, how, watch)]
     if cfg.generate:
         found.append(GenerateArm(decoder, ending, how, watch))
 
     def add(name: str | None, text: str, policy: StopPolicy) -> None:
-        chosen = skip(text, decoder.n_layers)
-        rule = stop_name(policy)
+        asked = plan(text, loaded)
+        chosen, rule = asked.skip, stop_name(policy)
         found.append(
             DraftArm(
                 name or (f"skip {len(chosen)}, {rule}" if len(chosen) else f"skip nothing, {rule}"),
@@ -308,7 +180,7 @@ def arms(cfg: DictConfig, decoder: Decoder, ending: Ending) -> list[Arm]:
                 chosen,
                 rule,
                 policy,
-                drafter(cfg, decoder, chosen, policy),
+                drafter(cfg, decoder, asked, policy),
             )
         )
 

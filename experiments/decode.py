@@ -36,7 +36,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         max_new_tokens=cfg.max_new_tokens,
     )
     policy, how, ending = build.stop(cfg), build.sampling(cfg), build.ending(cfg, loaded)
-    chosen = build.skip(str(cfg.skip), decoder.n_layers)
+    chosen = build.plan(str(cfg.skip), loaded)
     drafter = build.drafter(cfg, decoder, chosen, policy)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)

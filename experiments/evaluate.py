@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
     n_new = cfg.max_new_tokens
     prompts = build.prompts(cfg, loaded, "evaluation", n=cfg.n, seed=cfg.seed, max_new_tokens=n_new)
     (warm_up,) = build.prompts(cfg, loaded, "calibration", n=1, seed=cfg.seed, max_new_tokens=n_new)
-    arms = build.arms(cfg, loaded.decoder, build.ending(cfg, loaded))
+    arms = build.arms(cfg, loaded, build.ending(cfg, loaded))
     facts = build.facts(
         cfg,
         loaded,

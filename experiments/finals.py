@@ -34,11 +34,11 @@ def finals(
     prompts = {name: found for name, found in setup.fresh.items() if found}
     objective = setup.objective
     if len(prompts) == len(setup.prompts):
-        objective = objective_on(cfg, setup.loaded, prompts, setup.costs)
+        objective = objective_on(cfg, setup.loaded, prompts, setup.drafts, setup.costs)
     else:
         prompts = dict(setup.prompts)
         log.warning("no calibration prompts are left for the finals: they run on those of the search")
-    finalists = [Finalist(skip, _rule(cfg, rules.get(str(skip))), value) for skip, value in best]
+    finalists = [Finalist(skip, setup.drafts(skip), _rule(cfg, rules.get(str(skip))), value) for skip, value in best]
     for f in finalists:
         log.info("finals: %s, %.3f in the search", f.skip, f.trial_value)
     finalists = rescore(finalists, objective, n_kept=cfg.finals.race)

@@ -8,7 +8,7 @@ from statistics import median
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build, figures
+from experiments import build, build_search, figures
 from experiments.folder import open_folder
 from experiments.setup import COSTS
 from search.cost import CostTable, check, random_sets
@@ -26,7 +26,7 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     outputs = Path(cfg.paths.outputs)
     records.make_writable(outputs)
     loaded = build.model(cfg)
-    table, path, is_new = build.costs(cfg, loaded)
+    table, path, is_new = build_search.costs(cfg, loaded)
     facts = {"name": cfg.name, "model": cfg.model.name, "costs": str(path), **loaded.facts}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with open_folder(outputs, "profile", cfg.name, config=config, overrides=overrides, facts=facts) as folder:

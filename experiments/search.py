@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build, figures
+from experiments import build, build_search, figures
 from experiments.finals import finals
 from experiments.folder import Folder, open_folder, reopen_folder
 from experiments.progress import progress
@@ -28,6 +28,7 @@ from search.study import SearchStudy
 from selfspec import provenance, records, skipfile
 from selfspec.decode import Ending
 from selfspec.errors import InputError
+from selfspec.planfile import save_plan
 from selfspec.skip import SkipSet
 from selfspec.stop import describe
 from selfspec.timing import Stopwatch
@@ -96,7 +97,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, say: Callable[[str], Non
     if setup.costs:
         records.write_json(folder.path / COSTS, {"costs": setup.costs.as_dict()})
         table = provenance.digest(str(setup.costs))
-    study = build.study(
+    study = build_search.study(
         cfg, setup.space, folder.path / JOURNAL, sets=_computed_sets(cfg, setup, folder.path / SETS), table=table
     )
     tracker = build.tracker(cfg, verb="search", run_id=folder.id, folder=folder.path)
@@ -127,7 +128,7 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
         return None
     if path.exists():
         return [SkipSet.parse(text, setup.space.n_layers) for text in json.loads(path.read_text())["sets"]]
-    batches = build.references(cfg, setup.loaded, [p.ids for found in setup.prompts.values() for p in found])
+    batches = build_search.references(cfg, setup.loaded, [p.ids for found in setup.prompts.values() for p in found])
     texts = [reference for batch in batches for reference in batch.references]
     settings = {"costs": setup.costs} if "knapsack" in cfg.searcher.computed._target_ else {}
     sets: list[SkipSet] = build.instance(cfg.searcher.computed)(setup.loaded.decoder, texts, **settings)
@@ -245,6 +246,17 @@ def _finish(
         date=provenance.now(),
         **measured,
     )
+    if build_search.needs_texts(cfg):
+        save_plan(
+            folder.path,
+            winner.finalist.plan if winner else setup.drafts(skip),
+            model=cfg.model.name,
+            decoder=setup.loaded.decoder,
+            facts=setup.loaded.facts,
+            run=folder.id,
+            date=provenance.now(),
+            **measured,
+        )
     folder.finish(
         {
             "verb": "search",

@@ -9,8 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import build
+from experiments import build, build_search
 from search.cost import CostTable
+from search.drafts import Drafts
 from search.objective import Objective
 from search.robust import Robust
 from search.shared import agree, open_storage
@@ -19,6 +20,7 @@ from selfspec.load import Loaded
 from selfspec.prompt import Prompt
 
 COSTS = "costs.json"
+ALL = 1_000_000  # prompts; null would leave them in their own order, which is no selection by the seed
 NEEDS_COSTS = ("expected_speedup", "acceptance")
 
 
@@ -30,6 +32,7 @@ class Setup:
         loaded: the model.
         prompts: of the search, by data set.
         fresh: calibration prompts that the search does not see, for its finals, by data set; may be empty.
+        drafts: what a skip set means: the bridges and the head.
         costs: None where the objective takes the time itself.
         objective: on `prompts`.
         space: what is searched.
@@ -39,6 +42,7 @@ class Setup:
     loaded: Loaded
     prompts: Mapping[str, list[Prompt]]
     fresh: Mapping[str, list[Prompt]]
+    drafts: Drafts
     costs: CostTable | None
     objective: Objective
     space: Space
@@ -58,44 +62,56 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
     prompts: dict[str, list[Prompt]] = {}
     fresh: dict[str, list[Prompt]] = {}
     n_fresh = cfg.finals.n_prompts if cfg.finals.top else 0
-    for data in build.data_sets(cfg):
+    rest: list[list[int]] = []
+    needs_texts = build_search.needs_texts(cfg)
+    for data in build_search.data_sets(cfg):
         found = build.prompts(
             data,
             loaded,
             "calibration",
-            n=o.n_prompts + n_fresh,
+            n=ALL if needs_texts else o.n_prompts + n_fresh,
             seed=cfg.searcher.seed,
-            max_new_tokens=o.max_new_tokens,
+            max_new_tokens=max(o.max_new_tokens, cfg.calibration.max_new_tokens if needs_texts else 0),
         )
+        rest += [p.ids for p in found[o.n_prompts + n_fresh :]]
+        found = found[: o.n_prompts + n_fresh]
         prompts[data.data.name], fresh[data.data.name] = found[: o.n_prompts], found[o.n_prompts :]
+    drafts = build_search.drafts(cfg, loaded, rest)
     known = resumed / COSTS if resumed else None
     table = None
     if known and known.exists():
         table = CostTable.read(known)
     elif o.name in NEEDS_COSTS:
-        table, *_ = build.costs(cfg, loaded)
+        table, *_ = build_search.costs(cfg, loaded)
+        table = build_search.draft_costs(cfg, loaded, table, drafts)
         if cfg.storage:  # values of different tables could not be compared
             agreed = agree(open_storage(cfg.storage), f"{cfg.name} costs", table.as_dict())
             table = CostTable.of(agreed)
-    objective = objective_on(cfg, loaded, prompts, table)
+    objective = objective_on(cfg, loaded, prompts, drafts, table)
     facts = build.facts(
         cfg,
         loaded,
         searcher=cfg.searcher.name,
         objective=objective.name,
         stop=build.stop_name(build.stop(cfg)),
+        draft=cfg.draft.kind,
+        head=cfg.head.n,
+        calibration_tokens=None if drafts.fits is None else drafts.fits.observed.n_tokens,
         n_prompts=sum(map(len, prompts.values())),
         prompt_ids=[p.example.id for found in prompts.values() for p in found],
         fresh_ids=[p.example.id for found in fresh.values() for p in found],
         seed=cfg.searcher.seed,
     )
-    space = Space(loaded.decoder.n_layers, build.constraints(cfg, loaded, table))
-    return Setup(loaded, prompts, fresh, table, objective, space, facts)
+    space = Space(loaded.decoder.n_layers, build_search.constraints(cfg, loaded, table))
+    return Setup(loaded, prompts, fresh, drafts, table, objective, space, facts)
 
 
 def objective_on(
-    cfg: DictConfig, loaded: Loaded, prompts: Mapping[str, list[Prompt]], table: CostTable | None
+    cfg: DictConfig, loaded: Loaded, prompts: Mapping[str, list[Prompt]], drafts: Drafts, table: CostTable | None
 ) -> Objective:
     """The objective on these prompts: one for each data set, combined where there are several."""
-    each = {name: build.objective(cfg, loaded, [p.ids for p in found], table=table) for name, found in prompts.items()}
+    each = {
+        name: build_search.objective(cfg, loaded, [p.ids for p in found], drafts=drafts, table=table)
+        for name, found in prompts.items()
+    }
     return Robust(each, cfg.objective.combine) if len(each) > 1 else next(iter(each.values()))

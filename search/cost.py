@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+from torch import Tensor
 
+from selfspec.bridges import Bridge
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, speculate
 from selfspec.draft import DraftRow, ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
 from selfspec.sampling import Chooser, Sampling
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
@@ -44,6 +47,8 @@ class CostTable:
         full_s: of one plain token and its choice, at each of `contexts`.
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
         round_s: of a round beside its forwards.
+        map_s: of one linear bridge; a mean costs nothing, a map of low rank its part of the weights.
+        head_saved_s: what the trimmed head that it was measured with saves.
     """
 
     contexts: tuple[int, ...]
@@ -53,11 +58,17 @@ class CostTable:
     full_s: tuple[float, ...]
     verify_s: tuple[float, ...]
     round_s: float = 0.0
+    map_s: float = 0.0
+    head_saved_s: float = 0.0
 
-    def draft_s(self, skip: SkipSet, context: int) -> float:
-        """Seconds of one drafted token with `skip` left out, after `context` tokens."""
+    def draft_s(self, draft: SkipSet | DraftPlan, context: int) -> float:
+        """Seconds of one drafted token with a skip set left out or as planned, after `context` tokens."""
+        plan = draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft)
+        skip = plan.skip
         n_attn, n_mlp = skip.n_layers - len(skip.attn), skip.n_layers - len(skip.mlp)
-        return self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s
+        bridges_s = sum(b.n_maps for b in plan.bridges.values()) * self.map_s
+        saved_s = 0.0 if plan.head is None else self.head_saved_s
+        return self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s + bridges_s - saved_s
 
     def plain_s(self, context: int) -> float:
         """Seconds of one plain token after `context` tokens."""
@@ -144,6 +155,38 @@ def measure(
 
 
 @torch.inference_mode()
+def measure_drafts(
+    decoder: Decoder, table: CostTable, *, has_maps: bool, head: Tensor | None, repeats: int, stopwatch: Stopwatch
+) -> CostTable:
+    """The table with what linear bridges cost and what a trimmed head saves, at the first context.
+
+    Args:
+        decoder: the model.
+        table: what plain skipping costs.
+        has_maps: whether bridges are wanted that hold a matrix.
+        head: tokens that the draft scores, [V]; None: all.
+        repeats: of every forward, in turn with the others; the median counts.
+        stopwatch: where seconds come from.
+    """
+    context, n = table.contexts[0], decoder.n_layers
+    everything = DraftPlan.of(SkipSet.from_bits([True] * (2 * n)))
+    calls = {"nothing": _drafting(decoder, everything, context)}
+    if has_maps:
+        width = int(decoder.config.hidden_size)
+        zeros = torch.zeros(width, width), torch.zeros(width)
+        places = [at for at in everything.skipped if at[0] == "attn"]  # every family takes a bridge there
+        bridges = {at: Bridge(zeros[1], zeros[:1]) for at in places}
+        calls["maps"] = _drafting(decoder, DraftPlan(everything.skip, bridges, kind="linear"), context)
+    if head is not None:
+        calls["head"] = _drafting(decoder, DraftPlan(everything.skip, head=head), context)
+    turns = _Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    units, unit_s = turns.units(calls), table.plain_s(context)
+    map_s = max(0.0, units["maps"] - units["nothing"]) * unit_s / n if has_maps else 0.0
+    saved_s = max(0.0, units["nothing"] - units["head"]) * unit_s if head is not None else 0.0
+    return replace(table, map_s=map_s, head_saved_s=saved_s)
+
+
+@torch.inference_mode()
 def check(
     decoder: Decoder, table: CostTable, sets: Sequence[SkipSet], *, repeats: int, stopwatch: Stopwatch
 ) -> list[tuple[float, float]]:
@@ -206,10 +249,10 @@ def _round_units(decoder: Decoder, table: CostTable, stopwatch: Stopwatch) -> fl
     return max(0.0, statistics.median(left))
 
 
-def _drafting(decoder: Decoder, skip: SkipSet, context: int) -> Callable[[], None]:
+def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Callable[[], None]:
     """Drafting one token after `context` tokens, ready to be timed."""
     cache, ids = _prefilled(decoder, context, 1)
-    drafter = ModelDraft(decoder.bind(skip))
+    drafter = ModelDraft(decoder.bind(draft))
     row = DraftRow([*ids, 5], 1, Fixed(1).begin(), Chooser(Sampling()))
 
     def call() -> None:

@@ -18,6 +18,7 @@ from search.tune import Widest, fitted, variants
 from selfspec.errors import InputError
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.stop import Optimal, StopPolicy, describe
 from selfspec.timing import Stopwatch
@@ -35,13 +36,13 @@ class Replayed:
     plain_drafted_s: float  # had the drafted tokens been plain ones
 
 
-def cost_of(rounds: list[Round], reference: Reference, skip: SkipSet, costs: CostTable) -> Replayed:
+def cost_of(rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable) -> Replayed:
     """One prompt's rounds with their seconds, each at the context where it happens."""
     context = len(reference.prompt)
     draft_s = verify_s = plain_s = plain_drafted_s = 0.0
     for r in rounds:
         one = costs.plain_s(context)
-        draft_s += r.drafted * costs.draft_s(skip, context)
+        draft_s += r.drafted * costs.draft_s(plan, context)
         verify_s += costs.verification_s(r.drafted + 1, context) + costs.round_s
         plain_s += r.committed * one
         plain_drafted_s += r.drafted * one
@@ -74,6 +75,7 @@ class ReplayObjective:
         stop: the stop rule; every prompt begins afresh.
         costs: measured on this machine.
         stopwatch: for the seconds that scoring takes.
+        draft: the plan of a skip set.
         tune_stop: choose the rule's settings for each skip set, those of the best value; the score says which.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
@@ -88,6 +90,7 @@ class ReplayObjective:
     stop: StopPolicy
     costs: CostTable
     stopwatch: Stopwatch
+    draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
     tune_stop: bool = False
     rules: Sequence[StopPolicy] = field(init=False)
 
@@ -126,7 +129,8 @@ class ReplayObjective:
 
     def _batches(self, skip: SkipSet) -> Iterator[dict[StopPolicy, list[Replayed]]]:
         """The replayed prompts of one batch after the other, by stop rule."""
-        forward = self.decoder.bind(skip)
+        plan = self.draft(skip)
+        forward = self.decoder.bind(plan)
         rules = list(self.rules)
         for n_done, batch in enumerate(self.batches):
             widest = Widest(rules)
@@ -134,21 +138,21 @@ class ReplayObjective:
             if self.tune_stop:
                 draft_everything(chains, widest)
                 if isinstance(self.stop, Optimal) and not n_done:
-                    rules.append(self._fitted(self.stop, chains, skip))
+                    rules.append(self._fitted(self.stop, chains, plan))
             replayed = {}
             for rule in rules:
                 prompts = zip(replay(chains, rule), batch.references, strict=True)
-                replayed[rule] = [cost_of(rounds, reference, skip, self.costs) for rounds, reference in prompts]
+                replayed[rule] = [cost_of(rounds, reference, plan, self.costs) for rounds, reference in prompts]
             yield replayed
 
-    def _fitted(self, stop: Optimal, chains: Chains, skip: SkipSet) -> Optimal:
+    def _fitted(self, stop: Optimal, chains: Chains, plan: DraftPlan) -> Optimal:
         """The rule with the costs and the calibration of this draft."""
         references, context = chains.batch.references, len(chains.batch.references[0].prompt)
         plain_s, steps = self.costs.plain_s(context), self.costs.verify_s
         return fitted(
             stop,
             [(references[start[0]], start, chains[start]) for start in chains.starts],
-            draft_cost=self.costs.draft_s(skip, context) / plain_s,
+            draft_cost=self.costs.draft_s(plan, context) / plain_s,
             verify_cost=(steps[-1] - steps[0]) / max(1, len(steps) - 1) / plain_s,
         )
 

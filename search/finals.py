@@ -16,6 +16,7 @@ from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft
 from selfspec.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.stop import StopPolicy, StopState, describe
 from selfspec.timing import Stopwatch
@@ -30,6 +31,7 @@ class Finalist:
 
     Attributes:
         skip: the set.
+        plan: what it drafts with.
         stop: the stop rule that it is raced with.
         trial_value: of the trial that brought it here.
         score: on fresh prompts.
@@ -38,6 +40,7 @@ class Finalist:
     """
 
     skip: SkipSet
+    plan: DraftPlan
     stop: StopPolicy
     trial_value: float
     score: Score | None = None
@@ -107,7 +110,7 @@ def race(
     """
     plain: list[Timed] = []
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
-    drafters = [ModelDraft(decoder.bind(f.skip), needs_confidence=f.stop.needs_confidence) for f in finalists]
+    drafters = [ModelDraft(decoder.bind(f.plan), needs_confidence=f.stop.needs_confidence) for f in finalists]
 
     def run(i: int, ids: Sequence[int]) -> DecodeResult:
         """By the i-th finalist, or plainly for -1."""

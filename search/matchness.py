@@ -8,7 +8,7 @@ values of the whole answer, where a real one sees the full model's up to the las
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from search.reference import ReferenceBatch
 from selfspec.errors import InputError
 from selfspec.metrics import ratio
 from selfspec.model import BoundForward, Decoder
+from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
 
@@ -32,6 +33,7 @@ class Matchness:
         decoder: the model.
         batches: what the full model says on the calibration prompts.
         stopwatch: for the seconds that scoring takes.
+        draft: the plan of a skip set.
 
     Source: Xia et al. 2025, SWIFT (arXiv:2410.06916), section 4.
     """
@@ -39,6 +41,7 @@ class Matchness:
     decoder: Decoder
     batches: Sequence[ReferenceBatch]
     stopwatch: Stopwatch
+    draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
     name: str = "matchness"
     unit: str = "agreed"
 
@@ -49,7 +52,7 @@ class Matchness:
     def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
         began = self.stopwatch.now()
-        forward = self.decoder.bind(skip)
+        forward = self.decoder.bind(self.draft(skip))
         agreed: list[int] = []
         n_read: list[int] = []
         pruned = False

@@ -11,6 +11,7 @@ from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.stop import StopPolicy
 from selfspec.timing import Stopwatch
@@ -97,6 +98,7 @@ class TokensPerSecond:
         stop: the stop rule; its state carries over from prompt to prompt if the rule says so.
         max_new_tokens: of each prompt.
         stopwatch: where seconds come from.
+        draft: the plan of a skip set.
 
     Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.2. Prefill is not counted here, since no draft changes it.
     """
@@ -106,6 +108,7 @@ class TokensPerSecond:
     stop: StopPolicy
     max_new_tokens: int
     stopwatch: Stopwatch
+    draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
     name: str = "tokens_per_second"
     unit: str = "tokens/s"
 
@@ -114,7 +117,7 @@ class TokensPerSecond:
 
     def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
-        drafter = ModelDraft(self.decoder.bind(skip), needs_confidence=self.stop.needs_confidence)
+        drafter = ModelDraft(self.decoder.bind(self.draft(skip)), needs_confidence=self.stop.needs_confidence)
         ending = Ending(self.max_new_tokens)
         n_tokens = n_rounds = drafted = accepted = 0
         seconds, state = 0.0, None

@@ -1,7 +1,7 @@
-"""A causal language model with its sublayers in reach: bind a skip set, get a forward.
+"""A causal language model with its sublayers in reach: bind a skip set or a plan, get a forward.
 
-The draft is a copy of the module tree that shares every parameter; in it each skipped sublayer returns zeros. The
-model itself is never changed, so any number of drafts can live beside it.
+The draft is a copy of the module tree that shares every parameter; in it each skipped sublayer returns zeros, or what a
+plan puts there. The model itself is never changed, so any number of drafts can live beside it.
 """
 
 # B rows, T tokens, S keys, V vocabulary
@@ -17,11 +17,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from selfspec.adapters import Sublayers, find_sublayers
+from selfspec.adapters import Patch, Sublayers, find_sublayers
+from selfspec.bridges import stand_in
 from selfspec.cache import ClockCache
 from selfspec.errors import InputError
+from selfspec.head import TrimmedHead, trimmed
 from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import PackedLinear
+from selfspec.plan import DraftPlan, Sublayer, written
 from selfspec.skip import SkipSet
 
 
@@ -113,6 +116,7 @@ class Decoder:
         config: Any = model.config
         self.config = config.get_text_config()
         self.n_layers = self.sublayers.n_layers
+        self._head: tuple[Tensor, TrimmedHead] | None = None
         self.full = BoundForward(model, self.context_length)
         self._leave_out_everything()
 
@@ -148,26 +152,47 @@ class Decoder:
         """An empty cache of `capacity` tokens a row."""
         return ClockCache(self.n_layers, n_rows=n_rows, capacity=capacity, device=self.device)
 
-    def bind(self, skip: SkipSet) -> BoundForward:
-        """The forward that leaves `skip` out.
+    def bind(self, draft: SkipSet | DraftPlan) -> BoundForward:
+        """The forward that leaves a skip set out, or does what a plan says.
 
         Raises:
-            InputError: if `skip` is for another number of layers.
+            InputError: if it is for another number of layers, or a bridge is of another size or at a place that
+                takes none.
         """
-        if skip.n_layers != self.n_layers:
+        plan = draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft)
+        if plan.skip.n_layers != self.n_layers:
             raise InputError(
-                f"the skip set is for a model of {skip.n_layers} layers, but this model has {self.n_layers}; "
+                f"the skip set is for a model of {plan.skip.n_layers} layers, but this model has {self.n_layers}; "
                 "use a set that was found for it"
             )
-        if not len(skip):
+        if not len(plan.skip) and plan.head is None:
             return self.full
-        draft = share(self.model)
-        layers = draft.get_submodule(self.sublayers.path)
-        for skipped, patches in ((skip.attn, self.sublayers.attn), (skip.mlp, self.sublayers.mlp)):
-            for i in skipped:
-                for patch in patches:
-                    layers.get_submodule(str(i)).get_submodule(patch.name).forward = patch.forward
-        return BoundForward(draft, self.context_length)
+        copied = share(self.model)
+        layers = copied.get_submodule(self.sublayers.path)
+        for at in plan.skipped:
+            patches = self._patches(at)
+            if at in plan.bridges:
+                patches = (self._bridged(plan, at),)
+            for patch in patches:
+                layers.get_submodule(str(at[1])).get_submodule(patch.name).forward = patch.forward
+        if plan.head is not None:
+            if self._head is None or self._head[0] is not plan.head:  # its rows are copied once for many drafts
+                self._head = plan.head, TrimmedHead(self.model.get_output_embeddings(), plan.head)  # type: ignore[operator]
+            trimmed(copied, self._head[1])
+        return BoundForward(copied, self.context_length)
+
+    def _patches(self, at: Sublayer) -> tuple[Patch, ...]:
+        return self.sublayers.attn if at[0] == "attn" else self.sublayers.mlp
+
+    def _bridged(self, plan: DraftPlan, at: Sublayer) -> Patch:
+        bridge, patches = plan.bridges[at], self._patches(at)
+        if len(bridge.bias) != self.config.hidden_size:
+            raise InputError(
+                f"the bridge at {written(at)} is for a hidden size of {len(bridge.bias)}, but this model's is "
+                f"{self.config.hidden_size}; fit it for this model"
+            )
+        module = self.model.get_submodule(f"{self.sublayers.path}.{at[1]}.{patches[0].name}")
+        return Patch(patches[0].name, stand_in(bridge, patches, like=module, dtype=self.dtype))
 
     def weight_bytes(self, skip: SkipSet) -> int:
         """Bytes of the weights that a draft with `skip` left out reads: all but those of the skipped sublayers."""

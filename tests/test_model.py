@@ -9,8 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from search.chains import Chains
 from search.loop import run_search
 from search.objective import TokensPerSecond
+from search.reference import refer
+from search.replay import replay
 from search.samplers import random as random_sampler
 from search.space import Space
 from search.study import SearchStudy
@@ -21,7 +24,7 @@ from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load, physical_cores
 from selfspec.prompt import encode
 from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, Threshold
+from selfspec.stop import Adaptive, Fixed, StopPolicy, Threshold
 from selfspec.tasks.mini import Mini
 from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult
@@ -100,6 +103,21 @@ def test_float32_output_equals_plain_decoding(
         assert got.tokens == expected.tokens, f"skip={skip}"
         if which == "nothing":
             assert got.accepted == got.drafted
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_replay_counts_what_the_real_decoder_counts(rule: StopPolicy, loaded: Loaded, prompts: list[list[int]]) -> None:
+    ending = Ending(24)
+    (batch,) = refer(loaded.decoder, prompts[:4], ending=ending)
+    for skip in (SkipSet.parse("a6 m20", 30), random_set(RULES.index(rule))):
+        forward = loaded.decoder.bind(skip)
+        rounds = replay(Chains(forward, batch, max_draft=rule.max_draft), rule)
+        for reference, rows in zip(batch.references, rounds, strict=True):
+            (real,) = speculate(
+                loaded.decoder, [reference.prompt], drafter=ModelDraft(forward), stops=[rule.begin()], ending=ending
+            )
+            expected = [(r.drafted, r.accepted, r.committed) for r in real.rounds]
+            assert [(r.drafted, r.accepted, r.committed) for r in rows] == expected, f"skip={skip}"
 
 
 def test_plain_decoding_equals_generate(loaded: Loaded, prompts: list[list[int]], plain: list[DecodeResult]) -> None:

@@ -243,3 +243,28 @@ def test_hydra_starts_the_workers_through_submitit(here: Path, toy: list[str]) -
     first, second = ([r["skip"] for r in read_rows(run / records.TRIALS)] for run in runs)
     assert sorted(first) == sorted(second) and len(first) == 6
     assert sum((run / "finals.jsonl").exists() for run in runs) == 1
+
+
+class TestPlans:
+    @pytest.mark.parametrize("draft", [d for d in options("draft") if d != "skip"])
+    @pytest.mark.parametrize("head", options("head"))
+    def test_a_plan_is_searched_saved_evaluated_and_decoded_with(
+        self, draft: str, head: str, here: Path, toy: list[str]
+    ) -> None:
+        rank = ["draft.rank=4"] if draft == "lowrank" else []
+        trimmed = ["head.n=40"] if head == "trimmed" else []
+        small = ["objective.n_prompts=1", "finals.n_prompts=1", "calibration.max_new_tokens=12", *rank, *trimmed]
+        ran = search(toy, f"draft={draft}", f"head={head}", "searcher.n_trials=8", "starts=[nothing,uniform]", *small)
+        assert (ran.run / "plan.yaml").is_file()
+        plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
+        assert plan["skip"] == summary(ran)["winner"]["skip"]
+        assert plan["head_size"] == (40 if head == "trimmed" else None)
+        evaluated = command("evaluate", *toy, f"skip={ran.run}", "max_new_tokens=8", "n=2")
+        assert evaluated.status == 0, evaluated.err
+        decoded = command("decode", *toy, "prompt=one two", f"skip={ran.run}", "max_new_tokens=8")
+        assert decoded.status == 0, decoded.err
+
+    def test_without_prompts_to_fit_on_it_says_what_to_do(self, here: Path, toy: list[str]) -> None:
+        words = "draft=linear", "objective.n_prompts=4", "calibration.max_new_tokens=8"
+        ran = command("search", *toy, *SMALL, *words)
+        assert ran.status == 2 and "none are left" in ran.err

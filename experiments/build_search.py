@@ -1,0 +1,206 @@
+"""From configuration to what only a search needs: prompts of several data sets, costs, drafts, objective and study."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.build import check_count, instance, options, stop
+from search.constraints import Constraints
+from search.cost import CostTable, measure, measure_drafts
+from search.drafts import Drafts, continued
+from search.drafts import drafts as make_drafts
+from search.expected import ReplayObjective, accepted_fraction, expected_speedup
+from search.matchness import Matchness
+from search.objective import Objective, TokensPerSecond
+from search.reference import BATCH_STARTS, ReferenceBatch, refer
+from search.shared import Sharing
+from search.space import Space
+from search.study import SearchStudy
+from selfspec import provenance, records
+from selfspec.decode import Ending
+from selfspec.errors import InputError, unknown_name
+from selfspec.load import Loaded
+from selfspec.plan import PLAIN
+from selfspec.skip import SkipSet
+from selfspec.timing import Stopwatch
+
+log = logging.getLogger(__name__)
+
+_REPLAYED = {"expected_speedup": (expected_speedup, "x plain decoding"), "acceptance": (accepted_fraction, "accepted")}
+
+
+def data_sets(cfg: DictConfig) -> list[DictConfig]:
+    """The configuration for each data set of the objective: that of the run, and those of `objective.data`."""
+    names = cfg.objective.data
+    if not names:
+        return [cfg]
+    found = []
+    for name in names:
+        if name == cfg.data.name:
+            found.append(cfg)
+            continue
+        if name not in options("data"):
+            raise unknown_name("data set", name, options("data"))
+        other = cfg.copy()
+        text = resources.files("conf").joinpath(f"data/{name}.yaml").read_text(encoding="utf-8")
+        other.data = OmegaConf.create(text)
+        found.append(other)
+    return found
+
+
+def constraints(cfg: DictConfig, loaded: Loaded, table: CostTable | None) -> Constraints:
+    """What a skip set must be."""
+    settings: dict[str, Any] = {str(k): v for k, v in cfg.constraints.items()}
+    n, decoder = loaded.decoder.n_layers, loaded.decoder
+    if settings["max_cost"] is not None:
+        if table is None:
+            raise InputError(
+                f"constraints.max_cost={settings['max_cost']} needs a cost table, which objective={cfg.objective.name} "
+                "does not measure; use objective=expected_speedup"
+            )
+        context = table.contexts[0]
+        full_s = table.draft_s(SkipSet(n), context)
+        settings["cost"] = lambda skip: table.draft_s(skip, context) / full_s
+    if settings["max_memory"] is not None:
+        read = decoder.weight_bytes
+        settings["memory"] = lambda skip: read(skip) / read(SkipSet(n))
+    return Constraints(**settings)
+
+
+def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
+    """The cost table of this model on this machine, its file, and whether it was measured just now.
+
+    Raises:
+        InputError: if `costs.path` names no table.
+    """
+    if cfg.costs.path:
+        given = Path(cfg.costs.path)
+        return CostTable.read(given), given, False
+    wanted = OmegaConf.to_container(cfg.costs)
+    assert isinstance(wanted, dict)
+    measured: dict[str, Any] = {k: wanted[k] for k in ("contexts", "max_tokens", "repeats")}
+    room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
+    measured["contexts"] = sorted({min(c, room) for c in measured["contexts"]})
+    of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
+    of |= {"model": cfg.model.name, "machine": provenance.processor()}
+    key = provenance.digest(str(sorted((of | measured).items())))[:8]
+    path = Path(cfg.paths.outputs) / "profile" / f"{cfg.model.name}-{key}.json"
+    if path.exists() and not cfg.costs.refresh:
+        log.info("costs: %s, measured before (costs.refresh=true measures anew)", path)
+        return CostTable.read(path), path, False
+    log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
+    table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    records.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
+    return table, path, True
+
+
+def needs_texts(cfg: DictConfig) -> bool:
+    """Whether the drafts are made of what the full model says: calibration prompts beyond those of the search."""
+    return cfg.draft.kind != PLAIN or cfg.head.n is not None
+
+
+def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Drafts:
+    """What a skip set means in this run; `prompts` are those that no draft is judged on.
+
+    Raises:
+        InputError: if there are none and the drafts are made of them.
+    """
+    if not needs_texts(cfg):
+        return Drafts()
+    if not prompts:
+        raise InputError(
+            f"draft={cfg.draft.kind} with head.n={cfg.head.n} is made from calibration prompts beyond those of the "
+            "search and its finals, and none are left; raise data.calibration_n, or lower objective.n_prompts"
+        )
+    c = cfg.calibration
+    check_count("calibration.n_tokens", c.n_tokens)
+    check_count("head.n", cfg.head.n)
+    texts = continued(loaded.decoder, prompts, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens)
+    d = cfg.draft
+    return make_drafts(
+        loaded.decoder, texts, kind=d.kind, merge=d.merge, rank=d.rank, n_tokens=c.n_tokens, n_scored=cfg.head.n
+    )
+
+
+def draft_costs(cfg: DictConfig, loaded: Loaded, table: CostTable, made: Drafts) -> CostTable:
+    """The table with what these drafts' bridges and head cost."""
+    has_maps = made.kind in ("linear", "lowrank")
+    if not has_maps and made.head is None:
+        return table
+    watch = Stopwatch(loaded.decoder.device)
+    repeats = cfg.costs.repeats
+    return measure_drafts(loaded.decoder, table, has_maps=has_maps, head=made.head, repeats=repeats, stopwatch=watch)
+
+
+def references(cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]]) -> list[ReferenceBatch]:
+    """What the full model says on calibration prompts, and its keys and values of it."""
+    o = cfg.objective
+    ending = Ending(o.max_new_tokens)
+    return refer(loaded.decoder, calibration, ending=ending, batch_starts=o.get("batch_starts", BATCH_STARTS))
+
+
+def objective(
+    cfg: DictConfig,
+    loaded: Loaded,
+    calibration: Sequence[Sequence[int]],
+    *,
+    drafts: Drafts,
+    table: CostTable | None,
+) -> Objective:
+    """What the search maximises.
+
+    Args:
+        cfg: of the run.
+        loaded: the model.
+        calibration: token ids of the prompts.
+        drafts: what a skip set means.
+        table: what drafts cost; None where the objective takes the time itself.
+    """
+    o, decoder = cfg.objective, loaded.decoder
+    policy, watch = stop(cfg), Stopwatch(decoder.device)
+    if o.name == "tokens_per_second":
+        return TokensPerSecond(decoder, calibration, policy, o.max_new_tokens, watch, drafts)
+    batches = references(cfg, loaded, calibration)
+    if o.name == "matchness":
+        return Matchness(decoder, batches, watch, drafts)
+    if o.name not in _REPLAYED:
+        raise unknown_name("objective", o.name, options("objective"))
+    assert table is not None
+    value, unit = _REPLAYED[o.name]
+    return ReplayObjective(o.name, unit, value, decoder, batches, policy, table, watch, drafts, o.tune_stop)
+
+
+def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSet] | None, table: str) -> SearchStudy:
+    """The study of a search, new or read back from its storage.
+
+    Args:
+        cfg: of the run.
+        space: what is searched.
+        journal: where trials are kept if the configuration names no storage for several workers.
+        sets: what a searcher proposes that computes its sets beforehand.
+        table: the digest of the cost table: values of other costs are not comparable.
+    """
+    same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
+    identity = {key: provenance.digest(str(OmegaConf.to_container(cfg[key], resolve=True))) for key in same}
+    identity |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed, "costs": table}
+    sampler = instance(cfg.searcher.sampler)
+    make_sampler = sampler if sets is None else partial(sampler, sets=sets)
+    where: dict[str, Any] = {"journal": journal}
+    if cfg.storage:
+        where = {"storage": cfg.storage, "sharing": Sharing(cfg.worker), "name": cfg.name}
+    return SearchStudy(
+        space,
+        lambda seed: make_sampler(seed=seed),  # some of Optuna's take it by name alone
+        seed=cfg.searcher.seed,
+        identity=identity,
+        encoding=cfg.searcher.encoding,
+        **where,
+    )

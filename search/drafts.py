@@ -1,0 +1,105 @@
+"""From a skip set to the draft that is run with it: what stands in for what is skipped, and which tokens it scores.
+
+A search moves over skip sets alone; this says what a skip set means.
+"""
+
+# V tokens that the draft's head scores
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from search.fits import Fits, observe
+from search.vocabulary import most_useful
+from selfspec.decode import Ending, autoregress
+from selfspec.model import Decoder
+from selfspec.plan import PLAIN, DraftPlan
+from selfspec.skip import SkipSet
+
+BATCH = 8  # prompts decoded at once for calibration
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A prompt and what the full model says after it, token ids."""
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """What is drafted with when a skip set is asked for.
+
+    Attributes:
+        kind: of the bridges: skip (none), mean, linear or lowrank.
+        fits: of the bridges; None for skip.
+        merge: one map for a run of adjacent skipped sublayers instead of one for each.
+        rank: of lowrank maps.
+        head: the tokens that the draft scores, [V]; None: all.
+    """
+
+    kind: str = PLAIN
+    fits: Fits | None = None
+    merge: bool = True
+    rank: int | None = None
+    head: Tensor | None = None
+
+    def __call__(self, skip: SkipSet) -> DraftPlan:
+        """The plan of a skip set."""
+        if self.fits is None:
+            return DraftPlan(skip, head=self.head)
+        plan = self.fits.plan(skip, kind=self.kind, merge=self.merge, rank=self.rank)
+        return plan if self.head is None else DraftPlan(skip, plan.bridges, self.head, plan.kind)
+
+
+def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens: int, n_tokens: int) -> list[Text]:
+    """What the full model says after the prompts, until there are `n_tokens`; several at once, shortest first.
+
+    Prompts of a model that takes no batches are decoded one by one.
+    """
+    texts: list[Text] = []
+    ending = Ending(max_new_tokens)
+    for begin in range(0, len(prompts), BATCH):
+        group = [list(ids) for ids in prompts[begin : begin + BATCH]]
+        results = autoregress(decoder, group, ending=ending)
+        texts += [Text(ids, r.tokens) for ids, r in zip(group, results, strict=True)]
+        if sum(len(t.tokens) for t in texts) >= n_tokens:
+            break
+    return texts
+
+
+def drafts(
+    decoder: Decoder,
+    texts: Sequence[Text],
+    *,
+    kind: str,
+    merge: bool,
+    rank: int | None,
+    n_tokens: int,
+    n_scored: int | None,
+) -> Drafts:
+    """Fit what `kind` needs on calibration texts.
+
+    Args:
+        decoder: the model.
+        texts: see `continued`; none of the prompts that drafts are judged on.
+        kind, merge, rank: see `Drafts`.
+        n_tokens: the most positions whose states are kept.
+        n_scored: tokens that the draft's head scores; None: all.
+    """
+    fits = None if kind == PLAIN else Fits(observe(decoder, texts, n_tokens=n_tokens))
+    head = None
+    if n_scored is not None:
+        n_vocab = int(decoder.config.vocab_size)
+        head = most_useful(
+            [t.tokens for t in texts],
+            min(n_scored, n_vocab),
+            n_vocab=n_vocab,
+            prompts=[t.prompt for t in texts],
+            always=sorted(decoder.eos_ids),
+        )
+    return Drafts(kind, fits, merge, rank, head)

@@ -1,0 +1,358 @@
+"""Bridges that resemble what is skipped, fitted to what the full model does on calibration text; nothing is trained.
+
+One pass over the texts keeps what every sublayer is given and what it adds, at the tokens from which drafts begin. A
+bridge is then a ridge regression in closed form. What an input costs, the eigenvectors of its Gram matrix, is paid
+once for every sublayer at which a run begins; a further run from there costs one product of inputs and outputs.
+"""
+
+# N tokens, D hidden size, R rank, S sublayers (a0 m0 a1 m1 ...), L layers
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selfspec.bridges import KINDS, Bridge
+from selfspec.errors import InputError, unknown_name
+from selfspec.model import BoundForward, Decoder, share
+from selfspec.plan import PLAIN, DraftPlan, Sublayer, position, sublayer
+from selfspec.skip import SkipSet
+
+CHUNK = 1024  # tokens that are widened at once; bounds memory
+CACHED_BYTES = 1 << 28  # of fitted bridges; chosen, not tuned
+MOST_SPENT = 0.9  # of the tokens may be spent on parameters: beyond, little is left to judge by; chosen, not tuned
+_ULPS = 4  # a sum of three numbers rounds twice; twice that is still far below what a norm changes
+
+
+class Text(Protocol):
+    """A prompt and what the full model says after it; `search.reference.Reference` is one."""
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Token ids."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Token ids of the continuation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What every sublayer was given and what it added to the residual stream, at the same tokens.
+
+    Attributes:
+        inputs: of each sublayer's module, S of [N, D] in the model's dtype; None where a sublayer is several modules.
+        outputs: of each sublayer, likewise.
+        adds: for each layer, whether the stream behind it is the stream before it plus the two outputs, up to rounding.
+    """
+
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor | None, ...]
+    adds: tuple[bool, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """N."""
+        return next((len(t) for t in self.inputs if t is not None), 0)
+
+    @property
+    def n_bytes(self) -> int:
+        """Held here."""
+        return sum(t.numel() * t.element_size() for t in (*self.inputs, *self.outputs) if t is not None)
+
+
+@torch.inference_mode()
+def observe(decoder: Decoder, texts: Sequence[Text], *, n_tokens: int) -> Observed:
+    """One forward over each text, on a copy of the module tree; the model is left as it is.
+
+    Args:
+        decoder: the model.
+        texts: each gives an equal part of the tokens: those from which the next is the model's own, evenly spaced, then
+            the last of the prompt; never the first of a text, which is unlike all others.
+        n_tokens: the most tokens. Memory is n_tokens · 4L · D numbers of the model's dtype.
+
+    Raises:
+        InputError: if the texts have no token to look at.
+    """
+    chosen: list[list[int]] = []
+    for i, text in enumerate(texts):
+        n_left = n_tokens - sum(map(len, chosen))
+        chosen.append(_positions(len(text.prompt), len(text.tokens), n_left // (len(texts) - i)))
+    n = sum(map(len, chosen))
+    if not n:
+        raise InputError(
+            f"{len(texts)} texts and n_tokens={n_tokens} give no token to fit to; give texts with answers, and one "
+            "token or more for each"
+        )
+    watch = _Watch(decoder, n)
+    for text, rows in zip(texts, chosen, strict=True):
+        if rows:
+            watch.read([*text.prompt, *text.tokens][: rows[-1] + 1], rows)
+    return Observed(tuple(watch.inputs), tuple(watch.outputs), tuple(watch.adds))
+
+
+class _Watch:
+    """A copy of the module tree whose layers and sublayers note what passes."""
+
+    def __init__(self, decoder: Decoder, n: int) -> None:
+        self._decoder, self._module = decoder, share(decoder.model)
+        self._rows, self._at = torch.zeros(0, dtype=torch.long), slice(0, 0)
+        self._stream: dict[int, Tensor] = {}
+        self.adds = [True] * decoder.n_layers
+        size = (n, decoder.config.hidden_size)
+        sides: list[list[Tensor | None]] = [[], []]
+        layers = self._module.get_submodule(decoder.sublayers.path)
+        for i in range(decoder.n_layers):
+            layer = layers.get_submodule(str(i))
+            for patches in (decoder.sublayers.attn, decoder.sublayers.mlp):
+                for side in sides:
+                    one = len(patches) == 1
+                    side.append(torch.empty(size, dtype=decoder.dtype, device=decoder.device) if one else None)
+                if len(patches) == 1:
+                    self._note_sublayer(layer.get_submodule(patches[0].name), patches[0].forward, len(sides[0]) - 1)
+            self._note_layer(layer, i)
+        self.inputs, self.outputs = sides
+
+    def read(self, ids: list[int], rows: list[int]) -> None:
+        """One text, to be noted at `rows`."""
+        device = self._decoder.device
+        self._rows, self._at = torch.tensor(rows, device=device), slice(self._at.stop, self._at.stop + len(rows))
+        cache = self._decoder.new_cache(n_rows=1, capacity=len(ids))
+        BoundForward(self._module, self._decoder.context_length)(
+            torch.tensor([ids], device=device), starts=[0], cache=cache, n_logits=1
+        )
+        for i in range(self._decoder.n_layers):
+            self.adds[i] &= self._is_sum(i)
+
+    def _is_sum(self, i: int) -> bool:
+        attn_ND, mlp_ND = self.outputs[2 * i : 2 * i + 2]
+        if attn_ND is None or mlp_ND is None:
+            return False
+        parts_3ND = torch.stack([self._stream[i], attn_ND[self._at], mlp_ND[self._at]]).double()
+        error_ND = (self._stream[i + 1].double() - parts_3ND.sum(0)).abs()
+        rounding = _ULPS * torch.finfo(self._decoder.dtype).eps
+        return bool((error_ND <= rounding * parts_3ND.abs().sum(0)).all())
+
+    def _chosen(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])[self._rows.to(x.device)]
+
+    def _note_sublayer(self, module: Any, left_out: Any, s: int) -> None:
+        plain = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given, added = self.inputs[s], self.outputs[s]
+            assert given is not None and added is not None
+            given[self._at] = self._chosen(args[0] if args else kwargs["hidden_states"]).to(given)
+            output = plain(*args, **kwargs)
+            # What it adds is what is missing where it is left out, also where it adds the residual itself.
+            without = left_out(*args, **kwargs)
+            added[self._at] = (self._chosen(_first(output)) - self._chosen(_first(without))).to(added)
+            return output
+
+        module.forward = forward
+
+    def _note_layer(self, layer: Any, i: int) -> None:
+        plain = layer.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._stream[i] = self._chosen(args[0] if args else kwargs["hidden_states"]).to(self._decoder.device)
+            output = plain(*args, **kwargs)
+            # The next layer puts in its place what it is given, should anything stand between them.
+            self._stream[i + 1] = self._chosen(_first(output)).to(self._decoder.device)
+            return output
+
+        layer.forward = forward
+
+
+def _first(output: Any) -> Tensor:
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
+
+
+def _positions(n_prompt: int, n_answer: int, most: int) -> list[int]:
+    """Where the next token is the model's own, evenly thinned to `most`; else those, and the prompt's last ones."""
+    first, end = max(1, n_prompt - 1), n_prompt + n_answer - 1
+    n_own = max(0, end - first)
+    if n_own > most:
+        return [first + i * n_own // most for i in range(most)]
+    return list(range(max(1, end - most), end))
+
+
+@dataclass(frozen=True, slots=True)
+class _Spectrum:
+    """The mean of an input [D], and eigenvalues [D] and eigenvectors (columns, [D, D]) of its centred Gram matrix."""
+
+    mean: Tensor
+    values: Tensor
+    vectors: Tensor
+
+
+class Fits:
+    """Bridges and plans from what was observed; the same observation gives the same plans.
+
+    Args:
+        observed: inputs and outputs of all sublayers.
+        cached_bytes: the most that fitted bridges may hold; the least recently used are forgotten.
+    """
+
+    def __init__(self, observed: Observed, *, cached_bytes: int = CACHED_BYTES) -> None:
+        self.observed = observed
+        self._cached_bytes = cached_bytes
+        self._bridges: OrderedDict[tuple[int, int, str, int | None], Bridge] = OrderedDict()
+        self._spectra: dict[int, _Spectrum] = {}
+        self._means: dict[int, Tensor] = {}
+
+    def plan(self, skip: SkipSet, *, kind: str = "linear", merge: bool = True, rank: int | None = None) -> DraftPlan:
+        """`skip` with bridges of one kind, each fitted to the full model's own inputs and outputs.
+
+        With `merge`, one bridge stands in for each run of adjacent skipped sublayers wherever all layers that the run
+        touches add their outputs to the stream unchanged: the sum of the outputs is then all that the run does. Where
+        an output passes a norm first (Gemma, OLMo2), and without `merge`, each sublayer has its own. A sublayer of
+        several modules (OPT's MLP) has none.
+
+        Raises:
+            InputError: if `skip` is for another number of layers, or kind and rank do not go together.
+        """
+        n_layers = len(self.observed.adds)
+        if skip.n_layers != n_layers:
+            raise InputError(
+                f"the skip set is for a model of {skip.n_layers} layers, but one of {n_layers} was observed; "
+                "use a set of that model"
+            )
+        if kind not in (PLAIN, *KINDS):
+            raise unknown_name("kind of bridge", kind, [PLAIN, *KINDS])
+        if (kind == "lowrank") != (rank is not None) or (rank is not None and rank < 1):
+            raise InputError(f"kind={kind} with rank={rank}: lowrank needs a rank of at least 1, other kinds take none")
+        if kind == PLAIN:
+            return DraftPlan.of(skip)
+        bridges: dict[Sublayer, Bridge] = {}
+        for first, last in self.runs(skip, merge=merge):
+            bridges[sublayer(first)] = self.bridge(first, last, kind=kind, rank=rank)
+        return DraftPlan(skip, bridges, kind=kind)
+
+    def runs(self, skip: SkipSet, *, merge: bool) -> list[tuple[int, int]]:
+        """The (first, last) sublayer that each bridge stands in for; see `plan`."""
+        found: list[tuple[int, int]] = []
+        for at in map(position, DraftPlan.of(skip).skipped):
+            joins = merge and self.observed.adds[at // 2] and bool(found) and found[-1][1] == at - 1
+            if joins and self.observed.adds[(at - 1) // 2]:
+                found[-1] = (found[-1][0], at)
+            elif self.observed.inputs[at] is not None:
+                found.append((at, at))
+        return found
+
+    @torch.inference_mode()
+    def bridge(self, first: int, last: int, *, kind: str = "linear", rank: int | None = None) -> Bridge:
+        """What stands at sublayer `first` for itself and all up to `last`, in the model's dtype."""
+        key = (first, last, kind, rank)
+        if key not in self._bridges:
+            self._bridges[key] = self._fit(first, last, kind, rank)
+            while len(self._bridges) > 1 and sum(b.n_bytes for b in self._bridges.values()) > self._cached_bytes:
+                self._bridges.popitem(last=False)
+        self._bridges.move_to_end(key)
+        return self._bridges[key]
+
+    def _fit(self, first: int, last: int, kind: str, rank: int | None) -> Bridge:
+        x_ND = self.observed.inputs[first]
+        assert x_ND is not None
+        dtype, wide = x_ND.dtype, torch.float64 if x_ND.dtype == torch.float64 else torch.float32
+        mean_D = torch.stack([self._mean(s) for s in range(first, last + 1)]).sum(0).to(wide)
+        if kind == "mean":
+            return Bridge(mean_D.to(dtype))
+        spectrum = self._spectrum(first)
+        cross_DD, total = torch.zeros(len(mean_D), len(mean_D), dtype=wide, device=x_ND.device), 0.0
+        for begin in range(0, len(x_ND), CHUNK):
+            rows = slice(begin, begin + CHUNK)
+            # Centred outputs suffice: the mean of the inputs then adds nothing to the product.
+            y_ND = (-mean_D).repeat(len(x_ND[rows]), 1)
+            for output_ND in self.observed.outputs[first : last + 1]:
+                assert output_ND is not None
+                y_ND += output_ND[rows]
+            total += float(y_ND.square().sum(dtype=torch.float64))
+            cross_DD.addmm_(x_ND[rows].to(wide).T, y_ND)
+        along_DD = spectrum.vectors.T @ cross_DD
+        along_D = along_DD.square().sum(1, dtype=torch.float64)
+        ridge = choose_ridge(spectrum.values, along_D, total, len(x_ND), wide)
+        along_DD /= (spectrum.values + ridge).to(wide).unsqueeze(1)
+        whole = ((spectrum.vectors @ along_DD).T,) if rank is None else _of_rank(rank, along_DD, spectrum)
+        matrices = tuple(m.to(dtype).contiguous() for m in whole)
+        # The bias makes the mean right for the rounded matrices, not for those that were rounded.
+        at_mean_D = spectrum.mean
+        for m in matrices:
+            at_mean_D = m.to(wide) @ at_mean_D
+        return Bridge((mean_D - at_mean_D).to(dtype), matrices)
+
+    def _mean(self, s: int) -> Tensor:
+        """Of what sublayer `s` adds."""
+        if s not in self._means:
+            y_ND = self.observed.outputs[s]
+            assert y_ND is not None
+            self._means[s] = y_ND.mean(0, dtype=torch.float64)
+        return self._means[s]
+
+    def _spectrum(self, s: int) -> _Spectrum:
+        if s not in self._spectra:
+            x_ND = self.observed.inputs[s]
+            assert x_ND is not None
+            mean_D = x_ND.mean(0, dtype=torch.float64)
+            gram_DD = torch.zeros(len(mean_D), len(mean_D), dtype=torch.float64, device=x_ND.device)
+            for begin in range(0, len(x_ND), CHUNK):
+                centred_ND = x_ND[begin : begin + CHUNK].double() - mean_D
+                gram_DD.addmm_(centred_ND.T, centred_ND)
+            values_D, vectors_DD = torch.linalg.eigh(gram_DD)
+            if values_D.sum() <= torch.finfo(torch.float64).eps * len(x_ND) * mean_D.square().sum():
+                values_D = torch.zeros_like(values_D)  # an input that never changes, but for the rounding of its mean
+            wide = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
+            self._spectra[s] = _Spectrum(mean_D.to(wide), values_D.clamp(min=0), vectors_DD.to(wide))
+        return self._spectra[s]
+
+
+def choose_ridge(values_D: Tensor, along_D: Tensor, total: float, n: int, wide: torch.dtype) -> float:
+    """The ridge λ of the least generalised cross-validation, n·RSS / (n - degrees of freedom)², of a grid.
+
+    The grid is in half decades of the mean eigenvalue, from what `wide` rounds away up to a hundredfold. A λ at which
+    the fit spends more than `MOST_SPENT` of the tokens does not count.
+
+    Args:
+        values_D: eigenvalues of the inputs' centred Gram matrix.
+        along_D: squared length of the products of each eigenvector with the outputs.
+        total: the centred outputs' sum of squares.
+        n: tokens.
+        wide: the dtype of the products.
+
+    Source: Golub, Heath and Wahba 1979, Technometrics 21(2), equation 1.4; their nλ is our λ.
+    """
+    mean = float(values_D.mean())
+    if mean == 0:
+        return math.inf  # an input that never changes explains nothing
+    begin = 2 * math.ceil(math.log10(10 * torch.finfo(wide).eps))
+    ridges_G = mean * 10 ** (torch.arange(begin, 5, device=values_D.device, dtype=torch.float64) / 2)
+    known = values_D > torch.finfo(wide).eps * values_D.max()
+    values_K, along_K = values_D[known], along_D[known]
+    damped_GK = values_K + ridges_G.unsqueeze(1)
+    # What no map explains, and what this ridge gives away of the rest: no difference of large numbers.
+    unexplained = max(0.0, total - float((along_K / values_K).sum()))
+    rss_G = unexplained + (along_K / values_K * (ridges_G.unsqueeze(1) / damped_GK).square()).sum(1)
+    left_G = n - 1 - (values_K / damped_GK).sum(1)
+    scores_G = (n * rss_G / left_G.square()).masked_fill(left_G < (1 - MOST_SPENT) * n, math.inf)
+    return float(ridges_G[int(scores_G.argmin()) if bool(scores_G.isfinite().any()) else -1])
+
+
+def _of_rank(rank: int, along_DD: Tensor, spectrum: _Spectrum) -> tuple[Tensor, Tensor]:
+    """The two matrices, [R, D] and [D, R], whose outputs on the observed inputs are nearest to the whole map's.
+
+    Source: Izenman 1975, Journal of Multivariate Analysis 5(2), reduced-rank regression: the fitted outputs projected
+    onto their own first principal directions.
+    """
+    weighted_DD = spectrum.values.to(along_DD.dtype).sqrt().unsqueeze(1) * along_DD
+    _, directions_DD = torch.linalg.eigh((weighted_DD.T @ weighted_DD).double())
+    kept_DR = directions_DD[:, -rank:].to(along_DD.dtype)
+    return (spectrum.vectors @ (along_DD @ kept_DR)).T, kept_DR

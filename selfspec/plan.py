@@ -1,0 +1,117 @@
+"""The plan of a draft: which sublayers it leaves out, what stands in for them, and how much of the head it keeps.
+
+A value, passed as an argument, as the skip set in it is. It holds tensors and knows nothing of the model they are for
+but its number of layers; `Decoder.bind` makes a forward of it.
+"""
+
+# D hidden size, V tokens that the draft's head scores
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from selfspec.bridges import KINDS, Bridge
+from selfspec.errors import InputError, unknown_name
+from selfspec.skip import SkipSet
+
+SublayerKind = Literal["attn", "mlp"]
+Sublayer = tuple[SublayerKind, int]  # (kind, layer)
+Precision = Literal["same"]
+
+PLAIN = "skip"  # the kind without bridges
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftPlan:
+    """A skip set and what makes up for it; two plans of the same content are equal.
+
+    Attributes:
+        skip: the sublayers left out.
+        bridges: what stands at the place of a skipped sublayer; one that has none adds nothing. The bridge of a run of
+            adjacent sublayers stands at its first, and the others have none.
+        head: ids of the tokens that the draft's head scores, [V]; None: all of them.
+        kind: `skip`, or the kind of the bridges: mean, linear or lowrank.
+        precision: of the weights that the draft keeps; `same` as the model's.
+
+    Raises:
+        InputError: if a bridge stands where nothing is skipped, or a name is not known.
+    """
+
+    skip: SkipSet
+    bridges: Mapping[Sublayer, Bridge] = field(default_factory=dict)
+    head: Tensor | None = None
+    kind: str = PLAIN
+    precision: Precision = "same"
+
+    def __post_init__(self) -> None:
+        order = sorted(self.bridges, key=position)
+        object.__setattr__(self, "bridges", {at: self.bridges[at] for at in order})
+        if self.kind not in (PLAIN, *KINDS):
+            raise unknown_name("kind of plan", self.kind, [PLAIN, *KINDS])
+        if self.precision not in get_args(Precision):
+            raise unknown_name("precision", self.precision, list(get_args(Precision)))
+        if self.kind == PLAIN and order:
+            raise InputError(f"a plan of kind 'skip' has no bridges, but {len(order)} were given; name their kind")
+        for at in order:
+            if at not in self.skipped:
+                raise InputError(
+                    f"the plan has a bridge at {written(at)}, which is not skipped (skip={self.skip}); "
+                    "skip it, or leave the bridge out"
+                )
+
+    @classmethod
+    def of(cls, skip: SkipSet) -> DraftPlan:
+        """The plain plan: nothing stands in for what is skipped."""
+        return cls(skip)
+
+    @property
+    def skipped(self) -> list[Sublayer]:
+        """The skipped sublayers in the order in which they run."""
+        return [sublayer(i) for i, bit in enumerate(self.skip.bits()) if bit]
+
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of all it holds; reads all weights."""
+        found = hashlib.sha256(f"{self.skip.n_layers} {self.skip} {self.kind} {self.precision}".encode())
+        for at, bridge in self.bridges.items():
+            found.update(f" {written(at)} {bridge.digest()}".encode())
+        if self.head is not None:
+            found.update(f" head {self.head.tolist()}".encode())
+        return found.hexdigest()[:12]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DraftPlan):
+            return NotImplemented
+        return self is other or (hash(self) == hash(other) and self.digest() == other.digest())
+
+    def __hash__(self) -> int:
+        # Cheap, and equal for equal plans: weights are compared only where this does not tell plans apart.
+        n_head = -1 if self.head is None else self.head.numel()
+        return hash((self.skip, self.kind, self.precision, tuple(self.bridges), n_head))
+
+    def __str__(self) -> str:
+        parts = [str(self.skip)]
+        if self.bridges:
+            parts.append(f"{self.kind} at {' '.join(written(at) for at in self.bridges)}")
+        if self.head is not None:
+            parts.append(f"head of {self.head.numel()}")
+        return ", ".join(parts)
+
+
+def position(at: Sublayer) -> int:
+    """The index of a sublayer in the order in which they run, as in `SkipSet.bits`."""
+    return 2 * at[1] + (at[0] == "mlp")
+
+
+def sublayer(position: int) -> Sublayer:
+    """The sublayer at an index; inverse of `position`."""
+    return ("mlp" if position % 2 else "attn", position // 2)
+
+
+def written(at: Sublayer) -> str:
+    """As in a written skip set: `a3`, `m7`."""
+    return f"{at[0][0]}{at[1]}"

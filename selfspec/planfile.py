@@ -1,0 +1,184 @@
+"""Plans on disk: a YAML file that says which model a plan is for, and its tensors beside it.
+
+Bridges fit one set of weights in one dtype. A plan is therefore refused for any other, whose drafts it would only make
+worse; and tensors that are not those it was saved with are refused, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from
+from safetensors.torch import save as bytes_of
+from torch import Tensor
+
+from selfspec.bridges import Bridge
+from selfspec.errors import InputError
+from selfspec.model import Decoder
+from selfspec.plan import DraftPlan, Sublayer, position, sublayer, written
+from selfspec.records import write_bytes, write_text
+from selfspec.skip import SkipSet
+
+NAME = "plan.yaml"
+_KEYS = ("n_layers", "hidden_size", "dtype", "weights", "skip", "kind", "precision", "bridges", "head_size", "tensors")
+
+
+def save_plan(
+    path: Path | str, plan: DraftPlan, *, model: str, decoder: Decoder, facts: Mapping[str, Any], **provenance: Any
+) -> None:
+    """Write `plan`, with the weights it is for and any facts about where it comes from.
+
+    Args:
+        path: the YAML file, or the folder for it; tensors go beside it, under the same name.
+        plan: what to write.
+        model: the name of the model.
+        decoder: the model.
+        facts: `Loaded.facts` of it, which tell the weights.
+        **provenance: objective, value, run, date, calibration text, ...
+    """
+    file = _file(Path(path))
+    runs = _runs(plan)
+    body = {
+        "model": model,
+        **_identity(decoder, facts),
+        "skip": str(plan.skip),
+        "kind": plan.kind,
+        "precision": plan.precision,
+        "bridges": [
+            {"at": written(at), "for": [written(a) for a in runs[at]], "shapes": [list(t.shape) for t in b.tensors]}
+            for at, b in plan.bridges.items()
+        ],
+        "head_size": None if plan.head is None else plan.head.numel(),
+        "tensors": None,
+    }
+    tensors = {
+        f"{written(at)}.{i}": t.detach().cpu().contiguous()
+        for at, bridge in plan.bridges.items()
+        for i, t in enumerate(bridge.tensors)
+    }
+    if plan.head is not None:
+        tensors["head"] = plan.head.detach().cpu().contiguous()
+    if tensors:
+        data = bytes_of(tensors)
+        beside = file.with_suffix(".safetensors")
+        body["tensors"] = {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}
+        write_bytes(beside, data)  # first: a YAML file never names tensors that are not there
+    write_text(
+        file,
+        yaml.safe_dump(body | provenance, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True),
+    )
+
+
+def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any]) -> DraftPlan:
+    """The plan of a file written by `save_plan`, or of the folder that holds one.
+
+    Args:
+        path: the file, or its folder.
+        decoder: the model it is wanted for.
+        facts: `Loaded.facts` of it.
+
+    Raises:
+        InputError: if it cannot be read, is for other weights or another dtype, or its tensors are not its own.
+    """
+    file = _file(Path(path))
+    body = _read(file)
+    for name, here in _identity(decoder, facts).items():
+        there = body.get(name)
+        if there != here:
+            raise InputError(
+                f"{file} is for {body.get('model', 'a model')} with {name}={_shown(there)}, but this model has "
+                f"{_shown(here)}; load the model it is for, or make a plan for this one"
+            )
+    tensors = _tensors(file, body["tensors"])
+    try:
+        skip = SkipSet.parse(body["skip"], body["n_layers"])
+        bridges = {}
+        for entry in body["bridges"]:
+            parts = [tensors[f"{entry['at']}.{i}"] for i in range(len(entry["shapes"]))]
+            bridges[_sublayer(entry["at"])] = Bridge(parts[0], tuple(parts[1:]))
+        head = None if body["head_size"] is None else tensors["head"]
+        return DraftPlan(skip, bridges, head=head, kind=body["kind"], precision=body["precision"])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is not a whole plan ({type(error).__name__}: {error}); save it again") from None
+
+
+def _file(path: Path) -> Path:
+    path = path.expanduser()
+    return path if path.suffix in (".yaml", ".yml") else path / NAME
+
+
+def _identity(decoder: Decoder, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same where a plan is used: the shape, the dtype and the weights of the model."""
+    weights = facts.get("weights") or {}
+    return {
+        "model_type": str(decoder.config.model_type),
+        "n_layers": decoder.n_layers,
+        "hidden_size": int(decoder.config.hidden_size),
+        "dtype": str(decoder.dtype)[6:],
+        "weights": {name: weights.get(name) for name in ("revision", "sha256")},
+    }
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {str(v)[:12]}" for k, v in value.items() if v is not None) or "no known revision"
+    return str(value)
+
+
+def _runs(plan: DraftPlan) -> dict[Sublayer, list[Sublayer]]:
+    """What each bridge stands for: its sublayer, and those behind it that are skipped without a bridge, up to a gap."""
+    runs: dict[Sublayer, list[Sublayer]] = {}
+    at: Sublayer | None = None
+    for place in plan.skipped:
+        if place in plan.bridges:
+            at, runs[place] = place, [place]
+        elif at is not None and position(place) == position(runs[at][-1]) + 1:
+            runs[at].append(place)
+    return runs
+
+
+def _sublayer(text: str) -> Sublayer:
+    return sublayer(2 * int(text[1:]) + "am".index(text[0]))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        body = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the plan {file} ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InputError(f"{file} is not YAML; a plan has the keys {', '.join(_KEYS)}") from None
+    missing = [k for k in _KEYS if k not in body] if isinstance(body, dict) else list(_KEYS)
+    if missing:
+        raise InputError(f"{file} is not a plan: it lacks {', '.join(missing)}; `save_plan` writes one")
+    return dict(body)
+
+
+def _tensors(file: Path, entry: Any) -> dict[str, Tensor]:
+    """The tensors that `file` names, if they are the very ones."""
+    if entry is None:
+        return {}
+    if not isinstance(entry, Mapping) or not {"file", "sha256"} <= set(entry):
+        raise InputError(f"{file} is not a plan: its tensors need file and sha256; save it again")
+    beside = file.parent / Path(str(entry["file"])).name
+    try:
+        data = beside.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {beside} ({error.strerror}), the tensors of {file.name}; copy both") from None
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != entry["sha256"]:
+        raise InputError(
+            f"{beside} has sha256 {digest[:12]}, but {file.name} names {str(entry['sha256'])[:12]}; "
+            "one of them is of another plan: copy both again"
+        )
+    try:
+        return tensors_from(data)
+    except SafetensorError as error:
+        raise InputError(f"{beside} is no safetensors file ({error}); save the plan again") from None

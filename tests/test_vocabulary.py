@@ -1,0 +1,71 @@
+"""The tokens of a trimmed head: the frequent ones, and those that are certain to matter."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from search.vocabulary import coverage, most_useful
+from selfspec.errors import InputError
+
+ANSWERS = [[7, 3, 7, 9], [3, 7, 5]]  # 7 three times, 3 twice, 5 and 9 once
+PROMPTS = [[11, 12, 11, 7], [13, 12, 12]]  # 12 three times, 11 twice, 13 once
+
+
+def chosen(n: int, **settings: Any) -> list[int]:
+    return most_useful(ANSWERS, n, **({"n_vocab": 20} | settings)).tolist()
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, [7]), (2, [3, 7]), (3, [3, 5, 7]), (4, [3, 5, 7, 9])])
+def test_frequent_tokens_come_first_and_ties_go_to_the_lower_id(n: int, expected: list[int]) -> None:
+    assert chosen(n, prompts=PROMPTS) == expected
+
+
+def test_what_is_always_scored_comes_before_what_is_frequent() -> None:
+    assert chosen(3, always={19, 0}) == [0, 7, 19]
+    assert chosen(2, always=[19, 0]) == [0, 19]
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [(5, [3, 5, 7, 9, 12]), (7, [3, 5, 7, 9, 11, 12, 13]), (9, [0, 1, 3, 5, 7, 9, 11, 12, 13])],
+)
+def test_where_answers_have_too_few_tokens_prompts_and_then_low_ids_fill_up(n: int, expected: list[int]) -> None:
+    assert chosen(n, prompts=PROMPTS) == expected
+
+
+def test_the_whole_vocabulary_is_every_id_once_and_rising() -> None:
+    ids_N = most_useful(ANSWERS, 20, n_vocab=20, prompts=PROMPTS, always=[4])
+    assert torch.equal(ids_N, torch.arange(20))
+    assert ids_N.dtype == torch.long
+
+
+@pytest.mark.parametrize(
+    ("n", "settings", "message"),
+    [
+        (0, {}, "a head of 0 tokens"),
+        (21, {}, "the vocabulary has 20"),
+        (2, {"always": [1, 2, 3]}, "the 3 that are always scored"),
+        (5, {"prompts": [[20]]}, "token 20 is not of this vocabulary"),
+        (5, {"always": [-1]}, "token -1 is not of this vocabulary"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(n: int, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as refusal:
+        chosen(n, **settings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_coverage_counts_tokens_not_kinds_of_tokens() -> None:
+    assert coverage(torch.tensor([3, 7]), ANSWERS) == 5 / 7
+    assert coverage(torch.tensor([1]), ANSWERS) == 0
+    assert math.isnan(coverage(torch.tensor([1]), []))
+
+
+def test_no_other_choice_covers_more() -> None:
+    best = coverage(most_useful(ANSWERS, 2, n_vocab=20), ANSWERS)
+    pairs = [torch.tensor([a, b]) for a in range(20) for b in range(a + 1, 20)]
+    assert best == max(coverage(ids_N, ANSWERS) for ids_N in pairs)
