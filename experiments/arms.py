@@ -12,7 +12,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.streamers import BaseStreamer
 
 from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.draft import Drafter
 from selfspec.model import Decoder
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
@@ -71,7 +71,7 @@ class DraftArm:
     skip: SkipSet | None
     stop: str | None
     policy: StopPolicy
-    drafter: ModelDraft
+    drafter: Drafter
     state: StopState | None = None
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:

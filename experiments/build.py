@@ -16,10 +16,11 @@ from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainA
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from selfspec import provenance
 from selfspec.decode import Ending
-from selfspec.draft import ModelDraft
+from selfspec.draft import Drafter, ModelDraft
 from selfspec.errors import InputError, unknown_name
 from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
+from selfspec.lookup import LookupDraft
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.planfile import NAME as PLAN
@@ -148,9 +149,25 @@ def plan(text: str, loaded: Loaded) -> DraftPlan:
     return DraftPlan.of(skip(text, loaded.decoder.n_layers))
 
 
-def drafter(cfg: DictConfig, decoder: Decoder, plan: DraftPlan, policy: StopPolicy) -> ModelDraft:
-    """The draft of a plan, as the run samples and as the stop rule needs it."""
-    return ModelDraft(decoder.bind(plan), cfg.sampling.sample_draft, policy.needs_confidence)
+def drafter(cfg: DictConfig, decoder: Decoder, plan: DraftPlan, policy: StopPolicy, *, lookup: str | None) -> Drafter:
+    """The draft of a plan, as the run samples and as the stop rule needs it, alone or behind prompt lookup.
+
+    Args:
+        cfg: of the run.
+        decoder: the model.
+        plan: of the draft.
+        policy: the stop rule.
+        lookup: `front`: before the draft; `only`: instead of it; None: none.
+
+    Raises:
+        InputError: for any other lookup.
+    """
+    if lookup == "only":
+        return LookupDraft()
+    if lookup not in (None, "front"):
+        raise InputError(f"lookup={lookup}; it is front (before the draft), only (instead of it) or null")
+    draft = ModelDraft(decoder.bind(plan), cfg.sampling.sample_draft, policy.needs_confidence)
+    return LookupDraft(draft) if lookup else draft
 
 
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
@@ -167,7 +184,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
     if cfg.generate:
         found.append(GenerateArm(decoder, ending, how, watch))
 
-    def add(name: str | None, text: str, policy: StopPolicy) -> None:
+    def add(name: str | None, text: str, policy: StopPolicy, lookup: str | None) -> None:
         asked = plan(text, loaded)
         chosen, rule = asked.skip, stop_name(policy)
         found.append(
@@ -180,18 +197,19 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
                 chosen,
                 rule,
                 policy,
-                drafter(cfg, decoder, asked, policy),
+                drafter(cfg, decoder, asked, policy, lookup=lookup),
             )
         )
 
-    add(cfg.arm, str(cfg.skip), stop(cfg))
+    add(cfg.arm, str(cfg.skip), stop(cfg), cfg.lookup)
     for name, settings in (cfg.arms or {}).items():
-        unknown = set(settings) - {"skip", "stop"}
-        if unknown or "skip" not in settings:
+        unknown = set(settings) - {"skip", "stop", "lookup"}
+        if unknown or not {"skip", "lookup"} & set(settings):
             raise InputError(
-                f"arms.{name} has {sorted(settings)}; an arm has a skip and, if it is not the run's, a stop"
+                f"arms.{name} has {sorted(settings)}; an arm has a skip or a lookup and, if it is not the run's, a stop"
             )
-        add(str(name), str(settings.skip), stop_by_name(settings.stop) if "stop" in settings else stop(cfg))
+        policy = stop_by_name(settings.stop) if "stop" in settings else stop(cfg)
+        add(str(name), str(settings.get("skip", "none")), policy, settings.get("lookup", cfg.lookup))
     names = [a.name for a in found]
     if len(set(names)) < len(names) or {PLAIN, GENERATE} & set(names[1 + bool(cfg.generate) :]):
         raise InputError(

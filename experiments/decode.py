@@ -37,7 +37,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     )
     policy, how, ending = build.stop(cfg), build.sampling(cfg), build.ending(cfg, loaded)
     chosen = build.plan(str(cfg.skip), loaded)
-    drafter = build.drafter(cfg, decoder, chosen, policy)
+    drafter = build.drafter(cfg, decoder, chosen, policy, lookup=cfg.lookup)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
     speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)

@@ -186,7 +186,8 @@ def speculate(
                     tuple(proposal.confidences),
                 )
             )
-            row.stop.observe(n_drafted, n_accepted)
+            if not proposal.looked_up:
+                row.stop.observe(n_drafted, n_accepted)
             kinds: list[Kind] = [*(["accepted"] * verdict.n_accepted), verdict.kind(n_drafted)]  # type: ignore[list-item]
             tell(row.index, tokens[:n_committed], kinds[:n_committed])
         going = [b for b, row in enumerate(live) if row.finish is None]

@@ -30,11 +30,16 @@ class DraftRow:
 
 @dataclass(slots=True)
 class Proposal:
-    """Drafted tokens, how sure the draft was of them, and what each was drawn from ([V]; None: without chance)."""
+    """Drafted tokens, how sure the draft was of them, and what each was drawn from ([V]; None: without chance).
+
+    `looked_up` says that they were copied from the text at no cost: a stop rule, which learns what drafting is worth,
+    is not told what becomes of them.
+    """
 
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     probabilities: list[Tensor] | None = None
+    looked_up: bool = False
 
 
 class Drafter(Protocol):

@@ -60,10 +60,13 @@ class LookupDraft:
             for row in rows
         ]
         if all(found):
-            return [Proposal(tokens) for tokens in found]
+            return [Proposal(tokens, looked_up=True) for tokens in found]
         left = [replace(row, limit=0) if tokens else row for row, tokens in zip(rows, found, strict=True)]
         drafted = self.inner.propose(left, cache=cache)
-        return [Proposal(tokens) if tokens else proposal for tokens, proposal in zip(found, drafted, strict=True)]
+        return [
+            Proposal(tokens, looked_up=True) if tokens else proposal
+            for tokens, proposal in zip(found, drafted, strict=True)
+        ]
 
 
 def following(ids: Sequence[int], *, n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:

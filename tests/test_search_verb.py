@@ -261,6 +261,11 @@ class TestPlans:
         assert plan["head_size"] == (40 if head == "trimmed" else None)
         evaluated = command("evaluate", *toy, f"skip={ran.run}", "max_new_tokens=8", "n=2")
         assert evaluated.status == 0, evaluated.err
+        arms = "arms={both: {lookup: front, skip: a1}, copy: {lookup: only}}"
+        behind = command(
+            "evaluate", *toy, f"skip={ran.run}", "lookup=front", "arm=mine", arms, "max_new_tokens=8", "n=2"
+        )
+        assert behind.status == 0, behind.err
         decoded = command("decode", *toy, "prompt=one two", f"skip={ran.run}", "max_new_tokens=8")
         assert decoded.status == 0, decoded.err
 
