@@ -68,6 +68,7 @@ def _told(table: CostTable) -> str:
         f"a plain token: {table.full_s[0] * 1e3:.2f} ms after {first} tokens, {table.full_s[-1] * 1e3:.2f} ms after "
         f"{last}\n"
         f"of a drafted one: attention {table.attn_s[0] * 1e3:.3f} ms a sublayer ({table.attn_s[-1] * 1e3:.3f} after "
-        f"{last}), MLP {table.mlp_s * 1e3:.3f} ms a sublayer, all else {table.base_s * 1e3:.2f} ms\n"
+        f"{last}), MLP {table.mlp_s * 1e3:.3f} ms a sublayer, head {table.head_s * 1e3:.2f} ms, embedding, norms and "
+        f"the choice {max(0.0, table.base_s - table.head_s) * 1e3:.2f} ms\n"
         f"verifying n tokens, in plain tokens: {verify}; a round beside its forwards: {table.round_s * 1e3:.2f} ms"
     )

@@ -43,6 +43,7 @@ class CostTable:
         contexts: where attention was measured, in tokens, rising.
         attn_s: of one attention sublayer for one token, at each of `contexts`.
         mlp_s: of one MLP sublayer for one token.
+        head_s: of the output head alone, a part of `base_s`.
         base_s: of what no skip set leaves out: embedding, norms, head, the choice of a token and how sure it is.
         full_s: of one plain token and its choice, at each of `contexts`.
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
@@ -58,6 +59,7 @@ class CostTable:
     full_s: tuple[float, ...]
     verify_s: tuple[float, ...]
     round_s: float = 0.0
+    head_s: float = 0.0
     map_s: float = 0.0
     head_saved_s: float = 0.0
 
@@ -140,6 +142,8 @@ def measure(
         drafted += [(context, s, units[str(s)]) for s in sets]
     base, mlp, *attn = _fit(drafted, contexts)
     sizes = {str(k): _plain(decoder, k, contexts[0]) for k in range(1, max_tokens + 1)}
+    head = _calling_head(decoder)
+    head_units = turns.units({"head": head})["head"]
     # More tokens never cost less: where the medians fall, it is noise.
     verify = isotonic_regression(list(turns.units(sizes).values())).x
     unit_s = turns.unit_s
@@ -150,6 +154,7 @@ def measure(
         base_s=base * unit_s,
         full_s=tuple(v * unit_s for v in full),
         verify_s=tuple(float(v) * unit_s for v in verify),
+        head_s=head_units * unit_s,
     )
     return replace(table, round_s=_round_units(decoder, table, stopwatch) * unit_s)
 
@@ -268,6 +273,17 @@ def _plain(decoder: Decoder, n_tokens: int, context: int) -> Callable[[], None]:
 
     def call() -> None:
         decoder.full(ids, starts=[context], cache=cache).argmax(-1).tolist()
+
+    return call
+
+
+def _calling_head(decoder: Decoder) -> Callable[[], None]:
+    """The output head on one token, ready to be timed."""
+    head = decoder.model.get_output_embeddings()  # type: ignore[operator]
+    hidden_11D = torch.zeros(1, 1, int(decoder.config.hidden_size), dtype=decoder.dtype, device=decoder.device)
+
+    def call() -> None:
+        head(hidden_11D)
 
     return call
 

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,28 +15,48 @@ import numpy as np
 import optuna
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 
-from experiments import build
+from experiments import build_search
 from experiments.build import instance, options
 from search.bits import Bits, BitSampler, Exhausted, flipped, swaps
+from search.cost import CostTable
 from search.listed import Listed, early_exit, uniform
 from search.local import Anneal, Greedy
 from search.paper import Paper
 from search.quadratic import Drawn, Quadratic
+from search.reference import refer
 from search.space import Space
+from selfspec.decode import Ending
 from selfspec.errors import InputError
+from selfspec.model import Decoder
 from selfspec.skip import SkipSet
 from tests.contracts.searcher import BitSearcherContract, SearcherContract
 from tests.scripted import N_LAYERS, planted, score
-
-ROOT = Path(__file__).parents[1]
+from tests.toys import toy
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@cache
+def configured(name: str) -> DictConfig:
+    """The settings of a searcher."""
+    with initialize_config_module("conf", version_base="1.3"):
+        return DictConfig(compose("search", overrides=[f"searcher={name}"]).searcher)
+
+
+@cache
+def computed_sets(name: str) -> list[SkipSet]:
+    """What a searcher proposes that computes its sets from a model's hidden states, of a tiny model."""
+    decoder = Decoder(toy("llama", num_hidden_layers=N_LAYERS))
+    (batch,) = refer(decoder, [[1, 2, 3], [9, 8, 7, 6]], ending=Ending(8, frozenset()))
+    costs = {"costs": CostTable((8,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0))} if name == "knapsack" else {}
+    sets: list[SkipSet] = instance(configured(name).computed)(decoder, batch.references, **costs)
+    return sets
 
 
 class Configured(SearcherContract):
@@ -44,9 +65,10 @@ class Configured(SearcherContract):
     name: ClassVar[str]
 
     def make_sampler(self, seed: int) -> BaseSampler:
-        cfg = OmegaConf.load(ROOT / "conf" / "searcher" / f"{self.name}.yaml")
+        cfg = configured(self.name)
         assert self.encoding == cfg.encoding
-        sampler: BaseSampler = instance(OmegaConf.create({"searcher": cfg}).searcher.sampler)(seed=seed)
+        computed = {"sets": computed_sets(self.name)} if "computed" in cfg else {}
+        sampler: BaseSampler = instance(cfg.sampler)(seed=seed, **computed)
         return sampler
 
 
@@ -133,6 +155,26 @@ class TestEarlyExit(Configured, BitSearcherContract):
     exhaustive = False
 
 
+class TestKnapsack(Configured, BitSearcherContract):
+    """A list does not look at values."""
+
+    name = "knapsack"
+    n_layers = N_LAYERS  # its sets are for one model
+    n_best = 256
+    draws = False
+    exhaustive = False
+
+
+class TestClasp(Configured, BitSearcherContract):
+    """A list does not look at values."""
+
+    name = "clasp"
+    n_layers = N_LAYERS  # its sets are for one model
+    n_best = 256
+    draws = False
+    exhaustive = False
+
+
 def test_every_configured_searcher_is_held_to_the_contract() -> None:
     assert {c.name for c in Configured.__subclasses__()} == set(options("searcher"))
 
@@ -151,7 +193,7 @@ def test_every_configured_searcher_is_held_to_the_contract() -> None:
 def test_any_sampler_that_takes_a_seed_can_be_named_on_the_command_line(words: list[str], tmp_path: Path) -> None:
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("search", overrides=["searcher=custom", *words])
-    study = build.study(cfg, Space(N_LAYERS), tmp_path / "study.journal", sets=None, table="")
+    study = build_search.study(cfg, Space(N_LAYERS), tmp_path / "study.journal", sets=None, table="")
     for _ in range(8):
         proposal = study.ask()
         study.tell(proposal, score(planted(proposal.skip)))

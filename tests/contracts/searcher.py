@@ -144,6 +144,8 @@ class BitSearcherContract(SearcherContract):
 
     exhaustive: bool = True
     """Whether the search goes on until no feasible set is left."""
+    n_layers: int = 3
+    """Of a space small enough to be searched whole."""
 
     @pytest.mark.parametrize(
         "constraints",
@@ -157,9 +159,9 @@ class BitSearcherContract(SearcherContract):
         ids=("all", "at most 2", "exactly 2", "whole layers", "exactly 1 layer"),
     )
     def test_proposes_each_feasible_set_at_most_once_and_then_ends(self, constraints: Constraints) -> None:
-        space = Space(3, constraints)
+        space = Space(self.n_layers, constraints)
         study = SearchStudy(space, self.make_sampler, seed=0)
-        feasible = [bits for bits in itertools.product((False, True), repeat=6) if allowed(space, bits)]
+        feasible = [bits for bits in itertools.product((False, True), repeat=2 * self.n_layers) if allowed(space, bits)]
         run: list[tuple[bool, ...]] = []
         with suppress(Exhausted):
             while len(run) <= len(feasible):
