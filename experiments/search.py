@@ -188,7 +188,7 @@ def _search(
 
 
 def _starts(cfg: DictConfig, setup: Setup) -> tuple[list[SkipSet], bool]:
-    """What is scored first, and whether that holds the importance map of a search by expected speedup."""
+    """What is scored first, and whether that tells if plain skipping may pay: the importance map, by expected speedup."""
     kinds, n_layers = list(cfg.starts), setup.space.n_layers
     if "singles" in kinds and cfg.searcher.n_trials < 4 * n_layers:
         log.info("no importance map: its %d trials would be more than half of %d", 2 * n_layers, cfg.searcher.n_trials)
@@ -196,7 +196,8 @@ def _starts(cfg: DictConfig, setup: Setup) -> tuple[list[SkipSet], bool]:
     paths = [cfg.start] if isinstance(cfg.start, str) else list(cfg.start or ())
     starts = warm_starts(setup.space, kinds, [Path(p).expanduser() for p in paths])
     alone = sum(len(skip) == 1 for skip in starts)
-    has_map = "nothing" in kinds and alone == 2 * n_layers and cfg.objective.name == "expected_speedup"
+    by_speedup = cfg.objective.name == "expected_speedup" and not build_search.needs_texts(cfg)
+    has_map = by_speedup and "nothing" in kinds and alone == 2 * n_layers
     return starts, has_map
 
 

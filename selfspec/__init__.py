@@ -1,8 +1,8 @@
 """Self-speculative decoding: a model drafts with some of its own sublayers left out, then verifies with all of them.
 
-`Decoder(model)` finds the sublayers, `bind(SkipSet)` gives a draft, `speculate` decodes with it, `autoregress` without;
-`generate` and `as_custom_generate` are the door for Hugging Face users. This package knows torch and transformers;
-searching lives in `search`, running and reporting in `experiments`.
+`Decoder(model)` finds the sublayers, `bind` gives the draft of a `SkipSet` or a `DraftPlan`, `speculate` decodes with it,
+`autoregress` without; `generate` and `as_custom_generate` are the door for Hugging Face users. This package knows torch
+and transformers; searching lives in `search`, running and reporting in `experiments`.
 
 Names are imported when they are first used, so that a command can refuse a typing mistake before torch is loaded.
 """
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from selfspec.hf import as_custom_generate, generate
     from selfspec.model import Decoder
     from selfspec.packed import pack
+    from selfspec.plan import DraftPlan
+    from selfspec.planfile import load_plan, save_plan
     from selfspec.sampling import Sampling
     from selfspec.skip import SkipSet
     from selfspec.skipfile import load_skip_set, save_skip_set
@@ -30,6 +32,8 @@ _HOME = {
     "hf": ("as_custom_generate", "generate"),
     "model": ("Decoder",),
     "packed": ("pack",),
+    "plan": ("DraftPlan",),
+    "planfile": ("load_plan", "save_plan"),
     "sampling": ("Sampling",),
     "skip": ("SkipSet",),
     "skipfile": ("load_skip_set", "save_skip_set"),
@@ -42,6 +46,7 @@ __all__ = [
     "Adaptive",
     "DecodeResult",
     "Decoder",
+    "DraftPlan",
     "Ending",
     "Fixed",
     "Heuristic",
@@ -56,8 +61,10 @@ __all__ = [
     "as_custom_generate",
     "autoregress",
     "generate",
+    "load_plan",
     "load_skip_set",
     "pack",
+    "save_plan",
     "save_skip_set",
     "speculate",
 ]

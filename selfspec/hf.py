@@ -7,6 +7,7 @@ Everything else of `generate` stays: its configuration, logits processors, stopp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from selfspec.decode import Ending, Kind, speculate
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
+from selfspec.planfile import NAME as PLAN
+from selfspec.planfile import load_plan
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from selfspec.stop import StopPolicy, Threshold
@@ -32,7 +36,7 @@ def generate(
     model: Any,
     inputs: Tensor | Sequence[int] | str,
     *,
-    skip: SkipSet | str,
+    skip: SkipSet | DraftPlan | str,
     stop: StopPolicy = DEFAULT_STOP,
     tokenizer: Any = None,
     streamer: Any = None,
@@ -43,7 +47,7 @@ def generate(
     Args:
         model: a decoder-only transformers model.
         inputs: token ids ([B, T] or one list), or one text, for which `tokenizer` is needed.
-        skip: a skip set, or one written as `a3,5-9 m7`.
+        skip: a skip set, one written as `a3,5-9 m7`, a draft plan, or the file or folder of one.
         stop: when to stop drafting.
         tokenizer: to encode a text, and for `stop_strings`.
         streamer: as of `model.generate`; told of tokens as they are committed.
@@ -72,7 +76,7 @@ def generate(
 
 
 def as_custom_generate(
-    *, skip: SkipSet | str, stop: StopPolicy = DEFAULT_STOP, sample_draft: bool = True
+    *, skip: SkipSet | DraftPlan | str, stop: StopPolicy = DEFAULT_STOP, sample_draft: bool = True
 ) -> Callable[..., Any]:
     """A callable for `model.generate(ids, custom_generate=...)` that drafts with `skip` left out.
 
@@ -80,7 +84,7 @@ def as_custom_generate(
     `torch.manual_seed` makes the output reproducible.
 
     Args:
-        skip: a skip set, or one written as `a3,5-9 m7`.
+        skip: a skip set, one written as `a3,5-9 m7`, a draft plan, or the file or folder of one.
         stop: when to stop drafting.
         sample_draft: when sampling, draw drafted tokens from the draft's distribution; otherwise take its maximum.
     """
@@ -100,7 +104,7 @@ def as_custom_generate(
             what = asked[0] if asked else f"num_beams={config.num_beams}"
             raise InputError(f"self-speculative decoding does not offer {what}; leave it out, or decode without")
         decoder = Decoder(model)
-        chosen = SkipSet.parse(skip, decoder.n_layers) if isinstance(skip, str) else skip
+        chosen = _draft(skip, decoder)
         prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
         if token_streamer is not None:
             token_streamer.put(input_ids.cpu())
@@ -177,3 +181,12 @@ def _with_stop_strings(settings: dict[str, Any], tokenizer: Any) -> StoppingCrit
     criteria = StoppingCriteriaList(settings.get("stopping_criteria") or [])
     criteria.append(StopStringCriteria(tokenizer, settings.pop("stop_strings")))
     return criteria
+
+
+def _draft(asked: SkipSet | DraftPlan | str, decoder: Decoder) -> SkipSet | DraftPlan:
+    """What to draft with."""
+    if not isinstance(asked, str):
+        return asked
+    if asked.endswith(PLAN) or os.path.isfile(os.path.join(asked, PLAN)):
+        return load_plan(asked, decoder)
+    return SkipSet.parse(asked, decoder.n_layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import selfspec
 from selfspec import Fixed, InputError, SkipSet, as_custom_generate, load_skip_set, save_skip_set
+from selfspec.bridges import Bridge
 from selfspec.skipfile import published
 from tests.toys import toy
 
@@ -163,3 +165,14 @@ def test_a_published_set_has_the_published_size(name: str) -> None:
 def test_an_unknown_set_is_told_with_the_nearest_name() -> None:
     with pytest.raises(InputError, match="did you mean 'llama-2-13b/swift'"):
         load_skip_set("llama-2-13b/swif")
+
+
+def test_a_plan_is_taken_as_a_value_or_from_its_folder(model: PreTrainedModel, tmp_path: Path) -> None:
+    decoder = selfspec.Decoder(model)
+    width = model.config.hidden_size
+    bridge = Bridge(torch.zeros(width), (torch.eye(width, dtype=torch.float64),))
+    plan = selfspec.DraftPlan(selfspec.SkipSet.parse("a1 m2", decoder.n_layers), {("attn", 1): bridge}, kind="linear")
+    selfspec.save_plan(tmp_path, plan, model="toy", decoder=decoder, facts={})
+    expected = model.generate(IDS, **SETTINGS)
+    for skip in (plan, str(tmp_path), str(tmp_path / "plan.yaml")):
+        assert torch.equal(selfspec.generate(model, IDS, skip=skip, **SETTINGS), expected)
