@@ -18,7 +18,7 @@ from experiments.folder import Folder, open_folder, reopen_folder
 from experiments.progress import progress
 from experiments.setup import COSTS, Setup, set_up
 from experiments.tracking import Tracker
-from search.fidelity import Race
+from search.fidelity import Pruning
 from search.finals import Raced
 from search.importance import Importance, Verdict, predict
 from search.loop import Budget, Found, run_search, top
@@ -81,7 +81,7 @@ def _check(cfg: DictConfig) -> None:
     Ending(cfg.objective.max_new_tokens)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
     if cfg.prune:
-        Race(**cfg.prune)
+        Pruning(**cfg.prune)
     for key, least in (("finals.top", 0), ("finals.race", 1), ("finals.n_prompts", 1), ("worker", 0)):
         value = OmegaConf.select(cfg, key)
         if value < least:
@@ -105,7 +105,14 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, say: Callable[[str], Non
     unit = setup.objective.unit
     say(_told(found, unit, cfg.searcher.name))
     if verdict:
-        say(verdict.text() + ("" if verdict.pays() or cfg.force else "; the search ends here, force=true goes on"))
+        say(
+            verdict.text()
+            + (
+                ""
+                if verdict.pays() or cfg.force
+                else "; the search ends here: force=true goes on, and draft=linear may pay"
+            )
+        )
     raced: list[Raced] = []
     if cfg.worker == 0 and cfg.finals.top and found.ended != "interrupted":
         rules = {t.user_attrs["skip"]: t.user_attrs.get("stop") for t in study.trials}
@@ -171,7 +178,7 @@ def _search(
                 stopwatch=Stopwatch(setup.loaded.decoder.device),
                 max_s=cfg.searcher.max_s,
                 patience=cfg.searcher.patience,
-                race=Race(**cfg.prune) if cfg.prune else None,
+                pruning=Pruning(**cfg.prune) if cfg.prune else None,
                 listener=on_trial,
             )
 
@@ -188,7 +195,7 @@ def _search(
 
 
 def _starts(cfg: DictConfig, setup: Setup) -> tuple[list[SkipSet], bool]:
-    """What is scored first, and whether that tells if plain skipping may pay: the importance map, by expected speedup."""
+    """What is scored first, and whether that tells if plain skipping may pay: a whole importance map of speedups."""
     kinds, n_layers = list(cfg.starts), setup.space.n_layers
     if "singles" in kinds and cfg.searcher.n_trials < 4 * n_layers:
         log.info("no importance map: its %d trials would be more than half of %d", 2 * n_layers, cfg.searcher.n_trials)

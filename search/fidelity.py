@@ -11,7 +11,7 @@ from selfspec.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Race:
+class Pruning:
     """Ends a trial whose prompts are worse than the best trial's: a one-sided Wilcoxon signed-rank test of both.
 
     The test is made again after each prompt, so that a trial just as good as the best one is stopped more often than

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from search.bits import Exhausted
-from search.fidelity import Race
+from search.fidelity import Pruning
 from search.objective import GoOn, Objective, Score
 from search.space import Space
 from search.study import Proposal, SearchStudy
@@ -108,7 +108,7 @@ def run_search(
     stopwatch: Stopwatch,
     max_s: float | None = None,
     patience: int | None = None,
-    race: Race | None = None,
+    pruning: Pruning | None = None,
     listener: Listener | None = None,
 ) -> Found:
     """Run the search until a budget is spent; what an earlier run of the same study spent counts.
@@ -124,7 +124,7 @@ def run_search(
         seed: written into each row.
         rows_path: JSON lines, one row a trial.
         stopwatch: where the elapsed seconds come from.
-        race: when the searcher's hopeless trials are stopped; None: never.
+        pruning: when the searcher's hopeless trials are stopped; None: never.
         listener: told each row.
 
     Raises:
@@ -148,7 +148,7 @@ def run_search(
                 ended = "trials"
                 break
             proposal = study.start(starts[place]) if place < len(starts) else study.ask()
-            score, reason = _score(proposal, objective, study.trials, race)
+            score, reason = _score(proposal, objective, study.trials, pruning)
             with _uninterrupted():
                 elapsed = before + stopwatch.now() - began
                 study.tell(proposal, score, elapsed_s=elapsed, seed=seed, reason=reason)
@@ -235,7 +235,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _score(
-    proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], race: Race | None
+    proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], pruning: Pruning | None
 ) -> tuple[Score | None, str | None]:
     """The score, from memory where this set was run before, and where it comes from; or None and why there is none."""
     number = _earlier(trials, proposal)
@@ -243,10 +243,10 @@ def _score(
         attrs = trials[number].user_attrs
         known = {f.name: attrs[f.name] for f in fields(Score) if f.name in attrs}
         return Score(**known | {"values": tuple(known.get("values", ()))}), f"known from trial {number}"
-    best = None if race is None or proposal.origin == "start" else _best(trials)
+    best = None if pruning is None or proposal.origin == "start" else _best(trials)
     go_on: GoOn | None = None
-    if race is not None and best is not None:
-        go_on = race.against(trials[best].user_attrs.get("values", ()))
+    if pruning is not None and best is not None:
+        go_on = pruning.against(trials[best].user_attrs.get("values", ()))
     try:
         score = objective(proposal.skip, go_on=go_on)
     except RuntimeError as error:  # torch's out-of-memory is one; anything else ends the search

@@ -1,6 +1,6 @@
 """Self-speculative decoding: a model drafts with some of its own sublayers left out, then verifies with all of them.
 
-`Decoder(model)` finds the sublayers, `bind` gives the draft of a `SkipSet` or a `DraftPlan`, `speculate` decodes with it,
+`Decoder(model)` finds the sublayers, `bind` gives the draft of a `SkipSet` or `DraftPlan`, `speculate` decodes with it,
 `autoregress` without; `generate` and `as_custom_generate` are the door for Hugging Face users. This package knows torch
 and transformers; searching lives in `search`, running and reporting in `experiments`.
 

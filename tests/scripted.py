@@ -14,7 +14,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
 from search import samplers
+from search.bits import Exhausted
 from search.loop import Found, run_search
 from search.objective import GoOn, Score
 from search.space import Space
@@ -42,6 +48,25 @@ def rank(value: float) -> int:
 def score(value: float) -> Score:
     """A score of that value, with counts that fit together."""
     return Score(value, n_tokens=10, n_rounds=4, drafted=8, accepted=6, seconds=0.5)
+
+
+class Listed(BaseSampler):
+    """Proposes a list of sets after the first trial, and has no more."""
+
+    def __init__(self, seed: int, *, sets: Sequence[str]) -> None:
+        self._sets = sets
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict.fromkeys(Space(N_LAYERS).names, CategoricalDistribution([False, True]))
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: Any) -> dict[str, bool]:
+        n_told = sum(t.state.is_finished() for t in study.trials)
+        if n_told > len(self._sets):
+            raise Exhausted
+        return dict(zip(search_space, SkipSet.parse(self._sets[n_told - 1], N_LAYERS).bits(), strict=True))
+
+    def sample_independent(self, *args: Any) -> Any:
+        raise NotImplementedError
 
 
 @dataclass
