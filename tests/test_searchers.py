@@ -46,7 +46,8 @@ def quiet() -> None:
 def configured(name: str) -> DictConfig:
     """The settings of a searcher."""
     with initialize_config_module("conf", version_base="1.3"):
-        return DictConfig(compose("search", overrides=[f"searcher={name}"]).searcher)
+        cfg: DictConfig = compose("search", overrides=[f"searcher={name}"]).searcher
+        return cfg
 
 
 @cache
