@@ -57,9 +57,10 @@ class Drafts:
 
 
 def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens: int, n_tokens: int) -> list[Text]:
-    """What the full model says after the prompts, until there are `n_tokens`; several at once, shortest first.
+    """What the full model says after the prompts, several at once, until there are `n_tokens`.
 
-    Prompts of a model that takes no batches are decoded one by one.
+    Raises:
+        InputError: if the model takes no batches.
     """
     texts: list[Text] = []
     ending = Ending(max_new_tokens)

@@ -13,11 +13,12 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from search.hidden import Text
 from selfspec.bridges import KINDS, Bridge
 from selfspec.errors import InputError, unknown_name
 from selfspec.model import BoundForward, Decoder, share
@@ -28,20 +29,6 @@ CHUNK = 1024  # tokens that are widened at once; bounds memory
 CACHED_BYTES = 1 << 28  # of fitted bridges; chosen, not tuned
 MOST_SPENT = 0.9  # of the tokens may be spent on parameters: beyond, little is left to judge by; chosen, not tuned
 _ULPS = 4  # a sum of three numbers rounds twice; twice that is still far below what a norm changes
-
-
-class Text(Protocol):
-    """A prompt and what the full model says after it; `search.reference.Reference` is one."""
-
-    @property
-    def prompt(self) -> Sequence[int]:
-        """Token ids."""
-        ...
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """Token ids of the continuation."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

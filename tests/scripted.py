@@ -26,12 +26,19 @@ from search.objective import GoOn, Score
 from search.space import Space
 from search.starts import warm_starts
 from search.study import SearchStudy
+from selfspec.records import read_rows
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
 
 N_LAYERS = 4
 WEIGHTS = (0.9, -0.7, 0.5, -0.4, 0.3, -0.25, 0.15, -0.1)  # of the bits of 4 layers; all 256 sums differ but a few
 ROWS, JOURNAL = "trials.jsonl", "study.journal"
+TIMES = ("seconds", "elapsed_s")
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows without what time makes of them."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(folder / ROWS)]
 
 
 def planted(skip: SkipSet) -> float:

@@ -18,20 +18,12 @@ from search.objective import GoOn
 from selfspec.errors import InputError
 from selfspec.records import read_rows
 from selfspec.skip import SkipSet
-from tests.scripted import N_LAYERS, ROWS, Listed, Scripted, planted, run
-
-ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "elapsed_s")
+from tests.scripted import N_LAYERS, ROWS, Listed, Scripted, planted, rows_of, run
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what time makes of them."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(folder / ROWS)]
 
 
 N_PROMPTS = 16

@@ -23,20 +23,14 @@ from search.study import STUDY_NAME, SearchStudy
 from selfspec.errors import InputError
 from selfspec.records import read_rows
 from selfspec.skip import SkipSet
-from tests.scripted import JOURNAL, N_LAYERS, ROWS, Scripted, planted, run, score, tpe
+from tests.scripted import JOURNAL, N_LAYERS, ROWS, Scripted, planted, rows_of, run, score, tpe
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "elapsed_s")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what time makes of them."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(folder / ROWS)]
 
 
 @contextmanager

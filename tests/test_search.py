@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,36 +20,12 @@ from search.study import SearchStudy
 from selfspec.errors import InputError
 from selfspec.records import read_rows
 from selfspec.skip import SkipSet
-from tests.scripted import JOURNAL, N_LAYERS, ROWS, WEIGHTS, Listed, Scripted, planted, run, score, tpe
-
-ROOT = Path(__file__).parents[1]
-TIMES = ("seconds", "elapsed_s")
+from tests.scripted import JOURNAL, N_LAYERS, ROWS, WEIGHTS, Listed, Scripted, planted, rows_of, run, score, tpe
 
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what time makes of them."""
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(folder / ROWS)]
-
-
-@contextmanager
-def time_limit(seconds: int) -> Iterator[None]:
-    """A failure instead of a wait without end."""
-
-    def fail(*args: object) -> None:
-        pytest.fail(f"still not done after {seconds} s")
-
-    former = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, former)
 
 
 def journal_of(folder: Path) -> list[dict[str, Any]]:
