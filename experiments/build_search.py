@@ -178,6 +178,16 @@ def objective(
     return ReplayObjective(o.name, unit, value, decoder, batches, policy, table, watch, drafts, o.tune_stop)
 
 
+def computed_sets(
+    cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]], table: CostTable | None
+) -> list[SkipSet]:
+    """What a searcher proposes that computes its sets beforehand, from what the full model says on these prompts."""
+    texts = [reference for batch in references(cfg, loaded, calibration) for reference in batch.references]
+    settings = {"costs": table} if "knapsack" in cfg.searcher.computed._target_ else {}
+    sets: list[SkipSet] = instance(cfg.searcher.computed)(loaded.decoder, texts, **settings)
+    return sets
+
+
 def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSet] | None, table: str) -> SearchStudy:
     """The study of a search, new or read back from its storage.
 

@@ -135,10 +135,8 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
         return None
     if path.exists():
         return [SkipSet.parse(text, setup.space.n_layers) for text in json.loads(path.read_text())["sets"]]
-    batches = build_search.references(cfg, setup.loaded, [p.ids for found in setup.prompts.values() for p in found])
-    texts = [reference for batch in batches for reference in batch.references]
-    settings = {"costs": setup.costs} if "knapsack" in cfg.searcher.computed._target_ else {}
-    sets: list[SkipSet] = build.instance(cfg.searcher.computed)(setup.loaded.decoder, texts, **settings)
+    ids = [p.ids for found in setup.prompts.values() for p in found]
+    sets = build_search.computed_sets(cfg, setup.loaded, ids, setup.costs)
     records.write_json(path, {"sets": [str(skip) for skip in sets]})
     return sets
 

@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 from hydra import compose, initialize_config_module
 
-from experiments import build, build_search, figures
+from experiments import build_search, figures
 from experiments.setup import Setup, set_up
 from search.loop import run_search
 from search.objective import GoOn, Score
@@ -100,10 +100,8 @@ def _run(cfg: Any, setup: Setup, objective: Remembered, folder: Path, seed: int,
     name, watch = cfg.searcher.name, Stopwatch()
     sets = None
     if cfg.searcher.get("computed"):
-        batches = build_search.references(cfg, setup.loaded, [p.ids for found in setup.prompts.values() for p in found])
-        texts = [reference for batch in batches for reference in batch.references]
-        more = {"costs": setup.costs} if name == "knapsack" else {}
-        sets = build.instance(cfg.searcher.computed)(setup.loaded.decoder, texts, **more)
+        ids = [p.ids for found in setup.prompts.values() for p in found]
+        sets = build_search.computed_sets(cfg, setup.loaded, ids, setup.costs)
     cfg.searcher.seed, cfg.searcher.n_trials = seed, args.evaluations
     study: SearchStudy = build_search.study(cfg, setup.space, folder / f"{name}-{seed}.journal", sets=sets, table="")
     found = run_search(
