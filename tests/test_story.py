@@ -76,13 +76,16 @@ class TestStory:
         assert (run["dtype"], run["device"], run["weights"]["origin"]) == ("float64", "cpu", "path")
         assert run["task_version"] and run["vocabulary"] and run["chat_template"]
 
-    def test_the_search_runs_its_budget_and_saves_the_best(self, story: Story) -> None:
+    def test_the_search_runs_its_budget_and_saves_the_winner_of_its_race(self, story: Story) -> None:
         folder = story.folder / story.search.run
         rows = read_rows(folder / records.TRIALS)
-        best = json.loads((folder / records.SUMMARY).read_text())["best"]
+        summary = json.loads((folder / records.SUMMARY).read_text())
+        best, winner = summary["best"], summary["winner"]
         assert [row["number"] for row in rows] == [0, 1, 2]
         assert best["value"] == max(row["value"] for row in rows)
-        assert str(read_skip_set(folder, n_layers=N_LAYERS)) == best["skip"] == rows[best["number"]]["skip"]
+        assert best["skip"] == rows[best["number"]]["skip"]
+        # which of the raced sets is the fastest is the clock's to say: on a toy that may be another one
+        assert str(read_skip_set(folder, n_layers=N_LAYERS)) == winner["skip"] in {row["skip"] for row in rows}
         log = (folder / records.LOG).read_text()
         assert [f"trial {n}: " in log for n in range(3)] == [True] * 3
 
