@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: install install-dev demo test clean
+.PHONY: install install-dev demo test browser screenshots clean
 
 install: .venv/.installed
 install-dev: .venv/.installed-dev
@@ -28,6 +28,13 @@ test: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not model" --durations=5 -n auto
 	$(BIN)/python -m pytest -m model --durations=5
+
+browser:  # Debian's chromium, for the tests marked `browser`
+	apt-get update
+	apt-get install -y --no-install-recommends chromium
+
+screenshots: .venv/.installed-dev  # of the dashboard, for the README
+	SELFSPEC_SCREENSHOTS=docs $(BIN)/python -m pytest -m browser tests/test_dashboard_browser.py
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

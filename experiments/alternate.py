@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.arms import Arm
+from experiments.turns import Answer, Asked, Encode, answers
 from selfspec.exactness import Comparison, compare
 from selfspec.model import Decoder
-from selfspec.prompt import Prompt
 from selfspec.records import append_row
 from selfspec.trace import DecodeResult
 
-Listener = Callable[[dict[str, Any]], None]
+Row = dict[str, Any]
+Key = tuple[str, int, int, str]
 
 
 def alternate(
     decoder: Decoder,
     arms: Sequence[Arm],
-    prompts: Sequence[Prompt],
+    asked: Sequence[Asked],
     *,
     batch: int,
-    warm_up: Prompt,
+    warm_up: list[int],
+    encode: Encode,
     to_text: Callable[[list[int]], str],
     is_greedy: bool,
     rows_path: Path,
-    listener: Listener | None = None,
-) -> Counter[str]:
-    """Decode all prompts with each arm and write a row for each; returns how often each verdict was given.
+    done: Collection[tuple[str, int]] = (),
+    listener: Callable[[Row], None] | None = None,
+) -> None:
+    """Ask each arm everything and write a row for each turn of it.
 
     The arms alternate batch by batch and take turns at going first, so that a drift of the machine's speed meets all of
     them. The warm-up prompt is decoded by every arm before and leaves no row. The first arm is the baseline.
@@ -38,68 +40,106 @@ def alternate(
     Args:
         decoder: the target.
         arms: the baseline first.
-        prompts: what to decode.
+        asked: what to decode.
         batch: prompts decoded at once.
-        warm_up: a prompt that is not in `prompts`.
+        warm_up: token ids.
+        encode: from a conversation to token ids; raises InputError if it does not fit.
         to_text: from token ids to text.
         is_greedy: whether outputs can be compared; sampled ones are equal in distribution only.
         rows_path: JSON lines.
+        done: keys of what needs no answer any more; a batch that is not done as a whole is decoded as a whole.
         listener: told each row.
     """
     for arm in arms:
-        arm([warm_up.ids])
-    verdicts: Counter[str] = Counter()
-    for i, start in enumerate(range(0, len(prompts), batch)):
-        group = prompts[start : start + batch]
-        turn = [arms[(i + j) % len(arms)] for j in range(len(arms))]
-        results = {arm.name: _decode(arm, group, start) for arm in turn}
-        for order, arm in enumerate(turn):
-            baseline = None if arm is arms[0] else results[arms[0].name]
-            for j, prompt in enumerate(group):
-                expected = baseline[j] if baseline is not None else None
-                row = _row(decoder, prompt, arm, results[arm.name][j], expected, is_greedy, to_text)
-                row |= {"order": order, "batch": len(group)}
-                verdicts[row.get("verdict", "failed")] += 1
-                append_row(rows_path, row)
-                if listener:
-                    listener(row)
-    return verdicts
+        arm([warm_up])
+    for i, start in enumerate(range(0, len(asked), batch)):
+        group = asked[start : start + batch]
+        if all(a.key in done for a in group):
+            continue
+        order = [arms[(i + j) % len(arms)] for j in range(len(arms))]
+        talks = {
+            arm.name: answers(arm, group, first_row=start, n_rows=len(asked), encode=encode, to_text=to_text)
+            for arm in order
+        }
+        for place, arm in enumerate(order):
+            for one, expected, talk in zip(group, talks[arms[0].name], talks[arm.name], strict=True):
+                rows = _rows(decoder, one, arm, talk, None if arm is arms[0] else expected, is_greedy, to_text)
+                for row in rows:
+                    append_row(rows_path, row | {"order": place, "batch": len(group)})
+                    if listener:
+                        listener(row)
 
 
-def _decode(arm: Arm, group: Sequence[Prompt], first_row: int) -> list[DecodeResult] | list[str]:
-    """The results of a batch, or for each prompt why there is none: a row with its reason, not a lost run."""
-    try:
-        return arm([prompt.ids for prompt in group], first_row=first_row)
-    except RuntimeError as error:  # torch's out-of-memory is one
-        return [str(error).splitlines()[0]] * len(group)
+def latest(rows: Sequence[Row]) -> dict[Key, Row]:
+    """The rows by prompt, sample, turn and arm; of one written twice, as a resumed run may, the later."""
+    return {(row["prompt_id"], row["sample"], row["turn"], row["arm"]): row for row in rows}
 
 
-def _row(
+def finished(rows: Mapping[Key, Row], asked: Sequence[Asked], arms: Sequence[Arm]) -> set[tuple[str, int]]:
+    """The keys of what every arm has answered, each of its turns."""
+    return {
+        a.key
+        for a in asked
+        if all((*a.key, turn, arm.name) in rows for turn in range(len(a.questions)) for arm in arms)
+    }
+
+
+def _rows(
     decoder: Decoder,
-    prompt: Prompt,
+    asked: Asked,
     arm: Arm,
-    result: DecodeResult | str,
-    expected: DecodeResult | str | None,
+    talk: Sequence[Answer],
+    expected: Sequence[Answer] | None,
     is_greedy: bool,
     to_text: Callable[[list[int]], str],
-) -> dict[str, Any]:
-    identity = {"prompt_id": prompt.example.id, "category": prompt.example.category, "arm": arm.name}
-    if isinstance(result, str):
-        return {**identity, "error": result}
-    comparison: Comparison | None = None
-    verdict = "baseline"
-    if expected is not None:
-        if is_greedy and not isinstance(expected, str):
-            comparison = compare(decoder, prompt.ids, expected.tokens, result.tokens)
-        verdict = comparison.verdict if comparison else "not compared"
+) -> list[Row]:
+    """One row for each turn, with its verdict where there is a baseline to compare with."""
+    rows: list[Row] = []
+    for turn, answer in enumerate(talk):
+        row: Row = {
+            "prompt_id": asked.example.id,
+            "category": asked.example.category,
+            "sample": asked.sample,
+            "turn": turn,
+            "arm": arm.name,
+        }
+        if isinstance(answer.result, str):
+            rows.append({**row, "error": answer.result})
+            continue
+        comparison: Comparison | None = None
+        verdict = "baseline"
+        if expected is not None:
+            verdict, wanted = "not compared", expected[turn]
+            if is_greedy and arm.is_lossless and not isinstance(wanted.result, str):
+                if wanted.ids == answer.ids:
+                    comparison = compare(decoder, answer.ids, wanted.result.tokens, answer.result.tokens)
+                    verdict = comparison.verdict
+                else:  # the conversations parted in a former turn, whose verdict says whether they were allowed to
+                    verdict = rows[-1]["verdict"]
+        rows.append(row | _counts(decoder, arm, answer.ids, answer.result, to_text) | _judged(verdict, comparison))
+    return rows
+
+
+def _judged(verdict: str, comparison: Comparison | None) -> Row:
+    return {
+        "verdict": verdict,
+        "first_divergence": comparison.first_divergence if comparison else None,
+        "top2_gap": comparison.gap if comparison else None,
+        "tolerance": comparison.tolerance if comparison else None,
+        "error": None,
+    }
+
+
+def _counts(
+    decoder: Decoder, arm: Arm, ids: Sequence[int], result: DecodeResult, to_text: Callable[[list[int]], str]
+) -> Row:
     rounds = result.rounds
     draft_s, verify_s = sum(r.draft_s for r in rounds), sum(r.verify_s for r in rounds)
     return {
-        **identity,
         "skip": None if arm.skip is None else str(arm.skip),
         "stop": arm.stop,
         "n_layers": decoder.n_layers,
-        "n_prompt_tokens": len(prompt.ids),
+        "n_prompt_tokens": len(ids),
         "n_tokens": len(result.tokens),
         "finish": result.finish,
         "n_rounds": len(rounds),
@@ -111,11 +151,6 @@ def _row(
         "verify_s": verify_s,
         "other_s": result.total_s - result.prefill_s - draft_s - verify_s if rounds else 0.0,
         "total_s": result.total_s,
-        "verdict": verdict,
-        "first_divergence": comparison.first_divergence if comparison else None,
-        "top2_gap": comparison.gap if comparison else None,
-        "tolerance": comparison.tolerance if comparison else None,
-        "error": None,
         # A round of plain decoding drafts nothing: its lists would only be zeros.
         "round_drafted": [r.drafted for r in rounds] if result.drafted else [],
         "round_accepted": [r.accepted for r in rounds] if result.drafted else [],

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
-from selfspec.decode import Ending, autoregress, speculate
+from selfspec.decode import Criterion, Ending, autoregress, speculate
 from selfspec.draft import Drafter
+from selfspec.errors import InputError, unknown_name
 from selfspec.model import Decoder
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
@@ -29,6 +31,12 @@ class Arm(Protocol):
     name: str
     skip: SkipSet | None
     stop: str | None
+    is_lossless: ClassVar[bool]  # its greedy output is that of plain decoding
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it decodes with, for provenance: `skip`, `stop` and what else there is to tell."""
+        ...
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """The output for each prompt; they are decoded together, and draw from the streams from `first_row` on."""
@@ -46,6 +54,12 @@ class PlainArm:
     name: str = PLAIN
     skip: SkipSet | None = None
     stop: str | None = None
+    is_lossless: ClassVar[bool] = True
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Arm`."""
+        return {"skip": None, "stop": None}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
@@ -63,16 +77,25 @@ class PlainArm:
 class DraftArm:
     """A skip set with a stop rule; the rule's state goes from prompt to prompt if the rule says so."""
 
-    name: str
     decoder: Decoder
     ending: Ending
     sampling: Sampling
     stopwatch: Stopwatch
+    name: str
     skip: SkipSet | None
     stop: str | None
     policy: StopPolicy
     drafter: Drafter
+    draft: str | None = None
+    lookup: str | None = None
     state: StopState | None = None
+    is_lossless: ClassVar[bool] = True
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Arm`."""
+        skip = None if self.skip is None else str(self.skip)
+        return {"skip": skip, "stop": self.stop, "draft": self.draft, "lookup": self.lookup}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
@@ -93,7 +116,11 @@ class DraftArm:
 
 @dataclass(slots=True)
 class GenerateArm:
-    """transformers' own `generate`, on the same model and with the same settings."""
+    """transformers' own `generate`, on the same model and with the same settings, and more of its own.
+
+    With `prompt_lookup_num_tokens` its first forward reads the prompt and verifies at once. What that accepts counts as
+    decoded in no time, at most that many tokens a prompt in its favour; its end-to-end speed knows no such gift.
+    """
 
     decoder: Decoder
     ending: Ending
@@ -102,6 +129,13 @@ class GenerateArm:
     name: str = GENERATE
     skip: SkipSet | None = None
     stop: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    is_lossless: ClassVar[bool] = True
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Arm`."""
+        return {"skip": None, "stop": None, "generate": dict(self.settings)}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`. A batch is padded on the left; its seconds are shared equally among its rows."""
@@ -112,6 +146,7 @@ class GenerateArm:
             eos_token_id=eos_ids or None,
             pad_token_id=eos_ids[0] if eos_ids else 0,
             **_generate_settings(self.sampling),
+            **self.settings,
         )
         first = _FirstToken(self.stopwatch.now)
         if self.sampling.do_sample:
@@ -127,27 +162,68 @@ class GenerateArm:
             generation_config=config,
             # A streamer takes one row only; what the prefill of a batch took stays unknown.
             streamer=first if len(prompts) == 1 else None,
-            stopping_criteria=_criteria(self.ending),
+            stopping_criteria=_criteria(self.ending, longest),
         )
         share = (self.stopwatch.now() - began) / len(prompts)
         prefill_s = first.at - began if first.at is not None else math.nan
-        return [_result(row, eos_ids, prefill_s, share) for row in output[:, longest:].tolist()]
+        rows = zip(prompts, output[:, longest:].tolist(), strict=True)
+        return [_result(ids, row, eos_ids, self.ending.criterion, prefill_s, share) for ids, row in rows]
 
 
-def _result(tokens: list[int], eos_ids: list[int], prefill_s: float, total_s: float) -> DecodeResult:
-    end = next((i + 1 for i, token in enumerate(tokens) if token in eos_ids), None)
-    finish: Finish = "length" if end is None else "eos"
-    return DecodeResult(tokens[:end], [], prefill_s, total_s, finish)
+def generation(name: str, asked: Mapping[str, Any], *, batch: int) -> dict[str, Any]:
+    """The settings of `generate` for the arm `name`, if transformers knows them and the run does not set them itself.
+
+    Raises:
+        InputError: if not, or if `generate` takes no batch of that size with them.
+    """
+    known = sorted(key for key in vars(GenerationConfig()) if not key.startswith("_"))
+    ours = {
+        "max_length",
+        "max_new_tokens",
+        "eos_token_id",
+        "pad_token_id",
+        *_generate_settings(Sampling(do_sample=True)),
+    }
+    for key in asked:
+        if key not in known:
+            raise unknown_name(f"setting of generate (arms.{name})", key, known)
+        if key in ours:
+            raise InputError(f"arms.{name}.generate sets {key}, which is the run's for all arms; set it there")
+    mode = GenerationConfig(**asked).get_generation_mode()
+    if batch > 1 and mode == GenerationMode.ASSISTED_GENERATION:
+        raise InputError(f"arms.{name}: transformers' {mode.value} takes one prompt at a time; use batch=1")
+    return dict(asked)
 
 
-def _criteria(ending: Ending) -> StoppingCriteriaList | None:
+def _result(
+    prompt: list[int],
+    tokens: list[int],
+    eos_ids: list[int],
+    criterion: Criterion | None,
+    prefill_s: float,
+    total_s: float,
+) -> DecodeResult:
+    finish: Finish = "length"
+    for n, token in enumerate(tokens, start=1):
+        if token in eos_ids or (criterion is not None and criterion([*prompt, *tokens[:n]])):
+            tokens, finish = tokens[:n], "eos" if token in eos_ids else "stop"
+            break
+    return DecodeResult(tokens, [], prefill_s, total_s, finish)
+
+
+def _criteria(ending: Ending, n_prompt: int) -> StoppingCriteriaList | None:
     if ending.criterion is None:
         return None
-    criterion = ending.criterion
+    criterion, n_seen = ending.criterion, n_prompt
 
     class Criterion(StoppingCriteria):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-            return torch.tensor([criterion(row) for row in input_ids.tolist()], device=input_ids.device)
+            nonlocal n_seen
+            # Several tokens may have come since the last call, and any of them may be the end.
+            ends = range(n_seen + 1, input_ids.shape[1] + 1)
+            n_seen = input_ids.shape[1]
+            is_over = [any(criterion(row[:end]) for end in ends) for row in input_ids.tolist()]
+            return torch.tensor(is_over, device=input_ids.device)
 
     return StoppingCriteriaList([Criterion()])
 

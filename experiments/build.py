@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
-from selfspec import provenance
+from experiments.tracking.public import public
+from selfspec import provenance, records
 from selfspec.decode import Ending
 from selfspec.draft import Drafter, ModelDraft
 from selfspec.errors import InputError, unknown_name
@@ -28,19 +34,27 @@ from selfspec.planfile import load_plan
 from selfspec.prompt import Prompt, encode, ends_with_any
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
+from selfspec.skipfile import NAME as SKIP_SET
 from selfspec.skipfile import load_skip_set
-from selfspec.stop import StopPolicy
-from selfspec.tasks.base import Part, select
-from selfspec.timing import Stopwatch
+from selfspec.stop import StopPolicy, described
+from selfspec.tasks.base import Example, Part, select
 
 log = logging.getLogger(__name__)
 
 
 def options(group: str) -> list[str]:
-    """The names in a config group, e.g. the stop rules."""
-    folder = resources.files("conf").joinpath(group)
-    names = (p.name for p in folder.iterdir())
-    return sorted(n.removesuffix(".yaml") for n in names if n.endswith(".yaml") and not n.startswith("_"))
+    """The names in a config group, e.g. the stop rules; `folder/name` for those in a folder of it."""
+    entries = [e for e in resources.files("conf").joinpath(group).iterdir() if not e.name.startswith("_")]
+    names = [e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml")]
+    nested = [f"{e.name}/{name}" for e in entries if e.is_dir() for name in options(f"{group}/{e.name}")]
+    return sorted(names + nested)
+
+
+def option(group: str, name: str) -> DictConfig:
+    """The settings of one option of a group, as its file has them."""
+    if name not in options(group):
+        raise unknown_name({"stop": "stop rule"}.get(group, group), name, options(group))
+    return DictConfig(OmegaConf.create(resources.files("conf").joinpath(f"{group}/{name}.yaml").read_text("utf-8")))
 
 
 def instance(cfg: DictConfig) -> Any:
@@ -71,15 +85,19 @@ def model(cfg: DictConfig) -> Loaded:
     )
 
 
+def examples(cfg: DictConfig, part: Part, *, n: int | None, seed: int) -> list[Example]:
+    """Examples of one part of the data."""
+    check_count("n", n)
+    return select(instance(cfg.data.task).examples(part), n=n, seed=seed)
+
+
 def prompts(
     cfg: DictConfig, loaded: Loaded, part: Part, *, n: int | None, seed: int, max_new_tokens: int
 ) -> list[Prompt]:
     """Encoded prompts of one part of the data."""
-    check_count("n", n)
-    examples = select(instance(cfg.data.task).examples(part), n=n, seed=seed)
     return encode(
         loaded.tokenizer,
-        examples,
+        examples(cfg, part, n=n, seed=seed),
         chat=cfg.data.chat,
         context_length=loaded.decoder.context_length,
         max_new_tokens=max_new_tokens,
@@ -95,12 +113,14 @@ def check_count(name: str, value: Any) -> None:
 def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
     """What readers of a run need to know of it, without reading its configuration."""
     template = getattr(loaded.tokenizer, "chat_template", None)
+    task = instance(cfg.data.task)
     return {
         "name": cfg.name,
         "model": cfg.model.name,
         "data": cfg.data.name,
         "chat": cfg.data.chat,
-        "task_version": instance(cfg.data.task).version,
+        "task_version": task.version,
+        "task": task.facts(),
         "vocabulary": provenance.digest(str(sorted(loaded.tokenizer.get_vocab().items()))),
         "chat_template": provenance.digest(str(template)) if template else None,
         **loaded.facts,
@@ -108,19 +128,36 @@ def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
     }
 
 
-def stop(cfg: DictConfig) -> StopPolicy:
-    """The stop rule of the run."""
-    policy: StopPolicy = instance(cfg.stop)
+def stop(cfg: DictConfig, draft: str = "none") -> StopPolicy:
+    """The stop rule of the run; that of the search that saved `draft`, if the run's is `searched`."""
+    return _stop(cfg.stop, draft)
+
+
+def stop_by_name(asked: str | Mapping[str, Mapping[str, Any]], draft: str = "none") -> StopPolicy:
+    """The stop rule of that name, with the settings of its file, or with others: `{fixed: {max_draft: 2}}`."""
+    rules = {asked: {}} if isinstance(asked, str) else dict(asked)
+    if len(rules) != 1:
+        raise InputError(f"stop={rules} names {len(rules)} stop rules; give one, as {{fixed: {{max_draft: 2}}}}")
+    ((name, changed),) = rules.items()
+    return _stop(DictConfig(OmegaConf.merge(option("stop", name), dict(changed))), draft)
+
+
+def _stop(settings: DictConfig, draft: str) -> StopPolicy:
+    policy: StopPolicy = described(searched(draft)["stop"]) if "searched" in settings else instance(settings)
     return policy
 
 
-def stop_by_name(name: str) -> StopPolicy:
-    """The stop rule of that name, with the settings of its file."""
-    if name not in options("stop"):
-        raise unknown_name("stop rule", name, options("stop"))
-    text = resources.files("conf").joinpath(f"stop/{name}.yaml").read_text(encoding="utf-8")
-    policy: StopPolicy = instance(DictConfig(OmegaConf.create(text)))
-    return policy
+def searched(draft: str) -> Mapping[str, Any]:
+    """What the search that saved a draft says of it.
+
+    Raises:
+        InputError: if no search saved it.
+    """
+    file = Path(draft).expanduser() / SKIP_SET
+    body = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "stop" not in body:
+        raise InputError(f"stop or lookup is `searched`, but {draft!r} is not the folder of a search; name it by skip=")
+    return dict(body)
 
 
 def stop_name(policy: StopPolicy) -> str:
@@ -176,62 +213,48 @@ def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
     return Ending(cfg.max_new_tokens, criterion=ends_with_any(loaded.tokenizer, strings) if strings else None)
 
 
-def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
-    """The arms of an evaluation, plain decoding first."""
-    decoder = loaded.decoder
-    how, watch = sampling(cfg), Stopwatch(decoder.device)
-    found: list[Arm] = [PlainArm(decoder, ending, how, watch)]
-    if cfg.generate:
-        found.append(GenerateArm(decoder, ending, how, watch))
-
-    def add(name: str | None, text: str, policy: StopPolicy, lookup: str | None) -> None:
-        asked = plan(text, loaded)
-        chosen, rule = asked.skip, stop_name(policy)
-        found.append(
-            DraftArm(
-                name or (f"skip {len(chosen)}, {rule}" if len(chosen) else f"skip nothing, {rule}"),
-                decoder,
-                ending,
-                how,
-                watch,
-                chosen,
-                rule,
-                policy,
-                drafter(cfg, decoder, asked, policy, lookup=lookup),
-            )
-        )
-
-    add(cfg.arm, str(cfg.skip), stop(cfg), cfg.lookup)
-    for name, settings in (cfg.arms or {}).items():
-        unknown = set(settings) - {"skip", "stop", "lookup"}
-        if unknown or not {"skip", "lookup"} & set(settings):
-            raise InputError(
-                f"arms.{name} has {sorted(settings)}; an arm has a skip or a lookup and, if it is not the run's, a stop"
-            )
-        policy = stop_by_name(settings.stop) if "stop" in settings else stop(cfg)
-        add(str(name), str(settings.get("skip", "none")), policy, settings.get("lookup", cfg.lookup))
-    names = [a.name for a in found]
-    if len(set(names)) < len(names) or {PLAIN, GENERATE} & set(names[1 + bool(cfg.generate) :]):
-        raise InputError(
-            f"two arms have the same name: {', '.join(names)}; name them with arm=NAME or in arms={{NAME: ...}}"
-        )
-    return found
+@contextmanager
+def tracking(cfg: DictConfig, *, verb: str, folder: Path, say: Callable[[str], None]) -> Iterator[Tracker]:
+    """Where a run is shown while it lasts; at its end `say` is told what is left to do, if anything."""
+    shown = tracker(cfg, verb=verb, folder=folder)
+    try:
+        yield shown
+    except BaseException:
+        _say_last(shown.finish(failed=True), say)
+        raise
+    _say_last(shown.finish(), say)
 
 
-def tracker(cfg: DictConfig, *, verb: str, run_id: str, folder: Path) -> Tracker:
-    """Where the run is shown."""
+def _say_last(line: str | None, say: Callable[[str], None]) -> None:
+    if line:
+        say(line)
+
+
+def tracker(cfg: DictConfig, *, verb: str, folder: Path) -> Tracker:
+    """Where the run of a folder is shown; what it ran on is shown as its configuration, too."""
     t = cfg.tracker
     if t.name == "none":
         return NoTracker()
+    config = {**OmegaConf.to_container(cfg, resolve=True)}  # type: ignore[dict-item]
+    if (folder / records.PROVENANCE).is_file():
+        config["provenance"] = json.loads((folder / records.PROVENANCE).read_text(encoding="utf-8"))
     return SafeTracker(
         lambda: WandbTracker(
             project=t.project,
-            name=f"{cfg.name} {run_id}",
-            group=t.group or cfg.name,
+            name=f"{cfg.name} {folder.name}",
+            group=t.group or _sweep() or cfg.name,
             job_type=verb,
+            run_id=folder.name,
             folder=folder,
-            config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
-            tags=list(t.tags),
+            config=public(config),
+            tags=[verb, cfg.model.name, cfg.data.name, *t.tags],
             mode=t.mode,
         )
     )
+
+
+def _sweep() -> str | None:
+    """The name of the sweep that this is a job of: its folder's, which is the time it began."""
+    if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
+        return None
+    return f"sweep {Path(HydraConfig.get().sweep.dir).name}"

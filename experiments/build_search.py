@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,7 +27,9 @@ from selfspec import provenance, records
 from selfspec.decode import Ending
 from selfspec.errors import InputError, unknown_name
 from selfspec.load import Loaded
-from selfspec.plan import PLAIN
+from selfspec.lookup import LookupDraft
+from selfspec.plan import PLAIN, Precision
+from selfspec.quantised import check_kernel
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
 
@@ -102,9 +104,25 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     return table, path, True
 
 
+def lookup(cfg: DictConfig) -> LookupDraft | None:
+    """Prompt lookup in front of every draft of the search; None: none.
+
+    Raises:
+        InputError: for any other lookup.
+    """
+    if cfg.lookup not in (None, "front"):
+        raise InputError(f"lookup={cfg.lookup}; in a search it is front (before the draft) or null")
+    return LookupDraft() if cfg.lookup else None
+
+
 def needs_texts(cfg: DictConfig) -> bool:
     """Whether the drafts are made of what the full model says: calibration prompts beyond those of the search."""
     return cfg.draft.kind != PLAIN or cfg.head.n is not None
+
+
+def is_plain(cfg: DictConfig) -> bool:
+    """Whether a draft is nothing but the model without its skip set: no plan is needed to tell what it is."""
+    return not needs_texts(cfg) and cfg.precision == "same"
 
 
 def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Drafts:
@@ -113,8 +131,12 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
     Raises:
         InputError: if there are none and the drafts are made of them.
     """
+    if cfg.precision not in get_args(Precision):
+        raise unknown_name("precision", cfg.precision, list(get_args(Precision)))
+    if cfg.precision == "int8":
+        check_kernel(loaded.decoder.device)
     if not needs_texts(cfg):
-        return Drafts()
+        return Drafts(precision=cfg.precision)
     if not prompts:
         raise InputError(
             f"draft={cfg.draft.kind} with head.n={cfg.head.n} is made from calibration prompts beyond those of the "
@@ -126,18 +148,32 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
     texts = continued(loaded.decoder, prompts, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens)
     d = cfg.draft
     return make_drafts(
-        loaded.decoder, texts, kind=d.kind, merge=d.merge, rank=d.rank, n_tokens=c.n_tokens, n_scored=cfg.head.n
+        loaded.decoder,
+        texts,
+        kind=d.kind,
+        merge=d.merge,
+        rank=d.rank,
+        n_tokens=c.n_tokens,
+        n_scored=cfg.head.n,
+        other_sizes=tuple(cfg.head.others),
+        precision=cfg.precision,
     )
 
 
 def draft_costs(cfg: DictConfig, loaded: Loaded, table: CostTable, made: Drafts) -> CostTable:
-    """The table with what these drafts' bridges and head cost."""
+    """The table with what these drafts' bridges and head cost, and what their precision saves."""
     has_maps = made.kind in ("linear", "lowrank")
-    if not has_maps and made.head is None:
+    if not has_maps and made.head is None and made.precision == "same":
         return table
-    watch = Stopwatch(loaded.decoder.device)
-    repeats = cfg.costs.repeats
-    return measure_drafts(loaded.decoder, table, has_maps=has_maps, head=made.head, repeats=repeats, stopwatch=watch)
+    return measure_drafts(
+        loaded.decoder,
+        table,
+        has_maps=has_maps,
+        head=made.head,
+        precision=made.precision,
+        repeats=cfg.costs.repeats,
+        stopwatch=Stopwatch(loaded.decoder.device),
+    )
 
 
 def references(cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]]) -> list[ReferenceBatch]:
@@ -167,7 +203,7 @@ def objective(
     o, decoder = cfg.objective, loaded.decoder
     policy, watch = stop(cfg), Stopwatch(decoder.device)
     if o.name == "tokens_per_second":
-        return TokensPerSecond(decoder, calibration, policy, o.max_new_tokens, watch, drafts)
+        return TokensPerSecond(decoder, calibration, policy, o.max_new_tokens, watch, drafts, lookup(cfg))
     batches = references(cfg, loaded, calibration)
     if o.name == "matchness":
         return Matchness(decoder, batches, watch, drafts)
@@ -175,7 +211,9 @@ def objective(
         raise unknown_name("objective", o.name, options("objective"))
     assert table is not None
     value, unit = _REPLAYED[o.name]
-    return ReplayObjective(o.name, unit, value, decoder, batches, policy, table, watch, drafts, o.tune_stop)
+    return ReplayObjective(
+        o.name, unit, value, decoder, batches, policy, table, watch, drafts, o.tune_stop, lookup(cfg)
+    )
 
 
 def computed_sets(
@@ -201,6 +239,8 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
     same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
     identity = {key: provenance.digest(str(OmegaConf.to_container(cfg[key], resolve=True))) for key in same}
     identity |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed, "costs": table}
+    identity |= {"lookup": cfg.lookup} if cfg.lookup else {}
+    identity |= {"precision": cfg.precision} if cfg.precision != "same" else {}
     sampler = instance(cfg.searcher.sampler)
     make_sampler = sampler if sets is None else partial(sampler, sets=sets)
     where: dict[str, Any] = {"journal": journal}

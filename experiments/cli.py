@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -19,14 +21,18 @@ USAGE = """selfspec VERB key=value ...
   search                 find which sublayers to skip, on calibration prompts
   evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
   report [runs=...]      tables and pictures of finished runs
+  reproduce experiment=  all of these, one after the other, as a paper or an experiment has them
+  dashboard [runs=...]   runs in the browser: searches as they go on, skip sets side by side, answers token by token
+  runs list|show|compare runs and skip sets on the terminal; `--json` for scripts
 
 `selfspec VERB --help` shows the settings and their groups; `-m` sweeps: selfspec search -m searcher=tpe,gp
 """
 
-VERBS = ("decode", "profile", "search", "evaluate", "report")
+VERBS = ("decode", "profile", "search", "evaluate", "report", "reproduce", "dashboard", "runs")
 FREE_TEXT = (
     "prompt",
     "skip",
+    "ablation",
     "runs",
     "resume",
     "arm",
@@ -35,6 +41,7 @@ FREE_TEXT = (
     "data.path",
     "paths.outputs",
     "costs.path",
+    "data_folder",
     "storage",
 )
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
@@ -47,11 +54,20 @@ def main() -> None:
         print(USAGE, end="")
         return
     verb, *words = argv
+    from experiments.steps import is_own
     from selfspec.errors import InputError
 
     try:
         _check_verb(verb)
+        if verb == "runs":  # its words are names, not settings
+            from experiments.listing import runs
+
+            return runs(words, print)
         words = quote_text(words)
+        if verb == "reproduce":
+            if {"-m", "--multirun"} & set(words):
+                raise InputError("reproduce runs one experiment, step by step; -m sweeps over the other verbs")
+            words = [w for w in words if is_own(w)]  # the others are for its steps
         if not {"--help", "-h", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version"} & set(words):
             check_overrides(verb, words)
     except InputError as error:
@@ -101,7 +117,7 @@ def check_overrides(verb: str, words: list[str]) -> None:
     Raises:
         InputError: for a config group, an option of one, or a setting that is not there, and what does not compose.
     """
-    from hydra import compose, initialize_config_module
+    from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -141,7 +157,7 @@ def check_overrides(verb: str, words: list[str]) -> None:
                     raise unknown_name(group, name, options(group))
             chosen += [f"{key}={name}" for name in names[:1]]  # of a sweep, its first job stands for all
     try:
-        with initialize_config_module("conf", version_base="1.3"):
+        with _composing():
             known = _flat(OmegaConf.to_container(compose(verb, overrides=chosen), resolve=False))
             for word in given:
                 key = word.partition("=")[0].lstrip("~")
@@ -151,6 +167,44 @@ def check_overrides(verb: str, words: list[str]) -> None:
                 _check_kinds(known, _flat(OmegaConf.to_container(compose(verb, overrides=given), resolve=False)))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from None
+
+
+def known_settings(verb: str) -> set[str]:
+    """The names that begin a setting of a verb: `model`, `n`, `searcher`."""
+    from hydra import compose
+
+    with _composing():
+        cfg = compose(verb, return_hydra_config=True)
+    return {str(key) for key in (*cfg, *cfg.hydra.runtime.choices) if key != "hydra" and "/" not in str(key)}
+
+
+def composed(verb: str, words: Sequence[str]) -> Any:
+    """The configuration that the words of a command make."""
+    from hydra import compose
+
+    with _composing():
+        return compose(verb, overrides=quote_text(list(words)))
+
+
+def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> None:
+    """Run a verb in this process, as `selfspec VERB WORDS` would in its own."""
+    _verb(verb)(composed(verb, words), list(words), say)
+
+
+@contextmanager
+def _composing() -> Iterator[None]:
+    """While it lasts, configuration can be composed, also within a job of Hydra's, which has one already."""
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    instance = GlobalHydra.instance()
+    outer = instance.hydra
+    instance.clear()
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            yield
+    finally:
+        instance.hydra = outer
 
 
 def _swept(value: str) -> list[str]:
@@ -197,6 +251,7 @@ def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
     """One job: run the verb, log to standard error, and turn a mistake in what was asked into one line."""
     from hydra.core.hydra_config import HydraConfig
 
+    from experiments.sweep import is_sweep, leave_failure
     from selfspec.errors import InputError
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
@@ -206,11 +261,16 @@ def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
     overrides = asked or list(HydraConfig.get().overrides.task)  # as they were typed; of a sweep, this job's
     try:
         run(cfg, overrides, print)
-    except InputError as error:
-        _fail(error)
     except KeyboardInterrupt:
         print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if is_sweep():
+            leave_failure(verb, cfg, overrides, error)  # the other jobs go on
+        elif isinstance(error, InputError):
+            _fail(error)
+        else:
+            raise
 
 
 class _Terminal(logging.Handler):

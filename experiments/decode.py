@@ -35,9 +35,10 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         context_length=decoder.context_length,
         max_new_tokens=cfg.max_new_tokens,
     )
-    policy, how, ending = build.stop(cfg), build.sampling(cfg), build.ending(cfg, loaded)
+    policy, how, ending = build.stop(cfg, str(cfg.skip)), build.sampling(cfg), build.ending(cfg, loaded)
     chosen = build.plan(str(cfg.skip), loaded)
-    drafter = build.drafter(cfg, decoder, chosen, policy, lookup=cfg.lookup)
+    lookup = build.searched(str(cfg.skip)).get("lookup") if cfg.lookup == "searched" else cfg.lookup
+    drafter = build.drafter(cfg, decoder, chosen, policy, lookup=lookup)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
     speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)

@@ -2,85 +2,219 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build
-from experiments.alternate import alternate
-from experiments.folder import Folder, open_folder
+from experiments import ablation, build, quality, so_far
+from experiments.alternate import alternate, finished, latest
+from experiments.arms import Arm
+from experiments.build_arms import arms as build_arms
+from experiments.folder import Folder, open_folder, reopen_folder
+from experiments.predicted import predicted
 from experiments.progress import progress
 from experiments.runs import find_runs
-from experiments.tables import arm_rows, arm_table, verdict_sentences
+from experiments.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
 from experiments.tracking import Tracker
-from selfspec import records
+from experiments.tracking.of_evaluation import show_evaluation
+from experiments.turns import Asked, Encode
+from selfspec import provenance, records
 from selfspec.errors import InputError
+from selfspec.load import Loaded
+from selfspec.prompt import check_room, encode_turns, fit
+from selfspec.tasks.base import Example
+
+log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
-    """Evaluate the arms of `cfg`; returns the run folder.
+    """Evaluate the arms of `cfg`, or go on with the run that `cfg.resume` names; returns the run folder.
 
     Raises:
-        InputError: if what was asked cannot be done; after the run, if an output is not the baseline's.
+        InputError: if what was asked cannot be done; after the run, if an output is not the baseline's or no prompt
+            could be decoded.
     """
+    if cfg.resume:
+        return _resume(Path(cfg.resume).expanduser(), overrides, say)
     outputs = Path(cfg.paths.outputs)
     records.make_writable(outputs)
-    if cfg.batch < 1:
-        raise InputError(f"batch={cfg.batch}; decode at least 1 prompt at a time")
-    loaded = build.model(cfg)
-    n_new = cfg.max_new_tokens
-    prompts = build.prompts(cfg, loaded, "evaluation", n=cfg.n, seed=cfg.seed, max_new_tokens=n_new)
-    (warm_up,) = build.prompts(cfg, loaded, "calibration", n=1, seed=cfg.seed, max_new_tokens=n_new)
-    arms = build.arms(cfg, loaded, build.ending(cfg, loaded))
-    facts = build.facts(
-        cfg,
-        loaded,
-        max_new_tokens=n_new,
-        seed=cfg.seed,
-        batch=cfg.batch,
-        n_prompts=len(prompts),
-        arms={a.name: {"skip": None if a.skip is None else str(a.skip), "stop": a.stop} for a in arms},
-        warm_up=f"each arm decoded {warm_up.example.id!r} once before; not counted",
-    )
+    setup = set_up(cfg)
     config = OmegaConf.to_yaml(cfg, resolve=True)
-    with open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=facts) as folder:
-        tracker = build.tracker(cfg, verb="evaluate", run_id=folder.id, folder=folder.path)
-        with progress("evaluate", len(prompts) * len(arms)) as advance:
-
-            def on_row(row: dict[str, Any]) -> None:
-                advance(f"{row['prompt_id']} {row['arm']}")
-
-            verdicts = alternate(
-                loaded.decoder,
-                arms,
-                prompts,
-                batch=cfg.batch,
-                warm_up=warm_up,
-                to_text=lambda ids: str(loaded.tokenizer.decode(ids, skip_special_tokens=True)),
-                is_greedy=not cfg.sampling.do_sample,
-                rows_path=folder.path / records.RECORDS,
-                listener=on_row,
-            )
-        folder.finish({"verb": "evaluate", "n_prompts": len(prompts), "verdicts": dict(verdicts)})
-        _tell(folder, outputs, tracker, say)
-    if verdicts["mismatch"]:
-        raise InputError(
-            f"{verdicts['mismatch']} outputs differ from plain decoding by more than a tie can explain; this is a bug "
-            f"in the engine, please report it with {folder.path / records.RECORDS}"
-        )
+    with (
+        open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=setup.facts) as folder,
+        build.tracking(cfg, verb="evaluate", folder=folder.path, say=say) as tracker,
+    ):
+        _run(cfg, setup, folder, tracker, say)
     return folder.path
 
 
-def _tell(folder: Folder, outputs: Path, tracker: Tracker, say: Callable[[str], None]) -> None:
-    rows = arm_rows(*find_runs(str(folder.path), outputs))
+def _resume(path: Path, overrides: list[str], say: Callable[[str], None]) -> Path:
+    fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") != "resume"]
+    if fixed:
+        raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change: leave it out")
+    for file in (records.CONFIG, records.PROVENANCE):
+        if not (path / file).is_file():
+            raise InputError(f"resume={path}: no run of evaluate there (no {file}); give the folder of one")
+    cfg = OmegaConf.load(path / records.CONFIG)
+    assert isinstance(cfg, DictConfig)
+    if "samples" not in cfg:
+        raise InputError(f"resume={path} is a run of another verb or version; give the folder of an evaluate run")
+    records.make_writable(path)
+    setup = set_up(cfg)
+    _check_same(path, setup.facts)
+    if records.drop_partial_line(path / records.RECORDS):
+        log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", records.RECORDS)
+    (path / records.SUMMARY).unlink(missing_ok=True)
+    with reopen_folder(path) as folder, build.tracking(cfg, verb="evaluate", folder=path, say=say) as tracker:
+        _run(cfg, setup, folder, tracker, say)
+    return path
+
+
+def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to go on where the model, the data or an arm is no longer what the run began with."""
+    began = json.loads((path / records.PROVENANCE).read_text(encoding="utf-8"))["run"]
+    here = json.loads(json.dumps(facts))
+    for name in began.keys() | here.keys():
+        if began.get(name) != here.get(name):
+            raise InputError(
+                f"resume={path} began with {name}={began.get(name)}, and here it is {here.get(name)}; its rows would "
+                "not be comparable: restore what it began with, or start another run"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run decodes, with what, and the facts that tell it from others."""
+
+    loaded: Loaded
+    arms: Sequence[Arm]
+    asked: Sequence[Asked]
+    warm_up: list[int]
+    facts: Mapping[str, Any]
+    measure: quality.Measure | None
+
+
+def set_up(cfg: DictConfig) -> Setup:
+    """Model, prompts and arms of `cfg`.
+
+    Raises:
+        InputError: if what was asked cannot be done.
+    """
+    for name in ("batch", "samples"):
+        if cfg[name] is None or cfg[name] < 1:
+            raise InputError(f"{name}={cfg[name]}; give 1 or more")
+    if cfg.samples > 1 and not cfg.sampling.do_sample:
+        raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
+    loaded = build.model(cfg)
+    examples = fit(
+        loaded.tokenizer,
+        build.examples(cfg, "evaluation", n=cfg.n, seed=cfg.seed),
+        chat=cfg.data.chat,
+        context_length=loaded.decoder.context_length,
+        max_new_tokens=cfg.max_new_tokens,
+    )
+    _check_room(encoder(cfg, loaded), examples)
+    (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
+    warm_up_ids = encode_turns(loaded.tokenizer, [warm_up.prompt], chat=cfg.data.chat)
+    room = max(1, loaded.decoder.context_length - cfg.max_new_tokens)
+    arms = build_arms(cfg, loaded, build.ending(cfg, loaded))
+    facts = build.facts(
+        cfg,
+        loaded,
+        max_new_tokens=cfg.max_new_tokens,
+        seed=cfg.seed,
+        batch=cfg.batch,
+        samples=cfg.samples,
+        n_prompts=len(examples),
+        prompts=provenance.digest(str([asdict(e) for e in examples])),
+        arms={a.name: a.about for a in arms},
+        warm_up=f"each arm decoded {warm_up.id!r} once before; not counted",
+    )
+    asked = [Asked(example, sample) for sample in range(cfg.samples) for example in examples]
+    # cut to fit: nothing is made of what follows the warm-up
+    return Setup(loaded, arms, asked, warm_up_ids[:room], facts, quality.measure(cfg, examples))
+
+
+def encoder(cfg: DictConfig, loaded: Loaded) -> Encode:
+    """From a conversation to token ids that leave room for the answer; raises InputError where there is none."""
+
+    def encode(name: str, texts: Sequence[str]) -> list[int]:
+        ids = encode_turns(loaded.tokenizer, texts, chat=cfg.data.chat)
+        check_room(name, ids, context_length=loaded.decoder.context_length, max_new_tokens=cfg.max_new_tokens)
+        return ids
+
+    return encode
+
+
+def _check_room(encode: Encode, examples: Sequence[Example]) -> None:
+    """Refuse data of which no prompt can be decoded; a few that cannot become rows that say why."""
+    errors: list[InputError] = []
+    for example in examples:
+        try:
+            encode(example.id, [example.prompt])
+            return
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
+    loaded, path = setup.loaded, folder.path / records.RECORDS
+    rows = latest(records.read_rows(path)) if path.is_file() else {}
+    done = finished(rows, setup.asked, setup.arms)
+    n_rows = len(setup.arms) * sum(len(a.questions) for a in setup.asked)
+    n_done = len(setup.arms) * sum(len(a.questions) for a in setup.asked if a.key in done)
+    if rows:
+        log.info("resumed: %d of %d rows are there", n_done, n_rows)
+    folder.warn_if_busy()
+    with progress("answer", n_rows, done=n_done, show=so_far.arms, rows=list(rows.values())) as advance:
+        alternate(
+            loaded.decoder,
+            setup.arms,
+            setup.asked,
+            batch=cfg.batch,
+            warm_up=setup.warm_up,
+            encode=encoder(cfg, loaded),
+            to_text=lambda ids: str(loaded.tokenizer.decode(ids, skip_special_tokens=True)),
+            is_greedy=not cfg.sampling.do_sample,
+            rows_path=path,
+            done=done,
+            listener=advance,
+        )
+    rows = latest(records.read_rows(path))
+    quality.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
+    verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
+    summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
+    speedups = predicted(cfg, setup.arms)
+    folder.finish(summary | {"predicted": speedups})
+    if verdicts["failed"] == len(rows):
+        tracker.finish()
+        raise InputError(f"no prompt could be decoded, see {path}; the first: {next(iter(rows.values()))['error']}")
+    if cfg.ablation:
+        ablation.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
+    arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
+    show_evaluation(tracker, arms, list(rows.values()))
+    _tell(folder, arms, speedups, say)
+    if verdicts["mismatch"]:
+        raise InputError(
+            f"{verdicts['mismatch']} outputs differ from plain decoding by more than a tie can explain; this is a bug "
+            f"in the engine, please report it with {path}"
+        )
+
+
+def _tell(folder: Folder, rows: Sequence[ArmRow], speedups: Mapping[str, float], say: Callable[[str], None]) -> None:
     say(arm_table(rows))
     for sentence in verdict_sentences(rows):
         say(sentence)
-    tracker.table("arms", [asdict(r) for r in rows])
-    line = tracker.finish()
+    for row in rows:
+        if row.arm in speedups:
+            say(f"{row.arm}: predicted {speedups[row.arm]:.2f}x, measured {speedup_text(row)}")
+    if found := quality.summary(quality.quality_rows(folder.path)):
+        say(quality.quality_table(found))
     say(f"run: {folder.path}")
-    if line:
-        say(line)

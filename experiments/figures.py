@@ -47,7 +47,7 @@ def skip_map(sets: Mapping[str, SkipSet]) -> Figure:
     if not sets:
         raise ValueError("no skip set to draw; leave the map out")
     n_layers = max(skip.n_layers for skip in sets.values())
-    figure, axes = _canvas(9.0, 1.1 + 0.62 * len(sets))
+    figure, axes = canvas(9.0, 1.1 + 0.62 * len(sets))
     for i, (label, skip) in enumerate(sets.items()):
         top = i * _SET_HEIGHT
         for offset, skipped, colour in ((0.1, skip.attn, BLUE), (0.1 + _STRIP, skip.mlp, ORANGE)):
@@ -90,7 +90,7 @@ def search_history(trials: Sequence[Mapping[str, Any]], *, objective: str, title
         objective: its name, read out as the unit of the value: `tokens_per_second`.
         title: above the axes, if any.
     """
-    figure, axes = _canvas(8.0, 4.2)
+    figure, axes = canvas(8.0, 4.2)
     tried = sorted(trials, key=lambda trial: trial["number"])
     valued = [t for t in tried if t["state"] == "complete" and t["value"] is not None]
     failed = [t["number"] for t in tried if t["state"] == "failed"]
@@ -142,7 +142,7 @@ def importance_map(importance: Importance, *, objective: str, title: str = "") -
     """
     n_layers, nothing = importance.n_layers, importance.nothing.value
     values = {skip: tried.value for skip, tried in importance.alone.items() if tried.value is not None}
-    figure, axes = _canvas(9.0, 2.6)
+    figure, axes = canvas(9.0, 2.6)
     axes.set_facecolor(KEPT)
     if nothing is None:
         values = {}
@@ -209,12 +209,12 @@ def best_so_far(trials: Sequence[Row], *, objective: str, title: str = "") -> Fi
         if nothing is not None:
             axes.axhline(nothing, color=DARK, linestyle="--", linewidth=1, zorder=0.8, label="skip nothing")
         axes.margins(y=0.12)
-        _plain(axes, axis)
+        plain_axes(axes, axis)
     if not any(t["state"] == "complete" for t in tried):
         panels[0].set_yticks([])  # nothing has a value, so a scale would be made up
     panels[0].set_ylabel(unit(objective))
     panels[0].set_title(title, loc="left", fontsize=10.5)
-    _legend_below(figure, panels[0])
+    legend_below(figure, panels[0])
     return figure
 
 
@@ -226,7 +226,7 @@ def pareto(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
         objective: its name, read out as the unit of the value.
         title: above the axes, if any.
     """
-    figure, axes = _canvas(7.0, 4.8)
+    figure, axes = canvas(7.0, 4.8)
     shown = sorted(measured(trials), key=lambda t: float(t["value"]))  # the best above the others
     if shown:
         costs, accepted, values = ([t[name] for t in shown] for name in ("draft_cost", "acceptance", "value"))
@@ -241,22 +241,22 @@ def pareto(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
         figure.colorbar(dots, ax=axes, label=unit(objective), pad=0.02).outline.set_visible(False)
     axes.set_ylabel("acceptance (accepted / drafted tokens)")
     axes.set_title(title, loc="left", fontsize=10.5)
-    _plain(axes, "draft cost (plain tokens per drafted token)", counts=False)
+    plain_axes(axes, "draft cost (plain tokens per drafted token)", counts=False)
     axes.grid(axis="x", color=KEPT)
-    _legend_below(figure, axes)
+    legend_below(figure, axes)
     return figure
 
 
 def cost_check(pairs: Sequence[tuple[float, float]], *, title: str = "") -> Figure:
     """Predicted against measured cost of one drafted token, a point a skip set; within 5 % lies in the band."""
-    figure, axes = _canvas(4.5, 4)
+    figure, axes = canvas(4.5, 4)
     predicted, measured = (np.array(v) for v in zip(*pairs, strict=True))
     ends = np.array([0, 1.05 * max(predicted.max(), measured.max())])
     axes.fill_between(ends, 0.95 * ends, 1.05 * ends, color="0.9", label="within 5 %")
     axes.plot(ends, ends, color="0.5", linewidth=0.8)
     axes.scatter(measured, predicted, s=18, color="#0072B2", zorder=3)
     axes.set(xlim=ends, ylim=ends, ylabel="predicted cost of a drafted token (plain = 1)", title=title)
-    _plain(axes, "measured cost (plain = 1)", counts=False)
+    plain_axes(axes, "measured cost (plain = 1)", counts=False)
     axes.legend(frameon=False, loc="upper left")
     return figure
 
@@ -272,7 +272,7 @@ def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Axis, object
         objective: its name, read out as the unit of the value.
         title: above the axes, if any.
     """
-    figure, axes = _canvas(8.0, 4.4)
+    figure, axes = canvas(8.0, 4.4)
     colours, dashes = (BLUE, ORANGE, GREEN, RED, DARK), ("-", "--", "-.", ":")  # 20 pairs
     for i, (name, runs) in enumerate(races.items()):
         colour, dash = colours[i % len(colours)], dashes[i % len(dashes)]
@@ -291,8 +291,8 @@ def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Axis, object
         )
     axes.set_ylabel(f"best so far ({unit(objective)})")
     axes.set_title(title, loc="left", fontsize=10.5)
-    _plain(axes, x)
-    _legend_below(figure, axes, n_columns=4)
+    plain_axes(axes, x)
+    legend_below(figure, axes, n_columns=4)
     return figure
 
 
@@ -311,7 +311,7 @@ def _curve(rows: Sequence[Row], x: Axis) -> tuple[np.ndarray, np.ndarray]:
     return spent[np.isfinite(best)], best[np.isfinite(best)]
 
 
-def _plain(axes: Axes, xlabel: str, *, counts: bool = True) -> None:
+def plain_axes(axes: Axes, xlabel: str, *, counts: bool = True) -> None:
     """Axes without a box; below, whole numbers from 0 on if it counts something."""
     axes.set_xlabel(xlabel)
     if counts:
@@ -322,7 +322,8 @@ def _plain(axes: Axes, xlabel: str, *, counts: bool = True) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend_below(figure: Figure, axes: Axes, *, n_columns: int = 5) -> None:
+def legend_below(figure: Figure, axes: Axes, *, n_columns: int = 5) -> None:
+    """The legend of the axes, below them all; none if nothing has a label."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=9)
@@ -337,7 +338,8 @@ def unit(objective: str) -> str:
     return (objective + "econd" if objective.endswith("_per_s") else objective).replace("_", " ")
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one panel, in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import build
+from experiments import build, build_search
 from experiments.progress import progress
 from experiments.setup import Setup, objective_on
 from search.finals import Finalist, Raced, race, rescore
@@ -32,18 +32,24 @@ def finals(
         rules: the stop rule that was chosen for a set, by the set as it is written; None for the run's.
     """
     prompts = {name: found for name, found in setup.fresh.items() if found}
-    objective = setup.objective
-    if len(prompts) == len(setup.prompts):
-        objective = objective_on(cfg, setup.loaded, prompts, setup.drafts, setup.costs)
-    else:
+    if len(prompts) < len(setup.prompts):
         prompts = dict(setup.prompts)
         log.warning("no calibration prompts are left for the finals: they run on those of the search")
-    finalists = [Finalist(skip, setup.drafts(skip), _rule(cfg, rules.get(str(skip))), value) for skip, value in best]
-    for f in finalists:
-        log.info("finals: %s, %.3f in the search", f.skip, f.trial_value)
-    finalists = rescore(finalists, objective, n_kept=cfg.finals.race)
+    for skip, value in best:
+        log.info("finals: %s, %.3f in the search", skip, value)
+    entries = []
+    for drafts in setup.drafts.variants():
+        table = setup.costs
+        if table is not None and drafts is not setup.drafts:  # another head costs something else
+            table = build_search.draft_costs(cfg, setup.loaded, table, drafts)
+        objective = objective_on(cfg, setup.loaded, prompts, drafts, table)
+        entries += [
+            (Finalist(skip, drafts(skip), _rule(cfg, rules.get(str(skip))), value), objective) for skip, value in best
+        ]
+    finalists = rescore(entries, n_kept=cfg.finals.race)
     for f in finalists:  # a rule that is chosen anew for fresh prompts would be chosen on what it is judged by
-        log.info("fresh prompts: %s -> %.3f %s", f.skip, f.score.value if f.score else float("nan"), objective.unit)
+        value = f.score.value if f.score else float("nan")
+        log.info("fresh prompts: %s -> %.3f %s", f.plan, value, setup.objective.unit)
     ids = [p.ids for found in prompts.values() for p in found]
     decoder = setup.loaded.decoder
     with progress("race", len(ids)) as advance:
@@ -53,6 +59,7 @@ def finals(
             finalists,
             ending=Ending(cfg.objective.max_new_tokens),
             stopwatch=Stopwatch(decoder.device),
+            lookup=build_search.lookup(cfg),
             listener=lambda n_done: advance(),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,24 +13,64 @@ from typing import Any
 
 from selfspec import provenance, records
 
+OWN_LOAD = 0.5  # of a machine that does nothing else: its services; chosen, not tuned
+
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """`outputs/VERB/NAME/TIME-HASH/`."""
+    """`outputs/VERB/NAME/TIME-HASH/`.
+
+    Attributes:
+        path: of the folder.
+        started: the environment of this session; of a run that goes on, not of the session that began it.
+    """
 
     path: Path
+    started: Mapping[str, Any]
 
     @property
     def id(self) -> str:
         """The name of the run: time and hash of its configuration."""
         return self.path.name
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether others were at work when a session began: more than its own threads could account for."""
+        return any(map(is_busy, _sessions(self.path)))
+
+    def warn_if_busy(self) -> None:
+        """One line if seconds measured from now on are in doubt."""
+        if is_busy(self.started):
+            log.warning(
+                "busy machine: load average %s before the start, with %d threads; the speeds of this run are in doubt",
+                self.started["load_before"],
+                self.started["threads"],
+            )
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Say that the run has come to its end; until then it does not look finished."""
+        load = {"load_before": self.started["load_before"], "load_after": provenance.load_average()}
         records.write_json(
             self.path / records.SUMMARY,
-            {**summary, "finished": provenance.now(), "load_after": provenance.load_average()},
+            {**summary, "finished": provenance.now(), **load, "busy": self.is_busy},
         )
+
+
+def is_busy(environment: Mapping[str, Any]) -> bool:
+    """Whether the load before a run is above what a run of so many threads causes itself.
+
+    A run before it may just have ended, so its own threads are granted to it already before the start.
+    """
+    load = environment["load_before"]
+    return load is not None and bool(load > environment["threads"] + OWN_LOAD)
+
+
+def _sessions(path: Path) -> list[Mapping[str, Any]]:
+    """The environment of the run's first session, and of those that went on with it."""
+    first = json.loads((path / records.PROVENANCE).read_text(encoding="utf-8"))
+    return [first, *first.get("resumed", [])]
 
 
 @contextmanager
@@ -45,23 +86,33 @@ def open_folder(
         overrides: what was given on the command line.
         facts: about the run (model, data, dtype, ...), for readers that know no configuration.
     """
+    path = new_folder(outputs, verb, name, config=config, overrides=overrides)
+    started = provenance.environment()
+    records.write_json(path / records.PROVENANCE, {**started, "run": dict(facts)})
+    with logging_to(path):
+        yield Folder(path, started)
+
+
+def new_folder(outputs: Path, verb: str, name: str, *, config: str, overrides: list[str]) -> Path:
+    """`open_folder` without what makes it the folder of a run: only what was asked."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     parent = outputs / verb / name
     parent.mkdir(parents=True, exist_ok=True)
-    path = _unused(parent / f"{stamp}-{provenance.digest(config)[:8]}")
-    path.mkdir()
+    path = _created(parent / f"{stamp}-{provenance.digest(config)[:8]}")
     records.write_text(path / records.CONFIG, config)
     records.write_text(path / records.OVERRIDES, "".join(f"{o}\n" for o in overrides))
-    records.write_json(path / records.PROVENANCE, {**provenance.environment(), "run": dict(facts)})
-    with logging_to(path):
-        yield Folder(path)
+    return path
 
 
 @contextmanager
 def reopen_folder(path: Path) -> Iterator[Folder]:
-    """The folder of a run that goes on."""
+    """The folder of a run that goes on; its provenance tells each session's start and load."""
+    started = provenance.environment()
+    session = {name: started[name] for name in ("started", "argv", "load_before", "threads")}
+    first, *later = _sessions(path)
+    records.write_json(path / records.PROVENANCE, {**first, "resumed": [*later, session]})
     with logging_to(path):
-        yield Folder(path)
+        yield Folder(path, started)
 
 
 @contextmanager
@@ -78,9 +129,12 @@ def logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _unused(path: Path) -> Path:
-    """`path`, or with a number behind it where two runs began in the same second."""
+def _created(path: Path) -> Path:
+    """`path`, or with a number behind it where two runs began in the same second; they may be two processes."""
     candidate, n = path, 2
-    while candidate.exists():
-        candidate, n = path.with_name(f"{path.name}-{n}"), n + 1
-    return candidate
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            candidate, n = path.with_name(f"{path.name}-{n}"), n + 1

@@ -8,17 +8,30 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
+from experiments.folder import is_busy
 from selfspec import records
 from selfspec.errors import InputError
 
 Verb = Literal["evaluate", "search"]
 
 ROWS: Mapping[Verb, str] = {"evaluate": records.RECORDS, "search": records.TRIALS}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A job of a sweep that came to nothing: where it ran, why it failed, and what it had been asked."""
+
+    name: str
+    error: str
+    overrides: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +60,43 @@ class RunFolder:
         facts = self.provenance.get("run")
         return facts if isinstance(facts, dict) else {}
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether others were at work when a session of it began: its seconds are in doubt."""
+        sessions = [self.provenance, *self.provenance.get("resumed", [])]
+        return any("threads" in s and "load_before" in s and is_busy(s) for s in sessions)
+
+    @property
+    def command(self) -> str:
+        """What makes the run again, as it was typed; without settings if they were not recorded."""
+        path = self.path / records.OVERRIDES
+        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return " ".join(["selfspec", self.verb, *map(shlex.quote, words)])
+
     def rows(self) -> list[dict[str, Any]]:
         """The rows as they are on disk now; none if the run was killed before its first."""
         path = self.path / ROWS[self.verb]
         return records.read_rows(path) if path.is_file() else []
+
+    def summary(self) -> dict[str, Any]:
+        """What it ended with; empty if it has not come to its end."""
+        path = self.path / records.SUMMARY
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty if it was not recorded."""
+        path = self.path / records.CONFIG
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except yaml.YAMLError:
+            raise InputError(f"{path} is not YAML; mend it, or leave the run out") from None
+        return config if isinstance(config, dict) else {}
+
+
+def flagged(name: str, *, is_finished: bool, is_busy: bool) -> str:
+    """The name of a run, with what a reader of its numbers must know of it."""
+    flags = [word for word, is_so in (("unfinished", not is_finished), ("busy machine", is_busy)) if is_so]
+    return f"{name} ({', '.join(flags)})" if flags else name
 
 
 def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[RunFolder]:
@@ -65,10 +111,7 @@ def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[RunFolder]:
     Raises:
         InputError: if a pattern names no run, or a run does not say what it ran on.
     """
-    if isinstance(patterns, str):
-        # a folder's name may hold a comma; os.path, since pathlib raises where a long list is no possible name
-        patterns = [patterns] if os.path.exists(patterns) else patterns.split(",")
-    asked = [pattern.strip() for pattern in patterns if pattern.strip()]
+    asked = _asked(patterns)
     if not asked:
         return [_read(path, outputs) for path in _newest_finished(outputs)]
     found: dict[Path, None] = {}
@@ -80,19 +123,55 @@ def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[RunFolder]:
     return [_read(path, outputs) for path in found]
 
 
+def find_failures(patterns: Sequence[str] | str, outputs: Path) -> list[Failure]:
+    """The failed jobs in the folders that the patterns of `find_runs` name.
+
+    Raises:
+        InputError: if what a job left behind cannot be read.
+    """
+    files = {file: None for pattern in _asked(patterns) for file in _found(pattern, outputs, _failures_below)}
+    return [_failure(file, outputs) for file in files]
+
+
+def _failures_below(folder: Path) -> list[Path]:
+    return sorted(folder.resolve().rglob(records.FAILURE))
+
+
+def _failure(file: Path, outputs: Path) -> Failure:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return Failure(_name(file.parent, outputs), str(found["error"]), [str(word) for word in found["overrides"]])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{file} does not tell an error and its overrides; leave its folder out") from None
+
+
+def _asked(patterns: Sequence[str] | str) -> list[str]:
+    if isinstance(patterns, str):
+        # a folder's name may hold a comma; os.path, since pathlib raises where a long list is no possible name
+        patterns = [patterns] if os.path.exists(patterns) else patterns.split(",")
+    return [pattern.strip() for pattern in patterns if pattern.strip()]
+
+
 def _named(pattern: str, outputs: Path) -> list[Path]:
     same_id = [path for path in _runs_below(outputs) if path.name == pattern]
     if same_id:
         return same_id
-    wanted = Path(pattern).expanduser()
+    return _found(pattern, outputs, _runs_below)
+
+
+def _found(pattern: str, outputs: Path, below: Callable[[Path], list[Path]]) -> list[Path]:
+    """What lies below the folders of the pattern, seen from the working folder, else from `outputs`."""
     for base in (Path(), outputs):
-        here = base / wanted
-        # a folder that exists is meant literally: its name may hold brackets
-        hits = [here] if os.path.exists(here) else [Path(hit) for hit in glob.glob(str(here), recursive=True)]
-        runs = {run for hit in hits for run in _runs_below(hit)}
-        if runs:
-            return sorted(runs)
+        found = {path for hit in _hits(pattern, base) for path in below(hit)}
+        if found:
+            return sorted(found)
     return []
+
+
+def _hits(pattern: str, base: Path) -> list[Path]:
+    here = base / Path(pattern).expanduser()
+    # a folder that exists is meant literally: its name may hold brackets
+    return [here] if os.path.exists(here) else [Path(hit) for hit in glob.glob(str(here), recursive=True)]
 
 
 def _newest_finished(outputs: Path) -> list[Path]:

@@ -12,16 +12,17 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build, build_search, figures
+from experiments import build, build_search, figures, so_far
 from experiments.finals import finals
 from experiments.folder import Folder, open_folder, reopen_folder
 from experiments.progress import progress
 from experiments.setup import COSTS, Setup, set_up
 from experiments.tracking import Tracker
+from experiments.tracking.of_search import show_search, trial_listener
 from search.fidelity import Pruning
 from search.finals import Raced
 from search.importance import Importance, Verdict, predict
-from search.loop import Budget, Found, run_search, top
+from search.loop import Budget, Found, row_of, run_search, top
 from search.pareto import write_front
 from search.starts import warm_starts
 from search.study import SearchStudy
@@ -48,8 +49,11 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     _check(cfg)
     setup = set_up(cfg)
     config = OmegaConf.to_yaml(cfg, resolve=True)
-    with open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=setup.facts) as folder:
-        _run(cfg, setup, folder, say)
+    with (
+        open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=setup.facts) as folder,
+        build.tracking(cfg, verb="search", folder=folder.path, say=say) as tracker,
+    ):
+        _run(cfg, setup, folder, tracker, say)
     return folder.path
 
 
@@ -72,7 +76,8 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
     (path / records.SUMMARY).unlink(missing_ok=True)
     with reopen_folder(path) as folder:
         log.info("resumed")
-        _run(old, setup, folder, say)
+        with build.tracking(old, verb="search", folder=path, say=say) as tracker:
+            _run(old, setup, folder, tracker, say)
     return path
 
 
@@ -92,7 +97,7 @@ def _check(cfg: DictConfig) -> None:
         raise InputError(f"worker={cfg.worker} shares a search with others, but storage names no place to meet")
 
 
-def _run(cfg: DictConfig, setup: Setup, folder: Folder, say: Callable[[str], None]) -> None:
+def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
     table = ""
     if setup.costs:
         records.write_json(folder.path / COSTS, {"costs": setup.costs.as_dict()})
@@ -100,7 +105,6 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, say: Callable[[str], Non
     study = build_search.study(
         cfg, setup.space, folder.path / JOURNAL, sets=_computed_sets(cfg, setup, folder.path / SETS), table=table
     )
-    tracker = build.tracker(cfg, verb="search", run_id=folder.id, folder=folder.path)
     found, verdict = _search(cfg, setup, study, folder, tracker)
     unit = setup.objective.unit
     say(_told(found, unit, cfg.searcher.name))
@@ -121,12 +125,18 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, say: Callable[[str], Non
         for r in raced:
             records.append_row(folder.path / FINALS, r.row)
         say(_told_race(raced, predicted=setup.objective.name == "expected_speedup"))
-    _draw(cfg, setup, folder, found, tracker)
+    _draw(cfg, setup, folder, found)
     _finish(cfg, setup, folder, found, verdict, raced)
-    last = tracker.finish()
+    show_search(
+        tracker,
+        folder.path,
+        name=cfg.name,
+        model=cfg.model.name,
+        data=",".join(setup.prompts),
+        objective=setup.objective.name,
+        raced=[r.row for r in raced],
+    )
     say(f"run: {folder.path}")
-    if last:
-        say(last)
 
 
 def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] | None:
@@ -146,21 +156,27 @@ def _search(
 ) -> tuple[Found, Verdict | None]:
     """The starts, the verdict that they allow, and the search."""
     n_trials, unit = cfg.searcher.n_trials, setup.objective.unit
-    complete = [t for t in study.trials if t.state.name == "COMPLETE"]
-    best = max((float(t.user_attrs["value"]) for t in complete), default=float("-inf"))
-    if not study.trials:
+    # of earlier sittings, and of other workers
+    earlier = [row_of(trial, number) for number, trial in enumerate(study.trials)]
+    if not earlier:
         with suppress(RuntimeError):  # of which the first trial will tell
             setup.objective(SkipSet(setup.space.n_layers))  # warm-up: its seconds are nobody's
-    with progress("search", n_trials, done=min(len(study.trials), n_trials)) as advance:
+    panel = progress(
+        "trial",
+        n_trials,
+        done=min(len(earlier), n_trials),
+        show=so_far.best_set(setup.space.n_layers, unit),
+        rows=earlier,
+    )
+    show = trial_listener(tracker, setup.space.n_layers)
+    for row in earlier:
+        show(row)
+    with panel as advance:
 
         def on_trial(row: dict[str, Any]) -> None:
-            nonlocal best
-            value = row["value"]
-            if row["state"] == "complete":
-                best = max(best, value)
-            log.info("trial %d: %s -> %s %s", row["number"], row["skip"], value, unit)
-            tracker.log(row["number"], {"value": value, "best": best, "acceptance": row["acceptance"]})
-            advance(f"best {best:.3f} {unit}")
+            show(row)
+            log.info("trial %d: %s -> %s %s", row["number"], row["skip"], row["value"], unit)
+            advance(row)
 
         starts, has_map = _starts(cfg, setup)
 
@@ -201,13 +217,13 @@ def _starts(cfg: DictConfig, setup: Setup) -> tuple[list[SkipSet], bool]:
     paths = [cfg.start] if isinstance(cfg.start, str) else list(cfg.start or ())
     starts = warm_starts(setup.space, kinds, [Path(p).expanduser() for p in paths])
     alone = sum(len(skip) == 1 for skip in starts)
-    by_speedup = cfg.objective.name == "expected_speedup" and not build_search.needs_texts(cfg)
+    by_speedup = cfg.objective.name == "expected_speedup" and build_search.is_plain(cfg) and not cfg.lookup
     has_map = by_speedup and "nothing" in kinds and alone == 2 * n_layers
     return starts, has_map
 
 
-def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found, tracker: Tracker) -> None:
-    """The pictures of the search, the front of its sets, and its table for the tracker."""
+def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found) -> None:
+    """The pictures of the search, and the front of its sets."""
     rows = records.read_rows(folder.path / records.TRIALS)
     name, n_layers = setup.objective.name, setup.space.n_layers
     pictures = {
@@ -222,9 +238,7 @@ def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found, tracker: 
         if importance.alone:
             pictures["importance"] = figures.importance_map(importance, objective=name)
     for picture, figure in pictures.items():
-        png, *_ = figures.save(figure, folder.path / picture)
-        tracker.image(picture, png)
-    tracker.table("trials", [{k: r[k] for k in ("number", "skip", "value", "acceptance", "seconds")} for r in rows])
+        figures.save(figure, folder.path / picture)
 
 
 def _finish(
@@ -232,14 +246,15 @@ def _finish(
 ) -> None:
     winner = raced[0] if raced else None
     skip = winner.finalist.skip if winner else found.skip
-    measured: dict[str, Any] = {}
+    rule = winner.finalist.stop if winner else build.stop(cfg)
+    measured: dict[str, Any] = {"stop": describe(rule), "lookup": cfg.lookup}  # what `searched` asks for
     if winner:
         low, high = winner.interval
+        if winner.finalist.score:  # on fresh prompts: what to expect of it
+            measured["fresh_value"] = winner.finalist.score.value
         measured["speedup"] = round(winner.speedup, 4)
         if not math.isnan(low):  # of a single prompt
             measured["interval"] = [round(low, 4), round(high, 4)]
-        if cfg.objective.get("tune_stop"):
-            measured["stop"] = describe(winner.finalist.stop)
     skipfile.save_skip_set(
         folder.path / skipfile.NAME,
         skip,
@@ -252,7 +267,7 @@ def _finish(
         date=provenance.now(),
         **measured,
     )
-    if build_search.needs_texts(cfg):
+    if not build_search.is_plain(cfg):
         save_plan(
             folder.path,
             winner.finalist.plan if winner else setup.drafts(skip),

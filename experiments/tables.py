@@ -9,16 +9,20 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from experiments.runs import RunFolder
+from experiments.runs import RunFolder, flagged
 from selfspec import metrics
 from selfspec.errors import InputError
 from selfspec.metrics import Timed
 
 BASELINE = "plain"
+CONDITIONS = ("dtype", "device", "threads", "torch", "machine")
+
+Key = tuple[str, int, int]  # prompt, sample, turn
+Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 SPEEDUP = (
     "Speedup: the arm's tokens per second over plain decoding's, pooled over the prompts both decoded, without the "
@@ -32,7 +36,7 @@ class ArmRow:
 
     Attributes:
         skip: as `SkipSet.parse` reads it; None where there is no draft.
-        n: prompts in the pairs; n_failed: those left out because either arm failed.
+        n: answers in the pairs, one a prompt, sample and turn; n_failed: those left out because either arm failed.
         n_tokens: new tokens over the pairs, the prefill's included.
         tokens_per_s, speedup, low, high: of decoding, without prefill; prompts of one token have nothing to time.
         end_to_end_speedup, end_to_end_low, end_to_end_high: the same with the prefill.
@@ -70,6 +74,9 @@ class ArmRow:
     threads: str
     run: str
     is_finished: bool
+    torch: str = "–"
+    machine: str = "–"
+    is_busy: bool = False
 
     @property
     def is_baseline(self) -> bool:
@@ -82,9 +89,9 @@ class ArmRow:
         return self.n_identical + self.n_near_ties + self.n_mismatches + self.n_not_compared == self.n
 
     @property
-    def conditions(self) -> tuple[str, str, str]:
-        """What must be the same before two speeds are compared: dtype, device, threads."""
-        return self.dtype, self.device, self.threads
+    def conditions(self) -> tuple[str, ...]:
+        """What must be the same before two speeds are compared; named by `CONDITIONS`."""
+        return self.dtype, self.device, self.threads, self.torch, self.machine
 
 
 def arm_rows(run: RunFolder) -> list[ArmRow]:
@@ -93,32 +100,41 @@ def arm_rows(run: RunFolder) -> list[ArmRow]:
     Raises:
         InputError: if a row lacks a field, as those of other verbs do.
     """
-    arms: dict[str, dict[str, Mapping[str, Any]]] = {BASELINE: {}}
+    return [row for row, _ in paired_arms(run)]
+
+
+def paired_arms(run: RunFolder) -> list[tuple[ArmRow, list[Pair]]]:
+    """`arm_rows`, each with the rows it pools: plain decoding's and the arm's, prompt by prompt.
+
+    Raises:
+        InputError: as `arm_rows`.
+    """
+    arms: dict[str, dict[Key, Mapping[str, Any]]] = {BASELINE: {}}
     try:
         for row in run.rows():
-            arms.setdefault(row["arm"], {})[row["prompt_id"]] = row  # after a resume, the later one counts
-        return [_arm_row(run, arm, arms[BASELINE], rows) for arm, rows in arms.items() if rows]
+            key = row["prompt_id"], row.get("sample", 0), row.get("turn", 0)
+            arms.setdefault(row["arm"], {})[key] = row  # after a resume, the later one counts
+        return [_paired(run, arm, arms[BASELINE], rows) for arm, rows in arms.items() if rows]
     except KeyError as missing:
         raise InputError(f"run {run.name}: a row has no field {missing}; is it an evaluate run?") from None
 
 
-def _arm_row(
-    run: RunFolder, arm: str, baseline: Mapping[str, Mapping[str, Any]], rows: Mapping[str, Mapping[str, Any]]
-) -> ArmRow:
+def _paired(
+    run: RunFolder, arm: str, baseline: Mapping[Key, Mapping[str, Any]], rows: Mapping[Key, Mapping[str, Any]]
+) -> tuple[ArmRow, list[Pair]]:
     failed = {prompt for side in (baseline, rows) for prompt, row in side.items() if row.get("error") is not None}
     pairs = [(baseline[p], row) for p, row in rows.items() if p in baseline and p not in failed]
-    timed = [(b, m) for b, m in pairs if b["n_tokens"] > 1 and m["n_tokens"] > 1]
     drafted, accepted, n_rounds, n_tokens = (
         sum(m[field] for _, m in pairs) for field in ("drafted", "accepted", "n_rounds", "n_tokens")
     )
     verdicts = Counter(m["verdict"] for _, m in pairs)
     whole = next((row for row in rows.values() if row.get("error") is None), {})
     is_baseline = arm == BASELINE
-    decode_b, decode_m = [_decoding(b) for b, _ in timed], [_decoding(m) for _, m in timed]
-    whole_b, whole_m = [_end_to_end(b) for b, _ in pairs], [_end_to_end(m) for _, m in pairs]
+    decode_b, decode_m = times([(b, m) for b, m in pairs if b["n_tokens"] > 1 and m["n_tokens"] > 1], decoding)
+    whole_b, whole_m = times(pairs, end_to_end)
     low, high = metrics.speedup_interval(decode_b, decode_m)
     end_to_end_low, end_to_end_high = metrics.speedup_interval(whole_b, whole_m)
-    return ArmRow(
+    row = ArmRow(
         model=text(run.facts.get("model")),
         data=text(run.facts.get("data")),
         arm=arm,
@@ -149,16 +165,40 @@ def _arm_row(
         threads=text(run.facts.get("threads")),
         run=run.id,
         is_finished=run.is_finished,
+        torch=package(run, "torch"),
+        machine=text(run.provenance.get("cuda") or run.provenance.get("cpu")),
+        is_busy=run.is_busy,
     )
+    return row, pairs
 
 
-def _decoding(row: Mapping[str, Any]) -> Timed:
+def package(run: RunFolder, name: str) -> str:
+    """The version of a package that the run used."""
+    versions = run.provenance.get("packages")
+    return text(versions.get(name) if isinstance(versions, dict) else None)
+
+
+def times(pairs: Sequence[Pair], clock: Callable[[Mapping[str, Any]], Timed]) -> tuple[list[Timed], list[Timed]]:
+    """What each prompt took plain decoding and the arm; its samples and turns, which are no prompts, are added up."""
+    both: dict[str, list[tuple[Timed, Timed]]] = {}
+    for plain, row in pairs:
+        both.setdefault(row["prompt_id"], []).append((clock(plain), clock(row)))
+    sums = [
+        [Timed(sum(t.seconds for t in s), sum(t.tokens for t in s)) for s in zip(*p, strict=True)]
+        for p in both.values()
+    ]
+    return [plain for plain, _ in sums], [row for _, row in sums]
+
+
+def decoding(row: Mapping[str, Any]) -> Timed:
+    """What decoding a row took, without the prefill and the token it gives."""
     # an arm that cannot tell its prefill (null) has no decoding speed, only an end-to-end one
     prefill_s = math.nan if row["prefill_s"] is None else row["prefill_s"]
     return Timed(seconds=row["total_s"] - prefill_s, tokens=row["n_tokens"] - 1)
 
 
-def _end_to_end(row: Mapping[str, Any]) -> Timed:
+def end_to_end(row: Mapping[str, Any]) -> Timed:
+    """What a row took with its prefill."""
     return Timed(seconds=row["total_s"], tokens=row["n_tokens"])
 
 
@@ -187,8 +227,13 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def arm_table(rows: Sequence[ArmRow]) -> str:
     """The rows as a Markdown table, rounded; speeds only where every output has its verdict."""
+    return markdown_table(*arm_cells(rows))
+
+
+def arm_cells(rows: Sequence[ArmRow]) -> tuple[list[str], list[list[str]]]:
+    """The columns of `arm_table`, and its cells."""
     header = "model,data,arm,n,failed,tokens,acceptance,tokens/round,tokens/s,speedup [95 %],identical,near ties,"
-    return markdown_table((header + "mismatches,dtype,device,threads,run").split(","), [_cells(row) for row in rows])
+    return (header + "mismatches,dtype,device,threads,run").split(","), [_cells(row) for row in rows]
 
 
 def _cells(row: ArmRow) -> list[str]:
@@ -201,8 +246,14 @@ def _cells(row: ArmRow) -> list[str]:
     return [
         *(row.model, row.data, row.arm, str(row.n), str(row.n_failed), str(row.n_tokens)),
         *(number(row.acceptance, 3), number(row.tokens_per_round, 2), *speeds, *verdict),
-        *(*row.conditions, row.run + ("" if row.is_finished else " (unfinished)")),
+        *(row.dtype, row.device, row.threads, flagged(row.run, is_finished=row.is_finished, is_busy=row.is_busy)),
     ]
+
+
+def differing(rows: Sequence[ArmRow]) -> list[str]:
+    """The names of the conditions in which the rows differ; their speeds cannot be compared if there are any."""
+    columns = zip(*(row.conditions for row in rows), strict=True)
+    return [name for name, values in zip(CONDITIONS, columns, strict=False) if len(set(values)) > 1]
 
 
 def arm_csv(rows: Sequence[ArmRow]) -> str:

@@ -26,7 +26,7 @@ from selfspec.decode import Ending, speculate
 from selfspec.draft import DraftRow, ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
+from selfspec.plan import DraftPlan, Precision
 from selfspec.sampling import Chooser, Sampling
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
@@ -49,7 +49,9 @@ class CostTable:
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
         round_s: of a round beside its forwards.
         map_s: of one linear bridge; a mean costs nothing, a map of low rank its part of the weights.
-        head_saved_s: what the trimmed head that it was measured with saves.
+        head_saved_s: what the draft's own head that it was measured with saves: trimmed, in int8 or both.
+        attn_saved_s: what int8 saves of one attention sublayer.
+        mlp_saved_s: what int8 saves of one MLP sublayer.
     """
 
     contexts: tuple[int, ...]
@@ -62,6 +64,8 @@ class CostTable:
     head_s: float = 0.0
     map_s: float = 0.0
     head_saved_s: float = 0.0
+    attn_saved_s: float = 0.0
+    mlp_saved_s: float = 0.0
 
     def draft_s(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Seconds of one drafted token with a skip set left out or as planned, after `context` tokens."""
@@ -69,7 +73,9 @@ class CostTable:
         skip = plan.skip
         n_attn, n_mlp = skip.n_layers - len(skip.attn), skip.n_layers - len(skip.mlp)
         bridges_s = sum(b.n_maps for b in plan.bridges.values()) * self.map_s
-        saved_s = 0.0 if plan.head is None else self.head_saved_s
+        is_int8 = plan.precision == "int8"
+        saved_s = self.head_saved_s if is_int8 or plan.head is not None else 0.0
+        saved_s += n_attn * self.attn_saved_s + n_mlp * self.mlp_saved_s if is_int8 else 0.0
         return self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s + bridges_s - saved_s
 
     def plain_s(self, context: int) -> float:
@@ -161,20 +167,30 @@ def measure(
 
 @torch.inference_mode()
 def measure_drafts(
-    decoder: Decoder, table: CostTable, *, has_maps: bool, head: Tensor | None, repeats: int, stopwatch: Stopwatch
+    decoder: Decoder,
+    table: CostTable,
+    *,
+    has_maps: bool,
+    head: Tensor | None,
+    precision: Precision = "same",
+    repeats: int,
+    stopwatch: Stopwatch,
 ) -> CostTable:
-    """The table with what linear bridges cost and what a trimmed head saves, at the first context.
+    """The table with what linear bridges cost, and what a trimmed head and int8 save, at the first context.
 
     Args:
         decoder: the model.
         table: what plain skipping costs.
         has_maps: whether bridges are wanted that hold a matrix.
         head: tokens that the draft scores, [V]; None: all.
+        precision: of the weights that the drafts keep.
         repeats: of every forward, in turn with the others; the median counts.
         stopwatch: where seconds come from.
     """
     context, n = table.contexts[0], decoder.n_layers
     everything = DraftPlan.of(SkipSet.from_bits([True] * (2 * n)))
+    has_head, is_int8 = head is not None or precision != "same", precision != "same"
+    halves = {"attn": SkipSet(n, mlp=frozenset(range(n))), "mlp": SkipSet(n, attn=frozenset(range(n)))}
     calls = {"nothing": _drafting(decoder, everything, context)}
     if has_maps:
         width = int(decoder.config.hidden_size)
@@ -182,18 +198,26 @@ def measure_drafts(
         places = [at for at in everything.skipped if at[0] == "attn"]  # every family takes a bridge there
         bridges = {at: Bridge(zeros[1], zeros[:1]) for at in places}
         calls["maps"] = _drafting(decoder, DraftPlan(everything.skip, bridges, kind="linear"), context)
-    if head is not None:
-        calls["head"] = _drafting(decoder, DraftPlan(everything.skip, head=head), context)
+    if has_head:
+        own = DraftPlan(everything.skip, head=head, precision=precision)
+        calls["head"] = _drafting(decoder, own, context)
+    if is_int8:
+        for name, skip in halves.items():
+            calls[name] = _drafting(decoder, skip, context)
+            calls[f"{name} rounded"] = _drafting(decoder, replace(own, skip=skip), context)
     turns = _Turns(_plain(decoder, 1, context), repeats, stopwatch)
     units, unit_s = turns.units(calls), table.plain_s(context)
     map_s = max(0.0, units["maps"] - units["nothing"]) * unit_s / n if has_maps else 0.0
-    saved_s = max(0.0, units["nothing"] - units["head"]) * unit_s if head is not None else 0.0
-    return replace(table, map_s=map_s, head_saved_s=saved_s)
+    saved = units["nothing"] - units["head"] if has_head else 0.0
+    # A kernel may lose on small layers: then what it saves is less than nothing, and the search is to know.
+    attn_s, mlp_s = ((units[k] - units[f"{k} rounded"] - saved) * unit_s / n if is_int8 else 0.0 for k in halves)
+    head_s = saved * unit_s if is_int8 else max(0.0, saved) * unit_s
+    return replace(table, map_s=map_s, head_saved_s=head_s, attn_saved_s=attn_s, mlp_saved_s=mlp_s)
 
 
 @torch.inference_mode()
 def check(
-    decoder: Decoder, table: CostTable, sets: Sequence[SkipSet], *, repeats: int, stopwatch: Stopwatch
+    decoder: Decoder, table: CostTable, sets: Sequence[SkipSet | DraftPlan], *, repeats: int, stopwatch: Stopwatch
 ) -> list[tuple[float, float]]:
     """(predicted, measured) cost of one drafted token of each set in plain tokens, at the first context, in turn."""
     context = table.contexts[0]

@@ -8,7 +8,7 @@ A search moves over skip sets alone; this says what a skip set means.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from search.fits import Fits, observe
 from search.vocabulary import most_useful
 from selfspec.decode import Ending, autoregress
 from selfspec.model import Decoder
-from selfspec.plan import PLAIN, DraftPlan
+from selfspec.plan import PLAIN, DraftPlan, Precision
 from selfspec.skip import SkipSet
 
 BATCH = 8  # prompts decoded at once for calibration
@@ -40,6 +40,8 @@ class Drafts:
         merge: one map for a run of adjacent skipped sublayers instead of one for each.
         rank: of lowrank maps.
         head: the tokens that the draft scores, [V]; None: all.
+        precision: of the weights that are kept.
+        other_heads: that the best sets of a search are tried with as well.
     """
 
     kind: str = PLAIN
@@ -47,13 +49,19 @@ class Drafts:
     merge: bool = True
     rank: int | None = None
     head: Tensor | None = None
+    precision: Precision = "same"
+    other_heads: Sequence[Tensor] = ()
 
     def __call__(self, skip: SkipSet) -> DraftPlan:
         """The plan of a skip set."""
         if self.fits is None:
-            return DraftPlan(skip, head=self.head)
+            return DraftPlan(skip, head=self.head, precision=self.precision)
         plan = self.fits.plan(skip, kind=self.kind, merge=self.merge, rank=self.rank)
-        return plan if self.head is None else DraftPlan(skip, plan.bridges, self.head, plan.kind)
+        return replace(plan, head=self.head, precision=self.precision)
+
+    def variants(self) -> list[Drafts]:
+        """These drafts, then the same with each of the other heads."""
+        return [self, *(replace(self, head=head, other_heads=()) for head in self.other_heads)]
 
 
 def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens: int, n_tokens: int) -> list[Text]:
@@ -82,6 +90,8 @@ def drafts(
     rank: int | None,
     n_tokens: int,
     n_scored: int | None,
+    precision: Precision = "same",
+    other_sizes: Sequence[int] = (),
 ) -> Drafts:
     """Fit what `kind` needs on calibration texts.
 
@@ -91,16 +101,21 @@ def drafts(
         kind, merge, rank: see `Drafts`.
         n_tokens: the most positions whose states are kept.
         n_scored: tokens that the draft's head scores; None: all.
+        precision: of the weights that are kept.
+        other_sizes: tokens that the `other_heads` score.
     """
     fits = None if kind == PLAIN else Fits(observe(decoder, texts, n_tokens=n_tokens))
-    head = None
-    if n_scored is not None:
-        n_vocab = int(decoder.config.vocab_size)
-        head = most_useful(
+    if n_scored is None:
+        return Drafts(kind, fits, merge, rank, None, precision)
+    n_vocab = int(decoder.config.vocab_size)
+    head, *others = (
+        most_useful(
             [t.tokens for t in texts],
-            min(n_scored, n_vocab),
+            n,
             n_vocab=n_vocab,
             prompts=[t.prompt for t in texts],
             always=sorted(decoder.eos_ids),
         )
-    return Drafts(kind, fits, merge, rank, head)
+        for n in dict.fromkeys(min(n, n_vocab) for n in (n_scored, *other_sizes))
+    )
+    return Drafts(kind, fits, merge, rank, head, precision, others)

@@ -6,16 +6,17 @@ Nothing is verified and no clock is read into a value, so that two runs give the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from search.chains import Chains
+from search.chains import Chains, Start
 from search.cost import CostTable
 from search.objective import GoOn, Score
 from search.reference import Reference, ReferenceBatch
-from search.replay import draft_everything, replay
+from search.replay import NOTHING, draft_everything, looked_up, replay
 from search.tune import Widest, fitted, variants
 from selfspec.errors import InputError
+from selfspec.lookup import LookupDraft
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
@@ -33,19 +34,31 @@ class Replayed:
     draft_s: float
     verify_s: float
     plain_s: float
-    plain_drafted_s: float  # had the drafted tokens been plain ones
+    plain_drafted_s: float  # had the tokens that the model drafted been plain ones
 
 
-def cost_of(rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable) -> Replayed:
-    """One prompt's rounds with their seconds, each at the context where it happens."""
-    context = len(reference.prompt)
+def cost_of(
+    rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable, *, copied: Container[int] = ()
+) -> Replayed:
+    """One prompt's rounds with their seconds, each at the context where it happens.
+
+    Args:
+        rounds: of the prompt.
+        reference: the prompt and its answer.
+        plan: of the draft.
+        costs: of its forwards.
+        copied: the numbers of committed tokens after which prompt lookup proposed, which costs nothing.
+    """
+    n_prompt = len(reference.prompt)
+    context = n_prompt
     draft_s = verify_s = plain_s = plain_drafted_s = 0.0
     for r in rounds:
         one = costs.plain_s(context)
-        draft_s += r.drafted * costs.draft_s(plan, context)
+        n_forwards = 0 if context - n_prompt + 1 in copied else r.drafted
+        draft_s += n_forwards * costs.draft_s(plan, context)
         verify_s += costs.verification_s(r.drafted + 1, context) + costs.round_s
         plain_s += r.committed * one
-        plain_drafted_s += r.drafted * one
+        plain_drafted_s += n_forwards * one
         context += r.committed
     return Replayed(rounds, draft_s, verify_s, plain_s, plain_drafted_s)
 
@@ -77,6 +90,7 @@ class ReplayObjective:
         stopwatch: for the seconds that scoring takes.
         draft: the plan of a skip set.
         tune_stop: choose the rule's settings for each skip set, those of the best value; the score says which.
+        lookup: prompt lookup in front of the draft; None: none.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
@@ -92,12 +106,17 @@ class ReplayObjective:
     stopwatch: Stopwatch
     draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
     tune_stop: bool = False
+    lookup: LookupDraft | None = None
     rules: Sequence[StopPolicy] = field(init=False)
+    copied: Sequence[Mapping[Start, list[int]]] = field(init=False)
 
     def __post_init__(self) -> None:
         if not self.batches:
             raise InputError("every calibration prompt ended at its first token, so there is nothing to draft")
         object.__setattr__(self, "rules", variants(self.stop) if self.tune_stop else [self.stop])
+        lookup = self.lookup
+        copied = [looked_up(b.references, lookup) if lookup else NOTHING for b in self.batches]
+        object.__setattr__(self, "copied", copied)
 
     def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
@@ -132,29 +151,27 @@ class ReplayObjective:
         plan = self.draft(skip)
         forward = self.decoder.bind(plan)
         rules = list(self.rules)
-        for n_done, batch in enumerate(self.batches):
+        for n_done, (batch, copied) in enumerate(zip(self.batches, self.copied, strict=True)):
             widest = Widest(rules)
             chains = Chains(forward, batch, max_draft=widest.max_draft, with_confidence=widest.needs_confidence)
             if self.tune_stop:
-                draft_everything(chains, widest)
+                draft_everything(chains, widest, copied=copied)
                 if isinstance(self.stop, Optimal) and not n_done:
                     rules.append(self._fitted(self.stop, chains, plan))
             replayed = {}
             for rule in rules:
-                prompts = zip(replay(chains, rule), batch.references, strict=True)
-                replayed[rule] = [cost_of(rounds, reference, plan, self.costs) for rounds, reference in prompts]
+                prompts = zip(replay(chains, rule, copied=copied), batch.references, strict=True)
+                replayed[rule] = [
+                    cost_of(rounds, reference, plan, self.costs, copied={n for r, n in copied if r == row})
+                    for row, (rounds, reference) in enumerate(prompts)
+                ]
             yield replayed
 
     def _fitted(self, stop: Optimal, chains: Chains, plan: DraftPlan) -> Optimal:
         """The rule with the costs and the calibration of this draft."""
-        references, context = chains.batch.references, len(chains.batch.references[0].prompt)
-        plain_s, steps = self.costs.plain_s(context), self.costs.verify_s
-        return fitted(
-            stop,
-            [(references[start[0]], start, chains[start]) for start in chains.starts],
-            draft_cost=self.costs.draft_s(plan, context) / plain_s,
-            verify_cost=(steps[-1] - steps[0]) / max(1, len(steps) - 1) / plain_s,
-        )
+        context = len(chains.batch.references[0].prompt)
+        draft_cost = self.costs.draft_s(plan, context) / self.costs.plain_s(context)
+        return fitted(stop, [chains], draft_cost=draft_cost, costs=self.costs)
 
 
 def _or_none(value: float) -> float | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.objective import Objective, Score
 from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.draft import Drafter, ModelDraft
+from selfspec.lookup import LookupDraft
 from selfspec.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
@@ -65,6 +66,7 @@ class Raced:
         f, (low, high) = self.finalist, self.interval
         row = {
             "skip": str(f.skip),
+            "head": None if f.plan.head is None else len(f.plan.head),
             "stop": describe(f.stop),
             "trial_value": f.trial_value,
             "fresh_value": None if f.score is None else f.score.value,
@@ -79,11 +81,11 @@ class Raced:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def rescore(finalists: Sequence[Finalist], objective: Objective, *, n_kept: int) -> list[Finalist]:
-    """The best `n_kept` on the prompts of `objective`, best first."""
-    for finalist in finalists:
+def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int) -> list[Finalist]:
+    """The best `n_kept`, each on the prompts and with the drafts of its objective, best first."""
+    for finalist, objective in entries:
         finalist.score = objective(finalist.skip)
-    return sorted(finalists, key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
+    return sorted((f for f, _ in entries), key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
 
 
 def race(
@@ -93,6 +95,7 @@ def race(
     *,
     ending: Ending,
     stopwatch: Stopwatch,
+    lookup: LookupDraft | None = None,
     listener: Callable[[int], None] | None = None,
 ) -> list[Raced]:
     """Decode every prompt plainly and with each finalist, in turns; best first, those that were out at the end.
@@ -106,11 +109,16 @@ def race(
         finalists: who races.
         ending: of each answer.
         stopwatch: where seconds come from.
+        lookup: prompt lookup in front of every finalist's draft; None: none.
         listener: told the number of prompts that are done.
     """
     plain: list[Timed] = []
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
-    drafters = [ModelDraft(decoder.bind(f.plan), needs_confidence=f.stop.needs_confidence) for f in finalists]
+    drafters: list[Drafter] = [
+        ModelDraft(decoder.bind(f.plan), needs_confidence=f.stop.needs_confidence) for f in finalists
+    ]
+    if lookup:
+        drafters = [replace(lookup, inner=drafter) for drafter in drafters]
 
     def run(i: int, ids: Sequence[int]) -> DecodeResult:
         """By the i-th finalist, or plainly for -1."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from selfspec.decode import Ending, speculate
-from selfspec.draft import ModelDraft
+from selfspec.draft import Drafter, ModelDraft
+from selfspec.lookup import LookupDraft
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
@@ -99,6 +100,7 @@ class TokensPerSecond:
         max_new_tokens: of each prompt.
         stopwatch: where seconds come from.
         draft: the plan of a skip set.
+        lookup: prompt lookup in front of the draft; None: none.
 
     Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.2. Prefill is not counted here, since no draft changes it.
     """
@@ -109,6 +111,7 @@ class TokensPerSecond:
     max_new_tokens: int
     stopwatch: Stopwatch
     draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
+    lookup: LookupDraft | None = None
     name: str = "tokens_per_second"
     unit: str = "tokens/s"
 
@@ -117,7 +120,10 @@ class TokensPerSecond:
 
     def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
-        drafter = ModelDraft(self.decoder.bind(self.draft(skip)), needs_confidence=self.stop.needs_confidence)
+        forward = self.decoder.bind(self.draft(skip))
+        drafter: Drafter = ModelDraft(forward, needs_confidence=self.stop.needs_confidence)
+        if self.lookup:
+            drafter = replace(self.lookup, inner=drafter)
         ending = Ending(self.max_new_tokens)
         n_tokens = n_rounds = drafted = accepted = 0
         seconds, state = 0.0, None

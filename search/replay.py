@@ -2,35 +2,62 @@
 
 A prompt's next round begins where its last one ended, so rounds come one after another; but where they might begin is
 known, and chains from there are grown beforehand, as many as one forward takes at little more than the price of one.
-The counts equal the real decoder's to the integer.
+What prompt lookup proposes there depends on the text alone, which is known too: such a round needs no chain. The
+counts equal the real decoder's to the integer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 from search.chains import Chain, Chains, Start
 from search.reference import Reference
+from selfspec.lookup import LookupDraft, following
 from selfspec.stop import StopPolicy, StopState
 from selfspec.trace import Round
 from selfspec.verify import judge_greedy
 
 MOST_AHEAD = 8  # chains of a prompt grown at once
+NOTHING: Mapping[Start, list[int]] = {}
 SLACK = 0.05  # of confidence: a rule may learn to go on where it would have stopped at first; chosen, not tuned
 
 
-def replay(chains: Chains, stop: StopPolicy, *, look_ahead: int | None = None) -> list[list[Round]]:
+def looked_up(references: Sequence[Reference], lookup: LookupDraft) -> dict[Start, list[int]]:
+    """What prompt lookup proposes at each place where a round may begin and there is something to find."""
+    found = {}
+    for row, reference in enumerate(references):
+        text = [*reference.prompt, *reference.tokens]
+        for n in range(1, len(reference.tokens)):
+            tokens = following(
+                text[: len(reference.prompt) + n],
+                n_tokens=min(lookup.max_tokens, reference.n_max - n - 1),
+                max_ngram=lookup.max_ngram,
+                min_ngram=lookup.min_ngram,
+            )
+            if tokens:
+                found[row, n] = tokens
+    return found
+
+
+def replay(
+    chains: Chains,
+    stop: StopPolicy,
+    *,
+    copied: Mapping[Start, list[int]] = NOTHING,
+    look_ahead: int | None = None,
+) -> list[list[Round]]:
     """The rounds that `speculate` would make of every prompt, without seconds; the rule begins each afresh.
 
     Args:
         chains: of the draft; grown where they are too short.
         stop: the rule; its longest draft is at most the chains'.
+        copied: what prompt lookup in front of the draft proposes, see `looked_up`; of these rounds the rule hears not.
         look_ahead: chains of a prompt that are grown at once; None: the more, the fewer are likely to be in vain.
     """
-    prompts = [_Prompt(row, r, stop.begin()) for row, r in enumerate(chains.batch.references)]
+    prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(chains.batch.references)]
     while True:
         n_ahead = _worth_growing(prompts) if look_ahead is None else look_ahead
         wanted: list[Start] = []
@@ -57,9 +84,10 @@ def _worth_growing(prompts: Sequence[_Prompt]) -> int:
     return max(1, min(MOST_AHEAD, round(4 * n_rounds / accepted) - 1))
 
 
-def draft_everything(chains: Chains, stop: StopPolicy) -> None:
-    """Grow the chain from every start as far as the rule would go, and a little further."""
-    while wanted := [start for start in chains.starts if _goes_on(chains[start], stop)]:
+def draft_everything(chains: Chains, stop: StopPolicy, *, copied: Container[Start] = ()) -> None:
+    """Grow the chain from every start but the copied as far as the rule would go, and a little further."""
+    starts = [start for start in chains.starts if start not in copied]
+    while wanted := [start for start in starts if _goes_on(chains[start], stop)]:
         chains.grow(wanted)
 
 
@@ -70,6 +98,7 @@ class _Prompt:
     row: int
     reference: Reference
     state: StopState
+    copied: Mapping[Start, list[int]]
     n_committed: int = 1
     rounds: list[Round] = field(default_factory=list)
 
@@ -81,21 +110,30 @@ class _Prompt:
     def advance(self, chains: Chains, stop: StopPolicy) -> bool:
         """Make the rounds whose chains are long enough; whether these were all."""
         while self.n_committed < len(self.reference.tokens):
+            copied = self.copied.get(self.start)
+            if copied:
+                self._make(copied, ())
+                continue
             chain = chains[self.start]
             limit = min(stop.max_draft, chain.limit)
             n_drafted = _n_drafted(chain, self.state, limit, stop.needs_confidence)
             if n_drafted is None:
                 return False
-            known = self.reference.tokens[self.n_committed :]
-            # Past the end of the reference nothing is compared: what was drafted there is never committed.
-            target = known + [-1] * (n_drafted + 1 - len(known))
-            n_accepted = judge_greedy(chain.tokens[:n_drafted], target).n_accepted
-            n_committed = min(n_accepted + 1, len(known))
-            confidences = tuple(chain.confidences[:n_drafted])
-            self.rounds.append(Round(n_drafted, n_accepted, n_committed, 0.0, 0.0, None, confidences))
-            self.state.observe(n_drafted, n_accepted)
-            self.n_committed += n_committed
+            made = self._make(chain.tokens[:n_drafted], tuple(chain.confidences[:n_drafted]))
+            self.state.observe(made.drafted, made.accepted)
         return True
+
+    def _make(self, drafted: list[int], confidences: tuple[float, ...]) -> Round:
+        """The round of these drafted tokens."""
+        known = self.reference.tokens[self.n_committed :]
+        # Past the end of the reference nothing is compared: what was drafted there is never committed.
+        target = known + [-1] * (len(drafted) + 1 - len(known))
+        n_accepted = judge_greedy(drafted, target).n_accepted
+        n_committed = min(n_accepted + 1, len(known))
+        made = Round(len(drafted), n_accepted, n_committed, 0.0, 0.0, None, confidences)
+        self.rounds.append(made)
+        self.n_committed += n_committed
+        return made
 
 
 def _n_drafted(chain: Chain, state: StopState, limit: int, needs_confidence: bool) -> int | None:
@@ -111,7 +149,7 @@ def _n_drafted(chain: Chain, state: StopState, limit: int, needs_confidence: boo
 def _unfinished(prompt: _Prompt, chains: Chains, stop: StopPolicy) -> Iterator[Start]:
     """Where later rounds of a prompt may begin, nearest first, as far as those chains are worth growing."""
     for n in range(prompt.n_committed + 1, len(prompt.reference.tokens)):
-        if _goes_on(chains[prompt.row, n], stop):
+        if (prompt.row, n) not in prompt.copied and _goes_on(chains[prompt.row, n], stop):
             yield prompt.row, n
 
 

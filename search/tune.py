@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
-from search.chains import Chain, Start
+from search.chains import Chain, Chains
+from search.cost import CostTable
 from search.reference import Reference
 from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, StopState, Threshold
 
@@ -68,20 +69,24 @@ def variants(stop: StopPolicy) -> list[StopPolicy]:
     return found
 
 
-def fitted(
-    rule: Optimal, drafted: Iterable[tuple[Reference, Start, Chain]], *, draft_cost: float, verify_cost: float
-) -> Optimal:
+def fitted(rule: Optimal, drafted: Sequence[Chains], *, draft_cost: float, costs: CostTable) -> Optimal:
     """`rule` with the costs of a draft, in plain tokens, and its calibration from confidence to acceptance.
 
     Args:
         rule: the rule.
-        drafted: chains and their references.
+        drafted: the draft's chains; those from places that were not drafted from say nothing.
         draft_cost: of one drafted token.
-        verify_cost: of verifying one token more.
+        costs: of verifying.
     """
-    pairs = [pair for reference, (_, n), chain in drafted for pair in judged(reference, n, chain)]
-    knots = calibration(pairs)
-    return replace(rule, draft_cost=draft_cost, verify_cost=max(0.0, verify_cost), calibration=knots)
+    pairs = [
+        pair
+        for chains in drafted
+        for row, n in chains.starts
+        for pair in judged(chains.batch.references[row], n, chains[row, n])
+    ]
+    context, steps = len(drafted[0].batch.references[0].prompt), costs.verify_s
+    verify_cost = (steps[-1] - steps[0]) / max(1, len(steps) - 1) / costs.plain_s(context)
+    return replace(rule, draft_cost=draft_cost, verify_cost=max(0.0, verify_cost), calibration=calibration(pairs))
 
 
 def judged(reference: Reference, n_committed: int, chain: Chain) -> list[tuple[float, bool]]:

@@ -23,8 +23,9 @@ from selfspec.cache import ClockCache
 from selfspec.errors import InputError
 from selfspec.head import TrimmedHead, trimmed
 from selfspec.mask import attention_mask, tree_mask
-from selfspec.packed import PackedLinear
-from selfspec.plan import DraftPlan, Sublayer, written
+from selfspec.packed import n_bytes
+from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
+from selfspec.quantised import Int8Copies, Int8Linear
 from selfspec.skip import SkipSet
 
 
@@ -116,7 +117,8 @@ class Decoder:
         config: Any = model.config
         self.config = config.get_text_config()
         self.n_layers = self.sublayers.n_layers
-        self._head: tuple[Tensor, TrimmedHead] | None = None
+        self._head: tuple[Tensor, Precision, TrimmedHead] | None = None
+        self._int8 = Int8Copies(model)
         self.full = BoundForward(model, self.context_length)
         self._leave_out_everything()
 
@@ -157,15 +159,15 @@ class Decoder:
 
         Raises:
             InputError: if it is for another number of layers, or a bridge is of another size or at a place that
-                takes none.
+                takes none, or int8 has no kernel here.
         """
-        plan = draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft)
+        plan = _plan(draft)
         if plan.skip.n_layers != self.n_layers:
             raise InputError(
                 f"the skip set is for a model of {plan.skip.n_layers} layers, but this model has {self.n_layers}; "
                 "use a set that was found for it"
             )
-        if not len(plan.skip) and plan.head is None:
+        if not len(plan.skip) and plan.head is None and plan.precision == "same":
             return self.full
         copied = share(self.model)
         layers = copied.get_submodule(self.sublayers.path)
@@ -175,11 +177,33 @@ class Decoder:
                 patches = (self._bridged(plan, at),)
             for patch in patches:
                 layers.get_submodule(str(at[1])).get_submodule(patch.name).forward = patch.forward
+        if plan.precision == "int8":
+            self._round(copied, plan)
         if plan.head is not None:
-            if self._head is None or self._head[0] is not plan.head:  # its rows are copied once for many drafts
-                self._head = plan.head, TrimmedHead(self.model.get_output_embeddings(), plan.head)  # type: ignore[operator]
-            trimmed(copied, self._head[1])
+            trimmed(copied, self._trimmed_head(plan.head, plan.precision))
         return BoundForward(copied, self.context_length)
+
+    def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
+        """Its rows are copied once for many drafts."""
+        if self._head is None or self._head[0] is not ids_N or self._head[1] != precision:
+            head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
+            if precision == "int8":
+                head.add_module("rows", Int8Linear(head.rows))
+            self._head = ids_N, precision, head
+        return self._head[2]
+
+    def _round(self, copied: nn.Module, plan: DraftPlan) -> None:
+        """Put int8 copies in the place of the linear layers that a plan keeps, and of a whole head."""
+        kept = [sublayer(i) for i, bit in enumerate(plan.skip.bits()) if not bit]
+        paths = [f"{self.sublayers.path}.{at[1]}.{p.name}" for at in kept for p in self._patches(at)]
+        if not self._int8.put(copied, paths) and kept:
+            raise InputError(
+                f"precision=int8 was asked for, but the sublayers of a {self.config.model_type!r} model hold no "
+                "plain linear layers; use same"
+            )
+        if plan.head is None:
+            whole = self.model.get_output_embeddings()  # type: ignore[operator]
+            self._int8.put(copied, [path for path, module in self.model.named_modules() if module is whole])
 
     def _patches(self, at: Sublayer) -> tuple[Patch, ...]:
         return self.sublayers.attn if at[0] == "attn" else self.sublayers.mlp
@@ -194,14 +218,28 @@ class Decoder:
         module = self.model.get_submodule(f"{self.sublayers.path}.{at[1]}.{patches[0].name}")
         return Patch(patches[0].name, stand_in(bridge, patches, like=module, dtype=self.dtype))
 
-    def weight_bytes(self, skip: SkipSet) -> int:
-        """Bytes of the weights that a draft with `skip` left out reads: all but those of the skipped sublayers."""
+    def weight_bytes(self, draft: SkipSet | DraftPlan) -> int:
+        """Bytes of the weights that a draft reads for a token, of what stands in for others as well.
+
+        An embedding counts only where it is the head, too: otherwise a token reads one of its rows.
+        """
+        plan = _plan(draft)
+        is_plain = plan.head is None and plan.precision == "same"
+        module: Any = self.model if is_plain else self.bind(plan).module
         layers = self.model.get_submodule(self.sublayers.path)
-        left_out = 0
-        for skipped, patches in ((skip.attn, self.sublayers.attn), (skip.mlp, self.sublayers.mlp)):
-            for i in skipped:
-                left_out += sum(_bytes(layers.get_submodule(str(i)).get_submodule(p.name)) for p in patches)
-        return _bytes(self.model) - left_out
+        skipped = (layers.get_submodule(f"{at[1]}.{p.name}") for at in plan.skipped for p in self._patches(at))
+        embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+        looked_up = 0 if getattr(head, "weight", None) is embedding.weight else n_bytes(embedding)
+        rounded = sum(m.n_bytes for m in module.modules() if isinstance(m, Int8Linear))
+        return n_bytes(module) + rounded + self._bridge_bytes(plan) - sum(map(n_bytes, skipped)) - looked_up
+
+    def extra_bytes(self, plan: DraftPlan) -> int:
+        """Bytes that a plan takes beside the model: bridges, rows of its head, and int8 copies of what it keeps."""
+        made = (m for m in self.bind(plan).module.modules() if isinstance(m, Int8Linear | TrimmedHead))
+        return sum(m.n_bytes for m in made) + self._bridge_bytes(plan)
+
+    def _bridge_bytes(self, plan: DraftPlan) -> int:
+        return sum(t.numel() for b in plan.bridges.values() for t in b.tensors) * self.dtype.itemsize
 
     @torch.inference_mode()
     def _leave_out_everything(self) -> None:
@@ -221,11 +259,8 @@ class Decoder:
             ) from error
 
 
-def _bytes(module: nn.Module) -> int:
-    """Of its weights, packed ones included."""
-    own: int = sum(p.numel() * p.element_size() for p in module.parameters())
-    packed = (m.packed for m in module.modules() if isinstance(m, PackedLinear))
-    return own + int(sum(t.numel() * t.element_size() for t in packed))
+def _plan(draft: SkipSet | DraftPlan) -> DraftPlan:
+    return draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft)
 
 
 def share(module: nn.Module) -> nn.Module:

@@ -56,6 +56,13 @@ class PackedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, packed"
 
 
+def n_bytes(module: nn.Module) -> int:
+    """Bytes of the weights of `module`, packed ones included; one that is shared counts once."""
+    own: int = sum(p.numel() * p.element_size() for p in module.parameters())
+    packed = (m.packed for m in module.modules() if isinstance(m, PackedLinear))
+    return own + int(sum(t.numel() * t.element_size() for t in packed))
+
+
 def can_pack(model: nn.Module) -> bool:
     """Whether packing is possible: oneDNN is there, and the weights lie on the CPU in a dtype it multiplies fast."""
     weight = next(model.parameters())

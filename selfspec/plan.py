@@ -21,7 +21,7 @@ from selfspec.skip import SkipSet
 
 SublayerKind = Literal["attn", "mlp"]
 Sublayer = tuple[SublayerKind, int]  # (kind, layer)
-Precision = Literal["same"]
+Precision = Literal["same", "int8"]
 
 PLAIN = "skip"  # the kind without bridges
 
@@ -36,7 +36,8 @@ class DraftPlan:
             adjacent sublayers stands at its first, and the others have none.
         head: ids of the tokens that the draft's head scores, [V]; None: all of them.
         kind: `skip`, or the kind of the bridges: mean, linear or lowrank.
-        precision: of the weights that the draft keeps; `same` as the model's.
+        precision: of the weights that the draft keeps, its head's included: `same` as the model's, or int8
+            (`quantised`).
 
     Raises:
         InputError: if a bridge stands where nothing is skipped, or a name is not known.
@@ -99,6 +100,8 @@ class DraftPlan:
             parts.append(f"{self.kind} at {' '.join(written(at) for at in self.bridges)}")
         if self.head is not None:
             parts.append(f"head of {self.head.numel()}")
+        if self.precision != "same":
+            parts.append(self.precision)
         return ", ".join(parts)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +14,8 @@ from transformers import StopStringCriteria
 
 from selfspec.errors import InputError
 from selfspec.tasks.base import Example
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,7 @@ class Prompt:
 def encode(
     tokenizer: Any, examples: Sequence[Example], *, chat: bool, context_length: int, max_new_tokens: int
 ) -> list[Prompt]:
-    """The examples as token ids, each with room for its answer.
+    """The examples as token ids, each with room for its answer; long texts in them are cut as `fit` does.
 
     Args:
         tokenizer: the model's.
@@ -36,28 +41,86 @@ def encode(
     Raises:
         InputError: if there is no chat template, or a prompt is too long.
     """
-    if chat and not getattr(tokenizer, "chat_template", None):
-        raise InputError("this model's tokenizer has no chat template; use data.chat=false to continue raw text")
     prompts = []
-    for example in examples:
-        ids = encode_one(tokenizer, example.prompt, chat=chat)
-        if len(ids) + max_new_tokens > context_length:
-            raise InputError(
-                f"prompt {example.id!r} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} there is no room "
-                f"in the context of {context_length}; shorten it or ask for fewer tokens"
-            )
+    for example in fit(tokenizer, examples, chat=chat, context_length=context_length, max_new_tokens=max_new_tokens):
+        ids = encode_turns(tokenizer, [example.prompt], chat=chat)
+        check_room(example.id, ids, context_length=context_length, max_new_tokens=max_new_tokens)
         prompts.append(Prompt(example, ids))
     return prompts
 
 
-def encode_one(tokenizer: Any, text: str, *, chat: bool) -> list[int]:
-    """The token ids of one text, in the chat template or as it stands."""
+def fit(
+    tokenizer: Any, examples: Sequence[Example], *, chat: bool, context_length: int, max_new_tokens: int
+) -> list[Example]:
+    """The examples, with the end of a long text cut off at a word where there is no room for all of it.
+
+    Only what `Example.clip` names is shortened: neither the instruction nor the examples shown before it. What does not
+    fit even so is left as it is, for `check_room` to refuse.
+
+    Args:
+        tokenizer, chat, context_length, max_new_tokens: as in `encode`.
+        examples: what will be encoded.
+
+    Source: Zhang et al. 2024 (arXiv:2309.08168), whose code cuts articles just before the instruction that follows.
+    """
+    room = context_length - max_new_tokens
+
+    def n_tokens(text: str) -> int:
+        return len(encode_turns(tokenizer, [text], chat=chat))
+
+    fitted = [_cut(e, room, n_tokens) if e.clip and n_tokens(e.prompt) > room else e for e in examples]
+    n_cut = sum(a is not b for a, b in zip(fitted, examples, strict=True))
+    if n_cut:
+        log.warning(
+            "%d of %d prompts: text cut at its end, for a prompt of at most %d tokens", n_cut, len(fitted), room
+        )
+    return fitted
+
+
+def _cut(example: Example, room: int, n_tokens: Callable[[str], int]) -> Example:
+    assert example.clip
+    start, end = example.clip
+    ends = [start + word.end() for word in re.finditer(r"\S+", example.prompt[start:end])]
+    rest = example.prompt[end:]
+    n_words = bisect_right(ends, room, key=lambda at: n_tokens(example.prompt[:at] + rest))
+    if n_words == 0:
+        return example
+    at = ends[n_words - 1]
+    return replace(example, prompt=example.prompt[:at] + rest, clip=(start, at))
+
+
+def encode_turns(tokenizer: Any, texts: Sequence[str], *, chat: bool) -> list[int]:
+    """The token ids of a conversation, up to where the next answer begins.
+
+    Args:
+        tokenizer: the model's.
+        texts: the user's and the model's in turn, the user's first and last.
+        chat: in the chat template; otherwise as they stand, with an empty line between two turns.
+
+    Raises:
+        InputError: if there is no chat template.
+    """
     if not chat:
-        return list(tokenizer(text).input_ids)
-    messages = [{"role": "user", "content": text}]
+        return list(tokenizer("\n\n".join(texts)).input_ids)
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("this model's tokenizer has no chat template; use data.chat=false to continue raw text")
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     # The template writes its own special tokens, so they must not be added a second time.
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def check_room(name: str, ids: Sequence[int], *, context_length: int, max_new_tokens: int) -> None:
+    """Refuse a prompt that leaves no room for its answer.
+
+    Raises:
+        InputError: if it does.
+    """
+    if len(ids) + max_new_tokens > context_length:
+        raise InputError(
+            f"prompt {name!r} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} there is no room "
+            f"in the context of {context_length}; shorten it or ask for fewer tokens"
+        )
 
 
 def ends_with_any(tokenizer: Any, strings: Sequence[str]) -> Callable[[list[int]], bool]:

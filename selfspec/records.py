@@ -19,6 +19,7 @@ SCHEMA = 1  # of the rows; raised when a field changes its meaning
 
 CONFIG, OVERRIDES, PROVENANCE, SUMMARY = "config.yaml", "overrides.txt", "provenance.json", "summary.json"
 RECORDS, TRIALS, LOG = "records.jsonl", "trials.jsonl", "log.txt"
+FAILURE = "failure.json"  # why a job of a sweep came to nothing; such a folder holds no run
 
 
 def write_text(path: Path, text: str) -> None:

@@ -35,8 +35,8 @@ class Ran:
 
     @property
     def error_lines(self) -> list[str]:
-        """Standard error without what was decided for the user, which is told while a model loads."""
-        return [line for line in self.err.splitlines() if not line.startswith(("dtype ", "measuring "))]
+        """Standard error without what is told of the model while it loads, and of the machine."""
+        return [line for line in self.err.splitlines() if not line.startswith(("dtype ", "measuring ", "busy machine"))]
 
     @property
     def run(self) -> Path:

@@ -359,7 +359,7 @@ def test_a_search_without_values_still_has_a_picture(trials: list[Row], tmp_path
 def test_report_writes_table_and_pictures_and_how_to_make_it_again(outputs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "report"
     report = make_report(find_runs("", outputs), folder, overrides=["runs=", "paths.outputs=some where"])
-    names = {"skip_map.png", "skip_map.svg", "search.png", "search.svg", "table.csv", "table.md"}
+    names = {"skip_map.png", "skip_map.svg", "search.png", "search.svg", "table.csv", "table.md", "table.tex"}
     assert {path.name for path in report.paths} == {path.name for path in folder.iterdir()} == names
     assert (folder / "table.md").read_text(encoding="utf-8") == report.markdown + "\n"
     assert report.sentences and report.sentences[0] in report.markdown

@@ -252,13 +252,15 @@ class TestPlans:
         self, draft: str, head: str, here: Path, toy: list[str]
     ) -> None:
         rank = ["draft.rank=4"] if draft == "lowrank" else []
-        trimmed = ["head.n=40"] if head == "trimmed" else []
+        trimmed = ["head.n=40", "head.others=[20]"] if head == "trimmed" else []
         small = ["objective.n_prompts=1", "finals.n_prompts=1", "calibration.max_new_tokens=12", *rank, *trimmed]
         ran = search(toy, f"draft={draft}", f"head={head}", "searcher.n_trials=8", "starts=[nothing,uniform]", *small)
         assert (ran.run / "plan.yaml").is_file()
         plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
         assert plan["skip"] == summary(ran)["winner"]["skip"]
-        assert plan["head_size"] == (40 if head == "trimmed" else None)
+        finals = read_rows(ran.run / "finals.jsonl")
+        assert plan["head_size"] == summary(ran)["winner"]["head"]
+        assert {row["head"] for row in finals} <= ({40, 20} if head == "trimmed" else {None})
         evaluated = command("evaluate", *toy, f"skip={ran.run}", "max_new_tokens=8", "n=2")
         assert evaluated.status == 0, evaluated.err
         arms = "arms={both: {lookup: front, skip: a1}, copy: {lookup: only}}"
@@ -268,6 +270,23 @@ class TestPlans:
         assert behind.status == 0, behind.err
         decoded = command("decode", *toy, "prompt=one two", f"skip={ran.run}", "max_new_tokens=8")
         assert decoded.status == 0, decoded.err
+
+    def test_a_draft_is_evaluated_and_decoded_with_the_rule_and_lookup_of_its_search(
+        self, here: Path, toy: list[str]
+    ) -> None:
+        asked = "stop=threshold", "stop.max_draft=3", "stop.threshold=0.4", "lookup=front"
+        ran = search(toy, "precision=int8", *asked, "searcher.n_trials=4", "starts=[nothing]", "finals.n_prompts=1")
+        words = f"skip={ran.run}", "stop=searched", "lookup=searched", "max_new_tokens=8"
+        evaluated = command("evaluate", *toy, *words, "n=1", "arms={odd: {skip: a1, stop: fixed, lookup: null}}")
+        assert evaluated.status == 0, evaluated.err
+        arms = json.loads((evaluated.run / records.PROVENANCE).read_text())["run"]["arms"]
+        mine = next(about for name, about in arms.items() if name not in ("plain", "generate", "odd"))
+        assert (mine["stop"], mine["lookup"]) == ("threshold", "front")
+        assert max(max(r["round_drafted"]) for r in read_rows(evaluated.run / records.RECORDS) if r["drafted"]) <= 10
+        decoded = command("decode", *toy, "prompt=one two", *words)
+        assert decoded.status == 0 and "stop=threshold" in decoded.out, decoded.err
+        refused = command("evaluate", *toy, "skip=a1", "stop=searched")
+        assert refused.status == 2 and "not the folder of a search" in refused.err
 
     def test_without_prompts_to_fit_on_it_says_what_to_do(self, here: Path, toy: list[str]) -> None:
         words = "draft=linear", "objective.n_prompts=4", "calibration.max_new_tokens=8"

@@ -246,6 +246,16 @@ class TestJsonl:
                 Jsonl(str(tmp_path / name))
             assert_told(error, piece)
 
+    def test_repair_keeps_the_good_rows_and_says_how_many_it_left_out(
+        self, write: Write, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        good = [json.dumps({"prompt": str(k)}) for k in range(4)]
+        path = write("\n".join([good[0], '{"prompt": ', good[1], '{"other": 1}', *good[2:]]))
+        task = Jsonl(path, repair=True)
+        assert sum(len(task.examples(part)) for part in PARTS) == 4
+        assert task.facts()["n_left_out"] == 2
+        assert "left out 2 bad row(s)" in caplog.text and "line 2" in caplog.text and "line 4" in caplog.text
+
     def test_no_path_is_told(self) -> None:
         with pytest.raises(InputError) as error:
             Jsonl(None)
@@ -259,8 +269,14 @@ class TestHumanEval:
     def test_prompt_and_solution_are_kept_to_the_letter(self, write: Write) -> None:
         task = HumanEval(write([PROBLEM]), calibration_n=0)
         assert task.examples("evaluation") == [
-            Example(id="HumanEval/0", prompt="def f():\n", reference="    return 0\n", category="code")
+            Example("HumanEval/0", "def f():\n", reference="    return 0\n", category="code", extra=PROBLEM)
         ]
+
+    def test_tabs_change_the_prompt_and_leave_the_problem_that_judges_it(self, write: Write) -> None:
+        problem = PROBLEM | {"prompt": "def f():\n    if 1:\n        "}
+        (example,) = HumanEval(write([problem]), calibration_n=0, tabs=True).examples("evaluation")
+        assert example.prompt == "def f():\n\tif 1:\n\t\t"
+        assert example.extra["prompt"] == problem["prompt"]
 
     def test_larger_calibration_sample_contains_the_smaller_one(self, write: Write) -> None:
         path = write(self.problems(20))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from search.drafts import Text, drafts
 from search.vocabulary import coverage, most_useful
 from selfspec.errors import InputError
+from selfspec.model import Decoder
+from tests.toys import toy
 
 ANSWERS = [[7, 3, 7, 9], [3, 7, 5]]  # 7 three times, 3 twice, 5 and 9 once
 PROMPTS = [[11, 12, 11, 7], [13, 12, 12]]  # 12 three times, 11 twice, 13 once
@@ -69,3 +73,14 @@ def test_no_other_choice_covers_more() -> None:
     best = coverage(most_useful(ANSWERS, 2, n_vocab=20), ANSWERS)
     pairs = [torch.tensor([a, b]) for a in range(20) for b in range(a + 1, 20)]
     assert best == max(coverage(ids_N, ANSWERS) for ids_N in pairs)
+
+
+def test_drafts_of_other_heads_differ_in_nothing_else() -> None:
+    decoder = Decoder(toy("llama"))
+    texts = [Text([1, 2, 3], [4, 5, 4, 6])]
+    made = drafts(decoder, texts, kind="skip", merge=True, rank=None, n_tokens=9, n_scored=8, other_sizes=[4, 8, 10**6])
+    first, *others = made.variants()
+    assert first is made
+    assert [len(v.head) for v in made.variants() if v.head is not None] == [8, 4, decoder.config.vocab_size]
+    assert all(replace(other, head=made.head, other_heads=made.other_heads) == made for other in others)
+    assert set(others[0].head.tolist()) < set(made.head.tolist())  # type: ignore[union-attr]

@@ -4,5 +4,6 @@ from selfspec.tasks.base import Example, Part, Task, select
 from selfspec.tasks.humaneval import HumanEval
 from selfspec.tasks.jsonl import Jsonl
 from selfspec.tasks.mini import Mini
+from selfspec.tasks.source import Source, Split
 
-__all__ = ["Example", "HumanEval", "Jsonl", "Mini", "Part", "Task", "select"]
+__all__ = ["Example", "HumanEval", "Jsonl", "Mini", "Part", "Source", "Split", "Task", "select"]

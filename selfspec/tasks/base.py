@@ -4,14 +4,10 @@ A task knows its prompts, their references and which of them are for calibration
 tokenizers or chat templates.
 """
 
-import gzip
-import json
 import random
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from selfspec.errors import InputError
@@ -22,12 +18,28 @@ Part = Literal["calibration", "evaluation"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt, with the answer it should get if one is known."""
+    """One prompt, with the answer it should get if one is known.
+
+    Attributes:
+        id: unique in its data set.
+        prompt: what is asked, examples of other questions included.
+        reference: the answer it should get; None if none is known.
+        category: what kind of question it is, such as "code".
+        turns: what the user says after the first answer, and after each further one.
+        references: where there are several: others that are as good as `reference`, or one for each turn.
+        clip: where in the prompt the text lies that may be shortened at its end, in characters from and to; None if
+            every word matters.
+        extra: what scoring needs besides, such as the tests of a code problem: fields of the row it was made from.
+    """
 
     id: str
     prompt: str
     reference: str | None = None
     category: str = ""
+    turns: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    clip: tuple[int, int] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Task(Protocol):
@@ -42,6 +54,10 @@ class Task(Protocol):
         Raises:
             InputError: if the options given leave this part without an example.
         """
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a run records of where the prompts come from: the source, the ids of shown examples, rows left out."""
         ...
 
 
@@ -71,40 +87,3 @@ def select(examples: Sequence[Example], *, n: int | None, seed: int) -> list[Exa
         rng.shuffle(group)
     dealt = chain.from_iterable(zip_longest(*groups.values()))
     return [example for example in dealt if example is not None][:n]
-
-
-def read_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file (plain or .gz), each with its line number; blank lines are passed over.
-
-    Raises:
-        InputError: if there is no such file, it cannot be read, it has no rows, or a line is not a JSON object.
-    """
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise InputError(f"asked to read prompts from {path}, which is a folder; name one JSON-lines file in it")
-    if not file.is_file():
-        raise InputError(f"asked to read prompts from {path}, but there is no such file; check the path and its folder")
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        # utf-8-sig: some editors put a byte order mark first, which is not JSON.
-        # Split at \n alone: splitlines would also cut at the U+2028 that JSON allows inside a string.
-        lines = content.decode("utf-8-sig").split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"asked to read prompts from {path}, which cannot be read ({type(error).__name__}); "
-            "it must be UTF-8 text, or gzip of it if its name ends in .gz"
-        ) from error
-    rows = [(number, _row(line, f"{path} line {number}")) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise InputError(f"asked to read prompts from {path}, which has no rows; write one JSON object per line")
-    return rows
-
-
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg}); each line must be one complete JSON object") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where} holds a {type(row).__name__}, not an object; write one JSON object per line")
-    return row

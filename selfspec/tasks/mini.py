@@ -5,8 +5,10 @@ calibration. Too few to publish numbers from; enough to see that a set-up works.
 """
 
 from pathlib import Path
+from typing import Any
 
-from selfspec.tasks.base import Example, Part, read_rows
+from selfspec.tasks.base import Example, Part
+from selfspec.tasks.rows import read_rows
 
 
 class Mini:
@@ -22,3 +24,7 @@ class Mini:
             for _, row in read_rows(Path(__file__).with_name("mini.jsonl"))
             if row["part"] == part
         ]
+
+    def facts(self) -> dict[str, Any]:
+        """Where the prompts come from."""
+        return {"source": "selfspec"}

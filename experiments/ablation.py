@@ -1,0 +1,172 @@
+"""What each part of a draft is worth: arms that add one part after another, and the table and picture of what they did.
+
+Knows plans, arms and their rows; knows nothing of models, nor of how an arm is built.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.figures import BLUE, DARK, GREY, KEPT, ORANGE, save
+from experiments.runs import RunFolder
+from experiments.tables import SPEEDUP, ArmRow, Pair, markdown_table, number, paired_arms
+from selfspec import metrics, records
+from selfspec.plan import DraftPlan
+
+NAME = "ablation"
+HEAD = 8192  # tokens of the head where the plan has a whole one, as in conf/head/trimmed.yaml
+STOP = "optimal"
+RIVALS = ("lookup only", "transformers' lookup")
+
+COST = (
+    "c: measured seconds of drafting a token over those of a plain one, decoded in turn with it. With lookup, copied "
+    "tokens are among the drafted. A – stands where transformers does not tell."
+)
+
+
+def steps(folder: str, plan: DraftPlan, *, has_int8: bool = True) -> dict[str, dict[str, Any]]:
+    """The settings of the arms by name: each part of a draft added to those before, then what competes with them.
+
+    Args:
+        folder: of the plan, or any other skip set: its bridges are then fitted for the occasion.
+        plan: what it holds.
+        has_int8: whether there is a kernel for it; if not, there is no such step.
+    """
+    kind = plan.kind if plan.kind in ("linear", "lowrank") else "linear"
+    own = {} if plan.kind == kind else {"draft": kind}
+    head = {} if plan.head is not None else {"head": HEAD}
+    bare = {"skip": folder, "head": "full", "precision": "same", "lookup": None}
+    trimmed = {"skip": folder, **own, **head, "precision": "same", "lookup": None}
+    last = {**trimmed, "precision": "int8"} if has_int8 else trimmed
+    return {
+        "identity": {**bare, "draft": "skip"},
+        "mean": {**bare, "draft": "mean"},
+        kind: {**bare, **own},
+        "+ head": trimmed,
+        **({"+ int8": last} if has_int8 else {}),
+        "+ lookup": {**last, "lookup": "front"},
+        f"+ {STOP} stop": {**last, "lookup": "front", "stop": STOP, "tune_stop": True},
+        RIVALS[0]: {"lookup": "only"},
+        RIVALS[1]: {"generate": {"prompt_lookup_num_tokens": 10}},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one arm did; ratios are nan where there is nothing to divide by.
+
+    Attributes:
+        arm: its name.
+        acceptance: accepted over drafted tokens.
+        draft_cost: c, seconds of a drafted token over those of a plain one.
+        tokens_per_round: accepted tokens and one, a round.
+        speedup, low, high: over plain decoding, with the 95 % interval.
+        n: prompts.
+        n_mismatches: outputs that are not plain decoding's.
+    """
+
+    arm: str
+    acceptance: float
+    draft_cost: float
+    tokens_per_round: float
+    speedup: float
+    low: float
+    high: float
+    n: int
+    n_mismatches: int
+
+
+def step(row: ArmRow, pairs: Sequence[Pair]) -> Step:
+    """From an arm's line and the rows that it pools: plain decoding's and its own, prompt by prompt."""
+    timed = [(b, m) for b, m in pairs if b["n_tokens"] > 1 and m["n_tokens"] > 1]
+    plain_s = metrics.ratio(
+        sum(b["total_s"] - b["prefill_s"] for b, _ in timed), sum(b["n_tokens"] - 1 for b, _ in timed)
+    )
+    draft_s = metrics.ratio(sum(m["draft_s"] for _, m in timed), sum(m["drafted"] for _, m in timed))
+    return Step(
+        row.arm,
+        row.acceptance,
+        metrics.ratio(draft_s, plain_s),
+        row.tokens_per_round,
+        row.speedup,
+        row.low,
+        row.high,
+        row.n,
+        row.n_mismatches,
+    )
+
+
+def write(run: RunFolder) -> list[Path]:
+    """Write `ablation.md`, `ablation.csv` and the picture into the folder of an evaluate run; the paths written."""
+    found = [step(row, pairs) for row, pairs in paired_arms(run) if not row.is_baseline]
+    title = f"{run.facts.get('model')} on {run.facts.get('data')}"
+    text = f"# What each part of the draft is worth: {title}\n\n{table(found)}\n\n{SPEEDUP}\n\n{COST}\n"
+    markdown, comma = run.path / f"{NAME}.md", run.path / f"{NAME}.csv"
+    records.write_text(markdown, text)
+    records.write_text(comma, _csv(found))
+    return [markdown, comma, *save(picture(found, title=title), run.path / NAME)]
+
+
+def table(found: Sequence[Step]) -> str:
+    """The steps as a Markdown table."""
+    header = ["draft", "acceptance", "c", "tokens/round", "speedup [95 %]", "n", "mismatches"]
+    return markdown_table(header, [_cells(s) for s in found])
+
+
+def _cells(s: Step) -> list[str]:
+    speed = f"{number(s.speedup, 2)} [{number(s.low, 2)}, {number(s.high, 2)}]"
+    ratios = [number(s.acceptance, 3), number(s.draft_cost, 2), number(s.tokens_per_round, 2)]
+    return [s.arm, *ratios, speed, str(s.n), str(s.n_mismatches)]
+
+
+def _csv(found: Sequence[Step]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(Step.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(s) for s in found)
+    return out.getvalue()
+
+
+def picture(found: Sequence[Step], *, title: str = "") -> Figure:
+    """Four numbers of every step, side by side, from above; diamonds are rivals, plain decoding is the dashed line."""
+    figure = Figure(figsize=(10.0, 1.4 + 0.36 * len(found)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 4, sharey=True, width_ratios=[1, 1, 1, 1.6])
+    columns = {
+        "acceptance": "acceptance",
+        "draft_cost": "c",
+        "tokens_per_round": "tokens per round",
+        "speedup": "speedup",
+    }
+    for axes, (name, label) in zip(panels, columns.items(), strict=True):
+        for y, s in enumerate(found):
+            value = getattr(s, name)
+            colour, marker = (ORANGE, "D") if s.arm in RIVALS else (BLUE, "o")
+            if name == "speedup":
+                axes.plot([s.low, s.high], [y, y], color=colour, linewidth=1.5, solid_capstyle="butt")
+            axes.plot(value, y, marker, color=colour, markersize=6, clip_on=False)
+            axes.annotate(number(value, 2), (value, y), (0, 6), textcoords="offset points", **_SMALL)
+        axes.set_xlabel(label)
+        known = [v for s in found for v in (getattr(s, name), s.high if name == "speedup" else 0) if not math.isnan(v)]
+        axes.set_xlim(0, 1.1 * max([*known, 0]) or 1)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", color=KEPT)
+        axes.set_axisbelow(True)
+    panels[-1].axvline(1, color=DARK, linestyle="--", linewidth=1, zorder=0.8)
+    panels[0].set_yticks(range(len(found)), [s.arm for s in found])
+    panels[0].set_ylim(len(found) - 0.5, -0.7)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, color=GREY)
+    return figure
+
+
+_SMALL: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": DARK}

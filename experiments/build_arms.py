@@ -1,0 +1,217 @@
+"""From configuration to the arms of an evaluation: ways to decode, each with a draft of its own if it says so.
+
+What an arm has fitted anew is fitted on calibration prompts, once for all arms, and only if an arm asks for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from experiments import ablation, build, build_search
+from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
+from experiments.draft_only import DraftOnlyArm
+from experiments.setup import ALL
+from search import tune
+from search.chains import Chains
+from search.cost import CostTable, check
+from search.drafts import Text, continued, drafts
+from search.fits import Fits, observe
+from search.reference import ReferenceBatch, refer
+from search.replay import draft_everything, looked_up
+from selfspec.decode import Ending
+from selfspec.errors import InputError
+from selfspec.load import Loaded
+from selfspec.lookup import LookupDraft
+from selfspec.plan import PLAIN as SKIP
+from selfspec.plan import DraftPlan
+from selfspec.quantised import check_kernel
+from selfspec.stop import Optimal, StopPolicy
+from selfspec.timing import Stopwatch
+
+log = logging.getLogger(__name__)
+
+KEYS = ("skip", "stop", "lookup", "draft", "head", "precision", "tune_stop", "draft_only")
+N_TUNED_ON = 8  # prompts that a stop rule is tuned on, and no draft is fitted on; chosen, not tuned
+
+
+def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
+    """The arms of an evaluation, plain decoding first.
+
+    Raises:
+        InputError: if an arm is none, or two have the same name.
+    """
+    common = (loaded.decoder, ending, build.sampling(cfg), Stopwatch(loaded.decoder.device))
+    found: list[Arm] = [PlainArm(*common), *([GenerateArm(*common)] if cfg.generate else [])]
+    n_baselines = len(found)
+    calibration = Calibration(cfg, loaded)
+    for name, settings in _asked(cfg, loaded).items():
+        if not isinstance(settings, Mapping):
+            raise InputError(f"arms.{name} is {settings!r}; write its settings as {{skip: ...}}")
+        if "generate" in settings:
+            found.append(GenerateArm(*common, name=name, settings=_generate(cfg, name, settings)))
+            continue
+        _check(name, settings)
+        plan = _plan(settings, loaded, calibration)
+        if settings.get("draft_only"):
+            found.append(DraftOnlyArm(*common, name=name or "draft alone", plan=plan))
+            continue
+        draft, lookup = str(settings.get("skip", "none")), settings.get("lookup", cfg.lookup)
+        lookup = build.searched(draft).get("lookup") if lookup == "searched" else lookup
+        asked = settings.get("stop")
+        policy = build.stop(cfg, draft) if asked is None else build.stop_by_name(asked, draft)
+        if settings.get("tune_stop"):
+            policy = calibration.tuned(name, policy, plan, lookup)
+        rule, skip = build.stop_name(policy), plan.skip
+        found.append(
+            DraftArm(
+                *common,
+                name=name or (f"skip {len(skip)}, {rule}" if len(skip) else f"skip nothing, {rule}"),
+                skip=skip,
+                stop=rule,
+                policy=policy,
+                drafter=build.drafter(cfg, loaded.decoder, plan, policy, lookup=lookup),
+                draft=None if lookup == "only" else str(plan),
+                lookup=lookup,
+            )
+        )
+    names = [a.name for a in found]
+    if len(set(names)) < len(names) or {PLAIN, GENERATE} & set(names[n_baselines:]):
+        raise InputError(
+            f"two arms have the same name: {', '.join(names)}; name them with arm=NAME or in arms={{NAME: ...}}"
+        )
+    return found
+
+
+def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
+    """The settings of every arm but the baselines by name: the run's own (`` if it has none), an ablation's, others."""
+    more = OmegaConf.to_container(cfg.arms) if cfg.arms else {}
+    assert isinstance(more, dict)
+    own: dict[str, Any] = {cfg.arm or "": {"skip": str(cfg.skip), "lookup": cfg.lookup}}
+    if not cfg.ablation:
+        return _joined(own, more)
+    plan, has_int8 = build.plan(str(cfg.ablation), loaded), True
+    try:
+        check_kernel(loaded.decoder.device)
+    except InputError as error:
+        log.warning("the ablation has no step + int8: %s", error)
+        has_int8 = False
+    steps = ablation.steps(str(cfg.ablation), plan, has_int8=has_int8)
+    return _joined(own if str(cfg.skip) != "none" else {}, steps, more)
+
+
+def _joined(*parts: Mapping[Any, Any]) -> dict[str, Any]:
+    names = [str(name) for part in parts for name in part]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"two arms have the same name: {', '.join(twice)}; name them with arm=NAME or in arms=")
+    return {str(name): settings for part in parts for name, settings in part.items()}
+
+
+def _check(name: str, settings: Mapping[str, Any]) -> None:
+    if set(settings) - set(KEYS) or not {"skip", "lookup"} & set(settings):
+        raise InputError(
+            f"arms.{name} has {sorted(map(str, settings))}; an arm has a skip or a lookup and, if they are not the "
+            f"run's or the plan's, any of {', '.join(KEYS[1:])}; or it has generate alone"
+        )
+    idle = [key for key in ("stop", "lookup", "tune_stop") if key in settings]
+    if settings.get("draft_only") and idle:
+        raise InputError(f"arms.{name} has draft_only, which nothing verifies; leave out its {', '.join(idle)}")
+
+
+def _generate(cfg: DictConfig, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `generate` that an arm asks for."""
+    asked = settings["generate"]
+    if set(settings) != {"generate"} or not isinstance(asked, Mapping) or not asked:
+        raise InputError(
+            f"arms.{name} has {dict(settings)}; an arm of transformers' own has generate alone, with its settings: "
+            "{generate: {prompt_lookup_num_tokens: 10}}"
+        )
+    return generation(name, asked, batch=cfg.batch)
+
+
+def _plan(settings: Mapping[str, Any], loaded: Loaded, calibration: Calibration) -> DraftPlan:
+    """The plan that an arm names, with what it has in the place of the plan's own."""
+    plan = build.plan(str(settings.get("skip", "none")), loaded)
+    kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
+    if kind is not None:
+        d = build.option("draft", kind)
+        made = DraftPlan.of(plan.skip)
+        if d.kind != SKIP:
+            made = calibration.fits.plan(plan.skip, kind=d.kind, merge=d.merge, rank=d.rank)
+        plan = replace(plan, bridges=made.bridges, kind=made.kind)
+    if head is not None:
+        plan = replace(plan, head=None if head == "full" else calibration.head(head))
+    return plan if precision is None else replace(plan, precision=precision)
+
+
+class Calibration:
+    """What arms are fitted on: made when the first of them needs it."""
+
+    def __init__(self, cfg: DictConfig, loaded: Loaded) -> None:
+        self._cfg, self._loaded, self._decoder = cfg, loaded, loaded.decoder
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """The calibration prompts of the run's data."""
+        n_new = max(self._cfg.max_new_tokens, self._cfg.calibration.max_new_tokens)
+        found = build.prompts(self._cfg, self._loaded, "calibration", n=ALL, seed=self._cfg.seed, max_new_tokens=n_new)
+        return [p.ids for p in found]
+
+    @cached_property
+    def texts(self) -> list[Text]:
+        """What the full model says after them; where they suffice, not after those that a stop rule is tuned on."""
+        c = self._cfg.calibration
+        rest = self.prompts[N_TUNED_ON:] or self.prompts
+        return continued(self._decoder, rest, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens)
+
+    @cached_property
+    def fits(self) -> Fits:
+        """Of bridges."""
+        return Fits(observe(self._decoder, self.texts, n_tokens=self._cfg.calibration.n_tokens))
+
+    def head(self, n: int) -> Tensor | None:
+        """The `n` tokens that a draft's head should score."""
+        build.check_count("head", n)
+        n_tokens = self._cfg.calibration.n_tokens
+        return drafts(self._decoder, self.texts, kind=SKIP, merge=True, rank=None, n_tokens=n_tokens, n_scored=n).head
+
+    @cached_property
+    def costs(self) -> CostTable:
+        """What forwards cost on this machine."""
+        table, *_ = build_search.costs(self._cfg, self._loaded)
+        return table
+
+    @cached_property
+    def references(self) -> list[ReferenceBatch]:
+        """What a stop rule is tuned on."""
+        return refer(self._decoder, self.prompts[:N_TUNED_ON], ending=Ending(self._cfg.max_new_tokens))
+
+    def tuned(self, name: str, rule: StopPolicy, plan: DraftPlan, lookup: str | None) -> Optimal:
+        """The rule with the measured costs of a plan's draft, and its calibration from confidence to acceptance.
+
+        Raises:
+            InputError: for a rule that has no costs, and a draft that has none.
+        """
+        if not isinstance(rule, Optimal) or lookup == "only":
+            raise InputError(
+                f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="
+                f"{build.stop_name(rule)}, lookup={lookup}; leave tune_stop out"
+            )
+        repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
+        ((_, draft_cost),) = check(self._decoder, self.costs, [plan], repeats=repeats, stopwatch=watch)
+        forward, everywhere = self._decoder.bind(plan), []
+        for batch in self.references:
+            chains = Chains(forward, batch, max_draft=rule.max_draft)
+            copied = looked_up(batch.references, LookupDraft()) if lookup else {}
+            draft_everything(chains, rule, copied=copied)
+            everywhere.append(chains)
+        found = tune.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)
+        log.info("%s: draft_cost %.3f, verify_cost %.3f plain tokens", name, found.draft_cost, found.verify_cost)
+        return found

@@ -1,0 +1,108 @@
+"""What self-speculation could bring: the expected speedup over acceptance, draft cost and draft length.
+
+The closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with v(n), the cost of verifying n tokens, in
+place of their 1. Zhang et al. 2024 (arXiv:2309.08168), figure 2, draw it for drafts of half the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from experiments.charts.theme import DASHES, GREEN, GREY, RED, SCALE, SERIES, Row, level, styled
+
+
+def expected_speedup(chance: float, *, cost: float, n_drafted: int, verify: float = 1.0) -> float:
+    """Plain tokens' time over the method's, if every draft has `n_drafted` tokens.
+
+    Args:
+        chance: that a drafted token is accepted, those before it accepted; in [0, 1].
+        cost: of one drafted token, in plain tokens.
+        n_drafted: tokens of a draft.
+        verify: cost of one verification, in plain tokens.
+    """
+    committed = sum(chance**k for k in range(n_drafted + 1))
+    return committed / (cost * n_drafted + verify)
+
+
+def best_length(chance: float, *, cost: float, verify: float = 1.0, longest: int = 24) -> int:
+    """The draft length of the largest expected speedup, up to `longest` tokens."""
+    return max(range(1, longest + 1), key=lambda k: expected_speedup(chance, cost=cost, n_drafted=k, verify=verify))
+
+
+def chance_of(acceptance: float, n_drafted: int) -> float:
+    """The chance per token that explains `acceptance` = accepted / drafted of drafts of `n_drafted` tokens.
+
+    After the first rejection of a draft nothing counts, so that accepted / drafted is less than this chance.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(50):  # halvings: down to rounding
+        middle = (low + high) / 2
+        short = sum(middle**k for k in range(1, n_drafted + 1)) / n_drafted < acceptance
+        low, high = (middle, high) if short else (low, middle)
+    return high
+
+
+def surface(points: Sequence[Row], *, n_drafted: int, verify: float) -> go.Figure:
+    """Expected speedup over the chance of acceptance and the draft cost, with runs as points.
+
+    Args:
+        points: each with `label`, `chance`, `cost` and `speedup` (what was found, or None).
+        n_drafted: tokens of a draft.
+        verify: cost of one verification, in plain tokens.
+    """
+    chances, costs = np.linspace(0, 1, 51), np.linspace(0.05, 1, 39)
+    z = [[expected_speedup(a, cost=c, n_drafted=n_drafted, verify=verify) for a in chances] for c in costs]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=chances,
+        y=costs,
+        z=z,
+        colorscale=SCALE,
+        zsmooth="best",
+        colorbar={"title": {"text": "speedup (× plain decoding)", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        hovertemplate="chance %{x:.2f}, cost %{y:.2f}: %{z:.2f}×<extra></extra>",
+    )
+    figure.add_contour(
+        x=chances,
+        y=costs,
+        z=z,
+        contours={"type": "constraint", "operation": "=", "value": 1.0},
+        line={"color": "white", "width": 3, "dash": "dash"},
+        name="as fast as plain",
+        showlegend=True,
+        hoverinfo="skip",
+    )
+    if points:
+        figure.add_scatter(
+            x=[p["chance"] for p in points],
+            y=[p["cost"] for p in points],
+            mode="markers",
+            name="best of a search",
+            marker={"symbol": "star", "size": 14, "color": RED, "line": {"color": "white", "width": 1.5}},
+            customdata=[[p["label"], "–" if p["speedup"] is None else f"{p['speedup']:.2f}×"] for p in points],
+            hovertemplate="%{customdata[0]}<br>chance %{x:.3f}, cost %{y:.3f}, found %{customdata[1]}<extra></extra>",
+        )
+    x = "chance that a drafted token is accepted"
+    styled(figure, x=x, y="draft cost (plain tokens per drafted token)", height=440)
+    figure.update_xaxes(range=[0, 1], showgrid=False)
+    figure.update_yaxes(range=[0.05, 1], showgrid=False)
+    return figure
+
+
+def lengths(chance: float, *, cost: float, verify: float, n_drafted: int, longest: int = 24) -> go.Figure:
+    """Expected speedup over the draft length, for the chosen chance and some around it."""
+    figure = go.Figure()
+    drafts = list(range(1, longest + 1))
+    for i, other in enumerate(sorted({0.5, 0.6, 0.7, 0.8, 0.9} - {round(chance, 1)})):
+        y = [expected_speedup(other, cost=cost, n_drafted=k, verify=verify) for k in drafts]
+        line = {"color": SERIES[-1], "dash": DASHES[1 + i % 5], "width": 1.2}
+        figure.add_scatter(x=drafts, y=y, mode="lines", name=f"{other:.1f}", line=line)
+    y = [expected_speedup(chance, cost=cost, n_drafted=k, verify=verify) for k in drafts]
+    figure.add_scatter(x=drafts, y=y, mode="lines", name=f"{chance:.2f} (chosen)", line={"color": GREEN, "width": 3})
+    here = {"symbol": "circle", "size": 12, "color": GREEN, "line": {"color": GREY, "width": 1}}
+    figure.add_scatter(x=[n_drafted], y=[y[n_drafted - 1]], mode="markers", name="chosen length", marker=here)
+    level(figure, 1.0, "plain decoding")
+    return styled(figure, x="tokens drafted a round", y="expected speedup (× plain decoding)", height=440)

@@ -1,0 +1,184 @@
+"""Figures that put skip sets side by side: maps, overlap, speedups, and how they carry over to other data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from experiments.charts.theme import BLUE, FAINT, GREY, ORANGE, SCALE, Row, level, look, styled
+from selfspec.skip import SkipSet
+
+
+def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
+    """Which sublayers each labelled set skips: layers from left to right, attention above MLP."""
+    figure = go.Figure()
+    n_layers = max((skip.n_layers for skip in sets.values()), default=1)
+    lines: list[list[float | None]] = []
+    said: list[list[str]] = []
+    places: list[float] = []
+    for i, (label, skip) in enumerate(sets.items()):
+        for j, (kind, skipped) in enumerate((("attention", skip.attn), ("MLP", skip.mlp))):
+            lines.append(
+                [None if layer >= skip.n_layers else (j + 1) * (layer in skipped) for layer in range(n_layers)]
+            )
+            states = ["skipped" if layer in skipped else "kept" for layer in range(n_layers)]
+            said.append([f"{label}<br>{kind} of layer {layer}: {state}" for layer, state in enumerate(states)])
+            places.append(3 * i + j)
+        if i + 1 < len(sets):  # a line of nothing keeps the sets apart
+            lines.append([None] * n_layers)
+            said.append([""] * n_layers)
+            places.append(3 * i + 2)
+    figure.add_heatmap(
+        z=lines,
+        y=places,
+        zmin=0,
+        zmax=2,
+        colorscale=[[0, FAINT], [0.33, FAINT], [0.34, BLUE], [0.66, BLUE], [0.67, ORANGE], [1, ORANGE]],
+        showscale=False,
+        xgap=2,
+        ygap=2,
+        customdata=said,
+        hovertemplate="%{customdata}<extra></extra>",
+    )
+    for name, colour in (("attention skipped", BLUE), ("MLP skipped", ORANGE), ("kept", FAINT)):
+        square = {"symbol": "square", "size": 11, "color": colour}
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=square)
+    styled(figure, x="layer", y="", height=130 + 66 * len(sets))
+    labels = [f"{label}<br>{len(s.attn)} attention, {len(s.mlp)} MLP of {s.n_layers}" for label, s in sets.items()]
+    ticks = [3 * i + 0.5 for i in range(len(sets))]
+    figure.update_yaxes(autorange="reversed", tickvals=ticks, ticktext=labels, showgrid=False, tickfont={"size": 11})
+    figure.update_xaxes(showgrid=False, tick0=0, dtick=max(1, n_layers // 6))
+    return figure
+
+
+def jaccard(a: SkipSet, b: SkipSet) -> float:
+    """Sublayers in both over sublayers in either, in [0, 1]; 1 for two empty sets."""
+    one, other = _members(a), _members(b)
+    return len(one & other) / len(one | other) if one | other else 1.0
+
+
+def only_in(sets: Mapping[str, SkipSet]) -> dict[str, SkipSet]:
+    """What each set skips that none of the others does."""
+    found = {}
+    for label, skip in sets.items():
+        others = [other for name, other in sets.items() if name != label]
+        attn = skip.attn.difference(*(other.attn for other in others))
+        found[label] = SkipSet(skip.n_layers, attn, skip.mlp.difference(*(other.mlp for other in others)))
+    return found
+
+
+def _members(skip: SkipSet) -> set[tuple[str, int]]:
+    return {("a", i) for i in skip.attn} | {("m", i) for i in skip.mlp}
+
+
+def overlap(sets: Mapping[str, SkipSet]) -> go.Figure:
+    """How much every two sets share: their Jaccard index, in [0, 1]."""
+    chosen = list(sets.values())
+    numbers = [str(i) for i in range(1, len(chosen) + 1)]
+    lines = [f"{label}  ({i})" for i, label in zip(numbers, sets, strict=True)]  # long labels fit beside, not below
+    cells = [[jaccard(a, b) for b in chosen] for a in chosen]
+    return _matrix(cells, numbers, lines, x="set, by its number", y="", scale="Jaccard index", form=".2f")
+
+
+def transfer(rows: Sequence[Row], *, value: str = "speedup", name: str = "speedup (× plain decoding)") -> go.Figure:
+    """How each set does on each data set.
+
+    Args:
+        rows: each with the set's `label`, `data`, and the value.
+        value: the field.
+        name: of the value, with its unit.
+    """
+    labels, data = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("label", "data"))
+    known = {(str(row["label"]), str(row["data"])): row[value] for row in rows}
+    cells = [[known.get((label, d)) for d in data] for label in labels]
+    return _matrix(cells, data, labels, x="evaluated on", y="", scale=name, form=".2f")
+
+
+def _matrix(
+    cells: Sequence[Sequence[float | None]],
+    columns: Sequence[str],
+    lines: Sequence[str],
+    *,
+    x: str,
+    y: str,
+    scale: str,
+    form: str,
+) -> go.Figure:
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=cells,
+        x=columns,
+        y=lines,
+        colorscale=SCALE,
+        texttemplate=f"%{{z:{form}}}",
+        textfont={"size": 13},
+        xgap=2,
+        ygap=2,
+        colorbar={"title": {"text": scale, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        hovertemplate=f"%{{y}}<br>%{{x}}: %{{z:{form}}}<extra></extra>",
+    )
+    styled(figure, x=x, y=y, height=150 + 46 * len(lines))
+    figure.update_xaxes(showgrid=False, type="category")
+    figure.update_yaxes(showgrid=False, type="category", autorange="reversed")
+    return figure
+
+
+def speedups(rows: Sequence[Row]) -> go.Figure:
+    """Speedup of every label on every data set, with its 95 % interval; 1 is plain decoding.
+
+    Args:
+        rows: each with `label`, `data`, `speedup`, `low` and `high`; an unknown end of an interval is nan or None.
+    """
+    figure = go.Figure()
+    for i, label in enumerate(dict.fromkeys(str(row["label"]) for row in rows)):
+        colour, symbol, _ = look(i)
+        ours = [row for row in rows if str(row["label"]) == label]
+        up, down = ([abs(r["speedup"] - _known(r[end], r["speedup"])) for r in ours] for end in ("high", "low"))
+        figure.add_scatter(
+            x=[row["data"] for row in ours],
+            y=[row["speedup"] for row in ours],
+            error_y={"type": "data", "array": up, "arrayminus": down, "thickness": 1.8, "width": 5},
+            mode="markers",
+            name=label,
+            offsetgroup=str(i),
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            hovertemplate=f"{label}<br>%{{x}}: %{{y:.3f}}<extra></extra>",
+        )
+    if rows:
+        level(figure, 1.0, "plain decoding")
+    styled(figure, x="data", y="speedup (× plain decoding)")
+    figure.update_layout(scattermode="group", scattergap=0.5)
+    figure.update_xaxes(type="category")
+    return figure
+
+
+def _known(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None or value != value else value
+
+
+def predicted(rows: Sequence[Row]) -> go.Figure:
+    """Measured over predicted speedup, a point a set and data; on the line the prediction holds.
+
+    Args:
+        rows: each with `label`, `data`, `predicted` and `speedup`.
+    """
+    figure = go.Figure()
+    both = [row for row in rows if row["predicted"] is not None and row["speedup"] is not None]
+    if both:
+        ends = [f(row[key] for row in both for key in ("predicted", "speedup")) for f in (min, max)]
+        line = {"color": GREY, "dash": "dash", "width": 1.5}
+        figure.add_scatter(x=ends, y=ends, mode="lines", name="as predicted", line=line, hoverinfo="skip")
+    for i, label in enumerate(dict.fromkeys(str(row["label"]) for row in both)):
+        ours = [row for row in both if str(row["label"]) == label]
+        colour, symbol, _ = look(i)
+        figure.add_scatter(
+            x=[row["predicted"] for row in ours],
+            y=[row["speedup"] for row in ours],
+            text=[row["data"] for row in ours],
+            mode="markers",
+            name=label,
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            hovertemplate="%{text}: predicted %{x:.3f}, measured %{y:.3f}<extra></extra>",
+        )
+    return styled(figure, x="predicted speedup (× plain decoding)", y="measured speedup (× plain decoding)")

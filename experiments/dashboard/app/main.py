@@ -1,0 +1,40 @@
+"""The dashboard's script, as Streamlit runs it: five pages over one folder of runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from experiments.dashboard import page_calculator, page_compare, page_evaluation, page_runs, page_search
+from experiments.dashboard.scan import Entry
+
+Draw = Callable[[Path], None]
+
+
+def main(outputs: Path) -> None:
+    """Draw the page that is asked for."""
+    st.set_page_config(page_title="selfspec", page_icon="⚡", layout="wide")
+
+    def page(draw: Draw, title: str, icon: str, path: str, *, first: bool = False) -> st.Page:
+        return st.Page(lambda: draw(outputs), title=title, icon=f":material/{icon}:", url_path=path, default=first)
+
+    search = page(page_search.draw, "Search", "search_insights", "search")
+    evaluation = page(page_evaluation.draw, "Evaluation", "speed", "evaluation")
+
+    def open_run(entry: Entry) -> None:
+        st.switch_page(search if entry.verb == "search" else evaluation, query_params={"run": entry.name})
+
+    runs = page(lambda folder: page_runs.draw(folder, open_run), "Runs", "list", "runs", first=True)
+    compare = page(page_compare.draw, "Compare", "compare", "compare")
+    calculator = page(page_calculator.draw, "Calculator", "calculate", "calculator")
+    chosen = st.navigation([runs, search, compare, evaluation, calculator], position="top")
+    st.html("<style>.stMainBlockContainer{padding:4.2rem 1.6rem 3rem;max-width:1440px}</style>")
+    chosen.run()
+    st.caption(f"Runs in `{outputs}`")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "outputs"))

@@ -1,0 +1,134 @@
+"""The page of one search, refreshed while it runs: its best so far, what it tried, and which sublayers matter."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from experiments.charts import comparing, searching
+from experiments.charts.theme import Row, unit
+from experiments.dashboard import scan, shown
+from experiments.dashboard.scan import Entry
+from selfspec.errors import InputError
+from selfspec.skip import SkipSet
+
+COLUMNS = ("number", "origin", "state", "value", "acceptance", "draft_cost", "n_rounds", "elapsed_s", "skip")
+
+
+def draw(outputs: Path) -> None:
+    """The page."""
+    shown.head("Search")
+    entry = shown.pick(outputs, "search")
+    if entry is not None:
+        is_running = entry.state == "running"
+        st.fragment(_search, run_every=shown.REFRESH_S if is_running else None)(entry.path, outputs)
+
+
+def _search(path: Path, outputs: Path) -> None:
+    entry = next(e for e in shown.entries(outputs) if e.path == path)  # anew: it may have gone on
+    read = shown.rows(entry)
+    shown.tell_problems(read.problems)
+    trials = sorted(read.rows, key=lambda row: int(row["number"]))
+    _figures_in_brief(entry, trials)
+    if not trials:
+        st.info("No trial has ended yet; this page looks again every few seconds while the search runs.")
+        return
+    objective, n_layers = str(entry.facts.get("objective")), _n_layers(entry, trials)
+    data = [{name: trial.get(name) for name in COLUMNS} for trial in trials]
+    left, right = st.columns(2)
+    with left:
+        st.subheader("Best so far")
+        spent = st.segmented_control("Over", ["evaluations", "seconds"], default="evaluations", key="spent")
+        figure = searching.best_so_far(
+            trials, objective=objective, spent="seconds" if spent == "seconds" else "evaluations"
+        )
+        shown.chart(figure, data, name="best-so-far", alt=f"best {unit(objective)} over {spent or 'evaluations'}")
+    with right:
+        st.subheader("Acceptance against cost")
+        st.caption("Every complete trial; up and to the left is better. The line is the Pareto front.")
+        priced = [row for row in data if row["draft_cost"] is not None]
+        figure = searching.trade_off(trials, objective=objective)
+        shown.chart(figure, priced, name="trade-off", alt="acceptance over draft cost of every complete trial")
+    best = max(searching.complete(trials), key=lambda t: float(t["value"]), default=None)
+    if best is not None:
+        st.subheader("Best set so far")
+        st.code(str(best["skip"]), language=None)
+        drawn = _sets(best, entry, n_layers)
+        lines = [{"set": name, "skip": str(skip)} for name, skip in drawn.items()]
+        shown.chart(comparing.skip_map(drawn), lines, name="best-set", alt="sublayers that the best set skips")
+    st.subheader("What each sublayer is worth")
+    st.caption(
+        "One sublayer skipped alone: blue gains, orange-red loses, empty was not tried. From the `singles` start."
+    )
+    alone = [
+        row
+        for row, trial in zip(data, trials, strict=True)
+        if len(trial.get("attn", ())) + len(trial.get("mlp", ())) == 1
+    ]
+    figure = searching.importance(trials, n_layers=n_layers, objective=objective)
+    shown.chart(figure, alone, name="importance", alt="change of value from skipping each sublayer alone")
+    st.subheader("What good sets share")
+    st.caption(
+        "The best distinct sets, a line each, the best above. A full column is a sublayer that all of them skip."
+    )
+    shown.chart(searching.bits(trials, n_layers=n_layers), data, name="bits", alt="skipped sublayers of the best sets")
+    with st.expander("All trials"):
+        st.dataframe(data, placeholder="–", hide_index=True, alt="all trials, one a line")
+    _elsewhere(entry)
+
+
+def _figures_in_brief(entry: Entry, trials: list[Row] | list[dict[str, Any]]) -> None:
+    n_trials = (scan.read_config(entry).get("searcher") or {}).get("n_trials")
+    valued = searching.complete(trials)
+    best = max((float(t["value"]) for t in valued), default=None)
+    elapsed = max((t["elapsed_s"] for t in trials if t.get("elapsed_s") is not None), default=None)
+    left = None
+    if entry.state == "running" and elapsed and isinstance(n_trials, int) and trials:
+        left = elapsed / len(trials) * max(0, n_trials - len(trials))
+    cells = st.columns(5)
+    cells[0].metric("Trials", f"{len(trials)} / {n_trials}" if n_trials else len(trials))
+    cells[1].metric("Best value", shown.number(best), help=unit(str(entry.facts.get("objective"))))
+    cells[2].metric("Skip nothing", shown.number(searching.nothing(trials)))
+    cells[3].metric("Searched for", shown.span(elapsed))
+    cells[4].metric(*(("Time left", shown.span(left)) if entry.state == "running" else ("State", entry.state)))
+    if entry.state == "running" and isinstance(n_trials, int) and n_trials:
+        st.progress(min(1.0, len(trials) / n_trials))
+    winner = entry.summary.get("winner") or {}
+    if winner.get("speedup") is not None:
+        st.success(
+            f"The winner decodes {winner['speedup']:.2f}× [{winner['low']:.2f}, {winner['high']:.2f}] as fast as plain "
+            f"decoding on {winner['n_prompts']} prompts that the search did not see.",
+            icon=":material/emoji_events:",
+        )
+    verdict = entry.summary.get("verdict") or {}
+    if verdict.get("text"):
+        st.caption(f"From the importance map: {verdict['text']}.")
+
+
+def _n_layers(entry: Entry, trials: list[dict[str, Any]]) -> int:
+    told = entry.facts.get("n_layers")
+    if isinstance(told, int):
+        return told
+    return 1 + max((layer for t in trials for layer in (*t.get("attn", ()), *t.get("mlp", ()))), default=0)
+
+
+def _sets(best: Row, entry: Entry, n_layers: int) -> dict[str, SkipSet]:
+    found: dict[str, SkipSet] = {}
+    winner = entry.summary.get("winner") or {}
+    for name, text in (("best value", best["skip"]), ("winner of the finals", winner.get("skip"))):
+        if text and str(text) not in map(str, found.values()):
+            try:
+                found[name] = SkipSet.parse(str(text), n_layers)
+            except InputError:
+                continue
+    return found
+
+
+def _elsewhere(entry: Entry) -> None:
+    journal = entry.path / "study.journal"
+    if journal.is_file():
+        st.caption("The same study in Optuna's own dashboard:")
+        st.code(f"optuna-dashboard {shlex.quote(str(journal))}", language="bash")

@@ -1,0 +1,150 @@
+"""The skip sets that can be compared: found by searches, decoded by evaluations, and published.
+
+A set is followed from its search to its evaluations by model and by what it skips. Knows entries and rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from experiments.dashboard.scan import Entry
+from experiments.tables import BASELINE, ArmRow
+from selfspec.errors import InputError
+from selfspec.skip import SkipSet
+from selfspec.skipfile import load_skip_set, published
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One skip set, and what is known of it.
+
+    Attributes:
+        label: what it is called, unlike any other's.
+        source: search, evaluation or published.
+        model: its name; None where it is not known.
+        predicted: the search's speedup; None for another objective.
+        measured: the evaluations of it.
+    """
+
+    label: str
+    source: str
+    model: str | None
+    skip: SkipSet
+    acceptance: float | None = None
+    draft_cost: float | None = None
+    tokens_per_round: float | None = None
+    predicted: float | None = None
+    measured: Sequence[ArmRow] = field(default_factory=tuple)
+
+
+def searched(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> Found | None:
+    """What a search found: its winner, else its best trial so far; None if it has neither."""
+    n_layers = entry.facts.get("n_layers")
+    valued = [row for row in rows if row.get("state") == "complete" and row.get("value") is not None]
+    winner = entry.summary.get("winner") or {}
+    best = max(valued, key=lambda row: float(row["value"]), default=None)
+    same = [row for row in valued if row["skip"] == winner.get("skip")]
+    trial = max(same, key=lambda row: float(row["value"]), default=best)
+    if trial is None or not isinstance(n_layers, int):
+        return None
+    try:
+        skip = SkipSet.parse(str(winner.get("skip", trial["skip"])), n_layers)
+    except InputError:
+        return None
+    is_speedup = entry.facts.get("objective") == "expected_speedup"
+    n_rounds = trial.get("n_rounds")
+    return Found(
+        label=f"{entry.facts.get('searcher', 'search')} · {entry.facts.get('model')} · {entry.id[-8:]}",
+        source="search",
+        model=entry.facts.get("model"),
+        skip=skip,
+        acceptance=trial.get("acceptance"),
+        draft_cost=trial.get("draft_cost"),
+        tokens_per_round=(trial["accepted"] + n_rounds) / n_rounds if n_rounds and "accepted" in trial else None,
+        predicted=winner.get("fresh_value", trial["value"]) if is_speedup else None,
+    )
+
+
+@cache
+def published_sets() -> tuple[Found, ...]:
+    """The sets that ship with this package."""
+    return tuple(Found(name, "published", name.partition("/")[0], load_skip_set(name)) for name in published())
+
+
+def collect(searches: Iterable[Found], arms: Sequence[ArmRow]) -> dict[str, Found]:
+    """All sets by label: searched ones, those only evaluated, and published ones, with their evaluations."""
+    drafts = [row for row in arms if row.skip not in (None, "none") and row.arm != BASELINE]
+    found: dict[str, Found] = {}
+    seen: set[tuple[str | None, str]] = set()
+    for one in (*searches, *published_sets()):
+        key = (one.model, str(one.skip))
+        seen.add(key)
+        ours = [row for row in drafts if (row.model, row.skip) == key and row.n_layers == one.skip.n_layers]
+        found[one.label] = _with(one, ours)
+    for row in drafts:
+        if (row.model, str(row.skip)) in seen or row.n_layers is None:
+            continue
+        seen.add((row.model, str(row.skip)))
+        skip = SkipSet.parse(str(row.skip), row.n_layers)
+        ours = [other for other in drafts if (other.model, other.skip) == (row.model, row.skip)]
+        one = Found(f"{row.arm} · {row.model} · {row.run[-8:]}", "evaluation", row.model, skip)
+        found[one.label] = _with(one, ours)
+    return found
+
+
+def _with(one: Found, measured: Sequence[ArmRow]) -> Found:
+    names = ("label", "source", "model", "skip", "acceptance", "draft_cost", "tokens_per_round", "predicted")
+    known = {name: getattr(one, name) for name in names}
+    if measured and known["acceptance"] is None:
+        known |= {"acceptance": measured[0].acceptance, "tokens_per_round": measured[0].tokens_per_round}
+    return Found(**known, measured=tuple(measured))
+
+
+def measured_rows(found: Iterable[Found]) -> list[dict[str, Any]]:
+    """A row for each set, arm and data set it was timed on: label, data, predicted, speedup and its interval."""
+    return [
+        {
+            "label": one.label if len({row.arm for row in one.measured}) < 2 else f"{one.label} ({row.arm})",
+            "data": row.data,
+            "arm": row.arm,
+            "run": row.run,
+            "predicted": one.predicted,
+            "acceptance": row.acceptance,
+            "tokens_per_round": row.tokens_per_round,
+            "speedup": row.speedup,
+            "low": row.low,
+            "high": row.high,
+        }
+        for one in found
+        for row in one.measured
+        if row.is_judged and not math.isnan(row.speedup)
+    ]
+
+
+def table(found: Iterable[Found]) -> list[dict[str, Any]]:
+    """One line a set."""
+    return [
+        {
+            "set": one.label,
+            "source": one.source,
+            "model": one.model,
+            "layers": one.skip.n_layers,
+            "skipped": one.skip.fraction,
+            "acceptance": one.acceptance,
+            "draft cost": one.draft_cost,
+            "tokens/round": one.tokens_per_round,
+            "predicted speedup": one.predicted,
+            "measured speedup": _told(one.measured),
+            "skip": str(one.skip),
+        }
+        for one in found
+    ]
+
+
+def _told(rows: Sequence[ArmRow]) -> str:
+    timed = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]
+    return "; ".join(f"{row.data} {row.speedup:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in timed) or "–"

@@ -1,0 +1,60 @@
+"""What the draft alone would write: an arm that decodes with the draft as if it were the model.
+
+Verification hides how good a draft's own text is; here nothing verifies, so the output is not plain decoding's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from selfspec.decode import Ending, autoregress
+from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
+from selfspec.sampling import Sampling
+from selfspec.skip import SkipSet
+from selfspec.timing import Stopwatch
+from selfspec.trace import DecodeResult
+
+
+@dataclass(slots=True)
+class DraftOnlyArm:
+    """Plain decoding with a draft in the model's place, the prompt included; lossy, so its verdict is "not compared".
+
+    Its rows name no skip set: what they say of speed and acceptance is of another text, and no claim about skipping.
+    """
+
+    decoder: Decoder
+    ending: Ending
+    sampling: Sampling
+    stopwatch: Stopwatch
+    name: str
+    plan: DraftPlan
+    skip: SkipSet | None = None
+    stop: str | None = None
+    is_lossless: ClassVar[bool] = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """See `Arm`."""
+        return {"skip": str(self.plan.skip), "stop": None, "draft": str(self.plan), "draft_only": True}
+
+    def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
+        """See `Arm`."""
+        return autoregress(
+            alone(self.decoder, self.plan),
+            prompts,
+            ending=self.ending,
+            sampling=self.sampling,
+            first_row=first_row,
+            stopwatch=self.stopwatch,
+        )
+
+
+def alone(decoder: Decoder, plan: DraftPlan) -> Decoder:
+    """A decoder whose full forward is the draft's; it shares everything else with `decoder`, which is not changed."""
+    draft = copy.copy(decoder)
+    draft.full = decoder.bind(plan)
+    return draft

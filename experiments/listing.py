@@ -1,0 +1,86 @@
+"""selfspec runs list|show|compare: run folders and their skip sets on the terminal, or as JSON for scripts.
+
+It reads and writes nothing else. Its words are no settings but names, so Hydra has no part in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from rich.console import Console, RenderableType
+
+from experiments import listed, run_shown, side_by_side
+from selfspec.errors import InputError
+
+WIDE = 1000  # characters of a line that no terminal folds: a pipe's
+OUTPUTS = "paths.outputs="
+EPILOG = "Runs lie in `outputs`; elsewhere: paths.outputs=FOLDER, as for the other verbs."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def runs(words: Sequence[str], say: Callable[[str], None]) -> None:
+    """The verb.
+
+    Args:
+        words: what was typed behind `runs`.
+        say: prints.
+
+    Raises:
+        InputError: if the words cannot be read, or name no run or no set.
+    """
+    asked = _parser().parse_args([word for word in words if not word.startswith(OUTPUTS)])
+    places = [word.removeprefix(OUTPUTS) for word in words if word.startswith(OUTPUTS)]
+    outputs = Path(places[-1] if places else _default_outputs()).expanduser()
+    if places and not outputs.is_dir():
+        raise InputError(f"{OUTPUTS}{outputs} is no folder; name the one that holds the runs")
+    facts, shown = asked.do(asked, outputs)
+    say(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) if asked.json else text_of(shown))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("selfspec runs", description="Run folders, and their skip sets side by side.", epilog=EPILOG)
+    verbs = parser.add_subparsers(required=True, metavar="list|show|compare")
+
+    def verb(name: str, said: str, do: Callable[[argparse.Namespace, Path], Any]) -> argparse.ArgumentParser:
+        own = verbs.add_parser(name, help=said, description=said, epilog=EPILOG)
+        own.add_argument("--json", action="store_true", help="facts for scripts: JSON and nothing else")
+        own.set_defaults(do=do)
+        return own
+
+    one = verb("list", "search and evaluate runs, the newest first", lambda a, o: listed.list_runs(a.pattern, o))
+    one.add_argument("pattern", nargs="?", help="a folder, or a part of a run's name, model, data or searcher")
+    one = verb("show", "one run: conditions, what it found, files", lambda a, o: run_shown.show_run(a.run, o))
+    one.add_argument("run", help="its id, a part of it that no other run has, or its folder")
+    one = verb(
+        "compare", "2 to 8 skip sets side by side", lambda a, o: side_by_side.compare(a.sets, o, n_layers=a.layers)
+    )
+    help_of_sets = "a run, a file of a skip set or plan, a published set (llama-2-13b/swift) or a set ('a3,5 m7')"
+    one.add_argument("sets", nargs="+", metavar="SET", help=help_of_sets)
+    one.add_argument("--layers", type=int, help="of the model that sets like 'a3 m5' are for, if no other set tells")
+    return parser
+
+
+def _default_outputs() -> str:
+    file = resources.files("conf").joinpath("paths/default.yaml")
+    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outputs"])
+
+
+def text_of(shown: Iterable[RenderableType]) -> str:
+    """What is shown, as text: with colours and folded on a terminal, plain and never folded in a pipe."""
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=WIDE, color_system=None)
+    with console.capture() as captured:
+        console.print(*shown, sep="\n", highlight=False, markup=False)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -1,0 +1,291 @@
+"""What the runs say, read once for all tables and figures: arms with their prompts, searches, and published values.
+
+Reads run folders; knows nothing of tables, nor of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from experiments.paper.section import Cell, Value
+from experiments.quality import Quality, quality_rows, summary
+from experiments.runs import RunFolder, flagged
+from experiments.tables import ArmRow, Pair, paired_arms, text
+from selfspec import metrics, records
+from selfspec.skip import SkipSet
+
+Row = Mapping[str, Any]
+
+FINALS = "finals.jsonl"
+QUALIFIERS = ("arm", "stop", "setting", "part", "over", "bound", "table", "figure")  # of a published value
+WHERE = ("model", "data", "temperature")
+FIRST = (*WHERE, "arm")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One arm of an evaluation.
+
+    Attributes:
+        run: where it was measured.
+        row: its numbers, pooled.
+        pairs: the rows of plain decoding and of the arm, prompt by prompt.
+        temperature: of sampling; 0 where it is greedy.
+        quality: of its answers.
+    """
+
+    run: RunFolder
+    row: ArmRow
+    pairs: Sequence[Pair]
+    temperature: float
+    quality: Sequence[Quality]
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """What a published value goes by."""
+        return {"model": self.row.model, "data": self.row.data, "temperature": self.temperature}
+
+    @property
+    def first_cells(self) -> list[Value]:
+        """The cells of `FIRST`."""
+        return [self.row.model, self.row.data, f"{self.temperature:g}", self.row.arm]
+
+    @property
+    def run_cell(self) -> str:
+        """The run, as every row of a table names it."""
+        return flagged(self.run.id, is_finished=self.run.is_finished, is_busy=self.run.is_busy)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The arm's own rows."""
+        return [row for _, row in self.pairs]
+
+    @property
+    def skip(self) -> SkipSet | None:
+        """What it skips; None if it has no draft, or skips nothing."""
+        row = self.row
+        if row.skip in (None, "none") or row.n_layers is None:
+            return None
+        return SkipSet.parse(row.skip, row.n_layers)
+
+    @property
+    def draft(self) -> tuple[str, ...]:
+        """What drafts, the stop rule apart: equal for arms that differ in that rule alone."""
+        return tuple(text(self.rows[0].get(key)) for key in ("skip", "draft", "lookup"))
+
+    @property
+    def max_draft(self) -> int:
+        """The most tokens drafted in a round."""
+        return max((n for row in self.rows for n in row.get("round_drafted", ())), default=0)
+
+    @property
+    def thresholds(self) -> list[float]:
+        """Of every round, in the order decoded; empty where the stop rule has none."""
+        return [t for row in self.rows for t in row.get("round_threshold", ()) if t is not None]
+
+    @property
+    def rule(self) -> str:
+        """The stop rule with its setting: `fixed 4`, `threshold 0.6`."""
+        if self.rows and self.rows[0].get("lookup") == "only":
+            return "–"
+        if self.row.stop == "fixed":
+            return f"fixed {self.max_draft}"
+        if self.row.stop == "threshold" and self.thresholds:
+            return f"threshold {self.thresholds[0]:g}"
+        return text(self.row.stop)
+
+    @property
+    def acceptance(self) -> Cell:
+        """Accepted over drafted tokens."""
+        return pooled(self.rows, lambda row: row["accepted"], lambda row: row["drafted"], digits=3)
+
+    @property
+    def speedup(self) -> Cell:
+        """Over plain decoding, without prefill; none where an output has no verdict, and of a draft without target."""
+        row, is_lossy = self.row, any(r.get("draft_only") for r in self.rows)
+        return Cell(row.speedup, row.low, row.high) if row.is_judged and not is_lossy else Cell()
+
+    @property
+    def plain_s(self) -> float:
+        """Seconds a token of plain decoding, on the same prompts."""
+        return metrics.ratio(
+            sum(plain["total_s"] - plain["prefill_s"] for plain, _ in self.pairs),
+            sum(plain["n_tokens"] - 1 for plain, _ in self.pairs),
+        )
+
+    @property
+    def draft_cost(self) -> float:
+        """c: seconds a drafted token, in plain tokens."""
+        return metrics.ratio(self.total("draft_s"), self.row.drafted * self.plain_s)
+
+    @property
+    def verify_cost(self) -> float:
+        """v: seconds of a round besides drafting, in plain tokens."""
+        return metrics.ratio(self.total("verify_s") + self.total("other_s"), self.row.n_rounds * self.plain_s)
+
+    def total(self, field: str) -> float:
+        """Of a field of the arm's rows."""
+        return float(sum(row[field] for row in self.rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search run and its trials."""
+
+    run: RunFolder
+    trials: list[dict[str, Any]]
+
+    @property
+    def complete(self) -> list[dict[str, Any]]:
+        """The trials that have a value."""
+        return [t for t in self.trials if t["state"] == "complete" and t["value"] is not None]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The trial of the largest value, the first of equals; None if none has a value."""
+        return max(self.complete, key=lambda trial: float(trial["value"]), default=None)
+
+    @property
+    def winner(self) -> str | None:
+        """The skip set that the search handed on: the winner of its finals, else its best trial's."""
+        handed = self.run.summary().get("winner") or self.best
+        return handed["skip"] if handed else None
+
+    @property
+    def finals(self) -> list[dict[str, Any]]:
+        """The sets that were raced on fresh prompts, the winner first; empty if none were."""
+        path = self.run.path / FINALS
+        return records.read_rows(path) if path.is_file() else []
+
+    @property
+    def run_cell(self) -> str:
+        """The run, as every row of a table names it."""
+        return flagged(self.run.id, is_finished=self.run.is_finished, is_busy=self.run.is_busy)
+
+    def fact(self, name: str) -> str:
+        """A fact of the run, as a cell."""
+        return text(self.run.facts.get(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All of it: arms, searches, skip sets by label, and the values that were published."""
+
+    arms: Sequence[Measured]
+    searches: Sequence[Search]
+    sets: Mapping[str, SkipSet] = field(default_factory=dict)
+    published: Sequence[Row] = ()
+
+    @property
+    def drafts(self) -> list[Measured]:
+        """The arms that drafted anything."""
+        return [arm for arm in self.arms if arm.row.drafted]
+
+    def value(self, metric: str, **key: Any) -> float:
+        """The published value of a metric for exactly that model, data, temperature, arm, stop rule, ...; else nan."""
+        wanted = {"metric": metric, **key}
+        same = (row for row in self.published if all(row.get(k) == wanted.get(k) for k in (*QUALIFIERS, *wanted)))
+        return float(next((row["value"] for row in same), math.nan))
+
+    def told(self, is_wanted: Callable[[Row], bool]) -> list[str]:
+        """One line of the published values of other models, data or temperatures; none if there are none."""
+        measured = [arm.where for arm in self.arms]
+        others = [row for row in self.published if is_wanted(row) and {k: row.get(k) for k in WHERE} not in measured]
+        return [f"Published for others: {'; '.join(map(_read_out, others))}."] if others else []
+
+    def searched(self, arm: Measured) -> list[Search]:
+        """The searches that handed on the set the arm skips, for the same model."""
+        return [
+            search
+            for search in self.searches
+            if search.winner == arm.row.skip
+            and (search.fact("model"), search.run.facts.get("n_layers")) == (arm.row.model, arm.row.n_layers)
+        ]
+
+
+def label(arm: Measured, among: Sequence[Measured]) -> str:
+    """The arm's name in a picture, with what else tells it from the others there."""
+    parts: list[tuple[str, set[Any]]] = [
+        (arm.row.model, {other.row.model for other in among}),
+        (arm.row.data, {other.row.data for other in among}),
+        (f"T={arm.temperature:g}", {other.temperature for other in among}),
+    ]
+    name = ", ".join([arm.row.arm, *(text for text, values in parts if len(values) > 1)])
+    same = [other for other in among if (other.where, other.row.arm) == (arm.where, arm.row.arm)]
+    return name if len(same) == 1 else f"{name}, {arm.rule}" if arm.row.stop else f"{name}, {arm.run.id[-8:]}"
+
+
+def _read_out(row: Row) -> str:
+    words = [
+        str(row[key]) for key in (*WHERE[:2], "arm", "stop", "setting", "part", "bound") if row.get(key) is not None
+    ]
+    temperature = [] if row.get("temperature") is None else [f"T={row['temperature']:g}"]
+    return f"{' '.join(words + temperature)} {row['metric']} {row['value']:g} ({row['source']})"
+
+
+def read(
+    runs: Sequence[RunFolder], *, published: Sequence[Row] = (), sets: Mapping[str, SkipSet] | None = None
+) -> Evidence:
+    """The evidence of evaluate and search runs.
+
+    Args:
+        runs: to read.
+        published: values to show beside those measured.
+        sets: more skip sets, by label.
+
+    Raises:
+        InputError: if a run cannot be read.
+    """
+    arms = [arm for run in runs if run.verb == "evaluate" for arm in _measured(run)]
+    searches = [Search(run, run.rows()) for run in runs if run.verb == "search"]
+    return Evidence(arms, searches, {**skip_sets([arm.row for arm in arms], searches), **(sets or {})}, published)
+
+
+def skip_sets(rows: Sequence[ArmRow], searches: Sequence[Search]) -> dict[str, SkipSet]:
+    """Label to set, for each arm that skips something and what each search handed on."""
+    found = [(row.model, row.arm, row.run, row.skip, row.n_layers) for row in rows if row.skip not in (None, "none")]
+    for search in searches:
+        if search.winner is not None:
+            label, n_layers = f"best of {search.fact('searcher')}", search.run.facts.get("n_layers")
+            found.append((search.fact("model"), label, search.run.id, search.winner, n_layers))
+    is_one_model = len({model for model, *_ in found}) == 1
+    sets: dict[str, SkipSet] = {}
+    for model, label, run, skip, n_layers in found:
+        if skip is None or n_layers is None:
+            continue
+        label = label if is_one_model else f"{model}: {label}"
+        value = SkipSet.parse(skip, n_layers)
+        sets[label if sets.get(label, value) == value else f"{label}, {run}"] = value
+    return sets
+
+
+def _measured(run: RunFolder) -> Iterator[Measured]:
+    config = run.config()
+    sampling = config.get("sampling") or {}
+    temperature = float(sampling.get("temperature", 1.0)) if sampling.get("do_sample") else 0.0
+    judged = summary(quality_rows(run.path))
+    for row, pairs in paired_arms(run):
+        yield Measured(run, row, pairs, temperature, [q for q in judged if q.arm == row.arm])
+
+
+def pooled(
+    rows: Sequence[Row], numerator: Callable[[Row], float], denominator: Callable[[Row], float], *, digits: int = 2
+) -> Cell:
+    """The ratio of two sums over rows, with its bootstrap interval over prompts."""
+    sums: dict[str, np.ndarray] = {}
+    for row in rows:
+        sums[row["prompt_id"]] = sums.get(row["prompt_id"], 0) + np.array([numerator(row), denominator(row)])
+    some = np.array([pair for pair in sums.values() if pair[1]]).reshape(-1, 2)
+
+    def ratios(picks: np.ndarray) -> np.ndarray:
+        drawn = some[picks].sum(axis=1)
+        found: np.ndarray = drawn[:, 0] / drawn[:, 1]
+        return found
+
+    top, bottom = some.sum(axis=0)
+    return Cell(metrics.ratio(top, bottom), *metrics.bootstrap_interval(len(some), ratios), digits=digits)

@@ -1,0 +1,122 @@
+"""One section of the report: a table, its figures, and what to know of them; in Markdown, CSV and LaTeX.
+
+Knows cells and columns; knows nothing of runs, nor of what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.tables import markdown_table, number
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number as measured here with its 95 % interval, and as published; nan where there is none.
+
+    Attributes:
+        here, low, high: of these runs.
+        published: of the paper.
+        digits: shown after the point.
+    """
+
+    here: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    published: float = math.nan
+    digits: int = 2
+
+    def __str__(self) -> str:
+        here = number(self.here, self.digits)
+        if not math.isnan(self.low):
+            here += f" [{number(self.low, self.digits)}, {number(self.high, self.digits)}]"
+        return here if math.isnan(self.published) else f"{number(self.published, self.digits)} / {here}"
+
+    def beside(self, published: float) -> Cell:
+        """The same, with the published value."""
+        return replace(self, published=published)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """By the ending of its column in a CSV file."""
+        return {"": self.here, "_low": self.low, "_high": self.high, "_published": self.published}
+
+
+Value = str | int | Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Named columns; a row has a value in each."""
+
+    columns: Sequence[str]
+    body: Sequence[Sequence[Value]]
+
+    def markdown(self) -> str:
+        """Rounded, to read."""
+        return markdown_table(self.columns, self._text())
+
+    def latex(self) -> str:
+        """A `tabular` with booktabs' rules, rounded."""
+        frame = pd.DataFrame(self._text(), columns=list(self.columns))
+        return str(frame.to_latex(index=False, escape=True)).replace("–", "--")
+
+    def csv(self) -> str:
+        """In full precision: a number's interval and published value have columns of their own, if any row has them."""
+        rows = [self._flat(row) for row in self.body]
+        known = {key for row in rows for key, value in row.items() if value != ""}
+        names = [n for column in self.columns for n in (column + end for end in Cell().parts) if n in known]
+        file = io.StringIO()
+        writer = csv.DictWriter(file, names or list(self.columns), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return file.getvalue()
+
+    def _text(self) -> list[list[str]]:
+        return [[str(value) for value in row] for row in self.body]
+
+    def _flat(self, row: Sequence[Value]) -> dict[str, object]:
+        flat: dict[str, object] = {}
+        for column, value in zip(self.columns, row, strict=True):
+            parts = value.parts if isinstance(value, Cell) else {"": value}
+            flat |= {column + end: "" if part != part else part for end, part in parts.items()}
+        return flat
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report.
+
+    Attributes:
+        stem: of the names of its files.
+        title: its heading.
+        table: None if it has figures only, or nothing at all.
+        figures: by the name of their file, without its ending.
+        notes: what to know of them.
+        to_do: where there are no rows: what to run to get them.
+    """
+
+    stem: str
+    title: str
+    table: Table | None = None
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    to_do: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the runs say nothing of it."""
+        return self.table is None and not self.figures
+
+    def markdown(self) -> str:
+        """With the pictures beside it."""
+        parts = [f"## {self.title}", *([self.table.markdown()] if self.table else [])]
+        parts += [f"![{name}]({name}.png)" for name in self.figures]
+        return "\n\n".join(parts + (["\n".join(f"- {note}" for note in self.notes)] if self.notes else []))

@@ -1,0 +1,52 @@
+"""Figure 5 of the paper: how the threshold moves, round by round, and the acceptance it follows."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.figures import BLUE, GREY, ORANGE, plain_axes
+from experiments.paper.evidence import Evidence, Measured, label
+from experiments.paper.section import Section
+
+SPAN = 20  # rounds; chosen, not tuned
+NOTE = f"Grey lines: a new prompt begins. Acceptance is that of the last {SPAN} rounds, pooled."
+
+
+def section(evidence: Evidence) -> Section:
+    """A picture an arm whose threshold moves."""
+    stem, title = "threshold", "The threshold, round by round (Fig. 5)"
+    arms = [arm for arm in evidence.drafts if len(set(arm.thresholds)) > 1]
+    if not arms:
+        return Section(stem, title, to_do="selfspec evaluate skip=SET stop=paper")
+    figures = {f"{stem}-{i}": trajectory(arm, label(arm, arms)) for i, arm in enumerate(arms, start=1)}
+    return Section(stem, title, figures=figures, notes=[NOTE])
+
+
+def trajectory(arm: Measured, name: str) -> Figure:
+    """The threshold above, the recent acceptance below."""
+    figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, 1, sharex=True)
+    above.plot(range(1, len(arm.thresholds) + 1), arm.thresholds, color=ORANGE, linewidth=1.3)
+    accepted, drafted = (
+        np.array([n for row in arm.rows for n in row[field]]) for field in ("round_accepted", "round_drafted")
+    )
+    kernel = np.ones(SPAN)
+    n_rounds = len(drafted)
+    with np.errstate(invalid="ignore"):
+        recent = np.convolve(accepted, kernel)[:n_rounds] / np.convolve(drafted, kernel)[:n_rounds]
+    below.plot(range(1, n_rounds + 1), recent, color=BLUE, linewidth=1.3)
+    for end in list(accumulate(len(row["round_drafted"]) for row in arm.rows))[:-1]:
+        for axes in (above, below):
+            axes.axvline(end + 0.5, color=GREY, linewidth=0.4, alpha=0.5)
+    above.set_ylabel("threshold")
+    below.set_ylabel("acceptance")
+    below.set_ylim(0, 1.02)
+    above.set_title(f"{name} ({arm.row.model} with {arm.row.data})", loc="left", fontsize=10.5)
+    plain_axes(above, "")
+    plain_axes(below, "round")
+    return figure

@@ -1,0 +1,67 @@
+"""All sections of the paper's report, written into a folder: Markdown, CSV, LaTeX, and pictures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from experiments import figures
+from experiments.paper import (
+    curves,
+    latency,
+    oracle,
+    positions,
+    predicted,
+    results,
+    searches,
+    skips,
+    stops,
+    sublayers,
+    trajectory,
+    transfer,
+)
+from experiments.paper.evidence import Evidence
+from experiments.paper.section import Section
+from selfspec import records
+
+SECTIONS: Sequence[Callable[[Evidence], Section]] = (
+    results.section,
+    stops.fixed_lengths,
+    stops.static_thresholds,
+    oracle.section,
+    latency.section,
+    curves.section,
+    predicted.section,
+    sublayers.section,
+    trajectory.section,
+    positions.section,
+    skips.skip_map,
+    skips.overlap,
+    transfer.section,
+    searches.section,
+)
+CELLS = (
+    "Where a value was published for the same model, data and temperature, a cell reads *published / here [95 % "
+    "bootstrap interval over prompts]*; `–` where there is no number."
+)
+
+
+def write_paper(evidence: Evidence, folder: Path) -> tuple[list[str], list[Path]]:
+    """Write every section that has rows: STEM.csv and STEM.tex for its table, NAME.png and NAME.svg for each figure.
+
+    Returns:
+        The Markdown of the sections, and of what is missing, and the files written.
+    """
+    sections = [make(evidence) for make in SECTIONS]
+    paths: list[Path] = []
+    for section in sections:
+        if section.table:
+            for ending, text in (("csv", section.table.csv()), ("tex", section.table.latex())):
+                paths.append(folder / f"{section.stem}.{ending}")
+                records.write_text(paths[-1], text)
+        for name, figure in section.figures.items():
+            paths += figures.save(figure, folder / name)
+    missing = [f"- {section.title}: `{section.to_do}`" for section in sections if section.is_empty]
+    parts = [CELLS, *(section.markdown() for section in sections if not section.is_empty)]
+    parts += ["## Left out, for want of runs", "\n".join(missing)] if missing else []
+    return parts, paths

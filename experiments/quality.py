@@ -1,0 +1,199 @@
+"""How good the answers of a run are: judged after all decoding, so that no timing suffers; one row for each number.
+
+`data.metric` names the measure. Failed prompts leave no row here: the run's own rows say why they failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.tables import markdown_table, number
+from selfspec import records
+from selfspec.errors import InputError, unknown_name
+from selfspec.metrics import bootstrap_interval
+from selfspec.quality import gsm8k
+from selfspec.quality.code import Problem, pass_at_k
+from selfspec.quality.rouge import rouge
+from selfspec.quality.sandbox import Sandbox, find_sandbox
+from selfspec.tasks.base import Example
+
+log = logging.getLogger(__name__)
+
+FILE = "quality.jsonl"
+PASSED, PASS_KS = "passed", (1, 10)  # the published k
+
+Row = dict[str, Any]
+Measure = Callable[[Sequence[tuple[Example, str]]], list[Row]]
+"""From (example, answer) pairs to what is said of each: numbers by name, and perhaps a `reason`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """One number of one arm: the mean over prompts, with its 95 % bootstrap interval over prompts."""
+
+    arm: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n_prompts: int
+    n_samples: int
+
+
+def measure(cfg: DictConfig, examples: Iterable[Example]) -> Measure | None:
+    """How the answers to `examples` will be judged; None where the data, or the user, wants no judgement.
+
+    Raises:
+        InputError: now, and not after the run, if an example has nothing to be judged by or code cannot be run here.
+    """
+    name = OmegaConf.select(cfg, "data.metric")
+    if name is None or not cfg.quality:
+        return None
+    if name == "pass":
+        if not cfg.allow_code_execution:
+            log.warning("pass@k is left out: code that a model wrote runs only with allow_code_execution=true")
+            return None
+        problems = {example.id: _problem(example) for example in examples}
+        sandbox, chat = find_sandbox(), cfg.data.chat
+        return lambda answers: _passed(sandbox, [problems[e.id].program(text, chat=chat) for e, text in answers])
+    if name not in MEASURES:
+        raise unknown_name("data.metric", str(name), [*MEASURES, "pass"])
+    for example in examples:
+        if example.reference is None:
+            raise _missing(name, example, "reference")
+        if name == "gsm8k":
+            gsm8k.wanted(example.reference)
+    return MEASURES[name]
+
+
+def _rouge(answers: Sequence[tuple[Example, str]]) -> list[Row]:
+    # of a conversation the first answer is judged, and its references are one for each turn
+    return [dict(rouge(text, [e.reference or "", *(() if e.turns else e.references)])) for e, text in answers]
+
+
+def _exact_match(answers: Sequence[tuple[Example, str]]) -> list[Row]:
+    return [{"exact_match": float(gsm8k.is_right(text, e.reference or ""))} for e, text in answers]
+
+
+MEASURES: Mapping[str, Measure] = {"rouge": _rouge, "gsm8k": _exact_match}
+
+
+def _passed(sandbox: Sandbox, programs: Sequence[str]) -> list[Row]:
+    log.info("%d programs of the model's run with %s", len(programs), sandbox.isolation)
+    return [{PASSED: float(o.passed), "reason": o.reason} for o in sandbox.run_all(programs)]
+
+
+def _problem(example: Example) -> Problem:
+    problem = Problem.of(example.extra)
+    if problem is None:
+        raise _missing("pass", example, "tests")
+    return problem
+
+
+def _missing(name: str, example: Example, what: str) -> InputError:
+    return InputError(
+        f"data.metric={name} was asked for, but prompt {example.id!r} has no {what}; "
+        "name the field that holds it, or set data.metric=null"
+    )
+
+
+def assess(measure: Measure, examples: Iterable[Example], rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """A row for each number of each answer: prompt_id, arm, sample, metric, value and, of code that failed, reason.
+
+    Args:
+        measure: judges.
+        examples: the prompts of the run.
+        rows: of the run; of each prompt, arm and sample the latest counts, and of a conversation the first answer.
+    """
+    by_id = {example.id: example for example in examples}
+    answered = {
+        (row["prompt_id"], row["arm"], row.get("sample", 0)): row.get("text")
+        for row in rows
+        if row.get("turn", 0) == 0 and row["prompt_id"] in by_id
+    }
+    # Lossless arms mostly say the same, which is judged once.
+    distinct = list(dict.fromkeys((id, text) for (id, _, _), text in answered.items() if text is not None))
+    judged = dict(zip(distinct, measure([(by_id[id], text) for id, text in distinct]), strict=True))
+    return [
+        {"prompt_id": id, "arm": arm, "sample": sample, "metric": metric, "value": value, **_reason(said)}
+        for (id, arm, sample), text in answered.items()
+        if (said := judged.get((id, text)))
+        for metric, value in said.items()
+        if metric != "reason"
+    ]
+
+
+def _reason(said: Mapping[str, Any]) -> Row:
+    return {"reason": said["reason"]} if said.get("reason") else {}
+
+
+def write_quality(
+    folder: Path, measure: Measure | None, examples: Iterable[Example], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Judge a run and write the rows into its folder, whole; nothing if there is no measure."""
+    if measure is None:
+        return
+    lines = (
+        json.dumps({"schema": records.SCHEMA, **row}, ensure_ascii=False, allow_nan=False)
+        for row in assess(measure, examples, rows)
+    )
+    records.write_text(folder / FILE, "".join(f"{line}\n" for line in lines))
+
+
+def quality_rows(folder: Path) -> list[Row]:
+    """The rows of a run; none if its answers were not judged."""
+    return records.read_rows(folder / FILE) if (folder / FILE).is_file() else []
+
+
+def quality_of(folder: Path, arm: str) -> dict[str, Quality]:
+    """What is known of the answers of one arm of a run, by metric: rouge1, exact_match, pass@1 and so on."""
+    return {q.metric: q for q in summary(quality_rows(folder)) if q.arm == arm}
+
+
+def summary(rows: Iterable[Mapping[str, Any]]) -> list[Quality]:
+    """The numbers of each arm; pass@k for the k of `PASS_KS` of which every prompt has enough samples."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        values.setdefault((row["arm"], row["metric"]), {}).setdefault(row["prompt_id"], []).append(row["value"])
+    found = []
+    for (arm, metric), by_prompt in values.items():
+        samples = list(by_prompt.values())
+        if metric != PASSED:
+            found.append(_quality(arm, metric, [sum(s) / len(s) for s in samples], samples))
+            continue
+        for k in PASS_KS:
+            if k <= min(map(len, samples)):
+                each = [pass_at_k(len(s), round(sum(s)), k) for s in samples]
+                found.append(_quality(arm, f"pass@{k}", each, samples))
+    return found
+
+
+def _quality(arm: str, metric: str, each: Sequence[float], samples: Sequence[Sequence[float]]) -> Quality:
+    of_prompts = np.array(each)
+    low, high = bootstrap_interval(len(each), lambda picks: of_prompts[picks].mean(axis=1))
+    return Quality(arm, metric, float(of_prompts.mean()), low, high, len(each), sum(map(len, samples)))
+
+
+def quality_table(found: Sequence[Quality]) -> str:
+    """A Markdown table of what `summary` found."""
+    return markdown_table(
+        ("arm", "metric", "value [95 %]", "prompts", "samples"),
+        [
+            (
+                q.arm,
+                q.metric,
+                f"{number(q.value, 3)} [{number(q.low, 3)}, {number(q.high, 3)}]",
+                str(q.n_prompts),
+                str(q.n_samples),
+            )
+            for q in found
+        ],
+    )

@@ -1,0 +1,168 @@
+"""selfspec reproduce: a whole experiment, step by step; what is finished is never done again.
+
+All runs of an experiment lie below its own folder, each under the name of its step, so that an unfinished one is found
+and goes on. Steps run one after the other in this process, and each gives its model back before the next.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.cli import check_overrides, composed, known_settings, quote_text, run_words
+from experiments.expect import told_plan
+from experiments.folder import Folder, open_folder, reopen_folder
+from experiments.steps import RUNS, Step, is_own, plan
+from selfspec import provenance, records
+from selfspec.errors import InputError
+from selfspec.timing import Stopwatch
+
+log = logging.getLogger(__name__)
+
+PLAN, STEPS = "plan.json", "steps.jsonl"
+VERBS = ("profile", "search", "evaluate", "report")  # of a step
+RESUMABLE = ("search", "evaluate")
+
+Say = Callable[[str], None]
+
+
+def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
+    """Run, resume or tell an experiment; returns its folder, or None if it was only told."""
+    words = [o for o in overrides if not is_own(o)]
+    if cfg.resume:
+        return _resume(Path(cfg.resume), cfg, overrides, say)
+    e = cfg.experiment
+    if not e.steps:
+        raise InputError("reproduce needs experiment=NAME; `selfspec reproduce --help` shows which there are")
+    commands = OmegaConf.to_container(e.steps, resolve=True)
+    assert isinstance(commands, dict)
+    steps, left_out = plan(
+        {str(name): command for name, command in commands.items()},
+        settings=e.settings,
+        words=words,
+        known={verb: known_settings(verb) for verb in VERBS},
+        data_folder=cfg.data_folder,
+    )
+    for step in steps:
+        check_overrides(step.verb, quote_text(list(step.words)))
+    if cfg.dry_run:
+        rate = None if any(w.startswith("model=") for w in words) else e.tokens_per_s
+        say(told_plan(e.name, [(s, composed(s.verb, s.words)) for s in steps], left_out, rate, e.rate_source))
+        return None
+    outputs = Path(cfg.paths.outputs)
+    records.make_writable(outputs)
+    name = e.name.replace("/", "-")
+    config = OmegaConf.to_yaml(cfg, resolve=True)
+    facts = {"name": name, "experiment": e.name, "left_out": left_out}
+    with open_folder(outputs, "reproduce", name, config=config, overrides=overrides, facts=facts) as folder:
+        records.write_json(folder.path / PLAN, {"steps": [asdict(step) for step in steps]})
+        for left, why in left_out.items():
+            say(f"left out: {left}, which {why}")
+        return _run(folder, steps, say)
+
+
+def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
+    fixed = [o for o in overrides if o.partition("=")[0] not in ("resume", "dry_run")]
+    if fixed:
+        raise InputError(f"resume goes on with the experiment of {path} as it was planned; {fixed[0]} cannot change")
+    if not (path / PLAN).is_file():
+        raise InputError(f"resume={path}: no experiment there (no {PLAN}); give the folder that reproduce named")
+    planned = json.loads((path / PLAN).read_text(encoding="utf-8"))["steps"]
+    steps = [Step(s["name"], s["verb"], tuple(s["words"])) for s in planned]
+    if cfg.dry_run:
+        left = [s for s in steps if s.name not in _finished(path)]
+        say("\n".join([f"{len(left)} of {len(steps)} steps are left", *(s.command() for s in left)]))
+        return None
+    records.drop_partial_line(path / STEPS)
+    with reopen_folder(path) as folder:
+        return _run(folder, steps, say)
+
+
+def _run(opened: Folder, steps: list[Step], say: Say) -> Path:
+    """Every step that is not finished, in order."""
+    folder = opened.path
+    watch = Stopwatch()
+    for number, planned in enumerate(steps, start=1):
+        done = _finished(folder)
+        place = f"step {number} of {len(steps)}, {planned.name}"
+        if planned.name in done:
+            say(f"{place}: finished before, {done[planned.name]}")
+            continue
+        step = _to_do(planned.filled({**done, RUNS: str(folder / RUNS)}), folder)
+        say(f"{place}: {step.command()}")
+        began = watch.now()
+        run = _do(step, folder, say)
+        row = {"step": step.name, "verb": step.verb, "command": step.command(), "run": str(run)}
+        records.append_row(
+            folder / STEPS, {**row, "seconds": round(watch.now() - began, 3), "finished": provenance.now()}
+        )
+    opened.finish({"verb": "reproduce", "steps": _finished(folder)})
+    say(f"run: {folder}")
+    return folder
+
+
+def _finished(folder: Path) -> dict[str, str]:
+    """Step to run folder."""
+    path = folder / STEPS
+    return {row["step"]: row["run"] for row in records.read_rows(path)} if path.is_file() else {}
+
+
+def _to_do(step: Step, folder: Path) -> Step:
+    """The step, or its resumption where a run of it was begun and can go on."""
+    begun = _newest(step, folder)
+    can_go_on = step.verb in RESUMABLE and begun is not None and (begun / records.PROVENANCE).is_file()
+    return Step(step.name, step.verb, (f"resume={begun}",)) if can_go_on else step
+
+
+def _do(step: Step, folder: Path, say: Say) -> Path:
+    """Run a step; returns its run folder.
+
+    Raises:
+        InputError: if it fails, saying which command did and how to go on.
+        KeyboardInterrupt: if it was interrupted.
+    """
+    begun = _newest(step, folder)
+    if begun is not None and _is_whole(begun):  # killed before the experiment could note it
+        return begun
+    go_on = f"`selfspec reproduce resume={folder}` goes on from there"
+    try:
+        run_words(step.verb, list(step.words), say)
+    except Exception as error:
+        if not isinstance(error, InputError):
+            log.exception("step %s failed", step.name)
+        told = " ".join(str(error).split())
+        raise InputError(f"step {step.name} failed: {told}; it was `{step.command()}`; {go_on}") from error
+    except KeyboardInterrupt:
+        log.info("interrupted; %s", go_on)
+        raise
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    run = _newest(step, folder)
+    assert run is not None
+    if not _is_whole(run):
+        log.info("interrupted; %s", go_on)
+        raise KeyboardInterrupt
+    return run
+
+
+def _newest(step: Step, folder: Path) -> Path | None:
+    found = sorted((folder / RUNS / step.verb / step.name).glob("*"))  # names begin with the time
+    return found[-1] if found else None
+
+
+def _is_whole(run: Path) -> bool:
+    """Whether a run came to its end by itself: a search that is interrupted leaves a summary too."""
+    if not records.is_finished(run):
+        return False
+    summary: Mapping[str, Any] = json.loads((run / records.SUMMARY).read_text(encoding="utf-8"))
+    return summary.get("ended") != "interrupted"

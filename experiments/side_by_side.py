@@ -1,0 +1,174 @@
+"""Skip sets side by side: what they skip, what they share, and what they bring on which data.
+
+Knows sets and the evaluations of them; knows nothing of where a set comes from, nor of models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from experiments import blocks, listed
+from experiments.dashboard import sets
+from experiments.dashboard.sets import Found
+from experiments.listed import plain, plain_table
+from experiments.named_sets import Compared, named_sets, promises
+from experiments.overlap import jaccard, n_shared, only_in
+from experiments.tables import ArmRow, number
+from selfspec import records
+from selfspec.errors import InputError
+from selfspec.skip import SkipSet
+
+FEWEST, MOST = 2, 8  # sets that can be told apart side by side
+
+
+def compare(words: Sequence[str], outputs: Path, *, n_layers: int | None = None) -> tuple[Any, list[RenderableType]]:
+    """The sets that the words of `named_sets` name, side by side: as facts, and to be shown.
+
+    Args:
+        words: what names them.
+        outputs: the folder of the runs, whose evaluations of these sets count.
+        n_layers: of the model that written sets are for; None: of the other sets.
+
+    Raises:
+        InputError: if a word names nothing, or there are too few sets or too many.
+    """
+    chosen = named_sets(words, outputs, n_layers=n_layers)
+    if not FEWEST <= len(chosen) <= MOST:
+        what = f"{len(chosen)} {'set' if len(chosen) == 1 else 'sets'}"
+        raise InputError(f"{' '.join(words)} names {what} to compare; name {FEWEST} to {MOST}")
+    evaluations = _evaluations({str(one.found.skip) for one in chosen}, outputs)
+    facts = {
+        "sets": _sets(chosen, evaluations.rows),
+        "pairs": _pairs([one.found.skip for one in chosen]),
+        "left_out": evaluations.problems,
+    }
+    return facts, list(_shown([one.found.skip for one in chosen], facts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluations:
+    """Arms, each with what its run promised of it, and a line about each run that could not be read."""
+
+    rows: list[tuple[ArmRow, Mapping[str, Any]]]
+    problems: list[str]
+
+
+def _evaluations(skips: set[str], outputs: Path) -> _Evaluations:
+    """The drafts of all evaluations that skip one of these sets."""
+    found = _Evaluations([], [])
+    needles = [json.dumps(skip).encode() for skip in skips - {"none"}]
+    for entry in listed.entries(None, outputs):
+        file = entry.path / records.RECORDS
+        if entry.verb != "evaluate" or entry.state == "unreadable" or not file.is_file():
+            continue
+        held = file.read_bytes()
+        if not any(needle in held for needle in needles):
+            continue
+        rows, told = listed.arms(entry), promises(entry)
+        if isinstance(rows, str):
+            found.problems.append(f"{entry.name}: {rows}")
+        else:
+            found.rows.extend((row, told.get(row.arm, {})) for row in rows if row.skip in skips)
+    return found
+
+
+def _sets(chosen: Sequence[Compared], evaluated: Sequence[tuple[ArmRow, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    skips = dict.fromkeys(one.found.skip for one in chosen)
+    alone = {skip: only_in({str(s): s for s in skips if s.n_layers == skip.n_layers})[str(skip)] for skip in skips}
+    lines = sets.table([one.found for one in chosen])
+    described = []
+    for place, (one, line) in enumerate(zip(chosen, lines, strict=True), start=1):
+        found, (attn, mlp) = one.found, blocks.rows(one.found.skip)
+        own: Mapping[str, Any] = {"draft": one.draft, "predicted": found.predicted}
+        measured = [(row, own) for row in found.measured] or [(r, told) for r, told in evaluated if _is_of(found, r)]
+        described.append(
+            {"number": place, "set": found.label}
+            | {name: plain(line[name]) for name in ("source", "model", "layers", "skip", "skipped", "acceptance")}
+            | {"n_skipped": len(found.skip), "draft": one.draft, "draft_cost": plain(found.draft_cost)}
+            | {"tokens_per_round": plain(found.tokens_per_round), "predicted": plain(found.predicted)}
+            | {"raced": one.raced, "attention": attn, "mlp": mlp, "only_here": str(alone[found.skip])}
+            | {"measured": [_measured(row, told) for row, told in measured]}
+        )
+    return described
+
+
+def _is_of(found: Found, row: ArmRow) -> bool:
+    """Whether the arm skips this set, in a model that may be its own."""
+    return (row.skip, row.n_layers) == (str(found.skip), found.skip.n_layers) and found.model in (None, row.model)
+
+
+def _measured(row: ArmRow, told: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm's numbers, beside what was predicted of that very draft."""
+    return listed.facts_of_arm(row) | {"run": row.run, "draft": told.get("draft"), "predicted": told.get("predicted")}
+
+
+def _pairs(skips: Sequence[SkipSet]) -> list[dict[str, Any]]:
+    """What every two sets of one depth share."""
+    return [
+        {"sets": [i + 1, j + 1], "both": n_shared(a, b), "jaccard": plain(jaccard(a, b))}
+        for (i, a), (j, b) in combinations(enumerate(skips), 2)
+        if a.n_layers == b.n_layers
+    ]
+
+
+def _shown(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    header = ("", "set", "model", "sublayers", "draft", "acceptance", "draft cost", "tokens/round", "predicted")
+    table = plain_table(*header, "raced [95 %]")
+    for told in facts["sets"]:
+        about = (
+            told["set"],
+            told["model"] or "–",
+            f"{told['n_skipped']} of {2 * told['layers']}",
+            told["draft"] or "–",
+        )
+        raced = listed.interval(*told["raced"].values()) if told["raced"] else "–"
+        cells = (_cell(told[name], d) for name, d in (("acceptance", 3), ("draft_cost", 3), ("tokens_per_round", 2)))
+        table.add_row(str(told["number"]), *map(Text, about), *cells, _cell(told["predicted"], 2), raced)
+    yield table
+    yield Text("")
+    same: dict[SkipSet, list[str]] = {}  # drafts that skip the same have one map
+    for place, skip in enumerate(skips, start=1):
+        same.setdefault(skip, []).append(str(place))
+    yield blocks.skip_map(*((", ".join(numbers), skip) for skip, numbers in same.items()))
+    if len(same) > 1:
+        yield from _agreement({int(numbers[0]): ", ".join(numbers) for numbers in same.values()}, facts)
+    yield Text("\nMeasured: speedup over plain decoding, 95 % interval over prompts", style="bold")
+    table = plain_table("", "data", "arm", "draft", "acceptance", "tokens/round", "predicted", "speedup [95 %]", "run")
+    for told in facts["sets"]:
+        for row in told["measured"]:
+            names = (row["data"], row["arm"], row["draft"] or "–")
+            counts = _cell(row["acceptance"], 3), _cell(row["tokens_per_round"], 2), _cell(row["predicted"], 2)
+            speed = listed.interval(row["speedup"], row["low"], row["high"])
+            table.add_row(str(told["number"]), *map(Text, names), *counts, speed, Text(row["run"]))
+    yield table if table.rows else Text("None of these sets was evaluated yet: selfspec evaluate skip=SET")
+    yield from (Text(f"left out: {problem}", style="red") for problem in facts["left_out"])
+
+
+def _agreement(labels: Mapping[int, str], facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """What different sets share, and what each has alone; a label stands for all that skip the same."""
+    yield Text("\nOverlap: sublayers in both, and over those in either (Jaccard)", style="bold")
+    table = plain_table("sets", "both", "Jaccard")
+    for pair in facts["pairs"]:
+        if all(place in labels for place in pair["sets"]):
+            both = " | ".join(labels[place] for place in pair["sets"])
+            table.add_row(both, str(pair["both"]), _cell(pair["jaccard"], 2))
+    yield table if table.rows else Text("These sets are for models of different depths: they share no sublayers.")
+    yield Text("\nSkipped by one alone", style="bold")
+    table = plain_table("sets", "skip")
+    for told in facts["sets"]:
+        if told["number"] in labels:
+            table.add_row(labels[told["number"]], Text(told["only_here"]))
+    yield table
+
+
+def _cell(value: float | None, digits: int) -> str:
+    return number(math.nan if value is None else value, digits)

@@ -1,0 +1,84 @@
+"""What an evaluation shows: its arms, acceptance by position, where the seconds went, and its sets beside others'.
+
+A run of W&B is compared by single numbers: those of its draft, which is the first arm that drafts (`skip=`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from experiments.paper.positions import judged
+from experiments.tables import ArmRow
+from experiments.tracking.skip_sets import set_row
+from experiments.tracking.tracker import Table, Tracker
+from selfspec.metrics import ratio
+from selfspec.skip import SkipSet
+
+Row = Mapping[str, Any]
+
+PARTS = ("prefill_s", "draft_s", "verify_s", "other_s", "total_s")
+DRAFT = ("skip", "stop", "acceptance", "tokens_per_round", "tokens_per_s", "speedup", "low", "high", "n_identical", "n")
+
+
+def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row]) -> None:
+    """Show a finished evaluation.
+
+    Args:
+        tracker: who is shown it.
+        arms: a row for each.
+        rows: of `records.jsonl`, each answer once; failed ones are left out.
+    """
+    answered: dict[str, list[Row]] = {arm.arm: [] for arm in arms}
+    for row in rows:
+        if row["error"] is None:
+            answered[row["arm"]].append(row)
+    places = {arm: positions(ours) for arm, ours in answered.items()}
+    seconds = {arm: time_split(ours) for arm, ours in answered.items() if ours}
+    tracker.show({"arms": Table([asdict(arm) for arm in arms])})
+    tracker.show({"positions": Table([{"arm": arm, **place} for arm, found in places.items() for place in found])})
+    tracker.show({"time_split": Table([{"arm": arm, **split} for arm, split in seconds.items()])})
+    drafting = [arm for arm in arms if arm.drafted]
+    if sets := [_set_row(arm) for arm in drafting if arm.skip and arm.n_layers]:
+        tracker.show({"skip_sets": Table(sets)})
+    for arm in drafting[:1]:
+        for place in places[arm.arm]:
+            tracker.show({f"position/{key}": value for key, value in place.items()})
+        tracker.show({f"draft/{key}": getattr(arm, key) for key in DRAFT})
+        tracker.show({f"time/{key}": value for key, value in seconds[arm.arm].items()})
+
+
+def positions(rows: Sequence[Row]) -> list[dict[str, float]]:
+    """Acceptance at each position of a draft, from 1 on: of the tokens judged there, the part that was accepted."""
+    n = max((drafted for row in rows for drafted in row["round_drafted"]), default=0)
+    found = []
+    for number in range(1, n + 1):
+        n_judged = sum(judged(row, number) for row in rows)
+        n_accepted = sum(accepted >= number for row in rows for accepted in row["round_accepted"])
+        found.append(
+            {"number": number, "judged": n_judged, "accepted": n_accepted, "acceptance": ratio(n_accepted, n_judged)}
+        )
+    return found
+
+
+def time_split(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Seconds by what they were spent on, over all answers of an arm; None where the arm does not tell."""
+    return {part: sum(times) if None not in (times := [row[part] for row in rows]) else None for part in PARTS}
+
+
+def _set_row(arm: ArmRow) -> Row:
+    assert arm.skip and arm.n_layers
+    return set_row(
+        SkipSet.parse(arm.skip, arm.n_layers),
+        run=arm.run,
+        model=arm.model,
+        data=arm.data,
+        objective="measured_speedup",
+        value=arm.speedup,
+        acceptance=arm.acceptance,
+        tokens_per_round=arm.tokens_per_round,
+        draft_cost=None,
+        speedup=arm.speedup,
+        is_chosen=True,
+    )

@@ -1,0 +1,104 @@
+"""What a search shows: each trial as it ends; at the end its sets, pictures and files, read from the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.tracking.skip_sets import set_row
+from experiments.tracking.tracker import Picture, Shown, Table, Tracker
+from selfspec import records, skipfile
+from selfspec.metrics import tokens_per_round
+from selfspec.planfile import NAME as PLAN
+from selfspec.skip import SkipSet
+
+Row = Mapping[str, Any]
+
+FIRST = ("number", "origin", "state", "skip", "value", "acceptance", "draft_cost", "seconds", "elapsed_s", "reason")
+
+
+def trial_listener(tracker: Tracker, n_layers: int) -> Callable[[Row], None]:
+    """What is told each row of `trials.jsonl`, in order, and shows it; models of `n_layers` layers."""
+    bests: list[float] = []
+
+    def show(row: Row) -> None:
+        # a trial that was not scored to its end has no value that others can be compared with
+        value = row["value"] if row["state"] == "complete" else None
+        bests.extend([] if value is None else [max([value, *bests[-1:]])])
+        shown: dict[str, Shown] = {
+            "number": row["number"],
+            "value": value,
+            "best": bests[-1] if bests else None,
+            "elapsed_s": row["elapsed_s"],
+            "fraction_skipped": SkipSet.parse(row["skip"], n_layers).fraction,
+            **_numbers(row),
+        }
+        tracker.show({f"trial/{name}": number for name, number in shown.items()})
+
+    return show
+
+
+def show_search(
+    tracker: Tracker, folder: Path, *, name: str, model: str, data: str, objective: str, raced: Sequence[Row]
+) -> None:
+    """Show what a search left in its folder.
+
+    Args:
+        tracker: who is shown it.
+        folder: of the run.
+        name: of the run's configuration: what its files are kept under.
+        model, data, objective: of the search.
+        raced: rows of the race, the winner first; empty if there was none.
+    """
+    trials = records.read_rows(folder / records.TRIALS)
+    chosen = yaml.safe_load((folder / skipfile.NAME).read_text(encoding="utf-8"))
+    n_layers = chosen["n_layers"]
+    about: dict[str, Any] = {"run": folder.name, "model": model, "data": data, "objective": objective}
+    speedups = {row["skip"]: row["speedup"] for row in raced}
+    rows: dict[str, Row] = {}
+    for row in trials:
+        text = row["skip"]
+        if row["state"] == "complete" and text not in rows:
+            found = {"value": row["value"], **_numbers(row), "speedup": speedups.get(text)}
+            rows[text] = set_row(SkipSet.parse(text, n_layers), **about, **found, is_chosen=text == chosen["skip"])
+    mine = rows[chosen["skip"]]
+    draft = ("skip", "value", "acceptance", "tokens_per_round", "draft_cost", "fraction_skipped", "speedup")
+    tracker.show({f"draft/{key}": mine[key] for key in draft})
+    tracker.show({"skip_sets": Table(sorted(rows.values(), key=lambda row: -row["value"]))})
+    tracker.show({"trials": Table([{key: row.get(key) for key in FIRST} for row in trials])})
+    if raced:
+        tracker.show({"finals": Table(raced)})
+    tracker.show({png.stem: Picture(png) for png in sorted(folder.glob("*.png"))})
+    is_best = is_best_of_its_kind(folder)
+    plan = [file for file in (folder / PLAN, (folder / PLAN).with_suffix(".safetensors")) if file.is_file()]
+    kept = {"skip_set": [folder / skipfile.NAME], "plan": plan, "trials": [folder / records.TRIALS]}
+    for kind, files in kept.items():
+        if files:
+            tracker.keep(f"{name}-{objective}-{kind}", files, kind=kind, is_best=is_best)
+
+
+def is_best_of_its_kind(folder: Path) -> bool:
+    """Whether no other search beside it with the same model, objective and data found a set of a higher value."""
+    mine, *others = (_value(path) for path in (folder, *folder.parent.iterdir()))
+    return all(other is None or other[0] != mine[0] or other[1] <= mine[1] for other in others) if mine else False
+
+
+def _value(folder: Path) -> tuple[tuple[str, ...], float] | None:
+    """What the search of a folder maximised, and the value of its set; None if it found none."""
+    try:
+        body = yaml.safe_load((folder / skipfile.NAME).read_text(encoding="utf-8"))
+        return tuple(str(body[key]) for key in ("model", "objective", "data")), float(body["value"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return None
+
+
+def _numbers(row: Row) -> dict[str, float | None]:
+    """What drafts did in a trial; None where it failed."""
+    return {
+        "acceptance": row["acceptance"],
+        "tokens_per_round": tokens_per_round(row["accepted"], row["n_rounds"]) if row["drafted"] else None,
+        "draft_cost": row["draft_cost"],
+    }

@@ -1,0 +1,99 @@
+"""What listens to a run: it is shown values, keeps files, and is told the end.
+
+A tracker that fails loses no result: the first failure is logged once, and the run goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from selfspec.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of the same columns, as they are now; None and nan are empty cells."""
+
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image file."""
+
+    path: Path
+
+
+Shown = float | str | Table | Picture | None
+
+
+class Tracker(Protocol):
+    """Listens to one run."""
+
+    def show(self, values: Mapping[str, Shown]) -> None:
+        """Show values that belong together, such as those of one trial; None: there is none."""
+        ...
+
+    def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
+        """Keep files as they are now, under a name at which earlier versions of them may be."""
+        ...
+
+    def finish(self, *, failed: bool = False) -> str | None:
+        """The last call; may come twice. Returns a line for the user, if there is something to do."""
+        ...
+
+
+class NoTracker:
+    """Listens to nothing, so that no caller asks whether there is a tracker."""
+
+    def show(self, values: Mapping[str, Shown]) -> None:
+        """See `Tracker`."""
+
+    def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
+        """See `Tracker`."""
+
+    def finish(self, *, failed: bool = False) -> str | None:
+        """See `Tracker`."""
+        return None
+
+
+class SafeTracker:
+    """Hands everything on to `make()`'s tracker until that fails, which is said once."""
+
+    def __init__(self, make: Callable[[], Tracker]) -> None:
+        self._tracker: Tracker = NoTracker()
+        try:
+            self._tracker = make()
+        except InputError:
+            raise
+        except Exception as error:  # whatever a tracker does, the run goes on
+            self._give_up(error)
+
+    def show(self, values: Mapping[str, Shown]) -> None:
+        """See `Tracker`."""
+        self._try(lambda: self._tracker.show(values))
+
+    def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
+        """See `Tracker`."""
+        self._try(lambda: self._tracker.keep(name, files, kind=kind, is_best=is_best))
+
+    def finish(self, *, failed: bool = False) -> str | None:
+        """See `Tracker`."""
+        return self._try(lambda: self._tracker.finish(failed=failed))
+
+    def _try(self, call: Callable[[], str | None]) -> str | None:
+        try:
+            return call()
+        except Exception as error:  # whatever a tracker does, the run goes on
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: Exception) -> None:
+        log.warning("the tracker failed and is left out from here on; the run folder is complete (%s)", error)
+        self._tracker = NoTracker()

@@ -1,0 +1,140 @@
+"""Weights & Biases as a tracker: online for those who are logged in, else in files that `wandb sync` uploads.
+
+It is told values and files, and knows nothing of skip sets. wandb's own recording of the process is switched off: what
+a run is, its configuration and provenance say; command lines and host names are nobody's business, and sampling the
+machine would disturb what is measured.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from experiments.tracking.tracker import Picture, Shown, Table
+from selfspec.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "disabled"]
+AXES = ("trial", "position")  # of `trial/value` and the like: the x axis is `trial/number`
+CONNECT_S, UPLOAD_S = 20.0, 60.0  # waited for at the start and at the end, then the files must do; chosen, not tuned
+
+
+class WandbTracker:
+    """One run of W&B, in the run folder.
+
+    Without a mode it is that of the environment (WANDB_MODE), else online if this machine is logged in, else offline;
+    an online run whose server does not answer is one offline. A run that goes on is shown anew under its old id, whole.
+
+    Args:
+        project, name, group, job_type, tags: as W&B calls them.
+        run_id: the same for all sessions of a run.
+        folder: of the run; wandb writes into `wandb/` there.
+        config: what W&B shows as the configuration; it may hold no secret (`experiments.tracking.public`).
+        mode: online, offline or disabled; None: see above.
+
+    Raises:
+        InputError: if wandb is not installed, or for any other mode.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str,
+        name: str,
+        group: str,
+        job_type: str,
+        run_id: str,
+        folder: Path,
+        config: Mapping[str, Any],
+        tags: Sequence[str] = (),
+        mode: Mode | None = None,
+    ) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise InputError("tracker=wandb needs the wandb package; pip install 'selfspec[wandb]'") from None
+        if mode not in (None, *get_args(Mode)):
+            raise InputError(f"tracker.mode={mode}; it is {', '.join(get_args(Mode))} or null")
+        self._wandb = wandb
+        os.environ.setdefault("WANDB_SILENT", "true")
+        settings = wandb.Settings(
+            console="off",  # a progress bar needs the terminal, and log lines are in the run folder
+            disable_git=True,
+            host="-",
+            init_timeout=CONNECT_S,
+            finish_timeout=UPLOAD_S,
+            finish_timeout_raises=True,
+            reinit="finish_previous",  # of a sweep's job that failed
+            save_code=False,
+            x_disable_machine_info=True,
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+        )
+        start: dict[str, Any] = {
+            "project": project,
+            "name": name,
+            "group": group,
+            "job_type": job_type,
+            "id": run_id,
+            "dir": str(folder),
+            "config": dict(config),
+            "tags": list(tags),
+            "settings": settings,
+        }
+        asked: Any = mode or os.environ.get("WANDB_MODE")
+        try:
+            asked = asked or ("online" if wandb.login(prompt=False, verify=False) else "offline")
+            self._run: Any = wandb.init(mode=asked, **start)
+        except wandb.errors.Error as error:
+            if asked in ("offline", "disabled"):
+                raise
+            log.warning("W&B does not answer, so this run is offline (%s)", str(error).splitlines()[0])
+            wandb.teardown()  # its process holds the id of the run that could not begin
+            self._run = wandb.init(mode="offline", **start)
+        for axis in AXES:
+            self._run.define_metric(f"{axis}/*", step_metric=f"{axis}/number")
+
+    def show(self, values: Mapping[str, Shown]) -> None:
+        """See `Tracker`."""
+        shown = {name: self._as_wandb(value) for name, value in values.items() if not _is_nothing(value)}
+        if shown:
+            self._run.log(shown)
+
+    def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
+        """See `Tracker`."""
+        artifact = self._wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind)
+        for file in files:
+            artifact.add_file(str(file))
+        self._run.log_artifact(artifact, aliases=["latest", *(["best"] if is_best else [])])
+
+    def finish(self, *, failed: bool = False) -> str | None:
+        """See `Tracker`."""
+        if self._run is None:
+            return None
+        run, self._run = self._run, None
+        folder = Path(run.dir).parent
+        try:
+            run.finish(exit_code=int(failed))
+        except TimeoutError:
+            return f"wandb sync {folder}"
+        return f"wandb sync {folder}" if run.offline and not run.disabled else None
+
+    def _as_wandb(self, value: Shown) -> Any:
+        if isinstance(value, Picture):
+            return self._wandb.Image(str(value.path))
+        if isinstance(value, Table):
+            columns = list(value.rows[0]) if value.rows else []
+            cells = [[None if _is_nothing(row[c]) else row[c] for c in columns] for row in value.rows]
+            return self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
+        return value
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,36 @@
+"""GSM8K: word problems of school arithmetic; the reference ends in #### and the answer.
+
+Source: Cobbe et al. 2021 (arXiv:2110.14168).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfspec.tasks.base import Example
+from selfspec.tasks.rows import text
+from selfspec.tasks.shots import Form, put
+from selfspec.tasks.source import Origin, Source, Split
+
+RAW = Form("Question: ", "\nAnswer:", " ", "\n\n")
+CHAT = Form("", "\nReason step by step. End with #### and the answer.", "\n", "\n\n")
+HINT = "to read other prompts, use data=jsonl"
+
+
+def gsm8k(source: Source, *, shots: int = 5, chat: bool = False) -> Split:
+    """The problems, each after `shots` others with their solutions.
+
+    Args:
+        source: rows with `question` and `answer`; the train split, or data.calibration_path, is for calibration.
+        shots: problems shown with their solutions.
+        chat: ask as one asks a chat model; otherwise as text to be continued.
+
+    Raises:
+        InputError: if the source cannot be had, or a row is not as described.
+    """
+    origin = Origin("gsm8k", "1", "openai/gsm8k", "main", "train", _read)
+    return put(source.load(origin), CHAT if chat else RAW, shots=shots)
+
+
+def _read(row: Mapping[str, Any], place: str, where: str) -> Example:
+    question = text(row, "question", where, hint=HINT)
+    return Example(place, question, text(row, "answer", where, hint=HINT), "math")

@@ -1,0 +1,113 @@
+"""Rows of a JSON-lines file, and what to do with one that is damaged: refuse the file, or leave the row out and say so.
+
+It knows nothing of prompts; what makes a row good is for its reader to say.
+"""
+
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selfspec.errors import LISTED, InputError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+def read_lines(path: str | Path) -> list[tuple[int, str]]:
+    """The lines of a text file (plain or .gz) that are not blank, each with its number.
+
+    Raises:
+        InputError: if there is no such file, it cannot be read, or it has no rows.
+    """
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise InputError(f"asked to read prompts from {path}, which is a folder; name one JSON-lines file in it")
+    if not file.is_file():
+        raise InputError(f"asked to read prompts from {path}, but there is no such file; check the path and its folder")
+    try:
+        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        # utf-8-sig: some editors put a byte order mark first, which is not JSON.
+        # Split at \n alone: splitlines would also cut at the U+2028 that JSON allows inside a string.
+        lines = content.decode("utf-8-sig").split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(
+            f"asked to read prompts from {path}, which cannot be read ({type(error).__name__}); "
+            "it must be UTF-8 text, or gzip of it if its name ends in .gz"
+        ) from error
+    found = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
+        raise InputError(f"asked to read prompts from {path}, which has no rows; write one JSON object per line")
+    return found
+
+
+def read_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file (plain or .gz), each with its line number; blank lines are passed over.
+
+    Raises:
+        InputError: if there is no such file, it cannot be read, it has no rows, or a line is not a JSON object.
+    """
+    return [(number, as_object(line, f"{path} line {number}")) for number, line in read_lines(path)]
+
+
+def as_object(line: str, where: str) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+        InputError: if it holds none; the message begins with `where`.
+    """
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error.msg}); each line must be one complete JSON object") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} holds a {type(row).__name__}, not an object; write one JSON object per line")
+    return row
+
+
+def text(row: Mapping[str, Any], field: str, where: str, *, hint: str) -> str:
+    """The text in a field of a row.
+
+    Raises:
+        InputError: if it is not there, no text, or blank; the message ends with `hint`, which says what to do.
+    """
+    if row.get(field) is None:
+        raise InputError(f"{where} has no field {field!r}; it has {', '.join(row) or 'none'}; {hint}")
+    value = row[field]
+    if not isinstance(value, str) or not value.strip():
+        found = "empty" if isinstance(value, str) else f"of type {type(value).__name__}"
+        raise InputError(f"{where}: field {field!r} is {found}, but must be text; correct the row, or {hint}")
+    return value
+
+
+def good_ones(items: Iterable[T], read: Callable[[T], S], *, repair: bool, bad: list[str]) -> Iterator[S]:
+    """What can be read of the items, one by one.
+
+    Args:
+        items: of a source.
+        read: makes something of an item, or raises InputError.
+        repair: put the reason why an item cannot be read into `bad` and go on; otherwise it is an error.
+        bad: the reasons so far.
+
+    Raises:
+        InputError: of the first item that cannot be read, without `repair`.
+    """
+    for item in items:
+        try:
+            yield read(item)
+        except InputError as error:
+            if not repair:
+                raise InputError(f"{error} (data.repair=true leaves such rows out)") from error
+            bad.append(str(error))
+
+
+def tell_left_out(source: str, bad: Sequence[str]) -> None:
+    """Log how many rows of a source were left out, and why."""
+    if bad:
+        more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+        log.warning("%s: left out %d bad row(s): %s%s", source, len(bad), "; ".join(bad[:LISTED]), more)

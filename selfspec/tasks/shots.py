@@ -1,0 +1,70 @@
+"""How a question is put: with examples answered before it, and the words around them.
+
+The examples are calibration prompts, and no longer calibrate: a prompt that is shown is not decoded.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from selfspec.errors import InputError
+from selfspec.tasks.base import Example
+from selfspec.tasks.source import Split
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The words around a question and its answer.
+
+    Attributes:
+        before: of every question.
+        after: of every question.
+        gap: between that and the answer of an example.
+        end: of the answer of an example.
+        is_text: the question is a long text whose end may be cut off where there is no room for all of it.
+    """
+
+    before: str
+    after: str
+    gap: str
+    end: str
+    is_text: bool = False
+
+    def put(self, example: Example, shots: Sequence[Example]) -> Example:
+        """The example with its whole prompt: the shots with their answers, then its question."""
+        shown = "".join(
+            f"{self.before}{shot.prompt}{self.after}{self.gap}{self._answer(shot)}{self.end}" for shot in shots
+        )
+        start = len(shown) + len(self.before)
+        clip = (start, start + len(example.prompt)) if self.is_text else None
+        return replace(example, prompt=f"{shown}{self.before}{example.prompt}{self.after}", clip=clip)
+
+    def _answer(self, shot: Example) -> str:
+        answer = shot.reference or ""
+        return answer.replace("\n", "") if self.is_text else answer  # as the paper shows summaries: on one line
+
+
+def put(split: Split, form: Form, *, shots: int = 0) -> Split:
+    """The data set with every prompt in this form, after the first `shots` calibration examples.
+
+    Its version names its prompts, since two files of one name may differ.
+
+    Raises:
+        InputError: if there are not so many.
+    """
+    if not isinstance(shots, int) or not 0 <= shots <= len(split.calibration):
+        raise InputError(
+            f"asked to show {shots} example(s) before each question, but {split.name} has {len(split.calibration)} "
+            "calibration prompts to take them from; change data.shots= or data.calibration_n="
+        )
+    shown, rest = split.calibration[:shots], split.calibration[shots:]
+    calibration = [form.put(example, shown) for example in rest]
+    evaluation = [form.put(example, shown) for example in split.evaluation]
+    digest = hashlib.sha256("\0".join(e.prompt for e in [*calibration, *evaluation]).encode()).hexdigest()
+    return replace(
+        split,
+        version=f"{split.version}-{digest[:12]}",
+        calibration=calibration,
+        evaluation=evaluation,
+        about={**split.about, "shots": [shot.id for shot in shown]},
+    )

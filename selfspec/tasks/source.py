@@ -1,0 +1,219 @@
+"""From rows of the hub or of files to a data set in two parts that share no prompt.
+
+Evaluation prompts and calibration prompts come from different splits or files; where there is only one, the hash of
+a prompt decides, so that its part depends neither on its place in the file nor on a seed.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfspec.errors import InputError
+from selfspec.tasks.base import Example, Part
+from selfspec.tasks.rows import as_object, good_ones, read_lines, tell_left_out
+
+Item = tuple[str, str, Callable[[], Mapping[str, Any]]]
+"""A row not read yet: its place in its split, where it stands for a message, and its fields."""
+
+Read = Callable[[Mapping[str, Any], str, str], Example | None]
+"""From the fields of a row, its id and where it stands to an example; None passes over a row that is not of the set.
+
+The id is the row's place in its split; a data set whose rows have ids of their own uses those.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A data set as it is published.
+
+    Attributes:
+        name: of the task.
+        version: of how its rows become prompts.
+        hub_id: on the Hugging Face hub; None if it is there in no form that could be used.
+        config: the hub's name of the variant.
+        calibration_split: the hub's split for calibration; None if evaluation has the only one.
+        read: one row.
+    """
+
+    name: str
+    version: str
+    hub_id: str | None
+    config: str | None
+    calibration_split: str | None
+    read: Read
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A data set in two parts: the task that most data sets are."""
+
+    name: str
+    version: str
+    calibration: Sequence[Example]
+    evaluation: Sequence[Example]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def examples(self, part: Part) -> list[Example]:
+        """The examples of one part, in the order that the seed gave them.
+
+        Raises:
+            InputError: if the options leave this part empty.
+        """
+        found = self.calibration if part == "calibration" else self.evaluation
+        if not found:
+            raise InputError(
+                f"asked for the {part} part of {self.name}, which is empty: calibration_n, less the examples shown, "
+                f"leaves {len(self.calibration)} for calibration and {len(self.evaluation)} for evaluation; change "
+                "data.calibration_n= or data.shots="
+            )
+        return list(found)
+
+    def facts(self) -> dict[str, Any]:
+        """Where the prompts come from."""
+        return dict(self.about)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What of a data set is used, and where it is.
+
+    Attributes:
+        path: evaluation rows: a JSON-lines file (plain or .gz), or a folder that `datasets` can load; None: the hub.
+        calibration_path: the same for calibration; None: the other split of the hub or of the folder, or with a single
+            file a fixed part of it.
+        split: of the hub or the folder, for evaluation.
+        calibration_n: rows for calibration, of which some may be shown as examples.
+        evaluation_n: rows for evaluation, at most; None takes all.
+        seed: of the order of rows, and so of which are taken; as `shuffle(seed)` of `datasets` orders them.
+        repair: leave out damaged rows, and say how many.
+    """
+
+    path: str | None = None
+    calibration_path: str | None = None
+    split: str = "test"
+    calibration_n: int = 32
+    evaluation_n: int | None = None
+    seed: int = 42
+    repair: bool = False
+
+    def load(self, origin: Origin) -> Split:
+        """The data set in its two parts.
+
+        Raises:
+            InputError: if a source cannot be had, a row is damaged, or the options contradict each other.
+        """
+        if not isinstance(self.calibration_n, int) or self.calibration_n < 0:
+            raise InputError(f"asked for calibration_n={self.calibration_n} rows; set data.calibration_n= to 0 or more")
+        if self.evaluation_n is not None and (not isinstance(self.evaluation_n, int) or self.evaluation_n < 1):
+            raise InputError(f"asked for evaluation_n={self.evaluation_n} rows; set data.evaluation_n= to 1 or more")
+        one_file = self.path is not None and not Path(self.path).expanduser().is_dir()
+        other = None if one_file else origin.calibration_split
+        if self.split == other and self.calibration_path is None:
+            raise InputError(
+                f"data.split={self.split} asks to evaluate on the split that calibration prompts of {origin.name} are "
+                "taken from; choose another split"
+            )
+        bad: list[str] = []
+        evaluation = self._examples(origin, self.path, self.split, bad)
+        if self.calibration_path is None and other is None:
+            calibration, evaluation = _by_hash(evaluation, self.calibration_n)
+        else:
+            known = {example.prompt for example in evaluation}
+            path, split = self.calibration_path or self.path, origin.calibration_split or "train"
+            calibration = self._examples(origin, path, split, bad, n=self.calibration_n, known=known)
+        about = {
+            "source": self.path or origin.hub_id,
+            "calibration_source": self.calibration_path or self.path or origin.hub_id,
+            "split": None if one_file else self.split,
+            "order_seed": self.seed,
+            "n_left_out": len(bad),
+        }
+        return Split(origin.name, origin.version, calibration, evaluation[: self.evaluation_n], about)
+
+    def _examples(
+        self,
+        origin: Origin,
+        path: str | None,
+        split: str,
+        bad: list[str],
+        *,
+        n: int | None = None,
+        known: Collection[str] = (),
+    ) -> list[Example]:
+        """The first n examples of one source whose prompts are not known yet; what others lack goes to `bad`."""
+        seen: set[str] = set()
+
+        def read(item: Item) -> Example | None:
+            place, where, fields = item
+            example = origin.read(fields(), place, where)
+            if example and example.id in seen:
+                raise InputError(f"{where} repeats the id {example.id!r}; keep one row for each")
+            seen.update([example.id] if example else [])
+            return example
+
+        is_file = path is not None and not Path(path).expanduser().is_dir()
+        items = _file_items(str(path), split, self.seed) if is_file else _hub_items(origin, path, split, self.seed)
+        n_before = len(bad)
+        # one by one: of a large split only as many rows are read as are wanted
+        examples = good_ones(items, read, repair=self.repair, bad=bad)
+        found = list(islice((e for e in examples if e is not None and e.prompt not in known), n))
+        tell_left_out(path or str(origin.hub_id), bad[n_before:])
+        if not found and n != 0:
+            besides = " besides those of the evaluation part" if known else ""
+            raise InputError(f"{path or origin.hub_id} holds no prompt of {origin.name}{besides}; name another file")
+        return found
+
+
+def _by_hash(examples: list[Example], n: int) -> tuple[list[Example], list[Example]]:
+    """The examples of n distinct prompts, and those of the others."""
+    ranked = sorted({e.prompt for e in examples}, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
+    chosen = set(ranked[:n])
+    return [e for e in examples if e.prompt in chosen], [e for e in examples if e.prompt not in chosen]
+
+
+def _order(n: int, seed: int) -> list[int]:
+    """The order that `datasets` shuffles n rows into, so that a published choice of rows can be had again."""
+    order: list[int] = np.random.default_rng(seed).permutation(n).tolist()
+    return order
+
+
+def _file_items(path: str, split: str, seed: int) -> Iterator[Item]:
+    lines = read_lines(path)
+    for k in _order(len(lines), seed):
+        number, line = lines[k]
+        where = f"{path} line {number}"
+        yield f"{split}-{number}", where, lambda line=line, where=where: as_object(line, where)  # type: ignore[misc]
+
+
+def _hub_items(origin: Origin, path: str | None, split: str, seed: int) -> Iterator[Item]:
+    """Rows of the hub, or of a folder in its place.
+
+    Raises:
+        InputError: if it cannot be reached or read, or has no such split.
+    """
+    import datasets  # takes more than a second to import
+
+    where = path or origin.hub_id
+    if where is None:
+        raise InputError(f"data={origin.name} is not on the hub; give its file: data.path=FILE")
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(where, None if path else origin.config, split=split)
+    except ValueError as error:  # an unknown split, or no files of data
+        raise InputError(f"cannot read data={origin.name} from {where}: {_line(error)}; check data.split=") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:  # a hub out of reach is an OSError
+        place = path or f"{where} of the hub"
+        raise InputError(
+            f"data={origin.name} needs {place}, which cannot be had ({_line(error)}); give a file with data.path=FILE"
+        ) from error
+    for k in _order(len(rows), seed):
+        yield f"{split}-{k}", f"{where} {split} row {k}", lambda k=k: rows[k]  # type: ignore[misc]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,35 @@
+"""XSum: news articles to summarise in one sentence.
+
+Source: Narayan et al. 2018 (arXiv:1808.08745).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfspec.tasks.base import Example
+from selfspec.tasks.cnndm import HINT, PAPER
+from selfspec.tasks.rows import text
+from selfspec.tasks.shots import Form, put
+from selfspec.tasks.source import Origin, Source, Split
+
+CHAT = Form("Summarise this article in one sentence.\n\nArticle: ", "\n\nSummary:", " ", "\n\n", is_text=True)
+
+
+def xsum(source: Source, *, shots: int = 0, chat: bool = False) -> Split:
+    """The articles, each after `shots` others with their summaries.
+
+    Args:
+        source: rows with `document` and `summary`.
+        shots: articles shown with their summaries.
+        chat: ask as one asks a chat model; otherwise in the form of Draft & Verify, which is to be continued.
+
+    Raises:
+        InputError: if the source cannot be had, or a row is not as described.
+    """
+    origin = Origin("xsum", "1", "EdinburghNLP/xsum", None, "train", _read)
+    return put(source.load(origin), CHAT if chat else PAPER, shots=shots)
+
+
+def _read(row: Mapping[str, Any], place: str, where: str) -> Example:
+    document = text(row, "document", where, hint=HINT)
+    return Example(place, document, text(row, "summary", where, hint=HINT), "summary")

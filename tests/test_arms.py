@@ -1,0 +1,164 @@
+"""Arms with drafts of their own: each is the draft it names, all say what plain decoding says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.arms import GenerateArm, generation
+from selfspec import records
+from selfspec.decode import Criterion, Ending, autoregress
+from selfspec.errors import InputError
+from selfspec.model import Decoder
+from selfspec.sampling import Sampling
+from selfspec.timing import Stopwatch
+from tests.commands import Ran, command
+from tests.toys import toy as toy_model
+
+SMALL = ("max_new_tokens=12", "n=2", "generate=false", "calibration.max_new_tokens=12", "calibration.n_tokens=64")
+COSTS = {
+    **{"contexts": [16], "attn_s": [1.0], "mlp_s": 2.0, "base_s": 3.0, "full_s": [15.0], "verify_s": [15.0, 16.0, 17.0]}
+}
+
+
+def evaluated(toy: list[str], folder: Path, arms: str, *words: str) -> Ran:
+    return command("evaluate", *toy, f"paths.outputs={folder}", *SMALL, f"arms={arms}", *words)
+
+
+def rows(ran: Ran) -> list[dict[str, Any]]:
+    assert ran.status == 0, ran.err
+    return records.read_rows(ran.run / records.RECORDS)
+
+
+def drafts(ran: Ran) -> dict[str, Any]:
+    """What each arm drafts with, as the provenance has it."""
+    arms = json.loads((ran.run / records.PROVENANCE).read_text())["run"]["arms"]
+    return {name: about.get("draft") for name, about in arms.items()}
+
+
+@pytest.fixture(scope="module")
+def ran(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    arms = {
+        "nothing": "{skip: 'a1 m2', draft: skip}",
+        "mean": "{skip: 'a1 m2', draft: mean, head: null}",
+        "linear": "{skip: 'a1 m2', draft: linear, head: 40}",
+        "whole": "{skip: 'a1 m2', draft: lowrank, head: full, precision: same}",
+        "copy": "{lookup: only}",
+        "front": "{skip: 'a1 m2', draft: mean, lookup: front, stop: fixed}",
+    }
+    text = ", ".join(f"{name}: {settings}" for name, settings in arms.items())
+    return evaluated(toy, tmp_path_factory.mktemp("out"), f"{{{text}}}")
+
+
+class TestDraftsOfTheirOwn:
+    def test_each_says_what_plain_decoding_says(self, ran: Ran) -> None:
+        verdicts = {(row["arm"], row["verdict"]) for row in rows(ran) if row["arm"] != "plain"}
+        assert {verdict for _, verdict in verdicts} == {"identical"} and len(verdicts) == 7
+
+    def test_each_drafts_with_what_it_names(self, ran: Ran) -> None:
+        assert ran.status == 0, ran.err
+        assert drafts(ran) == {
+            "plain": None,
+            "skip nothing, adaptive": "none",
+            "nothing": "a1 m2",
+            "mean": "a1 m2, mean at a1 m2",
+            "linear": "a1 m2, linear at a1 m2, head of 40",
+            "whole": "a1 m2, lowrank at a1 m2",
+            "copy": None,
+            "front": "a1 m2, mean at a1 m2",
+        }
+
+    def test_drafts_of_other_kinds_draft_other_tokens(self, ran: Ran) -> None:
+        accepted = {arm: sum(r["accepted"] for r in rows(ran) if r["arm"] == arm) for arm in ("nothing", "linear")}
+        drafted = {arm: sum(r["drafted"] for r in rows(ran) if r["arm"] == arm) for arm in ("nothing", "linear")}
+        assert (accepted["nothing"], drafted["nothing"]) != (accepted["linear"], drafted["linear"])
+
+
+def test_a_plan_keeps_what_an_arm_does_not_name(toy: list[str], tmp_path: Path) -> None:
+    words = ("draft=linear", "head=trimmed", "head.n=40", "searcher=random", "searcher.n_trials=6", "finals.top=0")
+    small = ("starts=[nothing,uniform]", "objective.n_prompts=1", "objective.max_new_tokens=8", "costs.repeats=1")
+    fit = ("calibration.max_new_tokens=12", "costs.contexts=[16]", "costs.max_tokens=4", "objective.batch_starts=64")
+    found = command("search", *toy, f"paths.outputs={tmp_path}", *words, *small, *fit, "stop.max_draft=3", "prune=null")
+    assert found.status == 0, found.err
+    settings = {"own": "", "whole": ", head: full", "mean": ", draft: mean"}
+    arms = ", ".join(f"{name}: {{skip: {found.run}{more}}}" for name, more in settings.items())
+    told = drafts(evaluated(toy, tmp_path, f"{{{arms}}}"))
+    assert ("linear" in told["own"], "head of 40" in told["own"]) == (True, True)
+    assert ("linear" in told["whole"], "head of" in told["whole"]) == (True, False)
+    assert ("mean" in told["mean"], "head of 40" in told["mean"]) == (True, True)
+
+
+def test_nothing_is_fitted_where_no_arm_asks(toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise AssertionError("calibration prompts were decoded")
+
+    monkeypatch.setattr("experiments.build_arms.continued", refuse)
+    assert rows(evaluated(toy, tmp_path, "{a: {skip: a1, head: full, precision: same}, b: {skip: a1, draft: skip}}"))
+
+
+def test_a_tuned_optimal_rule_takes_its_costs_from_the_clock(toy: list[str], tmp_path: Path) -> None:
+    table = tmp_path / "costs.json"
+    table.write_text(json.dumps({"costs": COSTS}))
+    arms = "{tuned: {skip: a1, stop: optimal, tune_stop: true, lookup: front}}"
+    ran = evaluated(toy, tmp_path, arms, f"costs.path={table}", "costs.repeats=1")
+    assert {row["verdict"] for row in rows(ran) if row["arm"] == "tuned"} == {"identical"}
+    assert "verify_cost 0.067" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("arms", "piece"),
+    [
+        ("{a: {skip: a1, draft: liner}}", "did you mean 'linear'?"),
+        ("{a: {skip: a1, head: 0}}", "head=0"),
+        ("{a: {skip: a1, head: whole}}", "head=whole"),
+        ("{a: {skip: a1, precision: int5}}", "int5"),
+        ("{a: {skip: a1, stop: fixed, tune_stop: true}}", "stop=fixed"),
+        ("{a: {lookup: only, stop: optimal, tune_stop: true}}", "lookup=only"),
+        ("{a: {generate: {prompt_lookup_num_tokens: 5}, skip: a1}}", "generate alone"),
+        ("{a: {generate: {}}}", "generate alone"),
+        ("{a: {generate: {prompt_lookup_tokens: 5}}}", "prompt_lookup_num_tokens"),
+        ("{a: {generate: {max_new_tokens: 5}}}", "the run's"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_told_in_one_line(arms: str, piece: str, toy: list[str], tmp_path: Path) -> None:
+    ran = evaluated(toy, tmp_path, arms)
+    assert ran.status == 2 and len(ran.error_lines) == 1
+    assert piece in ran.error_lines[0]
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(toy_model("llama-tied"))
+
+
+class TestGenerate:
+    """transformers' own prompt lookup, which commits several tokens at once."""
+
+    def both(self, decoder: Decoder, ending: Ending) -> tuple[Any, Any]:
+        ids = [1, 2, 3, 1, 2, 3, 1, 2]
+        (plain,) = autoregress(decoder, [ids], ending=ending)
+        settings = generation("a", {"prompt_lookup_num_tokens": 5}, batch=1)
+        (looked_up,) = GenerateArm(decoder, ending, Sampling(), Stopwatch(), settings=settings)([ids])
+        return plain, looked_up
+
+    def test_says_what_plain_decoding_says(self, decoder: Decoder) -> None:
+        plain, looked_up = self.both(decoder, Ending(30))
+        assert looked_up.tokens == plain.tokens
+
+    @pytest.mark.parametrize("at", [3, 10, 17])
+    def test_ends_at_a_stop_string_among_the_tokens_of_one_step(self, at: int, decoder: Decoder) -> None:
+        n_prompt = 8
+        is_over: Criterion = lambda ids: len(ids) == n_prompt + at  # noqa: E731
+        plain, looked_up = self.both(decoder, Ending(30, criterion=is_over))
+        assert (looked_up.tokens, looked_up.finish) == (plain.tokens, "stop")
+
+    def test_takes_one_prompt_at_a_time(self) -> None:
+        with pytest.raises(InputError, match="batch=1"):
+            generation("a", {"prompt_lookup_num_tokens": 5}, batch=2)
+
+    def test_is_an_arm_of_an_evaluation(self, toy: list[str], tmp_path: Path) -> None:
+        ran = evaluated(toy, tmp_path, "{hf lookup: {generate: {prompt_lookup_num_tokens: 10}}}")
+        assert [row["verdict"] for row in rows(ran) if row["arm"] == "hf lookup"] == ["identical"] * 2

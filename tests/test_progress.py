@@ -1,0 +1,165 @@
+"""Progress: told on a terminal, between steps and nowhere else, with log lines above it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from experiments import blocks, so_far
+from experiments.progress import progress
+from selfspec.skip import SkipSet
+from tests.commands import N_LAYERS, command
+
+CONTROL = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])")
+COLOUR = re.compile(r"\x1b\[([\d;]*;)?3[0-7](;[\d;]*)?m")
+
+
+@pytest.fixture(autouse=True)
+def nobody_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What takes itself for a terminal, once it is standard error."""
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    return io.StringIO()
+
+
+def screen(written: str) -> list[str]:
+    """What a terminal shows after all that was written to it: lines, without trailing spaces."""
+    lines, row, column, at = [""], 0, 0, 0
+    while at < len(written):
+        match = CONTROL.match(written, at)
+        if match:
+            at = match.end()
+            if match[2] == "A":
+                row = max(0, row - int(match[1] or 1))
+            elif match[2] == "K":
+                lines[row] = ""
+        else:
+            char, at = written[at], at + 1
+            if char == "\n":
+                row, column = row + 1, 0
+                lines += [""] * (row >= len(lines))
+            elif char == "\r":
+                column = 0
+            else:
+                lines[row] = lines[row].ljust(column)[:column] + char + lines[row][column + 1 :]
+                column += 1
+    return [line.rstrip() for line in lines]
+
+
+def trial(value: float, skip: str, **more: Any) -> dict[str, Any]:
+    return {"state": "complete", "value": value, "skip": skip, "acceptance": 0.5, **more}
+
+
+TRIALS = [trial(0.9, "none"), trial(1.25, "a1 m2", acceptance=0.875), trial(1.1, "a0")]
+
+
+def run(rows: list[dict[str, Any]], *, console: Console | None = None) -> Iterator[None]:
+    """A search of four trials, of which those of `rows` end; yields after each, inside the panel."""
+    with progress("trial", 4, show=so_far.best_set(4, "x plain decoding"), console=console) as advance:
+        for row in rows:
+            advance(row)
+            yield
+
+
+def test_the_panel_tells_how_far_how_good_and_what_is_skipped(terminal: io.StringIO) -> None:
+    with redirect_stderr(terminal):
+        list(run(TRIALS))
+    shown = "\n".join(screen(terminal.getvalue()))
+    attn, mlp = blocks.rows(SkipSet.parse("a1 m2", 4))
+    for piece in ("3/4", "left", "best 1.250x plain decoding", "acceptance 0.875", "2 of 8 sublayers", attn, mlp):
+        assert piece in shown, shown
+    assert re.search(r"left 0:00:0\d", shown), shown  # three trials in no time leave one of no time
+    assert shown.count("╭") == 1, shown
+
+
+def test_what_was_done_before_a_resume_counts(terminal: io.StringIO) -> None:
+    show = so_far.best_set(4, "tokens/s")
+    with redirect_stderr(terminal), progress("trial", 4, done=3, show=show, rows=TRIALS) as advance:
+        advance(trial(1.0, "m1"))
+    shown = "\n".join(screen(terminal.getvalue()))
+    assert "4/4" in shown and "best 1.250 tokens/s" in shown
+
+
+def test_a_search_of_failures_has_no_best(terminal: io.StringIO) -> None:
+    with redirect_stderr(terminal):
+        list(run([{"state": "failed", "value": None, "skip": "a1", "acceptance": None}]))
+    assert "no value yet, 1 failed" in terminal.getvalue()
+
+
+def test_log_lines_stay_whole_and_in_order_above_the_panel(terminal: io.StringIO) -> None:
+    from experiments.cli import _Terminal
+
+    log = logging.Logger("of-this-test")
+    log.addHandler(_Terminal())
+    with redirect_stderr(terminal):
+        for i, _ in enumerate(run(TRIALS)):
+            log.warning("trial %d: [a1] said {this}", i)
+        assert sys.stderr is terminal
+    shown = screen(terminal.getvalue())
+    assert shown[:3] == [f"trial {i}: [a1] said {{this}}" for i in range(3)], shown
+    assert shown[3].startswith("╭") and sum(line.startswith("╭") for line in shown) == 1, shown
+
+
+def test_nothing_runs_between_steps(terminal: io.StringIO) -> None:
+    before = set(threading.enumerate())
+    with redirect_stderr(terminal):
+        for _ in run(TRIALS):
+            assert set(threading.enumerate()) == before
+            n_written = len(terminal.getvalue())
+    assert n_written > 0
+
+
+@pytest.mark.parametrize("ci", [None, "true"])
+def test_nothing_is_drawn_in_a_pipe_or_in_ci(ci: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    if ci:
+        monkeypatch.setenv("CI", ci)
+    list(run(TRIALS, console=Console(file=file, force_terminal=bool(ci), force_interactive=True if ci else None)))
+    assert file.getvalue() == ""
+
+
+def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    def written() -> str:
+        file = io.StringIO()
+        console = Console(file=file, force_terminal=True, force_interactive=True, color_system="standard")
+        list(run(TRIALS, console=console))
+        return file.getvalue()
+
+    coloured = written()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = written()
+    assert COLOUR.search(coloured) and not COLOUR.search(plain)
+    assert "█" in plain
+
+
+@pytest.mark.slow
+def test_search_and_evaluate_draw_their_panels(
+    toy: list[str], empty_folder: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["objective.max_new_tokens=6", "searcher=random", "searcher.n_trials=4", "starts=[nothing]", "finals.top=0"]
+    for name, value in (("TTY_COMPATIBLE", "1"), ("TTY_INTERACTIVE", "1"), ("TERM", "xterm"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
+    ran = command("search", *toy, *words)
+    shown = "\n".join(screen(ran.err))
+    assert "4/4" in shown and f"of {2 * N_LAYERS} sublayers skipped" in shown, shown
+    assert "╭" not in ran.out
+    ran = command("evaluate", *toy, "skip=a1", "n=2", "max_new_tokens=6", "generate=false")
+    shown = "\n".join(screen(ran.err))
+    assert "4/4" in shown and re.search(r"plain +2 +0 +– +– +\d+\.\d", shown), shown

@@ -1,0 +1,168 @@
+"""With prompt lookup in front, replay still counts what the real decoder counts, and only the draft's forwards cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from search.chains import Chains
+from search.expected import ReplayObjective, expected_speedup
+from search.finals import Finalist, race
+from search.objective import TokensPerSecond
+from search.reference import Reference, ReferenceBatch, refer
+from search.replay import draft_everything, looked_up, replay
+from search.tune import fitted
+from selfspec.decode import Ending, speculate
+from selfspec.draft import ModelDraft
+from selfspec.lookup import LookupDraft
+from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
+from selfspec.skip import SkipSet
+from selfspec.stop import Fixed, Optimal, StopPolicy
+from selfspec.timing import Stopwatch
+from selfspec.trace import Round
+from tests.commands import command
+from tests.test_replay import COSTS, RULES
+from tests.toys import toy as toy_model
+
+N_NEW = 24
+REPETITIVE = [[1, 2, 3, 1, 2, 3, 1, 2], [7, 7, 7, 7, 7], [11, 5, 11, 5, 2, 11, 5]]
+PROMPTS = [*REPETITIVE, [9, 8, 7, 6, 5, 4, 3], [40]]
+LOOKUPS = [LookupDraft(), LookupDraft(max_tokens=3, max_ngram=1, min_ngram=1)]
+SKIP = SkipSet.parse("a1 m0", 3)
+OPTIMAL = Optimal(6, 0.5, 0.02, ((0.0, 0.0), (1.0, 1.0)), 4, False)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(toy_model("llama-tied"))  # a tied head repeats its input: there is something to look up
+
+
+@pytest.fixture(scope="module")
+def batches(decoder: Decoder) -> list[ReferenceBatch]:
+    return refer(decoder, PROMPTS, ending=Ending(N_NEW))
+
+
+def real_rounds(decoder: Decoder, ids: list[int], lookup: LookupDraft, skip: SkipSet, stop: StopPolicy) -> list[Round]:
+    behind = LookupDraft(
+        ModelDraft(decoder.bind(SKIP)),
+        max_tokens=lookup.max_tokens,
+        max_ngram=lookup.max_ngram,
+        min_ngram=lookup.min_ngram,
+    )
+    (result,) = speculate(decoder, [ids], drafter=behind, stops=[stop.begin()], ending=Ending(N_NEW))
+    return result.rounds
+
+
+def counts(rounds: Sequence[Round]) -> list[tuple[int, int, int]]:
+    return [(r.drafted, r.accepted, r.committed) for r in rounds]
+
+
+def assert_equal(decoder: Decoder, batches: Sequence[ReferenceBatch], lookup: LookupDraft, stop: StopPolicy) -> None:
+    forward = decoder.bind(SKIP)
+    for batch in batches:
+        copied = looked_up(batch.references, lookup)
+        chains = Chains(forward, batch, max_draft=stop.max_draft)
+        for reference, rounds in zip(batch.references, replay(chains, stop, copied=copied), strict=True):
+            assert counts(rounds) == counts(real_rounds(decoder, reference.prompt, lookup, SKIP, stop))
+
+
+@pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
+def test_counts_equal_the_real_decoders(stop: StopPolicy, decoder: Decoder, batches: list[ReferenceBatch]) -> None:
+    assert_equal(decoder, batches, LOOKUPS[0], stop)
+
+
+def test_counts_equal_the_real_decoders_in_several_batches_and_with_other_lengths(decoder: Decoder) -> None:
+    batches = refer(decoder, PROMPTS, ending=Ending(N_NEW), batch_starts=50)
+    assert len(batches) > 1
+    assert_equal(decoder, batches, LOOKUPS[1], RULES[2])
+
+
+@pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3-moe"])
+def test_counts_equal_the_real_decoders_for_other_families(family: str) -> None:
+    decoder = Decoder(toy_model(family))
+    assert_equal(decoder, refer(decoder, PROMPTS[:3], ending=Ending(N_NEW)), LOOKUPS[1], RULES[2])
+
+
+def test_the_prompts_have_rounds_of_both_kinds(decoder: Decoder, batches: list[ReferenceBatch]) -> None:
+    places = [len(looked_up(b.references, LOOKUPS[0])) for b in batches]
+    assert 0 < sum(places) < sum(r.n_starts for b in batches for r in b.references)
+
+
+def objective(
+    decoder: Decoder, batches: Sequence[ReferenceBatch], stop: StopPolicy, *, tune_stop: bool = False
+) -> ReplayObjective:
+    return ReplayObjective(
+        "", "", expected_speedup, decoder, batches, stop, COSTS, Stopwatch(), tune_stop=tune_stop, lookup=LOOKUPS[0]
+    )
+
+
+def test_copied_tokens_cost_their_verification_alone(decoder: Decoder) -> None:
+    batches = refer(decoder, PROMPTS, ending=Ending(N_NEW))
+    score = objective(decoder, batches, Fixed(3))(SKIP)
+    (batch,) = batches
+    copied = looked_up(batch.references, LOOKUPS[0])
+    total_s = plain_s = 0.0
+    for row, reference in enumerate(batch.references):
+        n = 1
+        for r in real_rounds(decoder, reference.prompt, LOOKUPS[0], SKIP, Fixed(3)):
+            context = len(reference.prompt) + n - 1
+            drafting_s = 0.0 if (row, n) in copied else r.drafted * COSTS.draft_s(SKIP, context)
+            total_s += drafting_s + COSTS.verification_s(r.drafted + 1, context) + COSTS.round_s
+            plain_s += r.committed * COSTS.plain_s(context)
+            n += r.committed
+    assert score.value == pytest.approx(plain_s / total_s)
+    assert score.draft_cost == pytest.approx(COSTS.draft_s(SKIP, 64) / COSTS.plain_s(64))
+
+
+@pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
+def test_a_tuned_rule_is_at_least_as_good(stop: StopPolicy, decoder: Decoder, batches: list[ReferenceBatch]) -> None:
+    as_it_is, tuned = (objective(decoder, batches, stop, tune_stop=tune)(SKIP) for tune in (False, True))
+    assert tuned.value >= as_it_is.value
+
+
+def test_a_rule_is_calibrated_on_what_the_model_drafts_alone(decoder: Decoder) -> None:
+    (batch,) = refer(decoder, PROMPTS, ending=Ending(N_NEW))
+    copied = looked_up(batch.references, LOOKUPS[0])
+    chains = Chains(decoder.bind(SKIP), batch, max_draft=6)
+    draft_everything(chains, OPTIMAL, copied=copied)
+    assert all(bool(chains[start].tokens) != (start in copied) for start in chains.starts if chains[start].limit)
+    rule = fitted(OPTIMAL, [chains], draft_cost=0.3, costs=COSTS)
+    assert rule.draft_cost == 0.3
+    assert rule.verify_cost == pytest.approx(1 / 15)
+    assert rule.calibration != OPTIMAL.calibration
+
+
+def test_nothing_is_proposed_where_one_token_is_left() -> None:
+    found = looked_up([Reference([1, 2, 1, 2], [1, 2, 1], 3)], LOOKUPS[0])
+    assert found == {(0, 1): [2]}  # one token less than may still come: a round commits one that it did not draft
+
+
+def test_the_race_and_the_clock_decode_with_lookup_in_front(decoder: Decoder) -> None:
+    stop = Fixed(2)
+    real = [r for ids in REPETITIVE for r in real_rounds(decoder, ids, LOOKUPS[0], SKIP, stop)]
+    (raced,) = race(
+        decoder,
+        REPETITIVE,
+        [Finalist(SKIP, DraftPlan.of(SKIP), stop, 1.0)],
+        ending=Ending(N_NEW),
+        stopwatch=Stopwatch(),
+        lookup=LOOKUPS[0],
+    )
+    assert counts([r for result in raced.finalist.results for r in result.rounds]) == counts(real)
+    score = TokensPerSecond(decoder, REPETITIVE, stop, N_NEW, Stopwatch(), lookup=LOOKUPS[0])(SKIP)
+    assert (score.drafted, score.accepted) == (sum(r.drafted for r in real), sum(r.accepted for r in real))
+
+
+def test_a_search_with_lookup_in_front_says_so(toy: list[str], tmp_path: Path) -> None:
+    words = ("searcher=random", "searcher.n_trials=3", "starts=[nothing,uniform]", "stop.max_draft=3", "prune=null")
+    small = ("objective.n_prompts=1", "objective.max_new_tokens=8", "finals.n_prompts=1", "lookup=front")
+    costs = ("costs.contexts=[16]", "costs.max_tokens=4", "costs.repeats=1")
+    ran = command("search", *toy, f"paths.outputs={tmp_path}", *words, *small, *costs)
+    assert ran.status == 0, ran.err
+    assert yaml.safe_load((ran.run / "skip_set.yaml").read_text())["lookup"] == "front"
+    refused = command("search", *toy, f"paths.outputs={tmp_path}", *words, *small[:-1], "lookup=only", *costs)
+    assert refused.status == 2 and "lookup=only" in refused.err

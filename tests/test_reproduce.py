@@ -1,0 +1,285 @@
+"""Experiments: each composes and runs on a toy of its model's depth; what is finished is never done again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments.build import options
+from experiments.expect import Size, seconds, size_of
+from experiments.published import published
+from experiments.reproduce import STEPS
+from experiments.steps import is_own, merged, plan
+from selfspec import records
+from selfspec.errors import InputError
+from selfspec.skipfile import load_skip_set
+from tests.commands import N_LAYERS, Ran, command, write_model
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+EXPERIMENTS = [name for name in options("experiment") if name != "none"]
+SMALL = "experiment=paper/smollm2-135m"
+SHRUNK = [
+    *("n=2", "samples=1", "max_new_tokens=3", "searcher.n_trials=3"),
+    *("objective.data=null", "objective.n_prompts=1", "objective.max_new_tokens=3"),
+    *("finals.top=1", "finals.race=1", "finals.n_prompts=1", "calibration.n_tokens=16", "calibration.max_new_tokens=8"),
+    *("costs.contexts=[8]", "costs.max_tokens=3", "costs.repeats=1"),
+]
+
+
+# Few enough steps to be run again and again, of each kind of going on.
+STEPS_LEFT = ["costs", "search", "humaneval", "report"]
+DROPPED = [
+    f"experiment.steps.{step}=null" for step in ("search_plain", "humaneval_sampled", "mini", "gsm8k", "cnndm", "stops")
+]
+
+
+def n_layers(experiment: str) -> int:
+    """Of the model that the experiment is for, whose published skip set fits no other depth."""
+    model = experiment.rpartition("/")[2]
+    known = (Path(__file__).parents[1] / "selfspec" / "published" / model).is_dir()
+    return load_skip_set(f"{model}/draft-and-verify").n_layers if known else N_LAYERS
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    depths = {n_layers(name) for name in EXPERIMENTS}
+    return {n: write_model(tmp_path_factory.mktemp(f"layers{n}"), n_layers=n) for n in depths}
+
+
+@pytest.fixture
+def small(toy: list[str]) -> list[str]:
+    return [SMALL, *DROPPED, *toy, *SHRUNK, "check=1", "arms=null", "preset=default"]
+
+
+def steps_of(folder: Path) -> list[str]:
+    return [row["step"] for row in records.read_rows(folder / STEPS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+class TestEvery:
+    def test_tells_its_plan_and_leaves_nothing_behind(self, experiment: str) -> None:
+        ran = command("reproduce", f"experiment={experiment}", "dry_run=true", "data_folder=data")
+        assert ran.status == 0, ran.err
+        assert [
+            word
+            for word in ("selfspec search", "selfspec evaluate", "model: ", "memory: ", "time: ")
+            if word not in ran.out
+        ] == []
+        assert "left out" not in ran.out and list(Path().iterdir()) == []
+
+    def test_runs_on_a_toy(self, experiment: str, toys: dict[int, Path], toy: list[str]) -> None:
+        words = [w for w in toy if not w.startswith("model.path=")]
+        words += [f"model.path={toys[n_layers(experiment)]}", *SHRUNK]
+        ran = command("reproduce", f"experiment={experiment}", *words)
+        folder = folder_of(ran)
+        rows = records.read_rows(folder / STEPS)
+        assert {row["verb"] for row in rows} >= {"search", "evaluate", "report"}
+        assert all(records.is_finished(Path(row["run"])) for row in rows) and records.is_finished(folder)
+        verdicts = [
+            r
+            for row in rows
+            if row["verb"] == "evaluate"
+            for r in records.read_rows(Path(row["run"]) / records.RECORDS)
+        ]
+        assert [r["verdict"] for r in verdicts if r["verdict"] == "mismatch"] == []
+
+
+class TestWords:
+    """What a step is told: what all are told, its own, and the user's, the last of which holds."""
+
+    KNOWN = {"search": {"searcher", "data", "n"}, "report": {"runs"}}  # noqa: RUF012
+
+    def plan(self, commands: dict[str, str | None], **kwargs: Any) -> tuple[dict[str, str], dict[str, str]]:
+        given: dict[str, Any] = {"settings": "", "words": (), "known": self.KNOWN, "data_folder": None, **kwargs}
+        steps, left_out = plan(commands, **given)
+        return {
+            step.name: step.command().removesuffix(f" name={step.name} 'paths.outputs={{runs}}'") for step in steps
+        }, left_out
+
+    def test_the_later_word_holds(self) -> None:
+        assert merged(["n=1", "a=1"], ["n=2"], ["n=3"]) == ["a=1", "n=3"]
+
+    def test_another_choice_drops_the_settings_of_the_former(self) -> None:
+        assert merged(["data=a", "data.path=x", "database=1"], ["data=b"]) == ["database=1", "data=b"]
+
+    def test_a_step_gets_the_words_that_its_verb_knows(self) -> None:
+        steps, _ = self.plan({"find": "search n=1", "tell": "report"}, settings="data=a", words=["n=2", "runs=x"])
+        assert steps == {"find": "selfspec search data=a n=2", "tell": "selfspec report runs=x"}
+
+    def test_a_word_that_no_step_knows_is_refused(self) -> None:
+        with pytest.raises(InputError, match="colour=red was asked for"):
+            self.plan({"tell": "report"}, words=["colour=red"])
+
+    def test_a_step_without_its_data_is_left_out_and_so_is_what_needs_it(self) -> None:
+        commands = {"a": "search data={data}/x", "b": "report runs={a}", "c": "search n=1"}
+        assert self.plan(commands) == (
+            {"c": "selfspec search n=1"},
+            {"a": "needs data_folder=FOLDER", "b": "needs a"},
+        )
+        assert list(self.plan(commands, data_folder="d")[0]) == ["a", "b", "c"]
+
+    def test_a_place_that_is_no_step_before_is_refused(self) -> None:
+        with pytest.raises(InputError, match="unknown place 'later'"):
+            self.plan({"tell": "report runs={later}", "later": "search"})
+
+    def test_a_step_set_to_null_is_gone(self) -> None:
+        assert list(self.plan({"a": None, "b": "search"})[0]) == ["b"]
+
+    def test_the_words_of_reproduce_itself_are_not_passed_on(self) -> None:
+        own = ["experiment=x", "dry_run=true", "paths.outputs=o", "-m", "hydra.verbose=true", "resume=r"]
+        assert all(map(is_own, own)) and not any(map(is_own, ["n=2", "model.path=x", "+data.n=3"]))
+
+    def test_a_printed_command_is_one_that_can_be_typed(self, small: list[str]) -> None:
+        out = command("reproduce", *small, "dry_run=true").out
+        shown = [shlex.split(line) for line in out.splitlines() if line.startswith("   selfspec ")]
+        assert len(shown) == 4 and all("n=2" in words for _, verb, *words in shown if verb == "evaluate")
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("words", "pieces"),
+        [
+            (["experiment=paper/lama"], ["unknown experiment 'paper/lama'", "paper/llama-2-13b"]),
+            ([], ["reproduce needs experiment=NAME"]),
+            (["-m", "experiment=ablation_drafts"], ["one experiment"]),
+            ([SMALL, "colour=red"], ["colour=red", "no step"]),
+            ([SMALL, "searcher.n_trails=3"], ["'searcher.n_trails'", "did you mean 'searcher.n_trials'?"]),
+            ([SMALL, "model=smol"], ["unknown model 'smol'"]),
+            (["resume=nowhere"], ["resume=nowhere", "no experiment there"]),
+            (["resume=nowhere", "n=3"], ["n=3 cannot change"]),
+        ],
+    )
+    def test_is_told_in_one_line_before_anything_runs(self, words: list[str], pieces: list[str]) -> None:
+        ran = command("reproduce", *words)
+        assert ran.status == 2 and len(ran.error_lines) == 1, ran.err
+        assert [piece for piece in pieces if piece not in ran.err] == [], ran.err
+        assert list(Path().iterdir()) == []
+
+    def test_a_step_that_fails_says_which_command_and_how_to_go_on(self, small: list[str]) -> None:
+        ran = command("reproduce", *small, "calibration.n_tokens=0")
+        (line,) = ran.error_lines[-1:]
+        assert ran.status == 2 and "step search failed: calibration.n_tokens=0" in line, ran.err
+        assert "it was `selfspec search " in line and "selfspec reproduce resume=" in line
+        (folder,) = Path("outputs/reproduce").glob("*/*")
+        assert steps_of(folder) == ["costs"] and not records.is_finished(folder)
+
+
+def resumed(folder: Path) -> Ran:
+    return command("reproduce", f"resume={folder}")
+
+
+def folder_of(ran: Ran) -> Path:
+    assert ran.status == 0, ran.err
+    return Path(ran.out.splitlines()[-1].removeprefix("run: "))
+
+
+def assert_whole(folder: Path) -> None:
+    """Every prompt has every arm once, every trial is there once."""
+    for row in records.read_rows(folder / STEPS):
+        run = Path(row["run"])
+        if row["verb"] == "evaluate":
+            cells = [(r["prompt_id"], r["arm"]) for r in records.read_rows(run / records.RECORDS)]
+            assert len(set(cells)) == 2 * len({arm for _, arm in cells}), row["step"]  # a prompt begun is decoded anew
+        if row["verb"] == "search":
+            assert [r["number"] for r in records.read_rows(run / records.TRIALS)] == [0, 1, 2]
+
+
+class Killed(BaseException):
+    """As sudden as a kill: nothing catches it."""
+
+
+class TestKilled:
+    """Anywhere: what is finished stays as it is, what was begun goes on in its own folder."""
+
+    @pytest.mark.parametrize("n_writes", [5, 13, 36, 57])
+    def test_at_any_write_it_goes_on(self, n_writes: int, small: list[str]) -> None:
+        left = iter(range(n_writes))
+        fsync = os.fsync
+
+        def dies(handle: int) -> None:
+            if next(left, None) is None:
+                raise Killed
+            fsync(handle)
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, "fsync", dies)
+            command("reproduce", *small)
+        (folder,) = Path("outputs/reproduce").glob("*/*")
+        done = steps_of(folder) if (folder / STEPS).is_file() else []
+        finished = [file.parent for file in (folder / "runs").glob(f"*/*/*/{records.SUMMARY}")]
+        before = {path: path.read_bytes() for run in finished for path in run.rglob("*.jsonl")}
+        ran = resumed(folder)
+        assert ran.status == 0, ran.err
+        assert {path: path.read_bytes() for path in before} == before
+        steps = steps_of(folder)
+        assert steps[: len(done)] == done and steps == STEPS_LEFT
+        begun = [path for verb in ("search", "evaluate") for path in (folder / "runs" / verb).glob("*/*")]
+        assert len(begun) == 2, begun
+        assert_whole(folder)
+
+    def test_a_finished_experiment_has_nothing_left_to_do(self, small: list[str]) -> None:
+        folder = folder_of(command("reproduce", *small))
+        before = sorted(folder.rglob("*"))
+        ran = resumed(folder)
+        assert ran.out.count("finished before") == 4 and sorted(folder.rglob("*")) == before
+
+
+class TestExpected:
+    def test_the_size_of_a_folder_is_that_of_its_tensors(self, model_folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(model_folder)
+        size = size_of(OmegaConf.create({"path": str(model_folder)}))
+        n = sum(p.numel() for p in model.parameters())
+        assert size == Size(n, N_LAYERS, model.model.layers[0].self_attn.k_proj.out_features, 96)
+
+    def test_a_stated_size_has_the_layers_of_the_published_skip_set(self) -> None:
+        conf = Path(__file__).parents[1] / "conf" / "model"
+        for name in ("llama-2-13b", "llama-2-13b-chat", "codellama-13b", "llama-2-70b"):
+            stated = OmegaConf.load(conf / f"{name}.yaml").size
+            assert stated.n_layers == load_skip_set(f"{name}/draft-and-verify").n_layers
+
+    def test_memory_is_weights_and_keys_and_values(self) -> None:
+        size = Size(parameters=1_000_000_000, n_layers=10, kv_width=100, context=1000)
+        assert size.weights(2) == 2.0 and size.cache(2, 3) == pytest.approx(2 * 10 * 100 * 1000 * 3 * 2 / 1e9)
+
+    def test_an_evaluation_takes_its_arms_times_its_prompts_times_its_tokens(self) -> None:
+        cfg = OmegaConf.create({"n": 10, "max_new_tokens": 50, "generate": True, "arms": {"a": {}}, "samples": 2})
+        assert seconds("evaluate", cfg, 25.0) == 10 * 50 * 4 * 2 / 25
+        assert seconds("evaluate", cfg, None) is None
+        assert seconds("evaluate", OmegaConf.create({"n": None}), 25.0) is None
+
+    def test_the_laptop_preset_is_expected_within_the_hour(self) -> None:
+        out = command("reproduce", SMALL, "dry_run=true", "data_folder=data").out
+        (line,) = (line for line in out.splitlines() if line.startswith("time: "))
+        minutes, unit = line.split()[1:3]
+        assert unit.startswith("min") and float(minutes) < 45, line
+
+    def test_another_model_has_no_known_speed(self, small: list[str]) -> None:
+        assert "\ntime: unknown" in command("reproduce", *small, "dry_run=true").out
+
+
+class TestPublished:
+    def test_every_figure_says_what_it_is_and_where_it_stands(self) -> None:
+        rows = published()
+        needed = {"system", "model", "data", "temperature", "metric", "value", "source"}
+        assert [row for row in rows if needed - set(row) or not row["source"] or type(row["value"]) is bool] == []
+        assert all(
+            0 <= row["value"] <= 1 for row in rows if row["metric"] in ("acceptance", "rouge1", "rouge2", "rougeL")
+        )
+
+    def test_the_first_figure_of_a_cell_is_the_one_of_the_first_table(self) -> None:
+        rows = published("draft-and-verify")
+        cell = {"model": "llama-2-13b", "data": "cnndm", "temperature": 0, "metric": "speedup"}
+        assert next(row for row in rows if cell.items() <= row.items())["value"] == 1.5766
+
+    def test_an_unknown_work_is_told(self) -> None:
+        with pytest.raises(InputError, match="did you mean 'swift'"):
+            published("swft")

@@ -1,0 +1,87 @@
+"""A sweep: one job that fails takes no other with it, and the end says which one it was and why."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfspec import records
+from tests.commands import Ran, command
+
+SMALL = ("generate=false", "max_new_tokens=4", "n=1", "stop=fixed", "name=swept")
+SWEPT = "batch=1,0,2"  # no prompt at once is none
+
+
+def failures(outputs: Path) -> dict[Path, dict[str, object]]:
+    return {file.parent: json.loads(file.read_text()) for file in sorted(outputs.rglob(records.FAILURE))}
+
+
+def assert_only_one_failed(status: int, err: str, outputs: Path) -> None:
+    assert status == 1, err
+    whole = [file.parent for file in outputs.rglob(records.SUMMARY)]
+    ((folder, failure),) = failures(outputs).items()
+    assert len(whole) == 2 and folder.parent == whole[0].parent == outputs / "evaluate" / "swept"
+    assert "batch=0" in failure["overrides"] and "give 1 or more" in str(failure["error"])  # type: ignore[operator]
+    last, listed = err.splitlines()[-2:]
+    assert "1 of the sweep's jobs failed" in last
+    assert "batch=0" in listed and "give 1 or more" in listed and str(folder) in listed
+
+
+@pytest.fixture(scope="module")
+def swept(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
+    outputs = tmp_path_factory.mktemp("swept")
+    return command("evaluate", "-m", *toy, *SMALL, SWEPT, f"paths.outputs={outputs}"), outputs
+
+
+def test_a_job_that_fails_does_not_end_the_others(swept: tuple[Ran, Path]) -> None:
+    ran, outputs = swept
+    assert_only_one_failed(ran.status, ran.err, outputs)
+
+
+def test_a_folder_with_a_failure_is_no_run(swept: tuple[Ran, Path]) -> None:
+    _, outputs = swept
+    (folder,) = failures(outputs)
+    assert sorted(p.name for p in folder.iterdir()) == [records.CONFIG, records.FAILURE, records.OVERRIDES]
+
+
+def test_a_sweep_lists_its_own_failures_alone(swept: tuple[Ran, Path], toy: list[str], tmp_path: Path) -> None:
+    _, outputs = swept
+    (folder,) = failures(outputs)
+    there = tmp_path / "evaluate" / "swept" / "old"
+    there.parent.mkdir(parents=True)
+    folder.rename(there)
+    try:
+        ran = command("evaluate", "-m", *toy, *SMALL, "batch=1,2", f"paths.outputs={tmp_path}")
+        assert ran.status == 0 and "failed" not in ran.err, ran.err
+    finally:
+        there.rename(folder)
+
+
+def test_a_bug_in_one_job_is_told_with_its_traceback(
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("experiments.evaluate.evaluate", broken)
+    ran = command("evaluate", "-m", *toy, *SMALL, "seed=0,1", f"paths.outputs={tmp_path}")
+    assert ran.status == 1 and "Traceback" in ran.err
+    assert [f["error"] for f in failures(tmp_path).values()] == ["KeyError: 'a bug'"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [("joblib", ["hydra.launcher.n_jobs=2"]), ("submitit_local", ["hydra.launcher.timeout_min=5"])],
+)
+def test_other_launchers_keep_to_it(launcher: str, settings: list[str], toy: list[str], tmp_path: Path) -> None:
+    plugin = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
+    pytest.importorskip(plugin, reason=f"{plugin} is not installed")
+    code = "import sys; from experiments.cli import main; main()"
+    words = ["-m", *toy, *SMALL, SWEPT, f"paths.outputs={tmp_path}", f"hydra/launcher={launcher}", *settings]
+    ran = subprocess.run([sys.executable, "-c", code, "evaluate", *words], capture_output=True, text=True)
+    assert_only_one_failed(ran.returncode, ran.stderr, tmp_path)
