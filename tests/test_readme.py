@@ -13,7 +13,9 @@ from experiments.cli import check_overrides, quote_text
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    line.split("  #")[0] for line in README.splitlines() if re.match(r"selfspec (decode|search|eval|report)", line)
+    line.split("  #")[0]
+    for line in README.splitlines()
+    if re.match(r"selfspec (decode|profile|search|evaluate|report|dashboard)\b", line)
 ]
 
 
