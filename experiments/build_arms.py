@@ -62,10 +62,12 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
         if settings.get("draft_only"):
             found.append(DraftOnlyArm(*common, name=name or "draft alone", plan=plan))
             continue
-        draft, lookup = str(settings.get("skip", "none")), settings.get("lookup", cfg.lookup)
-        lookup = build.searched(draft).get("lookup") if lookup == "searched" else lookup
+        own, draft = str(cfg.skip), str(settings.get("skip", "none"))
+        lookup = settings.get("lookup", cfg.lookup)
+        if lookup == "searched":
+            lookup = build.searched(draft if "lookup" in settings else own).get("lookup")
         asked = settings.get("stop")
-        policy = build.stop(cfg, draft) if asked is None else build.stop_by_name(asked, draft)
+        policy = build.stop(cfg, own) if asked is None else build.stop_by_name(asked, draft)
         if settings.get("tune_stop"):
             policy = calibration.tuned(name, policy, plan, lookup)
         rule, skip = build.stop_name(policy), plan.skip

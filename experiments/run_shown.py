@@ -21,7 +21,6 @@ from selfspec.errors import InputError
 from selfspec.skip import SkipSet
 
 IN_CONDITIONS = ("model", "data", "dtype", "device", "threads")  # not again in each line of the arms
-FINALS = "finals.jsonl"
 
 
 def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
@@ -98,8 +97,8 @@ def _search(entry: Entry, best: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text(str(verdict))
     if best["n_skipped"] is not None:
         yield blocks.skip_map(("", SkipSet.parse(str(best["skip"]), entry.facts["n_layers"])))
-    if (entry.path / FINALS).is_file():
-        yield _finals(entry.path / FINALS)
+    if (entry.path / records.FINALS).is_file():
+        yield _finals(entry.path / records.FINALS)
 
 
 def _finals(file: Path) -> RenderableType:

@@ -36,7 +36,7 @@ from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
-JOURNAL, SETS, FRONT, FINALS = "study.journal", "sets.json", "pareto.yaml", "finals.jsonl"
+JOURNAL, SETS, FRONT = "study.journal", "sets.json", "pareto.yaml"
 MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searcher.patience")
 
 
@@ -121,9 +121,9 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
     if cfg.worker == 0 and cfg.finals.top and found.ended != "interrupted":
         rules = {t.user_attrs["skip"]: t.user_attrs.get("stop") for t in study.trials}
         raced = finals(cfg, setup, top(study, cfg.finals.top), rules)
-        (folder.path / FINALS).unlink(missing_ok=True)
+        (folder.path / records.FINALS).unlink(missing_ok=True)
         for r in raced:
-            records.append_row(folder.path / FINALS, r.row)
+            records.append_row(folder.path / records.FINALS, r.row)
         say(_told_race(raced, predicted=setup.objective.name == "expected_speedup"))
     _draw(cfg, setup, folder, found)
     _finish(cfg, setup, folder, found, verdict, raced)

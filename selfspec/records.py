@@ -18,7 +18,7 @@ from selfspec.errors import InputError
 SCHEMA = 1  # of the rows; raised when a field changes its meaning
 
 CONFIG, OVERRIDES, PROVENANCE, SUMMARY = "config.yaml", "overrides.txt", "provenance.json", "summary.json"
-RECORDS, TRIALS, LOG = "records.jsonl", "trials.jsonl", "log.txt"
+RECORDS, TRIALS, FINALS, LOG = "records.jsonl", "trials.jsonl", "finals.jsonl", "log.txt"
 FAILURE = "failure.json"  # why a job of a sweep came to nothing; such a folder holds no run
 
 

@@ -214,8 +214,9 @@ class TestFigure:
         assert list(best.y) == [3, 3, 5, 5, 5]
 
     def test_jaccard_counts_sublayers_of_either_kind(self) -> None:
-        assert comparing.jaccard(SkipSet.parse("a0,1 m2", 4), SkipSet.parse("a1 m2-3", 4)) == 2 / 4
-        assert comparing.jaccard(SkipSet(4), SkipSet(4)) == 1
+        sets = {"a": SkipSet.parse("a0,1 m2", 4), "b": SkipSet.parse("a1 m2-3", 4), "nothing": SkipSet(4)}
+        (heatmap,) = comparing.overlap(sets).data
+        assert [list(row) for row in heatmap.z] == [[1, 2 / 4, 0], [2 / 4, 1, 0], [0, 0, None]]
 
     def test_the_chance_of_a_token_explains_the_acceptance(self) -> None:
         expected = (0.8 + 0.8**2 + 0.8**3) / 3

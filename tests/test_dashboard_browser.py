@@ -124,10 +124,10 @@ def open_at(browser: Any, address: str, *, width: int, scheme: str = "light") ->
 
 
 def go_to(seen: Seen, title: str) -> None:
-    link = seen.page.get_by_role("link", name=title, exact=True)
-    if not link.is_visible():  # on a phone the pages are in a menu
-        seen.page.get_by_test_id("stExpandSidebarButton").click()
-    link.click()
+    menu = seen.page.get_by_test_id("stExpandSidebarButton")
+    if menu.is_visible():  # on a phone the pages are in a menu
+        menu.click()
+    seen.page.get_by_role("link", name=title, exact=True).click()
     seen.page.get_by_role("heading", name=title, exact=True, level=1).wait_for(timeout=WAIT_MS)
     seen.settle()
 
@@ -170,7 +170,7 @@ def test_a_run_is_opened_from_the_list(browser: Any, address: str) -> None:
     seen.page.get_by_test_id("stButton").get_by_role("button").click(timeout=WAIT_MS)
     seen.page.get_by_role("heading", level=1, name="Evaluation").wait_for(timeout=WAIT_MS)
     assert "run=" in seen.page.url
-    assert seen.page.locator(".tokens .accepted, .tokens .correction").count() > 0
+    seen.page.locator(".tokens .accepted, .tokens .correction").first.wait_for(timeout=WAIT_MS)
     seen.page.close()
 
 

@@ -124,8 +124,8 @@ def test_intervals_are_over_prompts_not_over_their_samples(tmp_path: Path) -> No
 
 def test_overlap_is_shared_over_joint(outputs: Path) -> None:
     a, b = SkipSet.parse("a1,2 m1", 4), SkipSet.parse("a2,3", 4)
-    assert skips.jaccard(a, b) == (1 / 4, 1 / 3, 0.0)
-    assert math.isnan(skips.jaccard(SkipSet.parse("a1", 4), SkipSet.parse("a2", 4))[2])
+    assert skips.overlaps(a, b) == [1 / 4, 1 / 3, 0.0]
+    assert math.isnan(skips.overlaps(SkipSet.parse("a1", 4), SkipSet.parse("a2", 4))[2])
 
 
 # Tables

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
 from experiments.charts.theme import BLUE, FAINT, GREY, ORANGE, SCALE, Row, level, look, styled
+from experiments.overlap import jaccard
 from selfspec.skip import SkipSet
 
 
@@ -52,32 +54,13 @@ def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
     return figure
 
 
-def jaccard(a: SkipSet, b: SkipSet) -> float:
-    """Sublayers in both over sublayers in either, in [0, 1]; 1 for two empty sets."""
-    one, other = _members(a), _members(b)
-    return len(one & other) / len(one | other) if one | other else 1.0
-
-
-def only_in(sets: Mapping[str, SkipSet]) -> dict[str, SkipSet]:
-    """What each set skips that none of the others does."""
-    found = {}
-    for label, skip in sets.items():
-        others = [other for name, other in sets.items() if name != label]
-        attn = skip.attn.difference(*(other.attn for other in others))
-        found[label] = SkipSet(skip.n_layers, attn, skip.mlp.difference(*(other.mlp for other in others)))
-    return found
-
-
-def _members(skip: SkipSet) -> set[tuple[str, int]]:
-    return {("a", i) for i in skip.attn} | {("m", i) for i in skip.mlp}
-
-
 def overlap(sets: Mapping[str, SkipSet]) -> go.Figure:
-    """How much every two sets share: their Jaccard index, in [0, 1]."""
+    """How much every two sets share: their Jaccard index, in [0, 1]; an empty cell for two empty sets."""
     chosen = list(sets.values())
     numbers = [str(i) for i in range(1, len(chosen) + 1)]
     lines = [f"{label}  ({i})" for i, label in zip(numbers, sets, strict=True)]  # long labels fit beside, not below
-    cells = [[jaccard(a, b) for b in chosen] for a in chosen]
+    shares = [[jaccard(a, b) for b in chosen] for a in chosen]
+    cells = [[None if math.isnan(share) else share for share in row] for row in shares]
     return _matrix(cells, numbers, lines, x="set, by its number", y="", scale="Jaccard index", form=".2f")
 
 

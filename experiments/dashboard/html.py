@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from experiments.charts import comparing, evaluating, searching, theme
 from experiments.dashboard import scan, sets
+from experiments.overlap import only_in
 from experiments.runs import RunFolder
 from experiments.tables import ArmRow, arm_rows, number, speedup_text, text, verdict_sentences
 from selfspec import records
@@ -158,7 +159,7 @@ def _sets(runs: Sequence[RunFolder], arms: Sequence[ArmRow]) -> str:
     parts = ["<h2>Skip sets</h2>", _table(list(lines[0]), [[_cell(v) for v in line.values()] for line in lines])]
     parts += [_figure(comparing.skip_map(skips), "Sublayers that each set skips.")]
     if len(skips) > 1 and len({skip.n_layers for skip in skips.values()}) == 1:
-        only = [[label, str(skip)] for label, skip in comparing.only_in(skips).items()]
+        only = [[label, str(skip)] for label, skip in only_in(skips).items()]
         parts += [_figure(comparing.overlap(skips), "Overlap. Jaccard index: sublayers in both over those in either.")]
         parts += [_table(["set", "skipped by no other"], only)]
     measured = sets.measured_rows(chosen.values())

@@ -12,6 +12,7 @@ import streamlit as st
 from experiments.charts import comparing
 from experiments.dashboard import sets, shown
 from experiments.dashboard.sets import Found
+from experiments.overlap import jaccard, only_in
 
 MOST = 8  # sets that can be told apart side by side
 
@@ -77,14 +78,12 @@ def _side_by_side(picked: Mapping[str, Found]) -> None:
         with left:
             st.subheader("Overlap")
             st.caption("Jaccard index: sublayers in both over sublayers in either.")
-            pairs = [
-                {"set": a, "other": b, "jaccard": comparing.jaccard(skips[a], skips[b])} for a in skips for b in skips
-            ]
+            pairs = [{"set": a, "other": b, "jaccard": jaccard(skips[a], skips[b])} for a in skips for b in skips]
             shown.chart(comparing.overlap(skips), pairs, name="overlap", alt="Jaccard index of every two sets")
         with right:
             st.subheader("Only in one")
             st.caption("What each set skips and none of the others does.")
-            only = [{"set": a, "skips alone": str(skip)} for a, skip in comparing.only_in(skips).items()]
+            only = [{"set": a, "skips alone": str(skip)} for a, skip in only_in(skips).items()]
             st.dataframe(only, hide_index=True, alt="what each set alone skips")
 
 

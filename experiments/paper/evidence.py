@@ -21,7 +21,6 @@ from selfspec.skip import SkipSet
 
 Row = Mapping[str, Any]
 
-FINALS = "finals.jsonl"
 QUALIFIERS = ("arm", "stop", "setting", "part", "over", "bound", "table", "figure")  # of a published value
 WHERE = ("model", "data", "temperature")
 FIRST = (*WHERE, "arm")
@@ -159,7 +158,7 @@ class Search:
     @property
     def finals(self) -> list[dict[str, Any]]:
         """The sets that were raced on fresh prompts, the winner first; empty if none were."""
-        path = self.run.path / FINALS
+        path = self.run.path / records.FINALS
         return records.read_rows(path) if path.is_file() else []
 
     @property

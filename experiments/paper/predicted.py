@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,9 +55,7 @@ def _finals(evidence: Evidence) -> list[Point]:
                     f"{data}, fresh prompts",
                     f"{FINALIST} `{raced['skip']}`",
                 ]
-                low, high = (math.nan if raced[end] is None else raced[end] for end in ("low", "high"))
-                cell = Cell(raced["speedup"], low, high)
-                points.append((first, float(raced["fresh_value"]), cell, search.run_cell))
+                points.append((first, float(raced["fresh_value"]), Cell.raced(raced), search.run_cell))
     return points
 
 

@@ -10,6 +10,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -32,6 +33,11 @@ class Cell:
     high: float = math.nan
     published: float = math.nan
     digits: int = 2
+
+    @classmethod
+    def raced(cls, row: Mapping[str, Any]) -> Cell:
+        """The speedup in a row of a search's finals; a race on one prompt has no interval, one without times no value."""
+        return cls(*(math.nan if row[key] is None else row[key] for key in ("speedup", "low", "high")))
 
     def __str__(self) -> str:
         here = number(self.here, self.digits)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from experiments import figures
+from experiments.overlap import jaccard
 from experiments.paper.evidence import Evidence
 from experiments.paper.section import Cell, Section, Table, Value
-from selfspec.metrics import ratio
 from selfspec.skip import SkipSet
 
 NOTE = "Jaccard overlap: sublayers that both sets skip, over those that either skips; no value where neither does."
@@ -32,15 +30,11 @@ def overlap(evidence: Evidence) -> Section:
     pairs = [(a, b) for i, a in enumerate(sets) for b in sets[i + 1 :] if a[1].n_layers == b[1].n_layers]
     if not pairs:
         return Section(stem, title, to_do="selfspec report with two sets of one depth: sets=SET,SET")
-    body: list[list[Value]] = [[a, b, *map(Cell, jaccard(x, y))] for (a, x), (b, y) in pairs]
+    body: list[list[Value]] = [[a, b, *map(Cell, overlaps(x, y))] for (a, x), (b, y) in pairs]
     return Section(stem, title, Table(["set", "other set", "all", "attention", "MLP"], body), notes=[NOTE])
 
 
-def jaccard(a: SkipSet, b: SkipSet) -> tuple[float, float, float]:
-    """Overlap of all sublayers, of attention and of MLP, in [0, 1]; nan where neither skips any."""
-    attn, mlp = _counts(a.attn, b.attn), _counts(a.mlp, b.mlp)
-    return ratio(attn[0] + mlp[0], attn[1] + mlp[1]), ratio(*attn), ratio(*mlp)
-
-
-def _counts(a: Iterable[int], b: Iterable[int]) -> tuple[int, int]:
-    return len(set(a) & set(b)), len(set(a) | set(b))
+def overlaps(a: SkipSet, b: SkipSet) -> list[float]:
+    """Of all sublayers, of attention and of MLP."""
+    attn, mlp = ([SkipSet(s.n_layers, attn=s.attn) for s in (a, b)], [SkipSet(s.n_layers, mlp=s.mlp) for s in (a, b)])
+    return [jaccard(a, b), jaccard(*attn), jaccard(*mlp)]
