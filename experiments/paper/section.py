@@ -36,8 +36,9 @@ class Cell:
 
     @classmethod
     def raced(cls, row: Mapping[str, Any]) -> Cell:
-        """The speedup in a row of a search's finals; a race on one prompt has no interval, one without times no value."""
-        return cls(*(math.nan if row[key] is None else row[key] for key in ("speedup", "low", "high")))
+        """The speedup in a row of a search's finals; a race on one prompt has no interval."""
+        here, low, high = (math.nan if row[key] is None else float(row[key]) for key in ("speedup", "low", "high"))
+        return cls(here, low, high)
 
     def __str__(self) -> str:
         here = number(self.here, self.digits)
