@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from experiments.charts.theme import DASHES, GREEN, GREY, RED, SCALE, SERIES, Row, level, styled
+from experiments.charts.theme import DASHES, GREEN, GREY, RED, SCALE, SERIES, Row, colour_bar, level, styled
 
 
 def expected_speedup(chance: float, *, cost: float, n_drafted: int, verify: float = 1.0) -> float:
@@ -62,7 +62,7 @@ def surface(points: Sequence[Row], *, n_drafted: int, verify: float) -> go.Figur
         z=z,
         colorscale=SCALE,
         zsmooth="best",
-        colorbar={"title": {"text": "speedup (× plain decoding)", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar=colour_bar("speedup (× plain decoding)"),
         hovertemplate="chance %{x:.2f}, cost %{y:.2f}: %{z:.2f}×<extra></extra>",
     )
     figure.add_contour(

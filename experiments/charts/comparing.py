@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from experiments.charts.theme import BLUE, FAINT, GREY, ORANGE, SCALE, Row, level, look, styled
+from experiments.charts.theme import BLUE, FAINT, GREY, ORANGE, SCALE, Row, colour_bar, level, look, styled
 from experiments.overlap import jaccard
 from selfspec.skip import SkipSet
 
@@ -98,7 +98,7 @@ def _matrix(
         textfont={"size": 13},
         xgap=2,
         ygap=2,
-        colorbar={"title": {"text": scale, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        colorbar=colour_bar(scale),
         hovertemplate=f"%{{y}}<br>%{{x}}: %{{z:{form}}}<extra></extra>",
     )
     styled(figure, x=x, y=y, height=150 + 46 * len(lines))

@@ -22,6 +22,7 @@ from experiments.charts.theme import (
     SCALE,
     WORSE_BETTER,
     Row,
+    colour_bar,
     level,
     styled,
     unit,
@@ -106,7 +107,7 @@ def trade_off(trials: Sequence[Row], *, objective: str) -> go.Figure:
                 "showscale": True,
                 "size": 9,
                 "line": {"width": 0.5, "color": GREY},
-                "colorbar": {"title": {"text": unit(objective), "side": "right"}, "thickness": 12, "outlinewidth": 0},
+                "colorbar": colour_bar(unit(objective)),
             },
             customdata=[[t["number"], t["value"], t["skip"]] for t in shown],
             hovertemplate="trial %{customdata[0]}: %{customdata[1]:.4g}<br>acceptance %{y:.3f}, cost %{x:.3f}"
@@ -151,7 +152,7 @@ def importance(trials: Sequence[Row], *, n_layers: int, objective: str) -> go.Fi
             colorscale=WORSE_BETTER,
             xgap=2,
             ygap=2,
-            colorbar={"title": {"text": "change of value", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            colorbar=colour_bar("change of value"),
             hovertemplate="%{y} of layer %{x}: %{z:+.4g}<extra></extra>",
         )
     styled(figure, x="layer of the only sublayer skipped", y="", height=240)

@@ -41,6 +41,11 @@ def unit(objective: str) -> str:
     return (objective + "econd" if objective.endswith("_per_s") else objective).replace("_", " ")
 
 
+def colour_bar(title: str) -> dict[str, Any]:
+    """The scale beside a figure, thin and without a box; `title` says what it shows, with the unit."""
+    return {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+
+
 def styled(figure: go.Figure, *, x: str, y: str, height: int = 380) -> go.Figure:
     """The figure, with named axes, its legend above, and nothing that is no data.
 
