@@ -36,7 +36,7 @@ from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from selfspec.skipfile import NAME as SKIP_SET
 from selfspec.skipfile import load_skip_set
-from selfspec.stop import StopPolicy, described
+from selfspec.stop import Paying, StopPolicy, described
 from selfspec.tasks.base import Example, Part, select
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,9 @@ def searched(draft: str) -> Mapping[str, Any]:
 
 
 def stop_name(policy: StopPolicy) -> str:
-    """`Adaptive` is called `adaptive`."""
+    """`Adaptive` is called `adaptive`, and `adaptive, paying` where it pauses while it does not pay."""
+    if isinstance(policy, Paying):
+        return f"{stop_name(policy.rule)}, paying"
     return type(policy).__name__.lower()
 
 

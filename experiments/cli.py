@@ -256,8 +256,6 @@ def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
     run = _verb(verb)
-    for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     overrides = asked or list(HydraConfig.get().overrides.task)  # as they were typed; of a sweep, this job's
     try:
         run(cfg, overrides, print)
@@ -281,5 +279,8 @@ class _Terminal(logging.Handler):
 
 
 def _verb(verb: str) -> Any:
-    """The function of a verb, imported when it is needed."""
-    return getattr(import_module(f"experiments.{verb}"), verb)
+    """The function of a verb, imported when it is needed; the libraries that come with it are told to be quiet."""
+    function = getattr(import_module(f"experiments.{verb}"), verb)
+    for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return function

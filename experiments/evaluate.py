@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import ablation, build, quality, so_far
-from experiments.alternate import alternate, finished, latest
+from experiments.alternate import Key, alternate, finished, latest
+from experiments.answers import write_answers
 from experiments.arms import Arm
 from experiments.build_arms import arms as build_arms
 from experiments.folder import Folder, open_folder, reopen_folder
@@ -31,6 +33,9 @@ from selfspec.prompt import check_room, encode_turns, fit
 from selfspec.tasks.base import Example
 
 log = logging.getLogger(__name__)
+
+SPEC_BENCH = ("specbench", "mtbench")  # data whose answers are also written in Spec-Bench's format
+ANSWERS = "answers"  # where: a file for each arm
 
 
 def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
@@ -85,6 +90,17 @@ def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
             raise InputError(
                 f"resume={path} began with {name}={began.get(name)}, and here it is {here.get(name)}; its rows would "
                 "not be comparable: restore what it began with, or start another run"
+            )
+
+
+def _check_own(rows: Mapping[Key, Mapping[str, Any]], setup: Setup, path: Path) -> None:
+    """Refuse to go on with answers that this run did not ask for."""
+    keys, names = {a.key for a in setup.asked}, {arm.name for arm in setup.arms}
+    for prompt, sample, _, arm in rows:
+        if (prompt, sample) not in keys or arm not in names:
+            raise InputError(
+                f"{path} holds an answer of arm {arm!r} to prompt {prompt!r} (sample {sample}), which this run does "
+                "not ask; it is of another run; put this run's own file back, or start another run"
             )
 
 
@@ -167,6 +183,7 @@ def _check_room(encode: Encode, examples: Sequence[Example]) -> None:
 def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
     loaded, path = setup.loaded, folder.path / records.RECORDS
     rows = latest(records.read_rows(path)) if path.is_file() else {}
+    _check_own(rows, setup, path)
     done = finished(rows, setup.asked, setup.arms)
     n_rows = len(setup.arms) * sum(len(a.questions) for a in setup.asked)
     n_done = len(setup.arms) * sum(len(a.questions) for a in setup.asked if a.key in done)
@@ -188,6 +205,10 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
             listener=advance,
         )
     rows = latest(records.read_rows(path))
+    if cfg.data.name in SPEC_BENCH:
+        (folder.path / ANSWERS).mkdir(exist_ok=True)
+        for arm in setup.arms:
+            write_answers(folder.path, arm.name, folder.path / ANSWERS / (quote(arm.name, safe=" '+") + ".jsonl"))
     quality.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}

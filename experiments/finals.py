@@ -12,6 +12,7 @@ from experiments import build, build_search
 from experiments.progress import progress
 from experiments.setup import Setup, objective_on
 from search.finals import Finalist, Raced, race, rescore
+from search.tune import paying
 from selfspec.decode import Ending
 from selfspec.skip import SkipSet
 from selfspec.stop import StopPolicy, described
@@ -43,9 +44,11 @@ def finals(
         if table is not None and drafts is not setup.drafts:  # another head costs something else
             table = build_search.draft_costs(cfg, setup.loaded, table, drafts)
         objective = objective_on(cfg, setup.loaded, prompts, drafts, table)
-        entries += [
-            (Finalist(skip, drafts(skip), _rule(cfg, rules.get(str(skip))), value), objective) for skip, value in best
-        ]
+        for skip, value in best:
+            plan, rule = drafts(skip), _rule(cfg, rules.get(str(skip)))
+            if cfg.pause and table is not None:
+                rule = paying(rule, plan, table, context=setup.context)
+            entries.append((Finalist(skip, plan, rule, value), objective))
     finalists = rescore(entries, n_kept=cfg.finals.race)
     for f in finalists:  # a rule that is chosen anew for fresh prompts would be chosen on what it is judged by
         value = f.score.value if f.score else float("nan")

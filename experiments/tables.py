@@ -84,6 +84,11 @@ class ArmRow:
         return self.arm == BASELINE
 
     @property
+    def skips(self) -> bool:
+        """Whether its draft leaves anything out."""
+        return self.skip not in (None, "none")
+
+    @property
     def is_judged(self) -> bool:
         """Whether every output has a verdict, be it that it was not to be compared; else no speed is printed."""
         return self.n_identical + self.n_near_ties + self.n_mismatches + self.n_not_compared == self.n
@@ -270,23 +275,28 @@ def verdict_sentences(rows: Sequence[ArmRow]) -> list[str]:
     """Whether skipping pays, once per model, data and conditions in which an arm skips anything."""
     groups: dict[tuple[object, ...], list[ArmRow]] = {}
     for row in rows:
-        if row.skip not in (None, "none"):
-            groups.setdefault((row.model, row.data, row.conditions), []).append(row)
-    return [verdict_sentence(group) for group in groups.values()]
+        groups.setdefault((row.model, row.data, row.conditions), []).append(row)
+    return [verdict_sentence(group) for group in groups.values() if any(row.skips for row in group)]
 
 
 def verdict_sentence(rows: Sequence[ArmRow]) -> str:
     """Whether skipping pays, judged by the fastest of the skipping arms of one model, data and conditions.
 
+    An arm that skips nothing and is as fast, such as prompt lookup alone, is named: it, not skipping, is what pays.
     The interval is that arm's own: it does not allow for its having been picked, so the sentence tells out of how many.
     """
     where = f"{rows[0].model} with {rows[0].data}"
-    speeds = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]
+    timed = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]
+    speeds = [row for row in timed if row.skips]
     if not speeds:
         return f"Whether skipping pays on {where} is open: no prompt was timed and compared ({_on(rows[0])})."
     best = max(speeds, key=lambda row: row.speedup)
     speed = f"{best.speedup:.2f}x [{number(best.low, 2)}, {number(best.high, 2)}]"
-    if best.low > 1:
+    rival = max((row for row in timed if not row.skips and not row.is_baseline), key=lambda r: r.speedup, default=None)
+    is_outdone = rival is not None and rival.speedup >= best.speedup
+    if best.low > 1 and is_outdone:
+        said = f"Drafting pays on {where}, skipping adds nothing to it: {best.arm} decodes {speed} as fast as plain"
+    elif best.low > 1:
         said = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
     elif best.high < 1:
         said = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
@@ -299,7 +309,8 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
         same = "sampled outputs, not compared"
     same += "" if best.is_finished else ", unfinished run"
     lossy = f" But {best.n_mismatches} of its outputs do not match plain decoding's." if best.n_mismatches else ""
-    return f"{said} ({arms}{_on(best)}, {same}){end}{lossy}"
+    without = f" {rival.arm}, which skips nothing, runs at {rival.speedup:.2f}x." if rival and rival.speedup > 1 else ""
+    return f"{said} ({arms}{_on(best)}, {same}){end}{without}{lossy}"
 
 
 def _on(row: ArmRow) -> str:

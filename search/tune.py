@@ -11,7 +11,8 @@ from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from search.chains import Chain, Chains
 from search.cost import CostTable
 from search.reference import Reference
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, StopState, Threshold
+from selfspec.plan import DraftPlan
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, StopState, Threshold
 
 # Chosen to span what is sensible, not tuned.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
@@ -44,6 +45,9 @@ class Widest:
 class _WidestState:
     states: list[StopState]
     threshold: float | None = None
+
+    def begins(self) -> bool:
+        return True
 
     def more(self, n_drafted: int, confidence: float) -> bool:
         self.states = [state for state in self.states if state.more(n_drafted, confidence)]
@@ -84,9 +88,27 @@ def fitted(rule: Optimal, drafted: Sequence[Chains], *, draft_cost: float, costs
         for row, n in chains.starts
         for pair in judged(chains.batch.references[row], n, chains[row, n])
     ]
-    context, steps = len(drafted[0].batch.references[0].prompt), costs.verify_s
-    verify_cost = (steps[-1] - steps[0]) / max(1, len(steps) - 1) / costs.plain_s(context)
-    return replace(rule, draft_cost=draft_cost, verify_cost=max(0.0, verify_cost), calibration=calibration(pairs))
+    more = verify_cost(costs, context=len(drafted[0].batch.references[0].prompt))
+    return replace(rule, draft_cost=draft_cost, verify_cost=more, calibration=calibration(pairs))
+
+
+def paying(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int) -> Paying:
+    """`rule`, with pauses while the plan's drafts cost more than they give.
+
+    Args:
+        rule: how far to draft.
+        plan: of the draft.
+        costs: of its forwards.
+        context: tokens, at which the costs are taken.
+    """
+    draft_cost = costs.draft_s(plan, context) / costs.plain_s(context)
+    return Paying(rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, context=context))
+
+
+def verify_cost(costs: CostTable, *, context: int) -> float:
+    """What verifying one token more costs, in plain tokens, on average over the lengths that were measured."""
+    steps = costs.verify_s
+    return max(0.0, (steps[-1] - steps[0]) / max(1, len(steps) - 1) / costs.plain_s(context))
 
 
 def judged(reference: Reference, n_committed: int, chain: Chain) -> list[tuple[float, bool]]:

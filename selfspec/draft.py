@@ -76,7 +76,7 @@ class ModelDraft:
         """See `Drafter`. A row that has stopped is carried along until the last one stops; its work is dead."""
         starts = [len(row.ids) - 1 for row in rows]
         proposals = [Proposal(probabilities=[] if self.sample and row.chooser.do_sample else None) for row in rows]
-        active = [row.limit > 0 for row in rows]
+        active = [row.limit > 0 and row.stop.begins() for row in rows]
         last = [row.ids[-1] for row in rows]
         device = cache.device
         step = 0

@@ -110,6 +110,14 @@ class TestResume:
         assert ran.status == 2 and f"began with {fact}=" in ran.err
         assert rows_of(stopped) == rows
 
+    @pytest.mark.parametrize("field", ["prompt_id", "arm"])
+    def test_is_refused_where_the_answers_are_of_another_run(self, field: str, stopped: Path) -> None:
+        rows = rows_of(stopped)
+        records.write_text(stopped / records.RECORDS, json.dumps(rows[0] | {field: "another"}) + "\n")
+        ran = command("evaluate", f"resume={stopped}")
+        assert ran.status == 2 and "'another'" in ran.err and "it is of another run" in ran.err
+        assert [row[field] for row in rows_of(stopped)] == ["another"]
+
     def test_names_a_folder_that_holds_no_run(self, tmp_path: Path) -> None:
         ran = command("evaluate", f"resume={tmp_path}")
         assert ran.status == 2 and "no run of evaluate there" in ran.err

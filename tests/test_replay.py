@@ -18,7 +18,7 @@ from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, Threshold
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
 from selfspec.timing import Stopwatch
 from tests.toys import FAMILIES, toy
 
@@ -31,6 +31,7 @@ RULES: list[StopPolicy] = [
     Adaptive(6, 0.1, 0.5, 0.05, 0.5, 0.5, False),
     Heuristic(6, 3, 2, 1, False),
     Optimal(6, 0.5, 0.02, ((0.0, 0.0), (1.0, 1.0)), 4, False),
+    Paying(Threshold(6, 0.1), 2.0, 0.1, window=2, pause=2, longest_pause=4),  # pauses a lot
 ]
 COSTS = CostTable((64,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0, 17.0))
 

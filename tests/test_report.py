@@ -6,6 +6,7 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,22 @@ def test_sentence_when_skipping_does_not_pay(outputs: Path) -> None:
 
 def test_sentence_when_no_difference_could_be_shown(outputs: Path) -> None:
     assert "no difference could be shown: the best arm odd" in verdict_sentence([at_speeds(outputs, [0.8, 1.0, 1.25])])
+
+
+@pytest.mark.parametrize(
+    ("speed", "said"),
+    [
+        (1.5, "Drafting pays on toy with mini, skipping adds nothing to it: odd decodes 1.25x"),
+        (1.1, "Skipping pays on toy with mini: odd decodes 1.25x"),
+    ],
+)
+def test_an_arm_that_skips_nothing_shares_the_verdict(outputs: Path, speed: float, said: str) -> None:
+    odd = at_speeds(outputs, [1.25] * 4)
+    lookup = replace(odd, arm="lookup alone", skip="none", speedup=speed)
+    sentence = verdict_sentence([odd, lookup])
+    assert sentence.startswith(said) and f"lookup alone, which skips nothing, runs at {speed:.2f}x." in sentence
+    assert "(bfloat16" in sentence  # picked among one skipping arm
+    assert "skips nothing" not in verdict_sentence([odd, replace(lookup, speedup=0.9)])
 
 
 def test_one_prompt_shows_no_difference_however_fast(outputs: Path) -> None:

@@ -35,7 +35,8 @@ SHRUNK = [
 # Few enough steps to be run again and again, of each kind of going on.
 STEPS_LEFT = ["costs", "search", "humaneval", "report"]
 DROPPED = [
-    f"experiment.steps.{step}=null" for step in ("search_plain", "humaneval_sampled", "mini", "gsm8k", "cnndm", "stops")
+    f"experiment.steps.{step}=null"
+    for step in ("search_plain", "search_cnndm", "humaneval_sampled", "mini", "gsm8k", "cnndm", "stops")
 ]
 
 

@@ -141,8 +141,12 @@ class TestSearch:
     def test_a_tuned_stop_rule_is_saved_with_the_set(self, here: Path, toy: list[str]) -> None:
         ran = search(toy, "objective.tune_stop=true", "searcher.n_trials=6", "stop=threshold")
         saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
-        assert saved["stop"]["name"] == "threshold"
+        assert saved["stop"]["name"] == "paying" and saved["stop"]["rule"]["name"] == "threshold"
         assert all(r["stop"]["name"] == "threshold" for r in trials(ran))
+
+    def test_without_pauses_the_rule_is_saved_as_it_is(self, here: Path, toy: list[str]) -> None:
+        ran = search(toy, "searcher.n_trials=3", "stop=threshold", "pause=false")
+        assert yaml.safe_load((ran.run / "skip_set.yaml").read_text())["stop"]["name"] == "threshold"
 
     @pytest.mark.parametrize("combine", ["mean", "worst"])
     def test_several_data_sets_are_scored_together(
@@ -281,7 +285,7 @@ class TestPlans:
         assert evaluated.status == 0, evaluated.err
         arms = json.loads((evaluated.run / records.PROVENANCE).read_text())["run"]["arms"]
         mine = next(about for name, about in arms.items() if name not in ("plain", "generate", "odd"))
-        assert (mine["stop"], mine["lookup"]) == ("threshold", "front")
+        assert (mine["stop"], mine["lookup"]) == ("threshold, paying", "front")
         assert max(max(r["round_drafted"]) for r in read_rows(evaluated.run / records.RECORDS) if r["drafted"]) <= 10
         decoded = command("decode", *toy, "prompt=one two", *words)
         assert decoded.status == 0 and "stop=threshold" in decoded.out, decoded.err

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from experiments.build import options, stop_by_name
+from selfspec.cache import ClockCache
+from selfspec.draft import DraftRow, ModelDraft
 from selfspec.errors import InputError
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, StopState, Threshold
+from selfspec.sampling import Chooser, Sampling
+from selfspec.stop import (
+    Adaptive,
+    Fixed,
+    Heuristic,
+    Optimal,
+    Paying,
+    StopPolicy,
+    StopState,
+    Threshold,
+    describe,
+    described,
+)
 from tests.contracts.stop import StopContract, draft_length, live
 
 ADAPTIVE: dict[str, Any] = {
@@ -226,6 +241,56 @@ def optimal(**settings: Any) -> Optimal:
         "carry_over": False,
     }
     return Optimal(**{**defaults, **settings})
+
+
+class TestPaying(StopContract):
+    def make(self) -> StopPolicy:
+        return Paying(Threshold(5, threshold=0.4), draft_cost=0.5, verify_cost=0.1)
+
+    @pytest.mark.parametrize("n_accepted", [0, 1, 2, 4])
+    def test_never_runs_far_below_plain_decoding_nor_gives_away_what_drafting_gains(self, n_accepted: int) -> None:
+        always = (n_accepted + 1) / (1 + 4 * 0.6)
+        assert max(0.95, 0.99 * always) <= speed(self.make(), [n_accepted] * 1000) <= max(1.0, always)
+
+    def test_comes_back_when_drafting_pays_again(self) -> None:
+        assert speed(self.make(), [0] * 200 + [4] * 1000) > 0.9 * speed(self.make(), [4] * 1000)
+
+    def test_goes_on_from_prompt_to_prompt_with_what_it_knows(self) -> None:
+        state = self.make().begin()
+        while state.begins():
+            state.observe(4, 0)
+        assert not self.make().begin(state).begins() and self.make().begin().begins()
+
+    def test_is_described_with_the_rule_it_drafts_by(self) -> None:
+        body = describe(self.make())
+        assert body["name"] == "paying" and body["rule"]["name"] == "threshold"
+        assert described(body) == self.make()
+
+    @pytest.mark.parametrize("wrong", [{"draft_cost": -1.0}, {"window": 1}, {"pause": 0}, {"longest_pause": 4}])
+    def test_refuses_what_it_cannot_be(self, wrong: dict[str, Any]) -> None:
+        with pytest.raises(InputError, match=r"stop\."):
+            Paying(**{"rule": Fixed(4), "draft_cost": 0.5, "verify_cost": 0.1, **wrong})
+
+    def test_a_round_of_a_pause_calls_no_draft(self) -> None:
+        def forward(*_: Any, **__: Any) -> Any:
+            raise AssertionError("the draft was called")
+
+        state = self.make().begin()
+        while state.begins():
+            state.observe(4, 0)
+        row = DraftRow([1, 2], 4, state, Chooser(Sampling(), row=0))
+        (proposal,) = ModelDraft(forward).propose([row], cache=ClockCache(1, n_rows=1, capacity=8))
+        assert proposal.tokens == []
+
+
+def speed(policy: StopPolicy, accepted: Sequence[int]) -> float:
+    """Tokens over cost, 0.6 a token that is drafted and 1 a round, if so many of four drafted ones are accepted."""
+    state, tokens, cost = policy.begin(), 0.0, 0.0
+    for n in accepted:
+        drafted, right = (4, n) if state.begins() else (0, 0)
+        state.observe(drafted, right)
+        tokens, cost = tokens + right + 1, cost + 1 + 0.6 * drafted
+    return tokens / cost
 
 
 def length_of(state: StopState) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments.answers import answers, write_answers
+from experiments.answers import answers
 from selfspec import records
 from selfspec.errors import InputError
 from tests.commands import command
@@ -95,8 +95,8 @@ def test_answers_of_a_run_are_its_rows(toy: list[str], empty_folder: Path) -> No
     words = [word for word in toy if not word.startswith("data")]
     ran = command("evaluate", *words, *data, "skip=a1 m2", "arm=mine", "generate=false")
     assert ran.status == 0, ran.err
-    write_answers(ran.run, "mine", Path("answers.jsonl"))
-    found = [json.loads(line) for line in Path("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(path.name for path in (ran.run / "answers").iterdir()) == ["mine.jsonl", "plain.jsonl"]
+    found = [json.loads(line) for line in (ran.run / "answers" / "mine.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [r for r in records.read_rows(ran.run / records.RECORDS) if r["arm"] == "mine"]
     assert len(found) == 6 and {a["model_id"] for a in found} == {"local mine"}
     assert all(len(a["choices"][0]["turns"]) == 1 + (a["category"] == "writing") for a in found)
