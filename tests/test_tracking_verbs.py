@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,13 @@ SMALL = [
     ),
 ]
 N_TRIALS = 4
+
+
+def chart(run: Tracked, name: str) -> dict[str, Any]:
+    """A figure of plotly, as the files of wandb hold it."""
+    (path,) = run.series(f"chart/{name}.path")
+    body: dict[str, Any] = json.loads((run.folder / "files" / path).read_text())
+    return body
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,6 +119,10 @@ class TestSearch:
             (path,) = searched.series(f"{picture}.path")
             assert (searched.folder / "files" / path).stat().st_size > 1000
 
+    def test_its_charts_are_the_dashboards(self, searched: Tracked) -> None:
+        for name, axis in (("best_so_far", "evaluations"), ("trade_off", "draft cost"), ("importance", "layer")):
+            assert axis in str(chart(searched, name)["layout"]).lower()
+
     def test_its_files_are_kept_as_the_best_and_latest(self, searched: Tracked) -> None:
         kept = {artifact["kind"]: artifact for artifact in searched.artifacts.values()}
         assert kept["skip_set"]["files"] == ["skip_set.yaml"] and kept["trials"]["files"] == ["trials.jsonl"]
@@ -155,6 +167,11 @@ class TestEvaluate:
             for part in ("draft_s", "verify_s", "other_s"):
                 assert split[part] == pytest.approx(sum(row[part] for row in rows))
                 assert run.series(f"time/{part}") == [pytest.approx(split[part])]
+
+    def test_its_charts_have_a_line_or_a_bar_for_each_arm(self, evaluated: list[tuple[Path, Tracked]]) -> None:
+        for _, run in evaluated:
+            assert len(chart(run, "positions")["data"]) == 1  # plain decoding drafts nothing
+            assert {len(bars["y"]) for bars in chart(run, "time_split")["data"]} == {2}
 
     def test_acceptance_by_position_is_a_curve(self, evaluated: list[tuple[Path, Tracked]]) -> None:
         for _, run in evaluated:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from experiments.tracking import drawn
 from experiments.tracking.skip_sets import set_row
 from experiments.tracking.tracker import Picture, Shown, Table, Tracker
 from selfspec import records, skipfile
@@ -72,6 +73,7 @@ def show_search(
     if raced:
         tracker.show({"finals": Table(raced)})
     tracker.show({png.stem: Picture(png) for png in sorted(folder.glob("*.png"))})
+    tracker.show(drawn.of_search(trials, n_layers=n_layers, objective=objective))
     is_best = is_best_of_its_kind(folder)
     plan = [file for file in (folder / PLAN, (folder / PLAN).with_suffix(".safetensors")) if file.is_file()]
     kept = {"skip_set": [folder / skipfile.NAME], "plan": plan, "trials": [folder / records.TRIALS]}

@@ -30,7 +30,14 @@ class Picture:
     path: Path
 
 
-Shown = float | str | Table | Picture | None
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure of plotly."""
+
+    figure: Any
+
+
+Shown = float | str | Table | Picture | Chart | None
 
 
 class Tracker(Protocol):

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.tracking.tracker import Picture, Shown, Table
+from experiments.tracking.tracker import Chart, Picture, Shown, Table
 from selfspec.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -129,6 +129,8 @@ class WandbTracker:
     def _as_wandb(self, value: Shown) -> Any:
         if isinstance(value, Picture):
             return self._wandb.Image(str(value.path))
+        if isinstance(value, Chart):
+            return self._wandb.Plotly(value.figure)
         if isinstance(value, Table):
             columns = list(value.rows[0]) if value.rows else []
             cells = [[None if _is_nothing(row[c]) else row[c] for c in columns] for row in value.rows]
