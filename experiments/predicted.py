@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig
 
-from experiments.arms import GENERATE, PLAIN, Arm
+from experiments.arms import GENERATE, PLAIN, Arm, DraftArm
 from selfspec.skipfile import NAME
+from selfspec.stop import Paying, described
 
 UNIT = "x plain decoding"
 
@@ -17,17 +19,28 @@ UNIT = "x plain decoding"
 def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
     """The speedup predicted of each arm whose draft comes from a search that predicted speedups.
 
-    The prediction holds for the machine, the data and the stop rule of that search.
+    The prediction holds for the machine and the data of that search; an arm with another stop rule or lookup than the
+    search's has none.
     """
     own = cfg.arms or {}
     found = {}
     for arm in arms:
         if arm.name in (PLAIN, GENERATE):
             continue
-        value = promised(str(own[arm.name].get("skip", "none") if arm.name in own else cfg.skip))
-        if value is not None:
+        body = _saved(str(own[arm.name].get("skip", "none") if arm.name in own else cfg.skip))
+        value = _value(body)
+        if value is not None and _is_as_searched(arm, body):
             found[arm.name] = value
     return found
+
+
+def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
+    """Whether the arm drafts by the rule and behind the lookup that the search says it had, with or without pauses."""
+    if "stop" not in body:
+        return True
+    rule = described(body["stop"])
+    rules = [rule, rule.rule] if isinstance(rule, Paying) else [rule]
+    return isinstance(arm, DraftArm) and arm.policy in rules and arm.lookup == body.get("lookup")
 
 
 def promised(draft: str) -> float | None:
@@ -36,11 +49,18 @@ def promised(draft: str) -> float | None:
     Args:
         draft: a skip set, a file of one or of a plan, or the folder of a search.
     """
+    return _value(_saved(draft))
+
+
+def _value(body: Mapping[str, Any]) -> float | None:
+    value = body.get("fresh_value", body.get("value"))  # the search's own prompts flatter
+    return float(value) if body.get("unit") == UNIT and value is not None else None
+
+
+def _saved(draft: str) -> Mapping[str, Any]:
+    """What the file of a draft says; nothing if it is no file."""
     path = Path(draft).expanduser()
     for file in (path, path / NAME, path.with_name(NAME)) if "/" in draft or path.suffix else ():
         if file.is_file():
-            body = yaml.safe_load(file.read_text(encoding="utf-8"))
-            value = body.get("fresh_value", body.get("value"))  # the search's own prompts flatter
-            if body.get("unit") == UNIT and value is not None:
-                return float(value)
-    return None
+            return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+    return {}

@@ -293,9 +293,11 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
     best = max(speeds, key=lambda row: row.speedup)
     speed = f"{best.speedup:.2f}x [{number(best.low, 2)}, {number(best.high, 2)}]"
     rival = max((row for row in timed if not row.skips and not row.is_baseline), key=lambda r: r.speedup, default=None)
-    is_outdone = rival is not None and rival.speedup >= best.speedup
-    if best.low > 1 and is_outdone:
-        said = f"Drafting pays on {where}, skipping adds nothing to it: {best.arm} decodes {speed} as fast as plain"
+    is_matched = rival is not None and rival.speedup >= best.low
+    if best.low > 1 and is_matched:
+        said = (
+            f"Drafting pays on {where}, skipping is not shown to add to it: {best.arm} decodes {speed} as fast as plain"
+        )
     elif best.low > 1:
         said = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
     elif best.high < 1:

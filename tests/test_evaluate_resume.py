@@ -201,6 +201,23 @@ class TestHonesty:
         assert summary(ran.run)["predicted"] == {"found": 1.25}
         assert "found: predicted 1.25x, measured " in ran.out
 
+    def test_no_speedup_is_predicted_of_an_arm_with_another_rule_than_its_search(
+        self, toy: list[str], tmp_path: Path
+    ) -> None:
+        skip, stop = SkipSet.parse("a1,3 m2", N_LAYERS), {"name": "fixed", "max_draft": 3}
+        facts = {"stop": {"name": "paying", "rule": stop, "draft_cost": 0.5, "verify_cost": 0.0}, "lookup": None}
+        save_skip_set(tmp_path / "skip_set.yaml", skip, model="toy", value=1.25, unit="x plain decoding", **facts)
+        words = [f"skip={tmp_path}", "arm=found", "n=1", "generate=false", f"paths.outputs={tmp_path}", "stop=searched"]
+        arms = {
+            "bare": f"{{skip: {tmp_path}, stop: {{fixed: {{max_draft: 3}}}}}}",
+            "longer": f"{{skip: {tmp_path}, stop: {{fixed: {{max_draft: 4}}}}}}",
+            "behind": f"{{skip: {tmp_path}, lookup: front}}",
+        }
+        words.append("arms={" + ", ".join(f"{name}: {arm}" for name, arm in arms.items()) + "}")
+        ran = command("evaluate", *toy, *words, "max_new_tokens=6")
+        assert ran.status == 0, ran.err
+        assert summary(ran.run)["predicted"] == {"found": 1.25, "bare": 1.25}
+
     @pytest.mark.parametrize("unit", ["tokens per second", None])
     def test_another_score_is_no_predicted_speedup(self, unit: str | None, tmp_path: Path) -> None:
         save_skip_set(tmp_path / "skip_set.yaml", SkipSet(N_LAYERS), model="toy", value=20.0, unit=unit)

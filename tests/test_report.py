@@ -230,7 +230,7 @@ def test_sentence_when_no_difference_could_be_shown(outputs: Path) -> None:
 @pytest.mark.parametrize(
     ("speed", "said"),
     [
-        (1.5, "Drafting pays on toy with mini, skipping adds nothing to it: odd decodes 1.25x"),
+        (1.5, "Drafting pays on toy with mini, skipping is not shown to add to it: odd decodes 1.25x"),
         (1.1, "Skipping pays on toy with mini: odd decodes 1.25x"),
     ],
 )
