@@ -120,7 +120,7 @@ class TestSearch:
             assert (searched.folder / "files" / path).stat().st_size > 1000
 
     def test_its_charts_are_the_dashboards(self, searched: Tracked) -> None:
-        for name, axis in (("best_so_far", "evaluations"), ("trade_off", "draft cost"), ("importance", "layer")):
+        for name, axis in (("best_so_far", "trials"), ("trade_off", "draft cost"), ("importance", "layer")):
             assert axis in str(chart(searched, name)["layout"]).lower()
 
     def test_its_files_are_kept_as_the_best_and_latest(self, searched: Tracked) -> None:
