@@ -102,6 +102,7 @@ def paying(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int)
         context: tokens, at which the costs are taken.
     """
     draft_cost = costs.draft_s(plan, context) / costs.plain_s(context)
+    draft_cost = max(0.0, draft_cost)  # a table measured on a busy machine may add up to less than nothing
     return Paying(rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, context=context))
 
 

@@ -12,11 +12,12 @@ from search.cost import CostTable
 from search.expected import ReplayObjective, accepted_fraction, expected_speedup
 from search.reference import ReferenceBatch, refer
 from search.replay import draft_everything, replay
-from search.tune import Widest, calibration, variants
+from search.tune import Widest, calibration, paying, variants
 from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
 from selfspec.timing import Stopwatch
@@ -34,6 +35,13 @@ RULES: list[StopPolicy] = [
     Paying(Threshold(6, 0.1), 2.0, 0.1, window=2, pause=2, longest_pause=4),  # pauses a lot
 ]
 COSTS = CostTable((64,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0, 17.0))
+
+
+def test_a_cost_table_that_adds_up_to_less_than_nothing_makes_a_rule_that_drafts() -> None:
+    noisy = CostTable((64,), (10.0,), 10.0, -3.0, (15.0,), (15.0, 14.0, 13.0))
+    plan = DraftPlan.of(SkipSet.parse("a0-2 m0-2", 3))
+    rule = paying(Fixed(2), plan, noisy, context=64)
+    assert (rule.draft_cost, rule.verify_cost) == (0.0, 0.0) and rule.begin().begins()
 
 
 def skip_sets(n_layers: int) -> list[SkipSet]:
