@@ -28,6 +28,7 @@ from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
 from selfspec.lookup import LookupDraft
 from selfspec.model import Decoder
+from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
 from selfspec.planfile import NAME as PLAN
 from selfspec.planfile import load_plan
@@ -36,7 +37,7 @@ from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from selfspec.skipfile import NAME as SKIP_SET
 from selfspec.skipfile import load_skip_set
-from selfspec.stop import Paying, StopPolicy, described
+from selfspec.stop import StopPolicy, described
 from selfspec.tasks.base import Example, Part, select
 
 log = logging.getLogger(__name__)

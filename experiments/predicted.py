@@ -10,8 +10,9 @@ import yaml
 from omegaconf import DictConfig
 
 from experiments.arms import GENERATE, PLAIN, Arm, DraftArm
+from selfspec.paying import Paying
 from selfspec.skipfile import NAME
-from selfspec.stop import Paying, described
+from selfspec.stop import described
 
 UNIT = "x plain decoding"
 

@@ -11,8 +11,9 @@ from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from search.chains import Chain, Chains
 from search.cost import CostTable
 from search.reference import Reference
+from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, StopState, Threshold
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, StopState, Threshold
 
 # Chosen to span what is sensible, not tuned.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)

@@ -12,13 +12,13 @@ from experiments.build import options, stop_by_name
 from selfspec.cache import ClockCache
 from selfspec.draft import DraftRow, ModelDraft
 from selfspec.errors import InputError
+from selfspec.paying import Paying
 from selfspec.sampling import Chooser, Sampling
 from selfspec.stop import (
     Adaptive,
     Fixed,
     Heuristic,
     Optimal,
-    Paying,
     StopPolicy,
     StopState,
     Threshold,
