@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from selfspec import provenance, records
 from selfspec.errors import InputError, unknown_name
@@ -18,6 +19,8 @@ from selfspec.tasks.mtbench import KINDS
 from selfspec.tasks.specbench import CONVERSATION
 
 log = logging.getLogger(__name__)
+
+ANSWERS = "answers"
 
 Row = Mapping[str, Any]
 FIRST_QUESTION, QUESTIONS_OF_A_KIND = 81, 10  # MT-bench's numbers: ten of each kind, in the order of `KINDS`
@@ -62,16 +65,22 @@ def answers(rows: Iterable[Row], *, arm: str, model_id: str, started: str) -> li
     ]
 
 
-def write_answers(run: Path, arm: str, path: Path) -> None:
-    """Write the answers of one arm of a run folder, JSON lines.
+def write_answers(run: Path, rows: Sequence[Row]) -> None:
+    """Write the answers of every arm into the folder `answers` of its run: JSON lines, a file each.
+
+    Args:
+        run: the run folder.
+        rows: of its `records.jsonl`.
 
     Raises:
-        InputError: as `answers`, or if the folder is not that of a run.
+        InputError: as `answers`.
     """
-    rows = records.read_rows(run / records.RECORDS)
     of = json.loads((run / records.PROVENANCE).read_text(encoding="utf-8"))
-    found = answers(rows, arm=arm, model_id=f"{of['run']['model']} {arm}", started=of["started"])
-    records.write_text(path, "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found))
+    (run / ANSWERS).mkdir(exist_ok=True)
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        found = answers(rows, arm=arm, model_id=f"{of['run']['model']} {arm}", started=of["started"])
+        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
+        records.write_text(run / ANSWERS / (quote(arm, safe=" '+") + ".jsonl"), text)
 
 
 def _choice(sample: int, turns: list[Row]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -35,7 +34,6 @@ from selfspec.tasks.base import Example
 log = logging.getLogger(__name__)
 
 SPEC_BENCH = ("specbench", "mtbench")  # data whose answers are also written in Spec-Bench's format
-ANSWERS = "answers"  # where: a file for each arm
 
 
 def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
@@ -206,9 +204,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
         )
     rows = latest(records.read_rows(path))
     if cfg.data.name in SPEC_BENCH:
-        (folder.path / ANSWERS).mkdir(exist_ok=True)
-        for arm in setup.arms:
-            write_answers(folder.path, arm.name, folder.path / ANSWERS / (quote(arm.name, safe=" '+") + ".jsonl"))
+        write_answers(folder.path, list(rows.values()))
     quality.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}

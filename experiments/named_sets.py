@@ -17,7 +17,6 @@ from experiments.dashboard import scan, sets
 from experiments.dashboard.scan import Entry
 from experiments.dashboard.sets import Found
 from experiments.predicted import promised
-from experiments.tables import BASELINE
 from selfspec import planfile, records, skipfile
 from selfspec.errors import InputError
 from selfspec.skip import SYNTAX, SkipSet
@@ -128,9 +127,9 @@ def _evaluated(entry: Entry) -> Iterator[Compared]:
         raise InputError(f"{entry.name} cannot be compared: {rows}")
     told = promises(entry)
     for row in rows:
-        if row.arm == BASELINE or row.skip in (None, "none") or row.n_layers is None:
+        skip = row.skip_set
+        if row.is_baseline or skip is None:
             continue
-        skip = SkipSet.parse(str(row.skip), row.n_layers)
         found = Found(
             f"{row.arm} · {row.data} · {row.run[-8:]}",
             "evaluation",

@@ -134,8 +134,7 @@ def _evaluation(entry: Entry) -> Iterator[RenderableType]:
     yield from (Text(sentence) for sentence in verdict_sentences(rows))
     sets: dict[SkipSet, str] = {}
     for row in rows:
-        if row.skip not in (None, "none") and row.n_layers is not None:
-            skip = SkipSet.parse(str(row.skip), row.n_layers)
+        if (skip := row.skip_set) is not None:
             sets[skip] = f"{sets[skip]}, {row.arm}" if skip in sets else row.arm
     if sets:
         yield blocks.skip_map(*((label, skip) for skip, label in sets.items()))

@@ -17,6 +17,7 @@ from experiments.runs import RunFolder, flagged
 from selfspec import metrics
 from selfspec.errors import InputError
 from selfspec.metrics import Timed
+from selfspec.skip import SkipSet
 
 BASELINE = "plain"
 CONDITIONS = ("dtype", "device", "threads", "torch", "machine")
@@ -87,6 +88,13 @@ class ArmRow:
     def skips(self) -> bool:
         """Whether its draft leaves anything out."""
         return self.skip not in (None, "none")
+
+    @property
+    def skip_set(self) -> SkipSet | None:
+        """What it skips; None if it has no draft, or skips nothing."""
+        if self.skip is None or self.n_layers is None or not self.skips:
+            return None
+        return SkipSet.parse(self.skip, self.n_layers)
 
     @property
     def is_judged(self) -> bool:

@@ -78,6 +78,10 @@ class CostTable:
         saved_s += n_attn * self.attn_saved_s + n_mlp * self.mlp_saved_s if is_int8 else 0.0
         return self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s + bridges_s - saved_s
 
+    def draft_cost(self, draft: SkipSet | DraftPlan, context: int) -> float:
+        """Of one drafted token, in plain tokens: c of the expected speedup."""
+        return self.draft_s(draft, context) / self.plain_s(context)
+
     def plain_s(self, context: int) -> float:
         """Seconds of one plain token after `context` tokens."""
         return self._at(self.full_s, context)

@@ -170,8 +170,7 @@ class ReplayObjective:
     def _fitted(self, stop: Optimal, chains: Chains, plan: DraftPlan) -> Optimal:
         """The rule with the costs and the calibration of this draft."""
         context = len(chains.batch.references[0].prompt)
-        draft_cost = self.costs.draft_s(plan, context) / self.costs.plain_s(context)
-        return fitted(stop, [chains], draft_cost=draft_cost, costs=self.costs)
+        return fitted(stop, [chains], draft_cost=self.costs.draft_cost(plan, context), costs=self.costs)
 
 
 def _or_none(value: float) -> float | None:

@@ -169,7 +169,7 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
             chance = math.prod(share for _, share in attn[:n_attn] + mlp[:n_mlp])
             bound, draft_length = fixed_speedup(chance, skip, costs, context=context, max_draft=max_draft)
             if bound > best.bound:
-                draft_cost = costs.draft_s(skip, context) / costs.plain_s(context)
+                draft_cost = costs.draft_cost(skip, context)
                 best = Verdict(bound, skip, chance, draft_cost, draft_length, len(importance.missing))
     return best
 

@@ -138,9 +138,9 @@ class _Prompt:
 
 def _n_drafted(chain: Chain, state: StopState, limit: int, needs_confidence: bool) -> int | None:
     """How far the rule drafts: a token first, then as long as it wants more; None if the chain is too short to tell."""
-    n = 0
     if not state.begins():
         return 0
+    n = 0
     while n < limit and (n == 0 or state.more(n, chain.confidences[n - 1] if needs_confidence else math.nan)):
         n += 1
         if n > len(chain.tokens):

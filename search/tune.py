@@ -102,8 +102,8 @@ def paying(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int)
         costs: of its forwards.
         context: tokens, at which the costs are taken.
     """
-    draft_cost = costs.draft_s(plan, context) / costs.plain_s(context)
-    draft_cost = max(0.0, draft_cost)  # a table measured on a busy machine may add up to less than nothing
+    # A table measured on a busy machine may add up to less than nothing.
+    draft_cost = max(0.0, costs.draft_cost(plan, context))
     return Paying(rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, context=context))
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from experiments.dashboard.scan import Entry
-from experiments.tables import BASELINE, ArmRow
+from experiments.tables import ArmRow
 from selfspec.errors import InputError
 from selfspec.skip import SkipSet
 from selfspec.skipfile import load_skip_set, published
@@ -77,7 +77,7 @@ def published_sets() -> tuple[Found, ...]:
 
 def collect(searches: Iterable[Found], arms: Sequence[ArmRow]) -> dict[str, Found]:
     """All sets by label: searched ones, those only evaluated, and published ones, with their evaluations."""
-    drafts = [row for row in arms if row.skip not in (None, "none") and row.arm != BASELINE]
+    drafts = [row for row in arms if row.skips and not row.is_baseline]
     found: dict[str, Found] = {}
     seen: set[tuple[str | None, str]] = set()
     for one in (*searches, *published_sets()):
@@ -86,10 +86,10 @@ def collect(searches: Iterable[Found], arms: Sequence[ArmRow]) -> dict[str, Foun
         ours = [row for row in drafts if (row.model, row.skip) == key and row.n_layers == one.skip.n_layers]
         found[one.label] = _with(one, ours)
     for row in drafts:
-        if (row.model, str(row.skip)) in seen or row.n_layers is None:
+        skip = row.skip_set
+        if (row.model, str(row.skip)) in seen or skip is None:
             continue
         seen.add((row.model, str(row.skip)))
-        skip = SkipSet.parse(str(row.skip), row.n_layers)
         ours = [other for other in drafts if (other.model, other.skip) == (row.model, row.skip)]
         one = Found(f"{row.arm} · {row.model} · {row.run[-8:]}", "evaluation", row.model, skip)
         found[one.label] = _with(one, ours)

@@ -67,10 +67,7 @@ class Measured:
     @property
     def skip(self) -> SkipSet | None:
         """What it skips; None if it has no draft, or skips nothing."""
-        row = self.row
-        if row.skip in (None, "none") or row.n_layers is None:
-            return None
-        return SkipSet.parse(row.skip, row.n_layers)
+        return self.row.skip_set
 
     @property
     def draft(self) -> tuple[str, ...]:
@@ -247,7 +244,7 @@ def read(
 
 def skip_sets(rows: Sequence[ArmRow], searches: Sequence[Search]) -> dict[str, SkipSet]:
     """Label to set, for each arm that skips something and what each search handed on."""
-    found = [(row.model, row.arm, row.run, row.skip, row.n_layers) for row in rows if row.skip not in (None, "none")]
+    found = [(row.model, row.arm, row.run, row.skip, row.n_layers) for row in rows if row.skips]
     for search in searches:
         if search.winner is not None:
             label, n_layers = f"best of {search.fact('searcher')}", search.run.facts.get("n_layers")

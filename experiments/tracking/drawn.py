@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,23 +20,25 @@ def of_search(trials: Sequence[Row], *, n_layers: int, objective: str) -> dict[s
         n_layers: of the model.
         objective: its name, read out as the unit of the value.
     """
-    if find_spec("plotly") is None:
-        return {}
-    from experiments.charts import searching
-
-    figures = {
-        "best_so_far": searching.best_so_far(trials, objective=objective),
-        "trade_off": searching.trade_off(trials, objective=objective),
-        "importance": searching.importance(trials, n_layers=n_layers, objective=objective),
-    }
-    return {f"chart/{name}": Chart(figure) for name, figure in figures.items()}
+    return _charts(
+        best_so_far=lambda: _module("searching").best_so_far(trials, objective=objective),
+        trade_off=lambda: _module("searching").trade_off(trials, objective=objective),
+        importance=lambda: _module("searching").importance(trials, n_layers=n_layers, objective=objective),
+    )
 
 
 def of_evaluation(rows: Sequence[Row]) -> dict[str, Chart]:
     """Acceptance by position and where the time went, each arm a line or a bar; of answered rows."""
-    if find_spec("plotly") is None:
-        return {}
-    from experiments.charts import evaluating
+    return _charts(
+        positions=lambda: _module("evaluating").position_acceptance(rows),
+        time_split=lambda: _module("evaluating").time_split(rows),
+    )
 
-    figures = {"positions": evaluating.position_acceptance(rows), "time_split": evaluating.time_split(rows)}
-    return {f"chart/{name}": Chart(figure) for name, figure in figures.items()}
+
+def _charts(**draw: Callable[[], Any]) -> dict[str, Chart]:
+    return {f"chart/{name}": Chart(call) for name, call in draw.items()} if find_spec("plotly") else {}
+
+
+def _module(name: str) -> Any:
+    """A module of charts, imported when something is drawn: plotly takes its time."""
+    return import_module(f"experiments.charts.{name}")

@@ -32,9 +32,9 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure of plotly."""
+    """A figure of plotly, drawn only for a tracker that shows it."""
 
-    figure: Any
+    draw: Callable[[], Any]
 
 
 Shown = float | str | Table | Picture | Chart | None

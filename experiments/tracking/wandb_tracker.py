@@ -130,7 +130,7 @@ class WandbTracker:
         if isinstance(value, Picture):
             return self._wandb.Image(str(value.path))
         if isinstance(value, Chart):
-            return self._wandb.Plotly(value.figure)
+            return self._wandb.Plotly(value.draw())
         if isinstance(value, Table):
             columns = list(value.rows[0]) if value.rows else []
             cells = [[None if _is_nothing(row[c]) else row[c] for c in columns] for row in value.rows]
