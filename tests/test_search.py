@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,13 @@ class TestEnd:
 
 
 class TestInterrupted:
+    @pytest.fixture(autouse=True)
+    def heard(self) -> Iterator[None]:
+        """A shell lets what it starts in the background ignore Ctrl-C, and Python then never hears of it."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     @staticmethod
     def after(n_calls: int) -> Scripted:
         """Ctrl-C while the next trial runs."""
