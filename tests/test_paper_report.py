@@ -143,6 +143,23 @@ def test_arms_with_other_drafts_are_not_compared_by_their_rules(tmp_path: Path) 
     assert stops.fixed_lengths(evidence(tmp_path)).is_empty
 
 
+@pytest.mark.parametrize("other", [{"draft": "linear"}, {"lookup": "front"}, {"lookup": "only"}])
+def test_one_skip_set_drafted_with_in_two_ways_is_not_compared_by_its_rules(tmp_path: Path, other: Row) -> None:
+    rows = [plain("p"), drafted("p", "x", ROUNDS), drafted("p", "y", ROUNDS, stop="adaptive")]
+    alike = {"skip": "a1 m1", "draft": "skip", "lookup": None}
+    write_run(tmp_path / "same", "evaluate/toy/e", rows, arms={"x": alike, "y": alike})
+    write_run(tmp_path / "other", "evaluate/toy/e", rows, arms={"x": alike, "y": alike | other})
+    assert not stops.fixed_lengths(evidence(tmp_path / "same")).is_empty
+    assert stops.fixed_lengths(evidence(tmp_path / "other")).is_empty
+
+
+def test_lookup_by_itself_has_no_rule(tmp_path: Path) -> None:
+    about = {"x": {"skip": "none", "stop": "fixed", "draft": None, "lookup": "only"}}
+    write_run(tmp_path, "evaluate/toy/e", [plain("p"), drafted("p", "x", ROUNDS, skip="none")], arms=about)
+    (row,) = cells(oracle.section(evidence(tmp_path)).table)
+    assert row["rule"] == "–"
+
+
 def test_a_published_value_stands_beside_the_same_model_data_and_temperature_alone(outputs: Path) -> None:
     known = {"model": "toy", "data": "mini", "temperature": 0, "metric": "speedup", "value": 1.58, "source": "a log"}
     others = [{**known, "model": "big", "value": 1.99}, {**known, "over": "text", "value": 9.0}]

@@ -72,7 +72,18 @@ class Measured:
     @property
     def draft(self) -> tuple[str, ...]:
         """What drafts, the stop rule apart: equal for arms that differ in that rule alone."""
-        return tuple(text(self.rows[0].get(key)) for key in ("skip", "draft", "lookup"))
+        return text(self.row.skip), *(text(self.about.get(key)) for key in ("draft", "lookup"))
+
+    @property
+    def about(self) -> Row:
+        """What the run's provenance says the arm decodes with; empty where it says nothing."""
+        told = (self.run.facts.get("arms") or {}).get(self.row.arm)
+        return told if isinstance(told, Mapping) else {}
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether a stop rule ended its drafts: prompt lookup by itself copies as far as it can."""
+        return bool(self.row.stop) and self.about.get("lookup") != "only"
 
     @property
     def max_draft(self) -> int:
@@ -87,7 +98,7 @@ class Measured:
     @property
     def rule(self) -> str:
         """The stop rule with its setting: `fixed 4`, `threshold 0.6`."""
-        if self.rows and self.rows[0].get("lookup") == "only":
+        if not self.has_rule:
             return "–"
         if self.row.stop == "fixed":
             return f"fixed {self.max_draft}"

@@ -28,7 +28,7 @@ def static_thresholds(evidence: Evidence) -> Section:
 
 def _section(evidence: Evidence, rule: str, *, stem: str, title: str, dial: str) -> Section:
     groups: dict[tuple[Any, ...], list[Measured]] = {}
-    for arm in evidence.drafts:
+    for arm in filter(lambda arm: arm.has_rule, evidence.drafts):
         if arm.row.stop == "adaptive" or (arm.row.stop == rule and setting(arm) is not None):
             groups.setdefault((*arm.where.values(), arm.draft, arm.row.conditions), []).append(arm)
     compared = [arms for arms in groups.values() if len({arm.rule for arm in arms}) > 1]
