@@ -10,7 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,21 +78,34 @@ def real_runs(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(real_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The dashboard as the verb serves it."""
+    with served(real_runs, tmp_path_factory.mktemp("server") / "log.txt") as address:
+        yield address
+
+
+@contextmanager
+def served(runs: Path, log: Path) -> Iterator[str]:
+    """The dashboard of these runs as the verb serves it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    code = "from experiments.cli import main; main()"
-    words = [sys.executable, "-c", code, "dashboard", f"runs={real_runs}", f"port={port}", "open_browser=false"]
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with log.open("wb") as file, subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT) as server:
+    with in_background(log, "dashboard", f"runs={runs}", f"port={port}", "open_browser=false"):
         yield f"http://127.0.0.1:{port}"
-        server.terminate()
-        try:
-            server.wait(5)
-        except subprocess.TimeoutExpired:  # it waits for open pages
-            server.kill()
     assert "Traceback" not in log.read_text(encoding="utf-8"), log.read_text(encoding="utf-8")
+
+
+@contextmanager
+def in_background(log: Path, *words: str) -> Iterator[None]:
+    """A verb in a process of its own, stopped afterwards."""
+    line = [sys.executable, "-c", "from experiments.cli import main; main()", *words]
+    with log.open("wb") as file, subprocess.Popen(line, stdout=file, stderr=subprocess.STDOUT) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:  # the dashboard waits for open pages
+                process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +187,33 @@ def test_a_run_is_opened_from_the_list(browser: Any, address: str) -> None:
     assert "run=" in seen.page.url
     seen.page.locator(".tokens .accepted, .tokens .correction").first.wait_for(timeout=WAIT_MS)
     seen.page.close()
+
+
+def test_a_search_that_goes_on_is_followed_without_a_click(browser: Any, toy: list[str], tmp_path: Path) -> None:
+    (runs := tmp_path / "runs").mkdir()
+    long = ["objective=tokens_per_second", "searcher=random", "searcher.n_trials=10000", "pause=false", "force=true"]
+    with (
+        in_background(tmp_path / "search.txt", "search", *toy, *long, f"paths.outputs={runs}"),
+        served(runs, tmp_path / "server.txt") as address,
+    ):
+        wait_until(lambda: any(file.stat().st_size for file in runs.glob("search/*/*/trials.jsonl")), tmp_path)
+        seen = open_at(browser, address, width=1280)
+        seen.page.get_by_role("link", name="Search", exact=True).click()  # never settled: it is drawn again and again
+        trials = seen.page.get_by_test_id("stMetric").filter(has_text="Trials")
+        trials.wait_for(timeout=WAIT_MS)
+        first = trials.inner_text()
+        assert "/ 10000" in first
+        wait_until(lambda: trials.inner_text() != first, tmp_path)
+        assert seen.errors == []
+        seen.page.close()
+
+
+def wait_until(is_so: Callable[[], bool], logs: Path) -> None:
+    for _ in range(240):
+        if is_so():
+            return
+        time.sleep(0.25)
+    raise AssertionError("\n".join(log.read_text(encoding="utf-8") for log in sorted(logs.glob("*.txt"))))
 
 
 def test_the_report_in_one_file_draws_without_a_network(browser: Any, real_runs: Path, tmp_path: Path) -> None:
