@@ -60,6 +60,11 @@ class RunFolder:
         facts = self.provenance.get("run")
         return facts if isinstance(facts, dict) else {}
 
+    def about(self, arm: str) -> Mapping[str, Any]:
+        """What an arm of an evaluation decodes with; empty where the run does not say."""
+        told = (self.facts.get("arms") or {}).get(arm)
+        return told if isinstance(told, dict) else {}
+
     @property
     def is_busy(self) -> bool:
         """Whether others were at work when a session of it began: its seconds are in doubt."""

@@ -43,6 +43,7 @@ class ArmRow:
         end_to_end_speedup, end_to_end_low, end_to_end_high: the same with the prefill.
         n_identical: outputs equal to plain decoding's; plain decoding counts as identical to itself.
         n_not_compared: sampled outputs: equal to plain decoding's in distribution only.
+        is_lossy: a draft that nothing verifies: it writes another text, and its speed is not comparable.
     """
 
     model: str
@@ -78,6 +79,7 @@ class ArmRow:
     torch: str = "–"
     machine: str = "–"
     is_busy: bool = False
+    is_lossy: bool = False
 
     @property
     def is_baseline(self) -> bool:
@@ -98,7 +100,12 @@ class ArmRow:
 
     @property
     def is_judged(self) -> bool:
-        """Whether every output has a verdict, be it that it was not to be compared; else no speed is printed."""
+        """Whether every output has a verdict, be it that it was not to be compared; else no speed is printed.
+
+        That of a draft which nothing verifies is none: its speed is another text's.
+        """
+        if self.is_lossy:
+            return False
         return self.n_identical + self.n_near_ties + self.n_mismatches + self.n_not_compared == self.n
 
     @property
@@ -181,6 +188,7 @@ def _paired(
         torch=package(run, "torch"),
         machine=text(run.provenance.get("cuda") or run.provenance.get("cpu")),
         is_busy=run.is_busy,
+        is_lossy=bool(run.about(arm).get("draft_only")),
     )
     return row, pairs
 

@@ -179,8 +179,9 @@ def test_quality_comes_from_the_judged_answers(outputs: Path) -> None:
 
 
 def test_a_draft_without_its_target_has_no_speedup(tmp_path: Path) -> None:
-    alone = row("p", "alone", 11, 1.0, 2.0, verdict="not compared", draft_only=True)
-    write_run(tmp_path, "evaluate/toy/e", [plain("p"), drafted("p", "x", ROUNDS), alone])
+    alone = row("p", "alone", 11, 1.0, 2.0, verdict="not compared")
+    rows = [plain("p"), drafted("p", "x", ROUNDS), alone]
+    write_run(tmp_path, "evaluate/toy/e", rows, arms={"alone": {"skip": "a1", "draft_only": True}})
     assert math.isnan(arm(tmp_path, "alone").speedup.here)
 
 

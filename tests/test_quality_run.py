@@ -81,6 +81,8 @@ def test_a_run_is_judged_arm_by_arm_and_the_draft_alone_is_no_mismatch(answered:
     same = [[(r["prompt_id"], r["metric"], r["value"]) for r in quality_rows(ran.run) if r["arm"] == arm]
             for arm in ("plain", "drafted")]  # fmt: skip
     assert sorted(same[0]) == sorted(same[1]) and len(same[0]) == 3 * 4
+    (line,) = (line for line in ran.out.splitlines() if "| draft alone |" in line and "| local |" in line)
+    assert "| – | – | not compared |" in line and "draft alone, which" not in ran.out, ran.out
     assert "| plain | rouge1 |" in ran.out and "| draft alone | rouge1 |" in ran.out
 
 

@@ -76,9 +76,8 @@ class Measured:
 
     @property
     def about(self) -> Row:
-        """What the run's provenance says the arm decodes with; empty where it says nothing."""
-        told = (self.run.facts.get("arms") or {}).get(self.row.arm)
-        return told if isinstance(told, Mapping) else {}
+        """See `RunFolder.about`."""
+        return self.run.about(self.row.arm)
 
     @property
     def has_rule(self) -> bool:
@@ -114,8 +113,7 @@ class Measured:
     @property
     def speedup(self) -> Cell:
         """Over plain decoding, without prefill; none where an output has no verdict, and of a draft without target."""
-        row, is_lossy = self.row, any(r.get("draft_only") for r in self.rows)
-        return Cell(row.speedup, row.low, row.high) if row.is_judged and not is_lossy else Cell()
+        return Cell(self.row.speedup, self.row.low, self.row.high) if self.row.is_judged else Cell()
 
     @property
     def plain_s(self) -> float:
