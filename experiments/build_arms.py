@@ -100,7 +100,7 @@ def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
         return _joined(own, more)
     plan, has_int8 = build.plan(str(cfg.ablation), loaded), True
     try:
-        check_kernel(loaded.decoder.device)
+        check_kernel("int8", loaded.decoder.device)
     except InputError as error:
         log.warning("the ablation has no step + int8: %s", error)
         has_int8 = False

@@ -133,8 +133,8 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
     """
     if cfg.precision not in get_args(Precision):
         raise unknown_name("precision", cfg.precision, list(get_args(Precision)))
-    if cfg.precision == "int8":
-        check_kernel(loaded.decoder.device)
+    if cfg.precision != "same":
+        check_kernel(cfg.precision, loaded.decoder.device)
     if not needs_texts(cfg):
         return Drafts(precision=cfg.precision)
     if not prompts:

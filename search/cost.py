@@ -49,9 +49,9 @@ class CostTable:
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
         round_s: of a round beside its forwards.
         map_s: of one linear bridge; a mean costs nothing, a map of low rank its part of the weights.
-        head_saved_s: what the draft's own head that it was measured with saves: trimmed, in int8 or both.
-        attn_saved_s: what int8 saves of one attention sublayer.
-        mlp_saved_s: what int8 saves of one MLP sublayer.
+        head_saved_s: what the draft's own head that it was measured with saves: trimmed, rounded or both.
+        attn_saved_s: what int8 or int4 saves of one attention sublayer.
+        mlp_saved_s: what int8 or int4 saves of one MLP sublayer.
     """
 
     contexts: tuple[int, ...]
@@ -73,9 +73,9 @@ class CostTable:
         skip = plan.skip
         n_attn, n_mlp = skip.n_layers - len(skip.attn), skip.n_layers - len(skip.mlp)
         bridges_s = sum(b.n_maps for b in plan.bridges.values()) * self.map_s
-        is_int8 = plan.precision == "int8"
-        saved_s = self.head_saved_s if is_int8 or plan.head is not None else 0.0
-        saved_s += n_attn * self.attn_saved_s + n_mlp * self.mlp_saved_s if is_int8 else 0.0
+        is_rounded = plan.precision != "same"
+        saved_s = self.head_saved_s if is_rounded or plan.head is not None else 0.0
+        saved_s += n_attn * self.attn_saved_s + n_mlp * self.mlp_saved_s if is_rounded else 0.0
         return self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s + bridges_s - saved_s
 
     def draft_cost(self, draft: SkipSet | DraftPlan, context: int) -> float:
@@ -180,7 +180,7 @@ def measure_drafts(
     repeats: int,
     stopwatch: Stopwatch,
 ) -> CostTable:
-    """The table with what linear bridges cost, and what a trimmed head and int8 save, at the first context.
+    """The table with what linear bridges cost, and what a trimmed head and rounded weights save, at the first context.
 
     Args:
         decoder: the model.
@@ -193,7 +193,7 @@ def measure_drafts(
     """
     context, n = table.contexts[0], decoder.n_layers
     everything = DraftPlan.of(SkipSet.from_bits([True] * (2 * n)))
-    has_head, is_int8 = head is not None or precision != "same", precision != "same"
+    has_head, is_rounded = head is not None or precision != "same", precision != "same"
     halves = {"attn": SkipSet(n, mlp=frozenset(range(n))), "mlp": SkipSet(n, attn=frozenset(range(n)))}
     calls = {"nothing": _drafting(decoder, everything, context)}
     if has_maps:
@@ -205,7 +205,7 @@ def measure_drafts(
     if has_head:
         own = DraftPlan(everything.skip, head=head, precision=precision)
         calls["head"] = _drafting(decoder, own, context)
-    if is_int8:
+    if is_rounded:
         for name, skip in halves.items():
             calls[name] = _drafting(decoder, skip, context)
             calls[f"{name} rounded"] = _drafting(decoder, replace(own, skip=skip), context)
@@ -214,8 +214,8 @@ def measure_drafts(
     map_s = max(0.0, units["maps"] - units["nothing"]) * unit_s / n if has_maps else 0.0
     saved = units["nothing"] - units["head"] if has_head else 0.0
     # A kernel may lose on small layers: then what it saves is less than nothing, and the search is to know.
-    attn_s, mlp_s = ((units[k] - units[f"{k} rounded"] - saved) * unit_s / n if is_int8 else 0.0 for k in halves)
-    head_s = saved * unit_s if is_int8 else max(0.0, saved) * unit_s
+    attn_s, mlp_s = ((units[k] - units[f"{k} rounded"] - saved) * unit_s / n if is_rounded else 0.0 for k in halves)
+    head_s = saved * unit_s if is_rounded else max(0.0, saved) * unit_s
     return replace(table, map_s=map_s, head_saved_s=head_s, attn_saved_s=attn_s, mlp_saved_s=mlp_s)
 
 

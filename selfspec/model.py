@@ -25,7 +25,7 @@ from selfspec.head import TrimmedHead, trimmed
 from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
-from selfspec.quantised import Int8Copies, Int8Linear
+from selfspec.quantised import ROUNDED, Int4Linear, Int8Linear, RoundedCopies
 from selfspec.skip import SkipSet
 
 
@@ -118,7 +118,7 @@ class Decoder:
         self.config = config.get_text_config()
         self.n_layers = self.sublayers.n_layers
         self._head: tuple[Tensor, Precision, TrimmedHead] | None = None
-        self._int8 = Int8Copies(model)
+        self._rounded = RoundedCopies(model)
         self.full = BoundForward(model, self.context_length)
         self._leave_out_everything()
 
@@ -159,7 +159,7 @@ class Decoder:
 
         Raises:
             InputError: if it is for another number of layers, or a bridge is of another size or at a place that
-                takes none, or int8 has no kernel here.
+                takes none, or its precision has no kernel here.
         """
         plan = _plan(draft)
         if plan.skip.n_layers != self.n_layers:
@@ -177,7 +177,7 @@ class Decoder:
                 patches = (self._bridged(plan, at),)
             for patch in patches:
                 layers.get_submodule(str(at[1])).get_submodule(patch.name).forward = patch.forward
-        if plan.precision == "int8":
+        if plan.precision != "same":
             self._round(copied, plan)
         if plan.head is not None:
             trimmed(copied, self._trimmed_head(plan.head, plan.precision))
@@ -187,23 +187,24 @@ class Decoder:
         """Its rows are copied once for many drafts."""
         if self._head is None or self._head[0] is not ids_N or self._head[1] != precision:
             head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
-            if precision == "int8":
-                head.add_module("rows", Int8Linear(head.rows))
+            if precision != "same":
+                head.add_module("rows", ROUNDED[precision](head.rows))
             self._head = ids_N, precision, head
         return self._head[2]
 
     def _round(self, copied: nn.Module, plan: DraftPlan) -> None:
-        """Put int8 copies in the place of the linear layers that a plan keeps, and of a whole head."""
+        """Put rounded copies in the place of the linear layers that a plan keeps, and of a whole head."""
         kept = [sublayer(i) for i, bit in enumerate(plan.skip.bits()) if not bit]
         paths = [f"{self.sublayers.path}.{at[1]}.{p.name}" for at in kept for p in self._patches(at)]
-        if not self._int8.put(copied, paths) and kept:
+        if not self._rounded.put(copied, paths, plan.precision) and kept:
             raise InputError(
-                f"precision=int8 was asked for, but the sublayers of a {self.config.model_type!r} model hold no "
-                "plain linear layers; use same"
+                f"precision={plan.precision} was asked for, but the sublayers of a {self.config.model_type!r} model "
+                "hold no plain linear layers; use same"
             )
         if plan.head is None:
             whole = self.model.get_output_embeddings()  # type: ignore[operator]
-            self._int8.put(copied, [path for path, module in self.model.named_modules() if module is whole])
+            paths = [path for path, module in self.model.named_modules() if module is whole]
+            self._rounded.put(copied, paths, plan.precision)
 
     def _patches(self, at: Sublayer) -> tuple[Patch, ...]:
         return self.sublayers.attn if at[0] == "attn" else self.sublayers.mlp
@@ -230,12 +231,12 @@ class Decoder:
         skipped = (layers.get_submodule(f"{at[1]}.{p.name}") for at in plan.skipped for p in self._patches(at))
         embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
         looked_up = 0 if getattr(head, "weight", None) is embedding.weight else n_bytes(embedding)
-        rounded = sum(m.n_bytes for m in module.modules() if isinstance(m, Int8Linear))
+        rounded = sum(m.n_bytes for m in module.modules() if isinstance(m, Int8Linear | Int4Linear))
         return n_bytes(module) + rounded + self._bridge_bytes(plan) - sum(map(n_bytes, skipped)) - looked_up
 
     def extra_bytes(self, plan: DraftPlan) -> int:
-        """Bytes that a plan takes beside the model: bridges, rows of its head, and int8 copies of what it keeps."""
-        made = (m for m in self.bind(plan).module.modules() if isinstance(m, Int8Linear | TrimmedHead))
+        """Bytes that a plan takes beside the model: bridges, rows of its head, and rounded copies of what it keeps."""
+        made = (m for m in self.bind(plan).module.modules() if isinstance(m, Int8Linear | Int4Linear | TrimmedHead))
         return sum(m.n_bytes for m in made) + self._bridge_bytes(plan)
 
     def _bridge_bytes(self, plan: DraftPlan) -> int:

@@ -21,7 +21,7 @@ from selfspec.skip import SkipSet
 
 SublayerKind = Literal["attn", "mlp"]
 Sublayer = tuple[SublayerKind, int]  # (kind, layer)
-Precision = Literal["same", "int8"]
+Precision = Literal["same", "int8", "int4"]
 
 PLAIN = "skip"  # the kind without bridges
 
@@ -36,7 +36,7 @@ class DraftPlan:
             adjacent sublayers stands at its first, and the others have none.
         head: ids of the tokens that the draft's head scores, [V]; None: all of them.
         kind: `skip`, or the kind of the bridges: mean, linear or lowrank.
-        precision: of the weights that the draft keeps, its head's included: `same` as the model's, or int8
+        precision: of the weights that the draft keeps, its head's included: `same` as the model's, int8 or int4
             (`quantised`).
 
     Raises:

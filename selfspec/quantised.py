@@ -1,13 +1,14 @@
-"""A draft's weights in int8: half the bytes of bfloat16 to read for every drafted token.
+"""A draft's weights in int8 or int4: half or a quarter of bfloat16's bytes to read for every drafted token.
 
-Each output channel is rounded to 255 even steps around zero; the kernel rounds the input of every call to 256 steps as
-well, which cost no acceptance where it was measured and is what makes it fast. The target keeps its own weights, so the
+In int8 each output channel is rounded to 255 even steps around zero; the kernel rounds the input of every call to 256
+steps as well, which cost no acceptance where it was measured and is what makes it fast. In int4 every 32 inputs of a
+channel are rounded to 16 steps of their own, and the input stays as it is. The target keeps its own weights, so the
 output stays as it is. The copies come on top of the model: they are memory spent for speed.
 
-The kernel takes float32 and gives float32, so that a model of any dtype can be drafted for, on a CPU.
+A model of any dtype can be drafted for, on a CPU.
 """
 
-# O output features, I input features
+# O output features, I input features, G groups of inputs
 
 from __future__ import annotations
 
@@ -17,11 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from selfspec.errors import InputError
 from selfspec.packed import PackedLinear
 
-STEPS = 127  # from zero to the largest weight of a channel, on either side
+STEPS = 127  # of int8, from zero to the largest weight of a channel, on either side
+GROUP = 32  # inputs that share the steps of int4, the fewest that the kernel takes
+BLOCK = 16  # outputs that the int4 kernel takes at a time
+KEPT = (1.0, 0.9, 0.8, 0.7)  # parts of a group's range that int4's steps may span; chosen, not tuned
 
 
 class Int8Linear(nn.Module):
@@ -37,7 +42,7 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear | PackedLinear) -> None:
         super().__init__()
         weight_OI = linear.weight.detach()
-        check_kernel(weight_OI.device)
+        check_kernel("int8", weight_OI.device)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         int8_OI, scales_O = rounded(weight_OI)
         bias = None if linear.bias is None else linear.bias.detach().float()
@@ -68,8 +73,54 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, int8"
 
 
-class Int8Copies:
-    """The int8 copies of a model's linear layers: each is made once, whichever drafts use it.
+class Int4Linear(nn.Module):
+    """Stands for a linear layer in a draft; the layer itself is not changed or held.
+
+    Args:
+        linear: dense or packed.
+
+    Raises:
+        InputError: if there is no kernel where it lies.
+    """
+
+    def __init__(self, linear: nn.Linear | PackedLinear) -> None:
+        super().__init__()
+        weight_OI = linear.weight.detach()
+        check_kernel("int4", weight_OI.device)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._dtype = torch.float32 if weight_OI.dtype == torch.float64 else weight_OI.dtype
+        self._more_inputs, more_outputs = -self.in_features % GROUP, -self.out_features % BLOCK
+        int4_OI, scales_OG, middles_OG = grouped(pad(weight_OI, (0, self._more_inputs, 0, more_outputs)))
+        self._packed = torch._convert_weight_to_int4pack_for_cpu(int4_OI, 1)
+        self._steps_GO2 = torch.stack([scales_OG.T, middles_OG.T], -1).to(self._dtype).contiguous()
+        self._bias = None if linear.bias is None else linear.bias.detach().to(self._dtype)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the weight, its scales and its middles; a bias takes no more than it did."""
+        return self._packed.numel() + self._steps_GO2.numel() * self._dtype.itemsize
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., I] to [..., O]."""
+        x_RI = x.reshape(-1, self.in_features).to(self._dtype)
+        if self._more_inputs:
+            x_RI = pad(x_RI, (0, self._more_inputs))
+        product: Tensor = torch._weight_int4pack_mm_for_cpu(x_RI.contiguous(), self._packed, GROUP, self._steps_GO2)
+        product = product[:, : self.out_features]
+        if self._bias is not None:
+            product = product + self._bias
+        return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        """As of a linear layer."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, int4"
+
+
+ROUNDED = {"int8": Int8Linear, "int4": Int4Linear}
+
+
+class RoundedCopies:
+    """The rounded copies of a model's linear layers: each is made once, whichever drafts use it.
 
     Args:
         model: whose layers; it is not changed.
@@ -77,14 +128,15 @@ class Int8Copies:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._made: dict[str, Int8Linear] = {}
+        self._made: dict[tuple[str, str], nn.Module] = {}
 
-    def put(self, draft: nn.Module, paths: Iterable[str]) -> int:
+    def put(self, draft: nn.Module, paths: Iterable[str], precision: str) -> int:
         """Put copies in the place of all linear layers at and below `paths` of a draft; returns how many.
 
         Args:
             draft: a copy of the model, made by `model.share`.
             paths: of modules; what is not a linear layer stays as it is.
+            precision: int8 or int4.
 
         Raises:
             InputError: if there is no kernel where a layer lies.
@@ -96,9 +148,9 @@ class Int8Copies:
             if isinstance(module, PackedLinear) or type(module) is nn.Linear
         ]
         for path, module in found:
-            if path not in self._made:
-                self._made[path] = Int8Linear(module)
-            draft.set_submodule(path, self._made[path])
+            if (path, precision) not in self._made:
+                self._made[path, precision] = ROUNDED[precision](module)
+            draft.set_submodule(path, self._made[path, precision])
         return len(found)
 
 
@@ -109,13 +161,44 @@ def rounded(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
     return (weight_OI / scales_O.unsqueeze(1)).round().to(torch.int8), scales_O
 
 
-def check_kernel(device: torch.device) -> None:
-    """Refuse what has no int8 kernel.
+def grouped(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(int4 [O, I] from 0 to 15 in int32, scales [O, G], middles [O, G] in float32), I a multiple of `GROUP`.
+
+    The weight is about (int4 - 8) x scale + middle. A group's steps span its range or a part of it, whichever leaves
+    the least squared error: single large weights would else cost the others their precision.
+    """
+    weight_OGI = weight_OI.float().view(len(weight_OI), -1, GROUP)
+    low, high = weight_OGI.amin(-1, keepdim=True), weight_OGI.amax(-1, keepdim=True)
+    center = (low + high) / 2
+    least, best = torch.full_like(low, torch.inf), (weight_OGI, low, low)
+    for part in KEPT:
+        scale = ((high - low) * part / 15).clamp_min(torch.finfo(torch.float32).tiny)
+        middle = center + scale / 2  # of 16 steps the eighth lies half a step above the center
+        int4 = ((weight_OGI - middle) / scale + 8).round().clamp(0, 15)
+        error = ((int4 - 8) * scale + middle - weight_OGI).square().sum(-1, keepdim=True)
+        found = int4, scale, middle
+        best = tuple(torch.where(error < least, new, old) for new, old in zip(found, best, strict=True))  # type: ignore[assignment]
+        least = torch.minimum(least, error)
+    int4, scale, middle = best
+    return int4.flatten(1).int(), scale.squeeze(-1), middle.squeeze(-1)
+
+
+def check_kernel(precision: str, device: torch.device) -> None:
+    """Refuse what has no kernel.
+
+    Args:
+        precision: int8 or int4.
+        device: where the weights lie.
 
     Raises:
-        InputError: if weights on `device` have none.
+        InputError: if weights there have none.
     """
+    asked = f"precision={precision} was asked for"
     if device.type != "cpu":
-        raise InputError(f"precision=int8 was asked for weights on {device}, but its kernel runs on a CPU; use same")
-    if torch.backends.quantized.engine == "none" or not hasattr(torch.ops.quantized, "linear_dynamic"):
-        raise InputError("precision=int8 was asked for, but this build of torch has no int8 kernel; use same")
+        raise InputError(f"{asked} weights on {device}, but its kernel runs on a CPU; use same")
+    if precision == "int8":
+        has_one = torch.backends.quantized.engine != "none" and hasattr(torch.ops.quantized, "linear_dynamic")
+    else:
+        has_one = hasattr(torch, "_weight_int4pack_mm_for_cpu")
+    if not has_one:
+        raise InputError(f"{asked}, but this build of torch has no {precision} kernel; use same")
