@@ -25,7 +25,7 @@ from selfspec.head import TrimmedHead, trimmed
 from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
-from selfspec.quantised import ROUNDED, Int4Linear, Int8Linear, RoundedCopies
+from selfspec.quantised import ROUNDED, RoundedCopies, RoundedLinear
 from selfspec.skip import SkipSet
 
 
@@ -231,12 +231,12 @@ class Decoder:
         skipped = (layers.get_submodule(f"{at[1]}.{p.name}") for at in plan.skipped for p in self._patches(at))
         embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
         looked_up = 0 if getattr(head, "weight", None) is embedding.weight else n_bytes(embedding)
-        rounded = sum(m.n_bytes for m in module.modules() if isinstance(m, Int8Linear | Int4Linear))
+        rounded = sum(m.n_bytes for m in module.modules() if isinstance(m, RoundedLinear))
         return n_bytes(module) + rounded + self._bridge_bytes(plan) - sum(map(n_bytes, skipped)) - looked_up
 
     def extra_bytes(self, plan: DraftPlan) -> int:
         """Bytes that a plan takes beside the model: bridges, rows of its head, and rounded copies of what it keeps."""
-        made = (m for m in self.bind(plan).module.modules() if isinstance(m, Int8Linear | Int4Linear | TrimmedHead))
+        made = (m for m in self.bind(plan).module.modules() if isinstance(m, RoundedLinear | TrimmedHead))
         return sum(m.n_bytes for m in made) + self._bridge_bytes(plan)
 
     def _bridge_bytes(self, plan: DraftPlan) -> int:

@@ -13,8 +13,9 @@ A model of any dtype can be drafted for, on a CPU.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,36 +30,67 @@ BLOCK = 16  # outputs that the int4 kernel takes at a time
 KEPT = (1.0, 0.9, 0.8, 0.7)  # parts of a group's range that int4's steps may span; chosen, not tuned
 
 
-class Int8Linear(nn.Module):
+class RoundedLinear(nn.Module, ABC):
     """Stands for a linear layer in a draft; the layer itself is not changed or held.
 
     Args:
         linear: dense or packed.
 
+    Attributes:
+        precision: what its weights are rounded to.
+
     Raises:
         InputError: if there is no kernel where it lies.
     """
 
+    precision: ClassVar[str]
+
     def __init__(self, linear: nn.Linear | PackedLinear) -> None:
         super().__init__()
         weight_OI = linear.weight.detach()
-        check_kernel("int8", weight_OI.device)
+        check_kernel(self.precision, weight_OI.device)
         self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._hold(weight_OI, None if linear.bias is None else linear.bias.detach())
+
+    @abstractmethod
+    def _hold(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+        """Round the weight, and lay it out for the kernel."""
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Of the weight and its steps; a bias takes no more than it did."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., I] to [..., O]."""
+
+    def extra_repr(self) -> str:
+        """As of a linear layer."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.precision}"
+
+
+class Int8Linear(RoundedLinear):
+    """255 steps for a channel."""
+
+    precision = "int8"
+
+    def _hold(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         int8_OI, scales_O = rounded(weight_OI)
-        bias = None if linear.bias is None else linear.bias.detach().float()
         with warnings.catch_warnings():
             # A tensor type on its way out of torch carries the weight to the kernel, and only there.
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             zeros_O = torch.zeros(self.out_features, dtype=torch.long)
             carrier = torch._make_per_channel_quantized_tensor(int8_OI, scales_O.double(), zeros_O, 0)
-        self._packed: Any = torch.ops.quantized.linear_prepack(carrier, bias)
+        bias_O = None if bias_O is None else bias_O.float()
+        self._packed: Any = torch.ops.quantized.linear_prepack(carrier, bias_O)
         # Without VNNI the kernel adds two products in 16 bits; inputs of 7 bits keep them from overflowing.
         vnni = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni"))
         self._reduce_range = not vnni and torch.backends.quantized.engine != "qnnpack"
 
     @property
     def n_bytes(self) -> int:
-        """Of the weight and its scales; a bias takes no more than it did."""
+        """Of the weight and its scales."""
         return self.out_features * (self.in_features + 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,36 +100,23 @@ class Int8Linear(nn.Module):
         product: Tensor = torch.ops.quantized.linear_dynamic(finite, self._packed, self._reduce_range)
         return product.to(x.dtype)
 
-    def extra_repr(self) -> str:
-        """As of a linear layer."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, int8"
 
+class Int4Linear(RoundedLinear):
+    """16 steps for every `GROUP` inputs of a channel."""
 
-class Int4Linear(nn.Module):
-    """Stands for a linear layer in a draft; the layer itself is not changed or held.
+    precision = "int4"
 
-    Args:
-        linear: dense or packed.
-
-    Raises:
-        InputError: if there is no kernel where it lies.
-    """
-
-    def __init__(self, linear: nn.Linear | PackedLinear) -> None:
-        super().__init__()
-        weight_OI = linear.weight.detach()
-        check_kernel("int4", weight_OI.device)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+    def _hold(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         self._dtype = torch.float32 if weight_OI.dtype == torch.float64 else weight_OI.dtype
         self._more_inputs, more_outputs = -self.in_features % GROUP, -self.out_features % BLOCK
         int4_OI, scales_OG, middles_OG = grouped(pad(weight_OI, (0, self._more_inputs, 0, more_outputs)))
         self._packed = torch._convert_weight_to_int4pack_for_cpu(int4_OI, 1)
         self._steps_GO2 = torch.stack([scales_OG.T, middles_OG.T], -1).to(self._dtype).contiguous()
-        self._bias = None if linear.bias is None else linear.bias.detach().to(self._dtype)
+        self._bias = None if bias_O is None else bias_O.to(self._dtype)
 
     @property
     def n_bytes(self) -> int:
-        """Of the weight, its scales and its middles; a bias takes no more than it did."""
+        """Of the weight, its scales and its middles."""
         return self._packed.numel() + self._steps_GO2.numel() * self._dtype.itemsize
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,12 +130,8 @@ class Int4Linear(nn.Module):
             product = product + self._bias
         return product.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def extra_repr(self) -> str:
-        """As of a linear layer."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, int4"
 
-
-ROUNDED = {"int8": Int8Linear, "int4": Int4Linear}
+ROUNDED: dict[str, type[RoundedLinear]] = {layer.precision: layer for layer in (Int8Linear, Int4Linear)}
 
 
 class RoundedCopies:
@@ -128,7 +143,7 @@ class RoundedCopies:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._made: dict[tuple[str, str], nn.Module] = {}
+        self._made: dict[tuple[str, str], RoundedLinear] = {}
 
     def put(self, draft: nn.Module, paths: Iterable[str], precision: str) -> int:
         """Put copies in the place of all linear layers at and below `paths` of a draft; returns how many.
@@ -170,16 +185,19 @@ def grouped(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weight_OGI = weight_OI.float().view(len(weight_OI), -1, GROUP)
     low, high = weight_OGI.amin(-1, keepdim=True), weight_OGI.amax(-1, keepdim=True)
     center = (low + high) / 2
-    least, best = torch.full_like(low, torch.inf), (weight_OGI, low, low)
-    for part in KEPT:
+
+    def on_steps(part: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = ((high - low) * part / 15).clamp_min(torch.finfo(torch.float32).tiny)
         middle = center + scale / 2  # of 16 steps the eighth lies half a step above the center
-        int4 = ((weight_OGI - middle) / scale + 8).round().clamp(0, 15)
+        return ((weight_OGI - middle) / scale + 8).round().clamp(0, 15), scale, middle
+
+    least, best = torch.full_like(low, torch.inf), torch.ones_like(low)
+    for part in KEPT:
+        int4, scale, middle = on_steps(part)
         error = ((int4 - 8) * scale + middle - weight_OGI).square().sum(-1, keepdim=True)
-        found = int4, scale, middle
-        best = tuple(torch.where(error < least, new, old) for new, old in zip(found, best, strict=True))  # type: ignore[assignment]
+        best = torch.where(error < least, part, best)
         least = torch.minimum(least, error)
-    int4, scale, middle = best
+    int4, scale, middle = on_steps(best)
     return int4.flatten(1).int(), scale.squeeze(-1), middle.squeeze(-1)
 
 

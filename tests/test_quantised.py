@@ -22,7 +22,18 @@ from selfspec.model import Decoder
 from selfspec.packed import PackedLinear
 from selfspec.plan import DraftPlan, Precision
 from selfspec.planfile import load_plan, save_plan
-from selfspec.quantised import GROUP, KEPT, ROUNDED, STEPS, Int4Linear, Int8Linear, check_kernel, grouped, rounded
+from selfspec.quantised import (
+    GROUP,
+    KEPT,
+    ROUNDED,
+    STEPS,
+    Int4Linear,
+    Int8Linear,
+    RoundedLinear,
+    check_kernel,
+    grouped,
+    rounded,
+)
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
 from tests.commands import command
@@ -39,8 +50,8 @@ def decoder_of(family: str) -> Decoder:
     return Decoder(toy(family, FAMILIES[family].attentions[-1]))
 
 
-def copies(decoder: Decoder, plan: DraftPlan) -> set[nn.Module]:
-    return {m for m in decoder.bind(plan).module.modules() if isinstance(m, Int8Linear | Int4Linear)}
+def copies(decoder: Decoder, plan: DraftPlan) -> set[RoundedLinear]:
+    return {m for m in decoder.bind(plan).module.modules() if isinstance(m, RoundedLinear)}
 
 
 def test_weights_are_within_half_a_step_of_their_own_channel() -> None:
@@ -76,7 +87,7 @@ def test_one_large_weight_does_not_cost_the_others_their_precision() -> None:
 
 
 @pytest.mark.parametrize("layer", ROUNDED.values(), ids=list(ROUNDED))
-def test_a_channel_of_zeros_stays_one(layer: type[Int8Linear | Int4Linear]) -> None:
+def test_a_channel_of_zeros_stays_one(layer: type[RoundedLinear]) -> None:
     linear = nn.Linear(8, 3)
     linear.weight.data[1], linear.bias.data[1] = 0.0, 0.25
     assert layer(linear)(torch.randn(5, 8))[:, 1].tolist() == [0.25] * 5
@@ -225,13 +236,14 @@ def test_only_the_word_is_saved_and_the_weights_are_rounded_again(
     save_plan(tmp_path, plan, model="a toy", decoder=decoder, facts={})
     assert yaml.safe_load((tmp_path / "plan.yaml").read_text())["precision"] == precision
     assert (tmp_path / "plan.safetensors").exists() == (head is not None)
-    other = Decoder(toy("llama"))
+    # Another attention kernel is off by an ulp of float64, which one of float32 can grow from.
+    other = Decoder(toy("llama", FAMILIES["llama"].attentions[-1]))
     assert load_plan(tmp_path, other) == plan != DraftPlan(plan.skip, head=head)
     mine, theirs = (
         d.bind(plan)(torch.tensor([LONG]), starts=[0], cache=d.new_cache(n_rows=1, capacity=len(LONG)))
         for d in (decoder, other)
     )
-    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)  # the int4 kernel sums in an order of its own
+    assert torch.equal(mine, theirs)
 
 
 def table(**parts: float) -> CostTable:
