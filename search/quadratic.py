@@ -44,11 +44,13 @@ class Quadratic(BitSampler):
         """See `BitSampler`."""
         X_NB = np.array(order, dtype=float)
         posterior = _fit(X_NB, _targets(np.array([known[bits] for bits in order])))
-        best = [order[k] for k in np.argsort(-posterior.expected, kind="stable") if self.feasible(order[k])][:N_STARTS]
-        if not best:
-            return self.unknown(known, self.project(order[0]), rng)
         drawn = posterior.draw(rng)
         far = int(rng.integers(1, FAR + 1))
+        # Among equals chance decides, not how a machine's linear algebra rounds them.
+        ranked = np.lexsort((rng.random(len(order)), -posterior.expected.round(9)))
+        best = [order[k] for k in ranked if self.feasible(order[k])][:N_STARTS]
+        if not best:
+            return self.unknown(known, self.project(order[0]), rng)
         units = self.units(best[0])
         climbs = [self._climb(start, drawn, units, best[0], far, known) for start in best]
         reached = [climb for climb in climbs if climb is not None]

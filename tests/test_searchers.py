@@ -115,7 +115,7 @@ class TestPaper(Configured):
     encoding = "floats"
     n_trials = 20
     n_best = 5
-    seeds = (0,)  # with seed 1 one machine of two found but the 15th best
+    seeds = (0, 2)  # with 1 what the process finds in 20 trials hangs on the kernels of the linear algebra
     resume_at = (2, 4)
     n_resumed = 5
 
@@ -259,8 +259,7 @@ class TestQuadraticModel:
             return math.exp(0.02 * sum(bits) - 0.06 * together)
 
         known = search(Quadratic(0), value, nothing_and_singles(self.N), 60)
-        # Which sets are proposed hangs on the last bits of a machine's linear algebra: one of two found 11 of the 12.
-        assert max(known.values()) >= math.exp(0.02 * (self.N / 2 - 1)) * (1 - 1e-9)
+        assert max(known.values()) == pytest.approx(math.exp(0.02 * self.N / 2))
 
     def test_is_not_led_astray_by_failures_and_by_values_of_any_size(self) -> None:
         weights = [1.0 if i % 3 else -1.0 for i in range(self.N)]
