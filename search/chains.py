@@ -18,6 +18,7 @@ from torch import Tensor
 
 from search.reference import ReferenceBatch
 from selfspec.model import BoundForward
+from selfspec.sampling import largest
 
 Start = tuple[int, int]  # (row of the batch, committed tokens of its reference)
 
@@ -75,7 +76,7 @@ class Chains:
         for start in starts:
             rows[start[0]].append(start)
         logits_BTV = self._step(rows)
-        tokens_BT = logits_BTV.argmax(-1)
+        tokens_BT = largest(logits_BTV)
         confidences = _confidences(logits_BTV, tokens_BT) if self._with_confidence else None
         tokens = tokens_BT.tolist()
         for b, row in enumerate(rows):

@@ -27,7 +27,7 @@ from selfspec.draft import DraftRow, ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan, Precision
-from selfspec.sampling import Chooser, Sampling
+from selfspec.sampling import Chooser, Sampling, largest
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
 from selfspec.timing import Stopwatch
@@ -300,7 +300,7 @@ def _plain(decoder: Decoder, n_tokens: int, context: int) -> Callable[[], None]:
     ids = torch.full((1, n_tokens), 5, device=decoder.device)
 
     def call() -> None:
-        decoder.full(ids, starts=[context], cache=cache).argmax(-1).tolist()
+        largest(decoder.full(ids, starts=[context], cache=cache)).tolist()
 
     return call
 

@@ -20,6 +20,7 @@ from selfspec.cache import ClockCache, ClockLayer
 from selfspec.errors import InputError
 from selfspec.mask import check_batches
 from selfspec.model import BoundForward, Decoder, share
+from selfspec.sampling import largest
 from selfspec.skip import SkipSet
 
 MAX_QUERIES = 512  # of one forward, all texts together, unless a single draft has more: bounds memory; not tuned
@@ -101,7 +102,7 @@ class Stream:
         found = []
         for part in self._chunks(states_NBPD):
             logits_BTV = self._around(len(part), last=self._packed(part))
-            found.append(self._unpacked(logits_BTV.argmax(-1, keepdim=True), len(part)).squeeze(-1))
+            found.append(self._unpacked(largest(logits_BTV).unsqueeze(-1), len(part)).squeeze(-1))
         return torch.cat(found)
 
     def _chunks(self, states_NBPD: Tensor) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ from selfspec.errors import InputError
 from selfspec.metrics import ratio
 from selfspec.model import BoundForward, Decoder
 from selfspec.plan import DraftPlan
+from selfspec.sampling import largest
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
 
@@ -95,7 +96,7 @@ def count_agreed(forward: BoundForward, batch: ReferenceBatch) -> list[int]:
         key_positions_BS=torch.cat([texts_S.expand(len(batch.references), -1), positions_BT], dim=1),
         cache=batch.cache,
     )
-    chosen = logits_BTV.argmax(-1).tolist()
+    chosen = largest(logits_BTV).tolist()
     return [
         sum(c == t for c, t in zip(row, r.tokens[1:], strict=False))
         for row, r in zip(chosen, batch.references, strict=True)

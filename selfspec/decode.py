@@ -20,7 +20,7 @@ from selfspec.draft import Drafter, DraftRow, NoDraft, Proposal
 from selfspec.errors import InputError
 from selfspec.mask import check_batches
 from selfspec.model import Decoder
-from selfspec.sampling import Chooser, Sampling, draw
+from selfspec.sampling import Chooser, Sampling, draw, largest
 from selfspec.stop import Fixed, StopState
 from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult, Finish, Round
@@ -255,7 +255,7 @@ def _verify(decoder: Decoder, live: Sequence[_Row], proposals: Sequence[Proposal
 
 def _judge(live: Sequence[_Row], proposals: Sequence[Proposal], logits_BTV: Tensor) -> list[Verdict]:
     if all(row.chooser.is_plain_greedy for row in live):
-        chosen = logits_BTV.argmax(-1).tolist()
+        chosen = largest(logits_BTV).tolist()
         return [judge_greedy(p.tokens, tokens) for p, tokens in zip(proposals, chosen, strict=True)]
     return [_judge_row(row, p, logits_TV) for row, p, logits_TV in zip(live, proposals, logits_BTV, strict=True)]
 

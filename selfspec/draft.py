@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selfspec.cache import ClockCache
 from selfspec.model import Forward
-from selfspec.sampling import Chooser, draw
+from selfspec.sampling import Chooser, draw, largest
 from selfspec.stop import StopState
 
 
@@ -104,7 +104,7 @@ class ModelDraft:
     ) -> list[tuple[int, float]]:
         """A token and its raw probability (before any warp) for each row; one read from the device when greedy."""
         if all(row.chooser.is_plain_greedy for row in rows):
-            tokens_B = logits_BV.argmax(-1)
+            tokens_B = largest(logits_BV)
         else:
             tokens_B = torch.tensor(
                 [

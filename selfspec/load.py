@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from selfspec.attention import use_grouped
 from selfspec.errors import InputError, unknown_name
 from selfspec.hub import Located
 from selfspec.model import Decoder
@@ -88,7 +89,7 @@ def load(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    attention: str = "sdpa",
+    attention: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
     device_map: str | None = None,
@@ -100,7 +101,8 @@ def load(
         located: where the weights are.
         dtype: float32, bfloat16, float16, float64 or auto.
         device: see `choose_device`.
-        attention: transformers' attention implementation.
+        attention: transformers' attention implementation; auto: its own choice, by groups (`selfspec.attention`) where
+            that is faster.
         threads: of torch on the CPU; None: the physical cores.
         trust_remote_code: run code that comes with the weights.
         device_map: accelerate's, for a model larger than one device; skipping is set up after dispatch.
@@ -115,7 +117,7 @@ def load(
     log.info("dtype %s (%s), device %s, %d threads", str(chosen)[6:], reason, place, torch.get_num_threads())
     settings: dict[str, Any] = {
         "dtype": chosen,
-        "attn_implementation": attention,
+        "attn_implementation": None if attention == "auto" else attention,
         "trust_remote_code": trust_remote_code,
         "use_safetensors": True,
     }
@@ -132,6 +134,8 @@ def load(
     n_parameters = sum(p.numel() for p in model.parameters())
     if pack and not can_pack(model):
         raise InputError(f"model.pack=true: weights of {str(chosen)[6:]} on {place} cannot be packed; leave it to auto")
+    if attention == "auto":
+        use_grouped(model)
     n_packed = pack_linears(model) if pack or (pack is None and can_pack(model)) else 0
     decoder = Decoder(model)
     facts = {

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfspec.attention import GROUPED
 from selfspec.errors import InputError
 
 _OWN_POSITIONS = ("bloom", "gpt_neo")  # read from a 2-dimensional mask, or from where the keys end
+_TAKE_BOOLEANS = ("sdpa", GROUPED)
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -28,8 +30,8 @@ def check_batches(config: Any) -> None:
     """
     config = config.get_text_config()
     kernel = config._attn_implementation
-    if kernel not in ("eager", "sdpa"):
-        raise InputError(f"batches of several prompts need model.attention=sdpa or eager, not {kernel!r}")
+    if kernel not in ("eager", *_TAKE_BOOLEANS):
+        raise InputError(f"batches of several prompts need model.attention=auto, sdpa or eager, not {kernel!r}")
     types = set(getattr(config, "layer_types", None) or ())
     if config.model_type in _OWN_POSITIONS or getattr(config, "alibi", False) or types - _KNOWN_LAYERS:
         raise InputError(
@@ -85,6 +87,6 @@ def tree_mask(
 
 
 def _as_kernel_wants(seen: Tensor, kernel: str, dtype: torch.dtype) -> Tensor:
-    if kernel == "sdpa":
+    if kernel in _TAKE_BOOLEANS:
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from selfspec.attention import GROUPED
+
 VOCAB = 64
 WINDOW = 8  # of the sliding-window toys: shorter than the tests' long prompts
 
@@ -62,20 +64,21 @@ _LATENT = {  # keys and values of different widths
 }
 _LOCAL = {"attention_types": [[["global", "local", "global"], 1]], "window_size": WINDOW, "num_layers": 3}
 _EAGER = ("eager",)
+_GROUPED = ("eager", "sdpa", GROUPED)
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("llama"),
+    "llama": Family("llama", attentions=_GROUPED),
     "llama-tied": Family("llama", {"tie_word_embeddings": True}),
     "llama-wide-heads": Family("llama", {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
     "mistral": Family("mistral", {"sliding_window": None}),
-    "mistral-window": Family("mistral", {"sliding_window": WINDOW}),
+    "mistral-window": Family("mistral", {"sliding_window": WINDOW}, _GROUPED),
     "qwen2": Family("qwen2"),
     "qwen2-mixed-window": Family(
-        "qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        "qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}, _GROUPED
     ),
     "qwen3": Family("qwen3", {"head_dim": 16}),
     "gemma2": Family("gemma2", {"head_dim": 16, "sliding_window": WINDOW, "final_logit_softcapping": 5.0}, _EAGER),
-    "gemma3": Family("gemma3_text", {"head_dim": 16, "sliding_window": WINDOW, "layer_types": _MIXED}),
+    "gemma3": Family("gemma3_text", {"head_dim": 16, "sliding_window": WINDOW, "layer_types": _MIXED}, _GROUPED),
     "phi3": Family("phi3"),
     "phi3-window": Family("phi3", {"sliding_window": WINDOW}),
     "phi": Family("phi"),
@@ -98,7 +101,7 @@ FAMILIES: dict[str, Family] = {
         "falcon", {"alibi": True, "multi_query": False, "parallel_attn": False}, takes_batches=False
     ),
     "gptj": Family("gptj", {"rotary_dim": 4}, _EAGER),
-    "mixtral": Family("mixtral", _EXPERTS),
+    "mixtral": Family("mixtral", _EXPERTS, _GROUPED),
     "qwen3-moe": Family(
         "qwen3_moe",
         {
