@@ -25,7 +25,7 @@ from selfspec.plan import DraftPlan
 NAME = "ablation"
 HEAD = 8192  # tokens of the head where the plan has a whole one, as in conf/head/trimmed.yaml
 STOP = "optimal"
-RIVALS = ("lookup only", "transformers' lookup")
+RIVALS = ("lookup only", "transformers' lookup", "lookup and memory only")
 
 COST = (
     "c: measured seconds of drafting a token over those of a plain one, decoded in turn with it. With lookup, copied "
@@ -39,25 +39,37 @@ def steps(folder: str, plan: DraftPlan, *, has_int8: bool = True) -> dict[str, d
     Args:
         folder: of the plan, or any other skip set: its bridges are then fitted for the occasion.
         plan: what it holds.
-        has_int8: whether there is a kernel for it; if not, there is no such step.
+        has_int8: whether there is a kernel for it; if not, there is no such step. Four bits come after eight.
     """
     kind = plan.kind if plan.kind in ("linear", "lowrank") else "linear"
     own = {} if plan.kind == kind else {"draft": kind}
-    head = {} if plan.head is not None else {"head": HEAD}
-    bare = {"skip": folder, "head": "full", "precision": "same", "lookup": None}
-    trimmed = {"skip": folder, **own, **head, "precision": "same", "lookup": None}
-    last = {**trimmed, "precision": "int8"} if has_int8 else trimmed
-    return {
+    bare: dict[str, Any] = {"skip": folder, "head": "full", "precision": "same", "lookup": None}
+    found: dict[str, dict[str, Any]] = {
         "identity": {**bare, "draft": "skip"},
         "mean": {**bare, "draft": "mean"},
         kind: {**bare, **own},
-        "+ head": trimmed,
-        **({"+ int8": last} if has_int8 else {}),
-        "+ lookup": {**last, "lookup": "front"},
-        f"+ {STOP} stop": {**last, "lookup": "front", "stop": STOP, "tune_stop": True},
-        RIVALS[0]: {"lookup": "only"},
-        RIVALS[1]: {"generate": {"prompt_lookup_num_tokens": 10}},
     }
+    last = {**bare, **own}
+    if plan.head is not None:
+        last = {name: value for name, value in last.items() if name != "head"}
+    elif plan.precision != "int4":  # four bits make the whole head cheap
+        last = {**last, "head": HEAD}
+    if last.get("head") != "full":
+        found["+ head"] = last
+    if has_int8:
+        found["+ int8"] = last = {**last, "precision": "int8"}
+    if plan.precision == "int4":
+        found["+ int4"] = last = {**last, "precision": "int4"}
+    forgets = {} if plan.memory is None else {"memory": None}
+    found["+ lookup"] = {**last, "lookup": "front", **forgets}
+    if forgets:
+        found["+ memory"] = {**last, "lookup": "front"}
+    found[f"+ {STOP} stop"] = {**last, "lookup": "front", "stop": STOP, "tune_stop": True}
+    found[RIVALS[0]] = {"lookup": "only"}
+    found[RIVALS[1]] = {"generate": {"prompt_lookup_num_tokens": 10}}
+    if forgets:
+        found[RIVALS[2]] = {"skip": folder, "lookup": "only"}
+    return found
 
 
 @dataclass(frozen=True, slots=True)

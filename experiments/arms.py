@@ -88,6 +88,7 @@ class DraftArm:
     drafter: Drafter
     draft: str | None = None
     lookup: str | None = None
+    memory: int | None = None  # tokens that prompt lookup searches beside the row's own
     state: StopState | None = None
     is_lossless: ClassVar[bool] = True
 
@@ -95,7 +96,7 @@ class DraftArm:
     def about(self) -> dict[str, Any]:
         """See `Arm`."""
         skip = None if self.skip is None else str(self.skip)
-        return {"skip": skip, "stop": self.stop, "draft": self.draft, "lookup": self.lookup}
+        return {"skip": skip, "stop": self.stop, "draft": self.draft, "lookup": self.lookup, "memory": self.memory}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""

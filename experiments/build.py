@@ -26,7 +26,7 @@ from selfspec.draft import Drafter, ModelDraft
 from selfspec.errors import InputError, unknown_name
 from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
-from selfspec.lookup import LookupDraft
+from selfspec.lookup import LookupDraft, Memory
 from selfspec.model import Decoder
 from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
@@ -197,17 +197,18 @@ def drafter(cfg: DictConfig, decoder: Decoder, plan: DraftPlan, policy: StopPoli
         decoder: the model.
         plan: of the draft.
         policy: the stop rule.
-        lookup: `front`: before the draft; `only`: instead of it; None: none.
+        lookup: `front`: before the draft; `only`: instead of it; None: none. It searches the plan's memory as well.
 
     Raises:
         InputError: for any other lookup.
     """
+    memory = Memory.of(plan.memory)
     if lookup == "only":
-        return LookupDraft()
+        return LookupDraft(memory=memory)
     if lookup not in (None, "front"):
         raise InputError(f"lookup={lookup}; it is front (before the draft), only (instead of it) or null")
     draft = ModelDraft(decoder.bind(plan), cfg.sampling.sample_draft, policy.needs_confidence)
-    return LookupDraft(draft) if lookup else draft
+    return LookupDraft(draft, memory=memory) if lookup else draft
 
 
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:

@@ -21,14 +21,14 @@ from experiments.setup import ALL
 from search import tune
 from search.chains import Chains
 from search.cost import CostTable, check
-from search.drafts import Text, continued, drafts
+from search.drafts import Text, continued, drafts, remembered
 from search.fits import Fits, observe
 from search.reference import ReferenceBatch, refer
 from search.replay import draft_everything, looked_up
 from selfspec.decode import Ending
 from selfspec.errors import InputError
 from selfspec.load import Loaded
-from selfspec.lookup import LookupDraft
+from selfspec.lookup import LookupDraft, Memory
 from selfspec.plan import PLAIN as SKIP
 from selfspec.plan import DraftPlan
 from selfspec.quantised import check_kernel
@@ -37,7 +37,7 @@ from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
-KEYS = ("skip", "stop", "lookup", "draft", "head", "precision", "tune_stop", "draft_only")
+KEYS = ("skip", "stop", "lookup", "draft", "head", "precision", "memory", "tune_stop", "draft_only")
 N_TUNED_ON = 8  # prompts that a stop rule is tuned on, and no draft is fitted on; chosen, not tuned
 
 
@@ -81,6 +81,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
                 drafter=build.drafter(cfg, loaded.decoder, plan, policy, lookup=lookup),
                 draft=None if lookup == "only" else str(plan),
                 lookup=lookup,
+                memory=None if plan.memory is None or not lookup else len(plan.memory),
             )
         )
     names = [a.name for a in found]
@@ -150,6 +151,9 @@ def _plan(settings: Mapping[str, Any], loaded: Loaded, calibration: Calibration)
         plan = replace(plan, bridges=made.bridges, kind=made.kind)
     if head is not None:
         plan = replace(plan, head=None if head == "full" else calibration.head(head))
+    if "memory" in settings:
+        n = settings["memory"]
+        plan = replace(plan, memory=None if n is None else calibration.memory(n))
     return plan if precision is None else replace(plan, precision=precision)
 
 
@@ -184,6 +188,11 @@ class Calibration:
         n_tokens = self._cfg.calibration.n_tokens
         return drafts(self._decoder, self.texts, kind=SKIP, merge=True, rank=None, n_tokens=n_tokens, n_scored=n).head
 
+    def memory(self, n: int) -> Tensor:
+        """`n` tokens of the texts' answers, for prompt lookup to search as well; fewer where there are no more."""
+        build.check_count("memory", n)
+        return remembered(self.texts, n)
+
     @cached_property
     def costs(self) -> CostTable:
         """What forwards cost on this machine."""
@@ -209,9 +218,10 @@ class Calibration:
         repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
         ((_, draft_cost),) = check(self._decoder, self.costs, [plan], repeats=repeats, stopwatch=watch)
         forward, everywhere = self._decoder.bind(plan), []
+        memory = Memory.of(plan.memory)
         for batch in self.references:
             chains = Chains(forward, batch, max_draft=rule.max_draft)
-            copied = looked_up(batch.references, LookupDraft()) if lookup else {}
+            copied = looked_up(batch.references, LookupDraft(memory=memory)) if lookup else {}
             draft_everything(chains, rule, copied=copied)
             everywhere.append(chains)
         found = tune.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)

@@ -27,7 +27,7 @@ from selfspec import provenance, records
 from selfspec.decode import Ending
 from selfspec.errors import InputError, unknown_name
 from selfspec.load import Loaded
-from selfspec.lookup import LookupDraft
+from selfspec.lookup import LookupDraft, Memory
 from selfspec.plan import PLAIN, Precision
 from selfspec.quantised import check_kernel
 from selfspec.skip import SkipSet
@@ -104,20 +104,23 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     return table, path, True
 
 
-def lookup(cfg: DictConfig) -> LookupDraft | None:
-    """Prompt lookup in front of every draft of the search; None: none.
-
-    Raises:
-        InputError: for any other lookup.
-    """
+def check_lookup(cfg: DictConfig) -> None:
+    """Refuse a lookup that a search has no use for, and a memory that nobody would look in."""
     if cfg.lookup not in (None, "front"):
         raise InputError(f"lookup={cfg.lookup}; in a search it is front (before the draft) or null")
-    return LookupDraft() if cfg.lookup else None
+    if cfg.memory and not cfg.lookup:
+        raise InputError(f"memory={cfg.memory} is for prompt lookup to look in; set lookup=front, or leave memory out")
+    check_count("memory", cfg.memory)
+
+
+def lookup(cfg: DictConfig, drafts: Drafts) -> LookupDraft | None:
+    """Prompt lookup in front of every draft of the search; None: none."""
+    return LookupDraft(memory=Memory.of(drafts.memory)) if cfg.lookup else None
 
 
 def needs_texts(cfg: DictConfig) -> bool:
     """Whether the drafts are made of what the full model says: calibration prompts beyond those of the search."""
-    return cfg.draft.kind != PLAIN or cfg.head.n is not None
+    return cfg.draft.kind != PLAIN or cfg.head.n is not None or cfg.memory is not None
 
 
 def is_plain(cfg: DictConfig) -> bool:
@@ -139,13 +142,15 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
         return Drafts(precision=cfg.precision)
     if not prompts:
         raise InputError(
-            f"draft={cfg.draft.kind} with head.n={cfg.head.n} is made from calibration prompts beyond those of the "
-            "search and its finals, and none are left; raise data.calibration_n, or lower objective.n_prompts"
+            f"draft={cfg.draft.kind}, head.n={cfg.head.n} and memory={cfg.memory} are made from calibration prompts "
+            "beyond those of the search and its finals, and none are left; raise data.calibration_n, or lower "
+            "objective.n_prompts"
         )
     c = cfg.calibration
     check_count("calibration.n_tokens", c.n_tokens)
     check_count("head.n", cfg.head.n)
-    texts = continued(loaded.decoder, prompts, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens)
+    n_tokens = max(c.n_tokens, cfg.memory or 0)
+    texts = continued(loaded.decoder, prompts, max_new_tokens=c.max_new_tokens, n_tokens=n_tokens)
     d = cfg.draft
     return make_drafts(
         loaded.decoder,
@@ -157,6 +162,7 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
         n_scored=cfg.head.n,
         other_sizes=tuple(cfg.head.others),
         precision=cfg.precision,
+        n_remembered=cfg.memory,
     )
 
 
@@ -201,9 +207,9 @@ def objective(
         table: what drafts cost; None where the objective takes the time itself.
     """
     o, decoder = cfg.objective, loaded.decoder
-    policy, watch = stop(cfg), Stopwatch(decoder.device)
+    policy, watch, behind = stop(cfg), Stopwatch(decoder.device), lookup(cfg, drafts)
     if o.name == "tokens_per_second":
-        return TokensPerSecond(decoder, calibration, policy, o.max_new_tokens, watch, drafts, lookup(cfg))
+        return TokensPerSecond(decoder, calibration, policy, o.max_new_tokens, watch, drafts, behind)
     batches = references(cfg, loaded, calibration)
     if o.name == "matchness":
         return Matchness(decoder, batches, watch, drafts)
@@ -211,9 +217,7 @@ def objective(
         raise unknown_name("objective", o.name, options("objective"))
     assert table is not None
     value, unit = _REPLAYED[o.name]
-    return ReplayObjective(
-        o.name, unit, value, decoder, batches, policy, table, watch, drafts, o.tune_stop, lookup(cfg)
-    )
+    return ReplayObjective(o.name, unit, value, decoder, batches, policy, table, watch, drafts, o.tune_stop, behind)
 
 
 def computed_sets(
@@ -241,6 +245,7 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
     identity |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed, "costs": table}
     identity |= {"lookup": cfg.lookup} if cfg.lookup else {}
     identity |= {"precision": cfg.precision} if cfg.precision != "same" else {}
+    identity |= {"memory": str(cfg.memory)} if cfg.memory else {}
     sampler = instance(cfg.searcher.sampler)
     make_sampler = sampler if sets is None else partial(sampler, sets=sets)
     where: dict[str, Any] = {"journal": journal}

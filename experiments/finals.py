@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from experiments import build, build_search
 from experiments.progress import progress
 from experiments.setup import Setup, objective_on
+from search.expected import with_rule
 from search.finals import Finalist, Raced, race, rescore
 from search.tune import paying
 from selfspec.decode import Ending
@@ -48,9 +49,10 @@ def finals(
             plan, rule = drafts(skip), _rule(cfg, rules.get(str(skip)))
             if cfg.pause and table is not None:
                 rule = paying(rule, plan, table, context=setup.context)
-            entries.append((Finalist(skip, plan, rule, value), objective))
+            # Scored with the rule that it races with: one chosen anew would be chosen on what it is judged by.
+            entries.append((Finalist(skip, plan, rule, value), with_rule(objective, rule)))
     finalists = rescore(entries, n_kept=cfg.finals.race)
-    for f in finalists:  # a rule that is chosen anew for fresh prompts would be chosen on what it is judged by
+    for f in finalists:
         value = f.score.value if f.score else float("nan")
         log.info("fresh prompts: %s -> %.3f %s", f.plan, value, setup.objective.unit)
     ids = [p.ids for found in prompts.values() for p in found]
@@ -62,7 +64,7 @@ def finals(
             finalists,
             ending=Ending(cfg.objective.max_new_tokens),
             stopwatch=Stopwatch(decoder.device),
-            lookup=build_search.lookup(cfg),
+            lookup=build_search.lookup(cfg, setup.drafts),
             listener=lambda n_done: advance(),
         )
 

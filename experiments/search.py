@@ -84,6 +84,7 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
 def _check(cfg: DictConfig) -> None:
     """What can be refused before a model is loaded."""
     Ending(cfg.objective.max_new_tokens)
+    build_search.check_lookup(cfg)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
     if cfg.prune:
         Pruning(**cfg.prune)

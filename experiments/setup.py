@@ -98,6 +98,7 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
         head=cfg.head.n,
         precision=cfg.precision,
         lookup=cfg.lookup,
+        memory=None if drafts.memory is None else len(drafts.memory),
         calibration_tokens=None if drafts.fits is None else drafts.fits.observed.n_tokens,
         n_prompts=sum(map(len, prompts.values())),
         prompt_ids=[p.example.id for found in prompts.values() for p in found],

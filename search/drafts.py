@@ -7,6 +7,7 @@ A search moves over skip sets alone; this says what a skip set means.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from search.fits import Fits, observe
 from search.vocabulary import most_useful
 from selfspec.decode import Ending, autoregress
+from selfspec.lookup import joined
 from selfspec.model import Decoder
 from selfspec.plan import PLAIN, DraftPlan, Precision
 from selfspec.skip import SkipSet
@@ -41,6 +43,7 @@ class Drafts:
         rank: of lowrank maps.
         head: the tokens that the draft scores, [V]; None: all.
         precision: of the weights that are kept.
+        memory: texts that prompt lookup searches as well, see `DraftPlan`.
         other_heads: that the best sets of a search are tried with as well.
     """
 
@@ -50,14 +53,15 @@ class Drafts:
     rank: int | None = None
     head: Tensor | None = None
     precision: Precision = "same"
+    memory: Tensor | None = None
     other_heads: Sequence[Tensor] = ()
 
     def __call__(self, skip: SkipSet) -> DraftPlan:
         """The plan of a skip set."""
-        if self.fits is None:
-            return DraftPlan(skip, head=self.head, precision=self.precision)
-        plan = self.fits.plan(skip, kind=self.kind, merge=self.merge, rank=self.rank)
-        return replace(plan, head=self.head, precision=self.precision)
+        plan = DraftPlan(skip)
+        if self.fits is not None:
+            plan = self.fits.plan(skip, kind=self.kind, merge=self.merge, rank=self.rank)
+        return replace(plan, head=self.head, precision=self.precision, memory=self.memory)
 
     def variants(self) -> list[Drafts]:
         """These drafts, then the same with each of the other heads."""
@@ -81,6 +85,12 @@ def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens:
     return texts
 
 
+def remembered(texts: Sequence[Text], n_tokens: int) -> Tensor:
+    """The first texts, prompts and answers, until there are `n_tokens` of answers, as `lookup.Memory` takes them."""
+    until = itertools.accumulate((len(t.tokens) for t in texts), initial=0)
+    return joined([*t.prompt, *t.tokens] for t, n_before in zip(texts, until, strict=False) if n_before < n_tokens)
+
+
 def drafts(
     decoder: Decoder,
     texts: Sequence[Text],
@@ -91,6 +101,7 @@ def drafts(
     n_tokens: int,
     n_scored: int | None,
     precision: Precision = "same",
+    n_remembered: int | None = None,
     other_sizes: Sequence[int] = (),
 ) -> Drafts:
     """Fit what `kind` needs on calibration texts.
@@ -102,11 +113,13 @@ def drafts(
         n_tokens: the most positions whose states are kept.
         n_scored: tokens that the draft's head scores; None: all.
         precision: of the weights that are kept.
+        n_remembered: tokens of the answers among the texts that prompt lookup searches as well; None: it does not.
         other_sizes: tokens that the `other_heads` score.
     """
     fits = None if kind == PLAIN else Fits(observe(decoder, texts, n_tokens=n_tokens))
+    memory = None if n_remembered is None else remembered(texts, n_remembered)
     if n_scored is None:
-        return Drafts(kind, fits, merge, rank, None, precision)
+        return Drafts(kind, fits, merge, rank, None, precision, memory)
     n_vocab = int(decoder.config.vocab_size)
     head, *others = (
         most_useful(
@@ -118,4 +131,4 @@ def drafts(
         )
         for n in dict.fromkeys(min(n, n_vocab) for n in (n_scored, *other_sizes))
     )
-    return Drafts(kind, fits, merge, rank, head, precision, others)
+    return Drafts(kind, fits, merge, rank, head, precision, memory, others)

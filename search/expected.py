@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from search.chains import Chains, Start
 from search.cost import CostTable
-from search.objective import GoOn, Score
+from search.objective import GoOn, Objective, Score
 from search.reference import Reference, ReferenceBatch
 from search.replay import NOTHING, draft_everything, looked_up, replay
+from search.robust import Robust
 from search.tune import Widest, fitted, variants
 from selfspec.errors import InputError
 from selfspec.lookup import LookupDraft
@@ -171,6 +172,13 @@ class ReplayObjective:
         """The rule with the costs and the calibration of this draft."""
         context = len(chains.batch.references[0].prompt)
         return fitted(stop, [chains], draft_cost=self.costs.draft_cost(plan, context), costs=self.costs)
+
+
+def with_rule(objective: Objective, rule: StopPolicy) -> Objective:
+    """`objective` with `rule` for its stop rule, as it is; one that replays nothing has none to change."""
+    if isinstance(objective, Robust):
+        return replace(objective, objectives={k: with_rule(o, rule) for k, o in objective.objectives.items()})
+    return replace(objective, stop=rule, tune_stop=False) if isinstance(objective, ReplayObjective) else objective
 
 
 def _or_none(value: float) -> float | None:

@@ -15,7 +15,7 @@ from itertools import islice
 
 from search.chains import Chain, Chains, Start
 from search.reference import Reference
-from selfspec.lookup import LookupDraft, following
+from selfspec.lookup import LookupDraft
 from selfspec.stop import StopPolicy, StopState
 from selfspec.trace import Round
 from selfspec.verify import judge_greedy
@@ -31,12 +31,7 @@ def looked_up(references: Sequence[Reference], lookup: LookupDraft) -> dict[Star
     for row, reference in enumerate(references):
         text = [*reference.prompt, *reference.tokens]
         for n in range(1, len(reference.tokens)):
-            tokens = following(
-                text[: len(reference.prompt) + n],
-                n_tokens=min(lookup.max_tokens, reference.n_max - n - 1),
-                max_ngram=lookup.max_ngram,
-                min_ngram=lookup.min_ngram,
-            )
+            tokens = lookup.following(text[: len(reference.prompt) + n], reference.n_max - n - 1)
             if tokens:
                 found[row, n] = tokens
     return found

@@ -17,8 +17,9 @@ from transformers import StoppingCriteriaList
 from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
 
 from selfspec.decode import Ending, Kind, speculate
-from selfspec.draft import ModelDraft
+from selfspec.draft import Drafter, ModelDraft
 from selfspec.errors import InputError
+from selfspec.lookup import LookupDraft, Memory
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.planfile import NAME as PLAN
@@ -38,6 +39,7 @@ def generate(
     *,
     skip: SkipSet | DraftPlan | str,
     stop: StopPolicy = DEFAULT_STOP,
+    lookup: bool = False,
     tokenizer: Any = None,
     streamer: Any = None,
     **settings: Any,
@@ -49,6 +51,7 @@ def generate(
         inputs: token ids ([B, T] or one list), or one text, for which `tokenizer` is needed.
         skip: a skip set, one written as `a3,5-9 m7`, a draft plan, or the file or folder of one.
         stop: when to stop drafting.
+        lookup: prompt lookup before the draft, in the text and in the memory of a plan that has one.
         tokenizer: to encode a text, and for `stop_strings`.
         streamer: as of `model.generate`; told of tokens as they are committed.
         **settings: as of `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
@@ -67,7 +70,10 @@ def generate(
     if settings.get("stop_strings") is not None:
         settings["stopping_criteria"] = _with_stop_strings(settings, tokenizer)
     output = model.generate(
-        ids_BT, custom_generate=as_custom_generate(skip=skip, stop=stop), token_streamer=streamer, **settings
+        ids_BT,
+        custom_generate=as_custom_generate(skip=skip, stop=stop, lookup=lookup),
+        token_streamer=streamer,
+        **settings,
     )
     if not isinstance(inputs, str):
         return output
@@ -76,7 +82,11 @@ def generate(
 
 
 def as_custom_generate(
-    *, skip: SkipSet | DraftPlan | str, stop: StopPolicy = DEFAULT_STOP, sample_draft: bool = True
+    *,
+    skip: SkipSet | DraftPlan | str,
+    stop: StopPolicy = DEFAULT_STOP,
+    lookup: bool = False,
+    sample_draft: bool = True,
 ) -> Callable[..., Any]:
     """A callable for `model.generate(ids, custom_generate=...)` that drafts with `skip` left out.
 
@@ -86,6 +96,7 @@ def as_custom_generate(
     Args:
         skip: a skip set, one written as `a3,5-9 m7`, a draft plan, or the file or folder of one.
         stop: when to stop drafting.
+        lookup: prompt lookup before the draft, in the text and in the memory of a plan that has one.
         sample_draft: when sampling, draw drafted tokens from the draft's distribution; otherwise take its maximum.
     """
 
@@ -104,14 +115,17 @@ def as_custom_generate(
             what = asked[0] if asked else f"num_beams={config.num_beams}"
             raise InputError(f"self-speculative decoding does not offer {what}; leave it out, or decode without")
         decoder = Decoder(model)
-        chosen = _draft(skip, decoder)
+        plan = _plan(skip, decoder)
+        drafter: Drafter = ModelDraft(decoder.bind(plan), sample_draft, stop.needs_confidence)
+        if lookup:
+            drafter = LookupDraft(drafter, memory=Memory.of(plan.memory))
         prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
         if token_streamer is not None:
             token_streamer.put(input_ids.cpu())
         results = speculate(
             decoder,
             prompts,
-            drafter=ModelDraft(decoder.bind(chosen), sample=sample_draft, needs_confidence=stop.needs_confidence),
+            drafter=drafter,
             stops=[stop.begin() for _ in prompts],
             ending=_ending(config, stopping_criteria, input_ids),
             sampling=Sampling(
@@ -183,10 +197,12 @@ def _with_stop_strings(settings: dict[str, Any], tokenizer: Any) -> StoppingCrit
     return criteria
 
 
-def _draft(asked: SkipSet | DraftPlan | str, decoder: Decoder) -> SkipSet | DraftPlan:
+def _plan(asked: SkipSet | DraftPlan | str, decoder: Decoder) -> DraftPlan:
     """What to draft with."""
-    if not isinstance(asked, str):
+    if isinstance(asked, DraftPlan):
         return asked
+    if isinstance(asked, SkipSet):
+        return DraftPlan.of(asked)
     if asked.endswith(PLAN) or os.path.isfile(os.path.join(asked, PLAN)):
         return load_plan(asked, decoder)
-    return SkipSet.parse(asked, decoder.n_layers)
+    return DraftPlan.of(SkipSet.parse(asked, decoder.n_layers))

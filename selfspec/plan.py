@@ -4,7 +4,7 @@ A value, passed as an argument, as the skip set in it is. It holds tensors and k
 but its number of layers; `Decoder.bind` makes a forward of it.
 """
 
-# D hidden size, V tokens that the draft's head scores
+# D hidden size, V tokens that the draft's head scores, N tokens of texts
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ class DraftPlan:
         kind: `skip`, or the kind of the bridges: mean, linear or lowrank.
         precision: of the weights that the draft keeps, its head's included: `same` as the model's, int8 or int4
             (`quantised`).
+        memory: texts that prompt lookup, where it comes before the draft, searches as well as the row's own, [N], as
+            `lookup.Memory` takes them; None: none.
 
     Raises:
         InputError: if a bridge stands where nothing is skipped, or a name is not known.
@@ -48,6 +50,7 @@ class DraftPlan:
     head: Tensor | None = None
     kind: str = PLAIN
     precision: Precision = "same"
+    memory: Tensor | None = None
 
     def __post_init__(self) -> None:
         order = sorted(self.bridges, key=position)
@@ -82,6 +85,8 @@ class DraftPlan:
             found.update(f" {written(at)} {bridge.digest()}".encode())
         if self.head is not None:
             found.update(f" head {self.head.tolist()}".encode())
+        if self.memory is not None:
+            found.update(f" memory {self.memory.tolist()}".encode())
         return found.hexdigest()[:12]
 
     def __eq__(self, other: object) -> bool:
@@ -91,8 +96,8 @@ class DraftPlan:
 
     def __hash__(self) -> int:
         # Cheap, and equal for equal plans: weights are compared only where this does not tell plans apart.
-        n_head = -1 if self.head is None else self.head.numel()
-        return hash((self.skip, self.kind, self.precision, tuple(self.bridges), n_head))
+        sizes = tuple(-1 if t is None else t.numel() for t in (self.head, self.memory))
+        return hash((self.skip, self.kind, self.precision, tuple(self.bridges), sizes))
 
     def __str__(self) -> str:
         parts = [str(self.skip)]
@@ -102,6 +107,8 @@ class DraftPlan:
             parts.append(f"head of {self.head.numel()}")
         if self.precision != "same":
             parts.append(self.precision)
+        if self.memory is not None:
+            parts.append(f"memory of {self.memory.numel()}")
         return ", ".join(parts)
 
 

@@ -54,6 +54,7 @@ def save_plan(
             for at, b in plan.bridges.items()
         ],
         "head_size": None if plan.head is None else plan.head.numel(),
+        "memory_size": None if plan.memory is None else plan.memory.numel(),
         "tensors": None,
     }
     tensors = {
@@ -63,6 +64,8 @@ def save_plan(
     }
     if plan.head is not None:
         tensors["head"] = plan.head.detach().cpu().contiguous()
+    if plan.memory is not None:
+        tensors["memory"] = plan.memory.detach().cpu().contiguous()
     if tensors:
         data = bytes_of(tensors)
         beside = file.with_suffix(".safetensors")
@@ -104,7 +107,8 @@ def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any] | Non
             parts = [tensors[f"{entry['at']}.{i}"] for i in range(len(entry["shapes"]))]
             bridges[_sublayer(entry["at"])] = Bridge(parts[0], tuple(parts[1:]))
         head = None if body["head_size"] is None else tensors["head"]
-        return DraftPlan(skip, bridges, head=head, kind=body["kind"], precision=body["precision"])
+        memory = None if body.get("memory_size") is None else tensors["memory"]  # plans of 0.1.0 know of none
+        return DraftPlan(skip, bridges, head=head, kind=body["kind"], precision=body["precision"], memory=memory)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:

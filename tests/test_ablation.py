@@ -24,21 +24,31 @@ from tests.test_arms import COSTS
 SKIP = SkipSet.parse("a1 m2", 4)
 LINEAR = DraftPlan(SKIP, {("attn", 1): Bridge(torch.zeros(2), (torch.zeros(2, 2),))}, torch.arange(9), "linear")
 CHAIN = ["identity", "mean", "linear", "+ head", "+ int8", "+ lookup", "+ optimal stop"]
+RIVALS = ["lookup only", "transformers' lookup"]
 
 
 class TestSteps:
     def test_each_changes_one_part_of_the_one_before(self) -> None:
         for plan in (LINEAR, DraftPlan.of(SKIP)):
             found = ablation.steps("RUN", plan)
-            assert list(found) == [*CHAIN, *ablation.RIVALS]
+            assert list(found) == [*CHAIN, *RIVALS]
             chain = [_whole(found[name], plan) for name in CHAIN]
             changed = [{k for k in b if a[k] != b[k]} for a, b in pairwise(chain)]
             assert changed == [{"draft"}, {"draft"}, {"head"}, {"precision"}, {"lookup"}, {"stop", "tune_stop"}]
 
     def test_where_there_is_no_kernel_for_int8_nothing_is_rounded(self) -> None:
         found = ablation.steps("RUN", LINEAR, has_int8=False)
-        assert list(found) == [name for name in [*CHAIN, *ablation.RIVALS] if name != "+ int8"]
+        assert list(found) == [name for name in [*CHAIN, *RIVALS] if name != "+ int8"]
         assert all(settings.get("precision", "same") == "same" for settings in found.values())
+
+    def test_a_plan_in_int4_with_a_memory_has_a_step_for_each_and_keeps_its_whole_head(self) -> None:
+        plan = DraftPlan(SKIP, precision="int4", memory=torch.arange(9))
+        found = ablation.steps("RUN", plan)
+        chain = ["identity", "mean", "linear", "+ int8", "+ int4", "+ lookup", "+ memory", "+ optimal stop"]
+        assert list(found) == [*chain, *ablation.RIVALS]
+        assert found["+ int4"]["head"] == "full"
+        assert [name for name, settings in found.items() if "memory" in settings] == ["+ lookup"]
+        assert found["lookup and memory only"] == {"skip": "RUN", "lookup": "only"}
 
     def test_what_a_plan_has_is_its_own_and_what_it_lacks_is_fitted(self) -> None:
         own, fitted = ablation.steps("RUN", LINEAR)["+ head"], ablation.steps("RUN", DraftPlan.of(SKIP))["+ head"]
@@ -115,8 +125,8 @@ class TestCommand:
     def test_makes_every_step_lossless_and_writes_it_all(self, ran: Ran) -> None:
         assert ran.status == 0, ran.err
         rows = records.read_rows(ran.run / records.RECORDS)
-        assert {r["arm"] for r in rows} == {"plain", *CHAIN, *ablation.RIVALS}
+        assert {r["arm"] for r in rows} == {"plain", *CHAIN, *RIVALS}
         assert {r["verdict"] for r in rows} == {"baseline", "identical"}
         table = list(csv.DictReader((ran.run / "ablation.csv").read_text().splitlines()))
-        assert {r["arm"] for r in table} == {*CHAIN, *ablation.RIVALS}
+        assert {r["arm"] for r in table} == {*CHAIN, *RIVALS}
         assert (ran.run / "ablation.png").stat().st_size > 0

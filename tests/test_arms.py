@@ -79,6 +79,7 @@ class TestDraftsOfTheirOwn:
 
 def test_a_plan_keeps_what_an_arm_does_not_name(toy: list[str], tmp_path: Path) -> None:
     words = ("draft=linear", "head=trimmed", "head.n=40", "searcher=random", "searcher.n_trials=6", "finals.top=0")
+    words += ("constraints.min_skipped=1",)  # where nothing is skipped, nothing is fitted
     small = ("starts=[nothing,uniform]", "objective.n_prompts=1", "objective.max_new_tokens=8", "costs.repeats=1")
     fit = ("calibration.max_new_tokens=12", "costs.contexts=[16]", "costs.max_tokens=4", "objective.batch_starts=64")
     found = command("search", *toy, f"paths.outputs={tmp_path}", *words, *small, *fit, "stop.max_draft=3", "prune=null")

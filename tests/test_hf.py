@@ -20,6 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 import selfspec
 from selfspec import Fixed, InputError, SkipSet, as_custom_generate, load_skip_set, save_skip_set
 from selfspec.bridges import Bridge
+from selfspec.lookup import joined
+from selfspec.plan import DraftPlan
 from selfspec.skipfile import published
 from tests.toys import toy
 
@@ -39,6 +41,24 @@ def drafted(model: PreTrainedModel, ids: torch.Tensor = IDS, skip: str = "a1 m2"
 @pytest.mark.parametrize("skip", ["none", "a1 m2", "a0-2 m0-2"])
 def test_custom_generate_gives_what_generate_gives(model: PreTrainedModel, skip: str) -> None:
     assert torch.equal(drafted(model, skip=skip), model.generate(IDS, **SETTINGS))
+
+
+def test_lookup_looks_in_the_text_and_in_the_memory_of_a_plan(model: PreTrainedModel) -> None:
+    answer = model.generate(IDS, **SETTINGS)
+    plan = DraftPlan(SkipSet.parse("a1 m2", 3), memory=joined([answer[0].tolist()]))
+    taken: list[int] = []
+
+    class Lengths(BaseStreamer):
+        def put(self, value: torch.Tensor) -> None:
+            taken.append(value.numel())
+
+        def end(self) -> None: ...
+
+    for skip in ("a1 m2", plan):
+        taken.clear()
+        output = selfspec.generate(model, IDS, skip=skip, stop=Fixed(1), lookup=True, streamer=Lengths(), **SETTINGS)
+        assert torch.equal(output, answer)
+    assert max(taken[1:]) == 11, "ten tokens that are remembered and a bonus token"
 
 
 def test_a_left_padded_batch_gives_each_row_what_it_gets_alone(model: PreTrainedModel) -> None:

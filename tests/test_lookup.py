@@ -14,7 +14,7 @@ from selfspec.cache import ClockCache
 from selfspec.decode import Ending, autoregress
 from selfspec.draft import DraftRow, Proposal
 from selfspec.errors import InputError
-from selfspec.lookup import LookupDraft, following
+from selfspec.lookup import BETWEEN, LookupDraft, Memory, joined
 from selfspec.model import Decoder
 from selfspec.sampling import Chooser, Sampling
 from selfspec.stop import Fixed
@@ -39,6 +39,10 @@ def by_definition(ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int)
                     text.append(text[start + n + i])
                 return text[len(ids) :]
     return []
+
+
+def following(ids: list[int], *, n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:
+    return LookupDraft(max_ngram=max_ngram, min_ngram=min_ngram).following(ids, n_tokens)
 
 
 def row(ids: list[int], limit: int, sampling: Sampling | None = None) -> DraftRow:
@@ -97,6 +101,56 @@ def test_nothing_is_found_where_nothing_repeats(ids: list[int]) -> None:
 def test_no_proposal_is_longer_than_its_limit_or_its_setting(limit: int) -> None:
     (proposal,) = LookupDraft(max_tokens=3).propose([row(REPEATING, limit)], cache=no_cache())
     assert proposal.tokens == [3, *SHORT][: min(limit, 3)]
+
+
+# In a memory
+
+
+def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:
+    """The same by looking everywhere: the longest end, then the row's own text, then the last place in the texts."""
+    for n in range(min(max_ngram, len(ids) - 1), min_ngram - 1, -1):
+        if own := by_definition(ids, n_tokens, n, n):
+            return own
+        places = [(t, i) for t in texts for i in range(len(t) - n + 1) if t[i : i + n] == ids[len(ids) - n :]]
+        if places and (found := places[-1][0][places[-1][1] + n :][:n_tokens]):
+            return found
+    return []
+
+
+@pytest.mark.parametrize("tokens", [(0, 1, 2), (0, 257, 16777216), tuple(range(4))])
+def test_the_longest_end_counts_wherever_it_is_and_no_proposal_leaves_its_text(tokens: tuple[int, ...]) -> None:
+    rng = random.Random(1)
+    n_found = 0
+    for _ in range(500):
+        texts = [rng.choices(tokens, k=rng.randrange(6)) for _ in range(rng.randrange(4))]
+        ids = rng.choices(tokens, k=rng.randrange(1, 12))
+        n_tokens = rng.randrange(1, 6)
+        drafter = LookupDraft(max_ngram=3, min_ngram=2, memory=Memory(joined(texts)))
+        found = drafter.following(ids, n_tokens)
+        assert found == in_memory(texts, ids, n_tokens, 3, 2), f"{ids=} {texts=}"
+        assert BETWEEN not in found
+        n_found += found != following(ids, n_tokens=n_tokens, max_ngram=3, min_ngram=2)
+    assert n_found > 20, "the memory was hardly ever asked: this test proves little"
+
+
+@families
+@samplings
+def test_with_a_memory_of_anything_the_output_is_the_target_s_own(family: str, sampling: Sampling | None) -> None:
+    decoder, prompts = decoder_of(family), [SHORT, REPEATING, LONG, MIDDLE]
+    plain = [autoregress(decoder, [ids], ending=ENDING)[0].tokens for ids in prompts]
+    known = Memory(joined([ids + tokens for ids, tokens in zip(prompts, plain, strict=True)]))
+    noise = Memory(joined([random.Random(0).choices(range(64), k=2000)]))
+    for memory in (known, noise):
+        drafter = LookupDraft(drafting(decoder, SOME), min_ngram=1, memory=memory)
+        together = run(decoder, prompts, drafter, ENDING, sampling=sampling)
+        for i, ids in enumerate(prompts):
+            alone = run(decoder, [ids], drafter, ENDING, sampling=sampling, first_row=i)[0]
+            assert (together[i].tokens, counts(together[i])) == (alone.tokens, counts(alone))
+        if sampling is None:
+            assert [r.tokens for r in together] == plain
+    if sampling is None:
+        results = run(decoder, prompts, LookupDraft(memory=known), ENDING)
+        assert sum(r.accepted for r in results) > sum(len(r.tokens) for r in results) / 2, "nothing was remembered"
 
 
 # Beside another drafter

@@ -169,9 +169,27 @@ def test_a_plan_comes_back_as_it_was_saved(kind: str, head: Tensor | None, tmp_p
     plan = DraftPlan.of(skip)
     if kind != "skip":
         plan = random_plan(decoder, skip, kind, merge=True, scale=1.0, seed=0)
-    plan = DraftPlan(skip, plan.bridges, head=head, kind=kind)
+    memory = None if head is None else torch.tensor([-1, 3, 5, -1, 7], dtype=torch.int32)
+    plan = DraftPlan(skip, plan.bridges, head=head, kind=kind, memory=memory)
     save_plan(tmp_path / "mine.yaml", plan, model="a toy", decoder=decoder, facts=FACTS)
     assert load_plan(tmp_path / "mine.yaml", decoder, FACTS) == plan
+
+
+def test_a_plan_from_before_there_were_memories_has_none(saved: Path) -> None:
+    body = yaml.safe_load(saved.read_text())
+    del body["memory_size"]
+    saved.write_text(yaml.safe_dump(body))
+    assert load_plan(saved, decoder_of("llama"), FACTS).memory is None
+
+
+def test_plans_that_remember_other_texts_are_others() -> None:
+    skip = SkipSet.parse("a1", 3)
+    one, same, other, none = (
+        DraftPlan(skip, memory=ids) for ids in (torch.arange(3), torch.arange(3), torch.arange(1, 4), None)
+    )
+    assert one == same
+    assert one != other and one != none
+    assert len({one, same, other, none}) == 3
 
 
 def test_the_file_tells_a_reader_what_stands_where(saved: Path) -> None:

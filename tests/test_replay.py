@@ -9,9 +9,10 @@ import pytest
 
 from search.chains import Chains
 from search.cost import CostTable
-from search.expected import ReplayObjective, accepted_fraction, expected_speedup
+from search.expected import ReplayObjective, accepted_fraction, expected_speedup, with_rule
 from search.reference import ReferenceBatch, refer
 from search.replay import draft_everything, replay
+from search.robust import Robust
 from search.tune import Widest, calibration, paying, variants
 from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
@@ -153,6 +154,18 @@ def test_a_tuned_rule_is_at_least_as_good_and_is_named(
         assert as_it_is.stop is None
         assert tuned.stop is not None
         assert tuned.stop["name"] == type(stop).__name__.lower()
+
+
+def test_what_goes_to_the_race_is_scored_with_the_rule_it_races_with(
+    decoder: Decoder, batches: list[ReferenceBatch]
+) -> None:
+    skip, raced = SkipSet.parse("a1", decoder.n_layers), Paying(Fixed(2), draft_cost=0.9, verify_cost=0.02)
+    tuned = objective(decoder, batches, Threshold(6, 0.5), tune_stop=True)
+    score, own = with_rule(tuned, raced)(skip), objective(decoder, batches, raced)(skip)
+    assert (score.value, score.drafted, score.stop) == (own.value, own.drafted, None)
+    assert score.value != tuned(skip).value, "the rule made no difference: this test proves nothing"
+    several = with_rule(Robust({"one": tuned, "other": tuned}, "mean"), raced)
+    assert several(skip).value == pytest.approx(own.value)
 
 
 def test_every_variant_of_a_rule_is_replayed_as_the_real_decoder_runs_it(decoder: Decoder, ending: Ending) -> None:

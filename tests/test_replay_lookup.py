@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from experiments.runs import find_runs
 from search.chains import Chains
 from search.expected import ReplayObjective, expected_speedup
 from search.finals import Finalist, race
@@ -17,7 +19,7 @@ from search.replay import draft_everything, looked_up, replay
 from search.tune import fitted
 from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
-from selfspec.lookup import LookupDraft
+from selfspec.lookup import LookupDraft, Memory, joined
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
@@ -31,7 +33,12 @@ from tests.toys import toy as toy_model
 N_NEW = 24
 REPETITIVE = [[1, 2, 3, 1, 2, 3, 1, 2], [7, 7, 7, 7, 7], [11, 5, 11, 5, 2, 11, 5]]
 PROMPTS = [*REPETITIVE, [9, 8, 7, 6, 5, 4, 3], [40]]
-LOOKUPS = [LookupDraft(), LookupDraft(max_tokens=3, max_ngram=1, min_ngram=1)]
+MEMORY = Memory(joined([[3, 1, 2, 9, 8, 7], [6, 5, 4, 4, 4, 3, 40, 40]]))
+LOOKUPS = [
+    LookupDraft(),
+    LookupDraft(max_tokens=3, max_ngram=1, min_ngram=1),
+    LookupDraft(max_tokens=4, max_ngram=2, min_ngram=1, memory=MEMORY),
+]
 SKIP = SkipSet.parse("a1 m0", 3)
 OPTIMAL = Optimal(6, 0.5, 0.02, ((0.0, 0.0), (1.0, 1.0)), 4, False)
 
@@ -47,12 +54,7 @@ def batches(decoder: Decoder) -> list[ReferenceBatch]:
 
 
 def real_rounds(decoder: Decoder, ids: list[int], lookup: LookupDraft, skip: SkipSet, stop: StopPolicy) -> list[Round]:
-    behind = LookupDraft(
-        ModelDraft(decoder.bind(SKIP)),
-        max_tokens=lookup.max_tokens,
-        max_ngram=lookup.max_ngram,
-        min_ngram=lookup.min_ngram,
-    )
+    behind = replace(lookup, inner=ModelDraft(decoder.bind(SKIP)))
     (result,) = speculate(decoder, [ids], drafter=behind, stops=[stop.begin()], ending=Ending(N_NEW))
     return result.rounds
 
@@ -166,3 +168,32 @@ def test_a_search_with_lookup_in_front_says_so(toy: list[str], tmp_path: Path) -
     assert yaml.safe_load((ran.run / "skip_set.yaml").read_text())["lookup"] == "front"
     refused = command("search", *toy, f"paths.outputs={tmp_path}", *words, *small[:-1], "lookup=only", *costs)
     assert refused.status == 2 and "lookup=only" in refused.err
+
+
+def test_a_search_with_a_memory_leaves_a_plan_that_arms_use_or_leave_out(toy: list[str], tmp_path: Path) -> None:
+    words = ("searcher=random", "searcher.n_trials=3", "starts=[nothing,uniform]", "stop.max_draft=3", "prune=null")
+    small = (
+        "objective.n_prompts=1",
+        "objective.max_new_tokens=8",
+        "finals.n_prompts=1",
+        "calibration.max_new_tokens=8",
+    )
+    costs = ("costs.contexts=[16]", "costs.max_tokens=4", "costs.repeats=1", f"paths.outputs={tmp_path}")
+    ran = command("search", *toy, *words, *small, *costs, "memory=20", "lookup=front")
+    assert ran.status == 0, ran.err
+    plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
+    assert plan["lookup"] == "front" and plan["memory_size"] > 20
+    without, anew = f"{{skip: {ran.run}, memory: null}}", "{skip: a1, memory: 8, lookup: front}"
+    arms = f"{{without: {without}, anew: {anew}, only: {{skip: {ran.run}, lookup: only}}}}"
+    evaluated = command(
+        "evaluate", *toy, *costs, f"skip={ran.run}", "lookup=searched", "arm=searched", f"arms={arms}", "n=2",
+        "max_new_tokens=8", "generate=false", "stop.max_draft=3", "calibration.max_new_tokens=8",
+    )  # fmt: skip
+    assert evaluated.status == 0, evaluated.err
+    (run,) = find_runs(str(evaluated.run), tmp_path)
+    memories = {name: run.about(name)["memory"] for name in ("searched", "without", "anew", "only")}
+    assert memories.pop("anew") > 8
+    assert memories == {"searched": plan["memory_size"], "without": None, "only": plan["memory_size"]}
+    refused = command("search", *toy, *words, *small, *costs, "memory=20")
+    assert refused.status == 2 and "memory=20" in refused.err and "lookup=front" in refused.err
+    assert len(refused.error_lines) == 1

@@ -72,7 +72,7 @@ class Measured:
     @property
     def draft(self) -> tuple[str, ...]:
         """What drafts, the stop rule apart: equal for arms that differ in that rule alone."""
-        return text(self.row.skip), *(text(self.about.get(key)) for key in ("draft", "lookup"))
+        return text(self.row.skip), *(text(self.about.get(key)) for key in ("draft", "lookup", "memory"))
 
     @property
     def about(self) -> Row:
