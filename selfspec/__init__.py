@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from selfspec.attention import use_grouped
     from selfspec.decode import Ending, autoregress, speculate
     from selfspec.draft import ModelDraft, NoDraft
     from selfspec.errors import InputError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from selfspec.trace import DecodeResult, Round
 
 _HOME = {
+    "attention": ("use_grouped",),
     "decode": ("Ending", "autoregress", "speculate"),
     "draft": ("ModelDraft", "NoDraft"),
     "errors": ("InputError",),
@@ -67,6 +69,7 @@ __all__ = [
     "save_plan",
     "save_skip_set",
     "speculate",
+    "use_grouped",
 ]
 
 
