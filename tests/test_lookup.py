@@ -35,7 +35,7 @@ def by_definition(ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int)
         for start in range(len(ids) - n - 1, -1, -1):
             if ids[start : start + n] == ids[len(ids) - n :]:
                 text = list(ids)
-                for i in range(n_tokens):
+                for i in range(min(n_tokens, 2 * n)):
                     text.append(text[start + n + i])
                 return text[len(ids) :]
     return []
@@ -89,7 +89,18 @@ def test_a_repeated_text_is_proposed_as_it_was() -> None:
 @pytest.mark.parametrize("period", [1, 2, 3])
 def test_a_text_that_repeats_every_few_tokens_goes_on_repeating(period: int) -> None:
     loop = [5, 6, 7][:period] * 12
-    assert following([1, *loop[: 3 * period]], n_tokens=10, max_ngram=3, min_ngram=1) == loop[:10]
+    drafter = LookupDraft(max_ngram=3, min_ngram=1, per_match=10)
+    assert drafter.following([1, *loop[: 3 * period]], 10) == loop[:10]
+
+
+@pytest.mark.parametrize("n", range(2, 9))
+def test_the_longer_the_match_the_more_is_proposed_and_from_a_memory_less(n: int) -> None:
+    end, after = list(range(10, 10 + n)), list(range(50, 70))
+    copied = LookupDraft().following([*end, *after, *end], 30)
+    assert copied == after[: min(2 * min(n, 6), 10)]
+    remembered = LookupDraft(memory=Memory(joined([[*end, *after]]))).following([1, *end], 30)
+    assert remembered == after[: min(n, 6)]
+    assert LookupDraft(per_match=1).following([*end, *after, *end], 30) == after[: min(n, 6)]
 
 
 @pytest.mark.parametrize("ids", [[4], [4, 4], [4, 5], list(range(30))])
@@ -112,7 +123,7 @@ def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: 
         if own := by_definition(ids, n_tokens, n, n):
             return own
         places = [(t, i) for t in texts for i in range(len(t) - n + 1) if t[i : i + n] == ids[len(ids) - n :]]
-        if places and (found := places[-1][0][places[-1][1] + n :][:n_tokens]):
+        if places and (found := places[-1][0][places[-1][1] + n :][: min(n_tokens, n)]):
             return found
     return []
 
@@ -214,7 +225,7 @@ def test_an_answer_that_copies_the_prompt_is_accepted_whole() -> None:
     def as_before(ids_1T: Tensor, logits_1V: Tensor) -> Tensor:
         return logits_1V.index_fill(1, ids_1T[0, -len(LONG)], torch.inf)
 
-    drafter, sampling = LookupDraft(max_tokens=9), Sampling(warps=(as_before,))
+    drafter, sampling = LookupDraft(max_tokens=9, per_match=5), Sampling(warps=(as_before,))
     (result,) = run(decoder_of(), [LONG], drafter, Ending(51), sampling=sampling)
     assert result.tokens == (LONG * 3)[:51]
     # The prompt's forward gives one token and a round without a match another: two are enough to look for. From then on
@@ -254,7 +265,10 @@ def test_sampled_continuations_follow_the_exact_distribution() -> None:
     assert statistic < critical
 
 
-@pytest.mark.parametrize("settings", [{"max_tokens": 0}, {"min_ngram": 0}, {"max_ngram": 1, "min_ngram": 2}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_tokens": 0}, {"min_ngram": 0}, {"max_ngram": 1, "min_ngram": 2}, {"per_match": 0}, {"per_memory_match": 0}],
+)
 def test_lengths_that_leave_nothing_are_refused_in_one_line(settings: dict[str, int]) -> None:
     with pytest.raises(InputError, match="at least 1") as refusal:
         LookupDraft(**settings)
