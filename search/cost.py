@@ -32,6 +32,7 @@ from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
 from selfspec.timing import Stopwatch
 
+GRID = (0.0, 0.5, 1.0)  # parts of the attention, and of the MLPs, that are left out where drafts are measured
 OVERHEAD_REPEATS, OVERHEAD_ROUNDS = 8, 4  # enough for a median; chosen, not tuned
 
 
@@ -52,6 +53,8 @@ class CostTable:
         head_saved_s: what the draft's own head that it was measured with saves: trimmed, rounded or both.
         attn_saved_s: what int8 or int4 saves of one attention sublayer.
         mlp_saved_s: what int8 or int4 saves of one MLP sublayer.
+        beside_s: what a drafted token takes beside the sum of its parts, with none, half and all of the attention left
+            out (rows) and of the MLPs (columns), row by row; empty: nothing.
     """
 
     contexts: tuple[int, ...]
@@ -66,6 +69,7 @@ class CostTable:
     head_saved_s: float = 0.0
     attn_saved_s: float = 0.0
     mlp_saved_s: float = 0.0
+    beside_s: tuple[float, ...] = ()
 
     def draft_s(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Seconds of one drafted token with a skip set left out or as planned, after `context` tokens."""
@@ -76,7 +80,8 @@ class CostTable:
         is_rounded = plan.precision != "same"
         saved_s = self.head_saved_s if is_rounded or plan.head is not None else 0.0
         saved_s += n_attn * self.attn_saved_s + n_mlp * self.mlp_saved_s if is_rounded else 0.0
-        return self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s + bridges_s - saved_s
+        parts_s = self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s
+        return parts_s + self._beside_s(skip) + bridges_s - saved_s
 
     def draft_cost(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Of one drafted token, in plain tokens: c of the expected speedup."""
@@ -92,6 +97,13 @@ class CostTable:
         extra = max(0, n_tokens - len(known))
         step = known[-1] - known[-2] if len(known) > 1 else 0.0
         return known[min(n_tokens, len(known)) - 1] + extra * step + self.plain_s(context) - self.full_s[0]
+
+    def _beside_s(self, skip: SkipSet) -> float:
+        """Between the sets that were measured, along straight lines: first by MLPs, then by attention."""
+        if not self.beside_s:
+            return 0.0
+        n, rows = skip.n_layers, [self.beside_s[i : i + 3] for i in (0, 3, 6)]
+        return _between([_between(row, len(skip.mlp), n) for row in rows], len(skip.attn), n)
 
     def _at(self, values: Sequence[float], context: int) -> float:
         """Along the straight line through the first and the last measured context."""
@@ -130,7 +142,7 @@ def measure(
     """Measure the table; takes some `repeats` · (2 · sets + max_tokens) forwards. The machine must be quiet.
 
     Sets that leave out none, half or all of the attention and MLP sublayers are drafted with in turn; the parts are the
-    least-squares fit of their medians, so that the table is right where most drafts are, not only at its ends.
+    least-squares fit of their medians, and what is left of each set, the mean over contexts, stands beside them.
 
     Args:
         decoder: the model.
@@ -140,7 +152,7 @@ def measure(
         stopwatch: where seconds come from.
     """
     n = decoder.n_layers
-    sets = [SkipSet(n, _spread(n, a), _spread(n, m)) for a in (0.0, 0.5, 1.0) for m in (0.0, 0.5, 1.0)]
+    sets = [SkipSet(n, _spread(n, a), _spread(n, m)) for a in GRID for m in GRID]
     turns = _Turns(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
     full, drafted = [1.0], []
     for context in contexts:
@@ -166,6 +178,8 @@ def measure(
         verify_s=tuple(float(v) * unit_s for v in verify),
         head_s=head_units * unit_s,
     )
+    left = [[v * unit_s - table.draft_s(s, c) for c, t, v in drafted if t == s] for s in sets]
+    table = replace(table, beside_s=tuple(statistics.fmean(values) for values in left))
     return replace(table, round_s=_round_units(decoder, table, stopwatch) * unit_s)
 
 
@@ -244,7 +258,17 @@ def random_sets(n_layers: int, n_sets: int, seed: int) -> list[SkipSet]:
 
 def _spread(n_layers: int, fraction: float) -> frozenset[int]:
     """That part of the layers, evenly spaced."""
-    return frozenset(int((i + 0.5) / fraction) for i in range(round(n_layers * fraction)))
+    count = round(n_layers * fraction)
+    return frozenset(int((i + 0.5) * n_layers / count) for i in range(count))
+
+
+def _between(values: Sequence[float], count: int, n_layers: int) -> float:
+    """The value at `count` left-out sublayers, of those at none, at `_spread`'s half and at all."""
+    none, middle, every = values
+    half = round(n_layers / 2)
+    if count >= half:
+        return middle + (every - middle) * (count - half) / (n_layers - half)
+    return none + (middle - none) * count / half
 
 
 def _fit(drafted: Sequence[tuple[int, SkipSet, float]], contexts: Sequence[int]) -> list[float]:

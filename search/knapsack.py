@@ -10,7 +10,7 @@ out is a short list, a set for each saving, to be scored by a real objective.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -88,9 +88,10 @@ def units(costs: CostTable, context: int, *, largest: int) -> tuple[int, int]:
     Raises:
         InputError: if neither costs anything.
     """
-    whole = costs.draft_s(SkipSet(1), context)
-    attn_s = whole - costs.draft_s(SkipSet(1, attn=frozenset({0})), context)
-    mlp_s = whole - costs.draft_s(SkipSet(1, mlp=frozenset({0})), context)
+    parts = replace(costs, beside_s=())  # a sum, as the program needs it
+    whole = parts.draft_s(SkipSet(1), context)
+    attn_s = whole - parts.draft_s(SkipSet(1, attn=frozenset({0})), context)
+    mlp_s = whole - parts.draft_s(SkipSet(1, mlp=frozenset({0})), context)
     if max(attn_s, mlp_s) <= 0 or largest < 1:
         raise InputError(
             f"costs of {attn_s:.3g} s (attention) and {mlp_s:.3g} s (MLP) cannot be put into units of 1 to {largest}; "

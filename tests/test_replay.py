@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from search.chains import Chains
-from search.cost import CostTable
+from search.cost import GRID, CostTable, _spread, check, measure
 from search.expected import ReplayObjective, accepted_fraction, expected_speedup, with_rule
 from search.reference import ReferenceBatch, refer
 from search.replay import draft_everything, replay
@@ -233,3 +236,57 @@ def test_draft_cost_adds_up_and_follows_the_context() -> None:
     assert costs.draft_s(skip, 10) == pytest.approx(5 + 3 * 1 + 2 * 3)
     assert costs.draft_s(skip, 60) == pytest.approx(5 + 3 * 1.5 + 2 * 3)
     assert costs.verification_s(4, 60) == pytest.approx(22 + 2 * 1 + 2)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 5, 6])
+def test_what_a_draft_takes_beside_its_parts_is_met_where_it_was_measured_and_lies_between_elsewhere(
+    n_layers: int,
+) -> None:
+    parts = CostTable((10, 110), (1.0, 2.0), 3.0, 5.0, (21.0, 25.0), (21.0, 22.0))
+    costs = replace(parts, beside_s=(0.0, 1.0, 5.0, 2.0, 4.0, 8.0, 3.0, 6.0, 12.0))
+
+    def beside(n_attn: int, n_mlp: int) -> float:
+        skip = SkipSet(n_layers, frozenset(range(n_attn)), frozenset(range(n_mlp)))
+        return costs.draft_s(skip, 60) - parts.draft_s(skip, 60)
+
+    steps = sorted({0, round(n_layers / 2), n_layers})
+    known = {(a, m): beside(a, m) for a in steps for m in steps}
+    assert known[n_layers, n_layers] == pytest.approx(12) and known[0, n_layers] == pytest.approx(
+        5 if n_layers > 1 else 8
+    )
+    if n_layers > 1:
+        assert [known[a, m] for a in steps for m in steps] == pytest.approx(costs.beside_s)
+    for a in range(n_layers + 1):
+        row = [beside(a, m) for m in range(n_layers + 1)]
+        assert row == sorted(row) and beside(0, 0) <= row[0] <= row[-1] <= 12
+
+
+def test_a_measured_table_meets_the_sets_that_it_was_made_from() -> None:
+    """On a clock of calls, where an attention after an MLP takes longer: costs that are no sum of parts."""
+    decoder, seconds, last = Decoder(toy("llama")), [0.0], [""]
+
+    def spend(kind: str, *_: object) -> None:
+        seconds[0] += {"attn": 1.0 + 5.0 * (last[0] == "mlp"), "mlp": 2.0, "head": 4.0}[kind]
+        last[0] = kind
+
+    model = decoder.model
+    modules = {"attn": [x.self_attn for x in model.model.layers], "mlp": [x.mlp for x in model.model.layers]}
+    for kind, found in {**modules, "head": [model.lm_head]}.items():
+        for module in found:
+            module.register_forward_hook(partial(spend, kind))
+    stopwatch = Stopwatch(clock=lambda: seconds[0])
+    table = measure(decoder, contexts=[8], max_tokens=2, repeats=3, stopwatch=stopwatch)
+    assert CostTable.of(json.loads(json.dumps(table.as_dict()))) == table
+    n = decoder.n_layers
+    ends = [SkipSet(n, frozenset(range(a)), frozenset(range(m))) for a in (0, n) for m in (0, n)]
+    for predicted, measured in check(decoder, table, ends, repeats=3, stopwatch=stopwatch):
+        assert predicted == pytest.approx(measured)
+    sums = check(decoder, replace(table, beside_s=()), ends, repeats=3, stopwatch=stopwatch)
+    assert any(abs(predicted / measured - 1) > 0.02 for predicted, measured in sums), "a sum of parts would have done"
+
+
+@pytest.mark.parametrize("n_layers", range(1, 50))
+def test_the_sets_that_a_table_is_made_from_fit_any_number_of_layers(n_layers: int) -> None:
+    for fraction in GRID:
+        layers = _spread(n_layers, fraction)
+        assert len(layers) == round(n_layers * fraction) and layers <= set(range(n_layers))
