@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; `make browser` installs Debian's"),
 ]
 WAIT_MS = 20_000
+REFRESH_S = 5.0  # of a watched page
 NAMELESS = """[...document.querySelectorAll('button,input,a')].filter(e => e.offsetParent && e.tabIndex >= 0
  && !e.labels?.length
  && !(e.ariaLabel || e.textContent.trim() || e.title || e.getAttribute('aria-labelledby'))).map(e => e.outerHTML)"""
@@ -41,6 +42,7 @@ class Seen:
 
     page: Any
     errors: list[str] = field(default_factory=list)
+    sent: list[object] = field(default_factory=list)  # to the server: every click, and every look of a watched page
 
     def listen(self) -> None:
         """Remember errors of the console, and whatever is asked of another machine."""
@@ -127,6 +129,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_at(browser: Any, address: str, *, width: int, scheme: str = "light") -> Seen:
     seen = Seen(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme))
+    seen.page.on("websocket", lambda socket: socket.on("framesent", seen.sent.append))
     for _ in range(60):  # until the server listens
         try:
             seen.page.goto(address, timeout=WAIT_MS)
@@ -189,9 +192,10 @@ def test_a_run_is_opened_from_the_list(browser: Any, address: str) -> None:
     seen.page.close()
 
 
-def test_a_search_that_goes_on_is_followed_without_a_click(browser: Any, toy: list[str], tmp_path: Path) -> None:
+def test_a_search_is_followed_without_a_click_until_it_ends(browser: Any, toy: list[str], tmp_path: Path) -> None:
     (runs := tmp_path / "runs").mkdir()
     long = ["objective=tokens_per_second", "searcher=random", "searcher.n_trials=10000", "pause=false", "force=true"]
+    long += ["searcher.max_s=15", "finals.top=0"]
     with (
         in_background(tmp_path / "search.txt", "search", *toy, *long, f"paths.outputs={runs}"),
         served(runs, tmp_path / "server.txt") as address,
@@ -204,6 +208,11 @@ def test_a_search_that_goes_on_is_followed_without_a_click(browser: Any, toy: li
         first = trials.inner_text()
         assert "/ 10000" in first
         wait_until(lambda: trials.inner_text() != first, tmp_path)
+        seen.page.get_by_test_id("stMetric").filter(has_text="finished").wait_for(timeout=2 * WAIT_MS)
+        seen.page.wait_for_timeout(1000 * REFRESH_S)  # the last look may be on its way
+        n_sent = len(seen.sent)
+        seen.page.wait_for_timeout(2000 * REFRESH_S)
+        assert n_sent and len(seen.sent) == n_sent, "a page goes on looking at a search that has ended"
         assert seen.errors == []
         seen.page.close()
 

@@ -24,11 +24,14 @@ def draw(outputs: Path) -> None:
     entry = shown.pick(outputs, "search")
     if entry is not None:
         is_running = entry.state == "running"
-        st.fragment(_search, run_every=shown.REFRESH_S if is_running else None)(entry.path, outputs)
+        every = shown.REFRESH_S if is_running else None
+        st.fragment(_search, run_every=every)(entry.path, outputs, is_watched=is_running)
 
 
-def _search(path: Path, outputs: Path) -> None:
+def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
     entry = next(e for e in shown.entries(outputs) if e.path == path)  # anew: it may have gone on
+    if is_watched and entry.state != "running":
+        st.rerun()  # the page as a whole, which then has nothing to watch
     read = shown.rows(entry)
     shown.tell_problems(read.problems)
     trials = sorted(read.rows, key=lambda row: int(row["number"]))
