@@ -48,7 +48,7 @@ class CostTable:
         base_s: of what no skip set leaves out: embedding, norms, head, the choice of a token and how sure it is.
         full_s: of one plain token and its choice, at each of `contexts`.
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
-        round_s: of a round beside its forwards.
+        round_s: of a round beside its forwards, where the model drafts; a plain round, or one looked up, has nothing.
         map_s: of one linear bridge; a mean costs nothing, a map of low rank its part of the weights.
         head_saved_s: what the draft's own head that it was measured with saves: trimmed, rounded or both.
         attn_saved_s: what int8 or int4 saves of one attention sublayer.

@@ -57,7 +57,7 @@ def cost_of(
         one = costs.plain_s(context)
         n_forwards = 0 if context - n_prompt + 1 in copied else r.drafted
         draft_s += n_forwards * costs.draft_s(plan, context)
-        verify_s += costs.verification_s(r.drafted + 1, context) + costs.round_s
+        verify_s += costs.verification_s(r.drafted + 1, context) + (costs.round_s if n_forwards else 0.0)
         plain_s += r.committed * one
         plain_drafted_s += n_forwards * one
         context += r.committed

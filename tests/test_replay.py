@@ -12,8 +12,8 @@ import pytest
 
 from search.chains import Chains
 from search.cost import GRID, CostTable, _spread, check, measure
-from search.expected import ReplayObjective, accepted_fraction, expected_speedup, with_rule
-from search.reference import ReferenceBatch, refer
+from search.expected import ReplayObjective, accepted_fraction, cost_of, expected_speedup, with_rule
+from search.reference import Reference, ReferenceBatch, refer
 from search.replay import draft_everything, replay
 from search.robust import Robust
 from search.tune import Widest, calibration, paying, variants
@@ -26,6 +26,7 @@ from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, Threshold
 from selfspec.timing import Stopwatch
+from selfspec.trace import Round
 from tests.toys import FAMILIES, toy
 
 N_NEW = 20
@@ -290,3 +291,13 @@ def test_the_sets_that_a_table_is_made_from_fit_any_number_of_layers(n_layers: i
     for fraction in GRID:
         layers = _spread(n_layers, fraction)
         assert len(layers) == round(n_layers * fraction) and layers <= set(range(n_layers))
+
+
+def test_a_round_in_which_the_model_drafts_nothing_costs_its_verification_alone() -> None:
+    costs = replace(COSTS, round_s=7.0)
+    reference = Reference([1, 2, 3], [4, 5, 6, 7, 8, 9], 6)
+    plain, looked_up, drafted = Round(0, 0, 1, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0)
+    plan = DraftPlan.of(SkipSet(4))
+    found = cost_of([plain, looked_up, drafted], reference, plan, costs, copied={2})
+    assert found.verify_s == pytest.approx(15 + 17 + 17 + 7)
+    assert cost_of([plain] * 5, reference, plan, costs).verify_s == pytest.approx(5 * 15)
