@@ -271,7 +271,10 @@ def test_a_measured_table_meets_the_sets_that_it_was_made_from() -> None:
         last[0] = kind
 
     model = decoder.model
-    modules = {"attn": [x.self_attn for x in model.model.layers], "mlp": [x.mlp for x in model.model.layers]}
+    modules = {
+        "attn": [x.self_attn.q_proj for x in model.model.layers],
+        "mlp": [x.mlp.up_proj for x in model.model.layers],
+    }
     for kind, found in {**modules, "head": [model.lm_head]}.items():
         for module in found:
             module.register_forward_hook(partial(spend, kind))
