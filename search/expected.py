@@ -86,12 +86,13 @@ class ReplayObjective:
         value: from the replayed prompts.
         decoder: the model.
         batches: what the full model says on the calibration prompts.
-        stop: the stop rule; every prompt begins afresh.
+        stop: the stop rule; every prompt begins afresh, but where it is carried.
         costs: measured on this machine.
         stopwatch: for the seconds that scoring takes.
         draft: the plan of a skip set.
         tune_stop: choose the rule's settings for each skip set, those of the best value; the score says which.
         lookup: prompt lookup in front of the draft; None: none.
+        is_carried: the rule goes on from prompt to prompt, as when one prompt after the other is decoded.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
@@ -108,6 +109,7 @@ class ReplayObjective:
     draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
     tune_stop: bool = False
     lookup: LookupDraft | None = None
+    is_carried: bool = False
     rules: Sequence[StopPolicy] = field(init=False)
     copied: Sequence[Mapping[Start, list[int]]] = field(init=False)
 
@@ -161,7 +163,9 @@ class ReplayObjective:
                     rules.append(self._fitted(self.stop, chains, plan))
             replayed = {}
             for rule in rules:
-                prompts = zip(replay(chains, rule, copied=copied), batch.references, strict=True)
+                prompts = zip(
+                    replay(chains, rule, copied=copied, is_carried=self.is_carried), batch.references, strict=True
+                )
                 replayed[rule] = [
                     cost_of(rounds, reference, plan, self.costs, copied={n for r, n in copied if r == row})
                     for row, (rounds, reference) in enumerate(prompts)
@@ -175,10 +179,15 @@ class ReplayObjective:
 
 
 def with_rule(objective: Objective, rule: StopPolicy) -> Objective:
-    """`objective` with `rule` for its stop rule, as it is; one that replays nothing has none to change."""
+    """`objective` with `rule` for its stop rule, as it is and as the race has it, carried from prompt to prompt.
+
+    An objective that replays nothing has no rule to change.
+    """
     if isinstance(objective, Robust):
         return replace(objective, objectives={k: with_rule(o, rule) for k, o in objective.objectives.items()})
-    return replace(objective, stop=rule, tune_stop=False) if isinstance(objective, ReplayObjective) else objective
+    if not isinstance(objective, ReplayObjective):
+        return objective
+    return replace(objective, stop=rule, tune_stop=False, is_carried=True)
 
 
 def _or_none(value: float) -> float | None:

@@ -43,6 +43,7 @@ def replay(
     *,
     copied: Mapping[Start, list[int]] = NOTHING,
     look_ahead: int | None = None,
+    is_carried: bool = False,
 ) -> list[list[Round]]:
     """The rounds that `speculate` would make of every prompt, without seconds; the rule begins each afresh.
 
@@ -51,8 +52,23 @@ def replay(
         stop: the rule; its longest draft is at most the chains'.
         copied: what prompt lookup in front of the draft proposes, see `looked_up`; of these rounds the rule hears not.
         look_ahead: chains of a prompt that are grown at once; None: the more, the fewer are likely to be in vain.
+        is_carried: the rule goes on from prompt to prompt with what it learnt, the first decoded once before.
     """
-    prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(chains.batch.references)]
+    references = chains.batch.references
+    if not is_carried:
+        prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(references)]
+        _finish(prompts, chains, stop, look_ahead)
+        return [prompt.rounds for prompt in prompts]
+    one_by_one, state = [], None
+    for row in (0, *range(len(references))):
+        state = stop.begin(state)
+        one_by_one.append(prompt := _Prompt(row, references[row], state, copied))
+        _finish([prompt], chains, stop, look_ahead)
+    return [prompt.rounds for prompt in one_by_one[1:]]
+
+
+def _finish(prompts: Sequence[_Prompt], chains: Chains, stop: StopPolicy, look_ahead: int | None) -> None:
+    """Make all rounds of these prompts."""
     while True:
         n_ahead = _worth_growing(prompts) if look_ahead is None else look_ahead
         wanted: list[Start] = []
@@ -61,7 +77,7 @@ def replay(
                 wanted.append(prompt.start)
                 wanted += islice(_unfinished(prompt, chains, stop), n_ahead - 1)
         if not wanted:
-            return [prompt.rounds for prompt in prompts]
+            return
         chains.grow(wanted)
 
 

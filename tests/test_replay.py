@@ -105,6 +105,20 @@ def test_counts_equal_the_real_decoders(
         counts_equal(decoder, batches, stop, ending, skip)
 
 
+@pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
+def test_a_rule_that_is_carried_on_counts_as_in_a_race(stop: StopPolicy, decoder: Decoder, ending: Ending) -> None:
+    """The first prompt is decoded once before, and what was learnt there goes with it."""
+    forward = decoder.bind(SkipSet.parse("a0,1 m2", decoder.n_layers))
+    (batch,) = refer(decoder, PROMPTS, ending=ending)
+    found = replay(Chains(forward, batch, max_draft=stop.max_draft), stop, is_carried=True)
+    state, expected = None, []
+    for prompt in (PROMPTS[0], *PROMPTS):
+        state = stop.begin(state)
+        (real,) = speculate(decoder, [prompt], drafter=ModelDraft(forward), stops=[state], ending=ending)
+        expected.append([(r.drafted, r.accepted, r.committed) for r in real.rounds])
+    assert [[(r.drafted, r.accepted, r.committed) for r in rounds] for rounds in found] == expected[1:]
+
+
 @pytest.mark.parametrize("look_ahead", [1, 2, 100])
 def test_counts_do_not_depend_on_the_look_ahead(
     look_ahead: int, decoder: Decoder, ending: Ending, batches: list[ReferenceBatch]
@@ -165,7 +179,7 @@ def test_what_goes_to_the_race_is_scored_with_the_rule_it_races_with(
 ) -> None:
     skip, raced = SkipSet.parse("a1", decoder.n_layers), Paying(Fixed(2), draft_cost=0.9, verify_cost=0.02)
     tuned = objective(decoder, batches, Threshold(6, 0.5), tune_stop=True)
-    score, own = with_rule(tuned, raced)(skip), objective(decoder, batches, raced)(skip)
+    score, own = with_rule(tuned, raced)(skip), replace(objective(decoder, batches, raced), is_carried=True)(skip)
     assert (score.value, score.drafted, score.stop) == (own.value, own.drafted, None)
     assert score.value != tuned(skip).value, "the rule made no difference: this test proves nothing"
     several = with_rule(Robust({"one": tuned, "other": tuned}, "mean"), raced)
