@@ -53,8 +53,8 @@ class CostTable:
         head_saved_s: what the draft's own head that it was measured with saves: trimmed, rounded or both.
         attn_saved_s: what int8 or int4 saves of one attention sublayer.
         mlp_saved_s: what int8 or int4 saves of one MLP sublayer.
-        beside_s: what a drafted token takes beside the sum of its parts, with none, half and all of the attention left
-            out (rows) and of the MLPs (columns), row by row; empty: nothing.
+        beside_s: what a drafted token takes beside the sum of its parts, at each of `contexts`: with none, half and all
+            of the attention left out (rows) and of the MLPs (columns), row by row; empty: nothing.
     """
 
     contexts: tuple[int, ...]
@@ -69,7 +69,7 @@ class CostTable:
     head_saved_s: float = 0.0
     attn_saved_s: float = 0.0
     mlp_saved_s: float = 0.0
-    beside_s: tuple[float, ...] = ()
+    beside_s: tuple[tuple[float, ...], ...] = ()
 
     def draft_s(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Seconds of one drafted token with a skip set left out or as planned, after `context` tokens."""
@@ -81,7 +81,7 @@ class CostTable:
         saved_s = self.head_saved_s if is_rounded or plan.head is not None else 0.0
         saved_s += n_attn * self.attn_saved_s + n_mlp * self.mlp_saved_s if is_rounded else 0.0
         parts_s = self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s
-        return parts_s + self._beside_s(skip) + bridges_s - saved_s
+        return parts_s + self._beside_s(skip, context) + bridges_s - saved_s
 
     def draft_cost(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Of one drafted token, in plain tokens: c of the expected speedup."""
@@ -98,12 +98,13 @@ class CostTable:
         step = known[-1] - known[-2] if len(known) > 1 else 0.0
         return known[min(n_tokens, len(known)) - 1] + extra * step + self.plain_s(context) - self.full_s[0]
 
-    def _beside_s(self, skip: SkipSet) -> float:
-        """Between the sets that were measured, along straight lines: first by MLPs, then by attention."""
-        if not self.beside_s:
-            return 0.0
-        n, rows = skip.n_layers, [self.beside_s[i : i + 3] for i in (0, 3, 6)]
-        return _between([_between(row, len(skip.mlp), n) for row in rows], len(skip.attn), n)
+    def _beside_s(self, skip: SkipSet, context: int) -> float:
+        """Between the sets that were measured, along straight lines: by MLPs, then attention, then context."""
+        n, found = skip.n_layers, []
+        for grid in self.beside_s:
+            rows = [_between(grid[i : i + 3], len(skip.mlp), n) for i in (0, 3, 6)]
+            found.append(_between(rows, len(skip.attn), n))
+        return self._at(found, context) if found else 0.0
 
     def _at(self, values: Sequence[float], context: int) -> float:
         """Along the straight line through the first and the last measured context."""
@@ -120,7 +121,7 @@ class CostTable:
     def of(cls, body: Mapping[str, Any]) -> CostTable:
         """The table of `as_dict`, also after JSON made lists of its tuples."""
         parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
-        return cls(**parts)
+        return cls(**parts | {"beside_s": tuple(tuple(grid) for grid in parts.get("beside_s", ()))})
 
     @classmethod
     def read(cls, path: Path) -> CostTable:
@@ -142,7 +143,7 @@ def measure(
     """Measure the table; takes some `repeats` · (2 · sets + max_tokens) forwards. The machine must be quiet.
 
     Sets that leave out none, half or all of the attention and MLP sublayers are drafted with in turn; the parts are the
-    least-squares fit of their medians, and what is left of each set, the mean over contexts, stands beside them.
+    least-squares fit of their medians, and what is left of each set stands beside them.
 
     Args:
         decoder: the model.
@@ -178,8 +179,8 @@ def measure(
         verify_s=tuple(float(v) * unit_s for v in verify),
         head_s=head_units * unit_s,
     )
-    left = [[v * unit_s - table.draft_s(s, c) for c, t, v in drafted if t == s] for s in sets]
-    table = replace(table, beside_s=tuple(statistics.fmean(values) for values in left))
+    left = [tuple(v * unit_s - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
+    table = replace(table, beside_s=tuple(left))
     return replace(table, round_s=_round_units(decoder, table, stopwatch) * unit_s)
 
 
@@ -373,7 +374,7 @@ class _Turns:
         ratios: dict[str, list[float]] = {name: [] for name in calls}
         for turn in range(self._repeats + 1):
             units = [self._seconds(self._unit)]
-            for pair in _pairs(list(calls.items())):
+            for pair in _pairs(list(calls.items()), turn):
                 seconds = {name: self._seconds(call) for name, call in pair}
                 units.append(self._seconds(self._unit))
                 if turn:
@@ -388,6 +389,9 @@ class _Turns:
         return self._stopwatch.now() - began
 
 
-def _pairs(items: list[tuple[str, Callable[[], None]]]) -> Iterator[list[tuple[str, Callable[[], None]]]]:
+def _pairs(items: list[tuple[str, Callable[[], None]]], turn: int) -> Iterator[list[tuple[str, Callable[[], None]]]]:
+    """In pairs, beginning elsewhere each turn: the first of a pair finds the caches as the unit left them, and is slower."""
+    first = turn % max(1, len(items))
+    items = items[first:] + items[:first]
     for i in range(0, len(items), 2):
         yield items[i : i + 2]

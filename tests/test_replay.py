@@ -258,7 +258,8 @@ def test_what_a_draft_takes_beside_its_parts_is_met_where_it_was_measured_and_li
     n_layers: int,
 ) -> None:
     parts = CostTable((10, 110), (1.0, 2.0), 3.0, 5.0, (21.0, 25.0), (21.0, 22.0))
-    costs = replace(parts, beside_s=(0.0, 1.0, 5.0, 2.0, 4.0, 8.0, 3.0, 6.0, 12.0))
+    grid = (0.0, 1.0, 5.0, 2.0, 4.0, 8.0, 3.0, 6.0, 12.0)
+    costs = replace(parts, beside_s=(tuple(v - 1 for v in grid), tuple(v + 1 for v in grid)))  # at 60 their mean
 
     def beside(n_attn: int, n_mlp: int) -> float:
         skip = SkipSet(n_layers, frozenset(range(n_attn)), frozenset(range(n_mlp)))
@@ -270,7 +271,7 @@ def test_what_a_draft_takes_beside_its_parts_is_met_where_it_was_measured_and_li
         5 if n_layers > 1 else 8
     )
     if n_layers > 1:
-        assert [known[a, m] for a in steps for m in steps] == pytest.approx(costs.beside_s)
+        assert [known[a, m] for a in steps for m in steps] == pytest.approx(grid)
     for a in range(n_layers + 1):
         row = [beside(a, m) for m in range(n_layers + 1)]
         assert row == sorted(row) and beside(0, 0) <= row[0] <= row[-1] <= 12
@@ -293,7 +294,7 @@ def test_a_measured_table_meets_the_sets_that_it_was_made_from() -> None:
         for module in found:
             module.register_forward_hook(partial(spend, kind))
     stopwatch = Stopwatch(clock=lambda: seconds[0])
-    table = measure(decoder, contexts=[8], max_tokens=2, repeats=3, stopwatch=stopwatch)
+    table = measure(decoder, contexts=[8, 20], max_tokens=2, repeats=3, stopwatch=stopwatch)
     assert CostTable.of(json.loads(json.dumps(table.as_dict()))) == table
     n = decoder.n_layers
     ends = [SkipSet(n, frozenset(range(a)), frozenset(range(m))) for a in (0, n) for m in (0, n)]
