@@ -390,7 +390,7 @@ class _Turns:
 
 
 def _pairs(items: list[tuple[str, Callable[[], None]]], turn: int) -> Iterator[list[tuple[str, Callable[[], None]]]]:
-    """In pairs, beginning elsewhere each turn: the first of a pair finds the caches as the unit left them, and is slower."""
+    """In pairs, from elsewhere each turn: the first of a pair finds the caches as a unit left them, and is slower."""
     first = turn % max(1, len(items))
     items = items[first:] + items[:first]
     for i in range(0, len(items), 2):
