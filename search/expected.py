@@ -92,7 +92,7 @@ class ReplayObjective:
         draft: the plan of a skip set.
         tune_stop: choose the rule's settings for each skip set, those of the best value; the score says which.
         lookup: prompt lookup in front of the draft; None: none.
-        is_carried: the rule goes on from prompt to prompt, as when one prompt after the other is decoded.
+        is_carried: the rule goes on from prompt to prompt of a batch, as when one after the other is decoded.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
@@ -163,9 +163,8 @@ class ReplayObjective:
                     rules.append(self._fitted(self.stop, chains, plan))
             replayed = {}
             for rule in rules:
-                prompts = zip(
-                    replay(chains, rule, copied=copied, is_carried=self.is_carried), batch.references, strict=True
-                )
+                found = replay(chains, rule, copied=copied, is_carried=self.is_carried)
+                prompts = zip(found, batch.references, strict=True)
                 replayed[rule] = [
                     cost_of(rounds, reference, plan, self.costs, copied={n for r, n in copied if r == row})
                     for row, (rounds, reference) in enumerate(prompts)

@@ -45,14 +45,14 @@ def replay(
     look_ahead: int | None = None,
     is_carried: bool = False,
 ) -> list[list[Round]]:
-    """The rounds that `speculate` would make of every prompt, without seconds; the rule begins each afresh.
+    """The rounds that `speculate` would make of every prompt, without seconds.
 
     Args:
         chains: of the draft; grown where they are too short.
         stop: the rule; its longest draft is at most the chains'.
         copied: what prompt lookup in front of the draft proposes, see `looked_up`; of these rounds the rule hears not.
         look_ahead: chains of a prompt that are grown at once; None: the more, the fewer are likely to be in vain.
-        is_carried: the rule goes on from prompt to prompt with what it learnt, the first decoded once before.
+        is_carried: the rule begins no prompt afresh but goes on with what it learnt, the first decoded once before.
     """
     references = chains.batch.references
     if not is_carried:
