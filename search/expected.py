@@ -13,7 +13,7 @@ from search.chains import Chains, Start
 from search.cost import CostTable
 from search.objective import GoOn, Objective, Score
 from search.reference import Reference, ReferenceBatch
-from search.replay import NOTHING, draft_everything, looked_up, replay
+from search.replay import NOTHING, draft_everything, looked_up, replay, replay_in_turn
 from search.robust import Robust
 from search.tune import Widest, fitted, variants
 from selfspec.errors import InputError
@@ -22,7 +22,7 @@ from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
-from selfspec.stop import Optimal, StopPolicy, describe
+from selfspec.stop import Optimal, StopPolicy, StopState, describe
 from selfspec.timing import Stopwatch
 from selfspec.trace import Round
 
@@ -92,7 +92,7 @@ class ReplayObjective:
         draft: the plan of a skip set.
         tune_stop: choose the rule's settings for each skip set, those of the best value; the score says which.
         lookup: prompt lookup in front of the draft; None: none.
-        is_carried: the rule goes on from prompt to prompt of a batch, as when one after the other is decoded.
+        is_carried: the rule goes on from prompt to prompt, as when one after the other is decoded.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
@@ -154,6 +154,7 @@ class ReplayObjective:
         plan = self.draft(skip)
         forward = self.decoder.bind(plan)
         rules = list(self.rules)
+        learnt: dict[StopPolicy, StopState] = {}
         for n_done, (batch, copied) in enumerate(zip(self.batches, self.copied, strict=True)):
             widest = Widest(rules)
             chains = Chains(forward, batch, max_draft=widest.max_draft, with_confidence=widest.needs_confidence)
@@ -163,7 +164,10 @@ class ReplayObjective:
                     rules.append(self._fitted(self.stop, chains, plan))
             replayed = {}
             for rule in rules:
-                found = replay(chains, rule, copied=copied, is_carried=self.is_carried)
+                if self.is_carried:
+                    found, learnt[rule] = replay_in_turn(chains, rule, after=learnt.get(rule), copied=copied)
+                else:
+                    found = replay(chains, rule, copied=copied)
                 prompts = zip(found, batch.references, strict=True)
                 replayed[rule] = [
                     cost_of(rounds, reference, plan, self.costs, copied={n for r, n in copied if r == row})

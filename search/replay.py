@@ -43,28 +43,43 @@ def replay(
     *,
     copied: Mapping[Start, list[int]] = NOTHING,
     look_ahead: int | None = None,
-    is_carried: bool = False,
 ) -> list[list[Round]]:
-    """The rounds that `speculate` would make of every prompt, without seconds.
+    """The rounds that `speculate` would make of every prompt, the rule begun afresh for each, without seconds.
 
     Args:
         chains: of the draft; grown where they are too short.
         stop: the rule; its longest draft is at most the chains'.
         copied: what prompt lookup in front of the draft proposes, see `looked_up`; of these rounds the rule hears not.
         look_ahead: chains of a prompt that are grown at once; None: the more, the fewer are likely to be in vain.
-        is_carried: the rule begins no prompt afresh but goes on with what it learnt, the first decoded once before.
     """
-    references = chains.batch.references
-    if not is_carried:
-        prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(references)]
-        _finish(prompts, chains, stop, look_ahead)
-        return [prompt.rounds for prompt in prompts]
-    one_by_one, state = [], None
-    for row in (0, *range(len(references))):
-        state = stop.begin(state)
-        one_by_one.append(prompt := _Prompt(row, references[row], state, copied))
-        _finish([prompt], chains, stop, look_ahead)
-    return [prompt.rounds for prompt in one_by_one[1:]]
+    prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(chains.batch.references)]
+    _finish(prompts, chains, stop, look_ahead)
+    return [prompt.rounds for prompt in prompts]
+
+
+def replay_in_turn(
+    chains: Chains,
+    stop: StopPolicy,
+    *,
+    after: StopState | None = None,
+    copied: Mapping[Start, list[int]] = NOTHING,
+) -> tuple[list[list[Round]], StopState]:
+    """The same as in a race: one prompt after the other, the rule going on with what it learnt; and its last state.
+
+    Args:
+        chains, stop, copied: see `replay`.
+        after: what the rule learnt in the prompts before these; None: these are the first, and the first of them is
+            decoded once before and does not count, as in a race.
+    """
+    made, state = [], after
+    for row in range(len(chains.batch.references)):
+        for _ in range(2 if state is None else 1):
+            state = stop.begin(state)
+            prompt = _Prompt(row, chains.batch.references[row], state, copied)
+            _finish([prompt], chains, stop, None)
+        made.append(prompt.rounds)
+    assert state is not None, "a batch holds at least one prompt"
+    return made, state
 
 
 def _finish(prompts: Sequence[_Prompt], chains: Chains, stop: StopPolicy, look_ahead: int | None) -> None:

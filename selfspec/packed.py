@@ -63,22 +63,24 @@ def n_bytes(module: nn.Module) -> int:
     return own + int(sum(t.numel() * t.element_size() for t in packed))
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there and multiplies weights of `dtype` on this CPU; bfloat16 takes AVX-512 or newer."""
+    if not torch._C._has_mkldnn:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
 def can_pack(model: nn.Module) -> bool:
-    """Whether packing is possible: oneDNN is there, and the weights lie on the CPU in a dtype it multiplies fast."""
-    weight = next(model.parameters())
-    return (
-        bool(torch._C._has_mkldnn)
-        and weight.device.type == "cpu"
-        and weight.dtype
-        in (
-            torch.bfloat16,
-            torch.float32,
-        )
-    )
+    """Whether packing is possible: the weights lie on the CPU in a dtype that oneDNN multiplies there."""
+    return _can_pack(next(model.parameters()))
+
+
+def _can_pack(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and packs(weight.dtype)
 
 
 def pack(model: nn.Module) -> int:
-    """Pack every linear layer of `model` in place but those that share their weight; returns how many."""
+    """Pack in place every linear layer of `model` that can be and does not share its weight; returns how many."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -87,7 +89,7 @@ def pack(model: nn.Module) -> int:
     n_packed = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and owners[id(child.weight)] == 1:
+            if type(child) is nn.Linear and owners[id(child.weight)] == 1 and _can_pack(child.weight):
                 setattr(parent, name, PackedLinear(child))
                 n_packed += 1
     return n_packed

@@ -19,7 +19,7 @@ from selfspec.draft import Drafter, DraftRow, ModelDraft, Proposal
 from selfspec.errors import InputError
 from selfspec.head import UNSCORED, TrimmedHead, trimmed
 from selfspec.model import BoundForward, Decoder, share
-from selfspec.packed import PackedLinear, pack
+from selfspec.packed import PackedLinear, pack, packs
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from tests.contracts.architecture import ENDING, LONG, SHORT, counts
@@ -164,7 +164,7 @@ def test_copies_are_counted_in_bytes() -> None:
     assert head.n_bytes == 10 * 32 * 8 + 10 * 8 + 10 * 8 + 64 * 8  # rows, bias, ids, ceilings
 
 
-@pytest.mark.skipif(not torch._C._has_mkldnn, reason="this torch has no oneDNN")
+@pytest.mark.skipif(not packs(torch.bfloat16), reason="oneDNN has no bfloat16 kernel for this CPU")
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_of_a_packed_or_tied_head_are_packed_and_equal_to_the_bit(tied: bool) -> None:
     model = toy("llama", "sdpa", tie_word_embeddings=tied).to(torch.bfloat16)

@@ -14,18 +14,21 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft
 from selfspec.model import Decoder
-from selfspec.packed import PackedLinear, can_pack, pack
+from selfspec.packed import PackedLinear, can_pack, pack, packs
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
 from tests.toys import toy
 
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="this torch has no oneDNN")
+BFLOAT16 = pytest.mark.skipif(not packs(torch.bfloat16), reason="oneDNN has no bfloat16 kernel for this CPU")
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=BFLOAT16)]
 
 
 def small(dtype: torch.dtype, **overrides: object) -> PreTrainedModel:
     return toy("llama", "sdpa", **overrides).to(dtype)
 
 
+@BFLOAT16
 @pytest.mark.parametrize("n_rows", [1, 2, 5, 8])
 def test_bfloat16_results_are_equal_to_the_bit(n_rows: int) -> None:
     linear = nn.Linear(96, 160, dtype=torch.bfloat16)
@@ -56,8 +59,9 @@ def test_a_weight_that_is_also_an_embedding_stays() -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_state_dict_is_as_it_was_and_loads_again() -> None:
-    model, other = small(torch.bfloat16), small(torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_state_dict_is_as_it_was_and_loads_again(dtype: torch.dtype) -> None:
+    model, other = small(dtype), small(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pack(model)
     after = model.state_dict()
@@ -72,12 +76,13 @@ def test_state_dict_is_as_it_was_and_loads_again() -> None:
         assert torch.equal(other(ids).logits, model(ids).logits)
 
 
-def test_saving_writes_an_ordinary_model(tmp_path: Path) -> None:
-    model = small(torch.bfloat16)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_saving_writes_an_ordinary_model(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = small(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pack(model)
     model.save_pretrained(tmp_path)
-    after = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
+    after = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
 
@@ -103,5 +108,10 @@ def test_a_draft_shares_the_packed_weights() -> None:
     assert mine and all(a is b for a, b in zip(mine, theirs, strict=True))
 
 
-def test_float64_is_not_packed() -> None:
-    assert not can_pack(small(torch.float64))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_what_this_cpu_has_no_kernel_for_stays_as_it_is(dtype: torch.dtype) -> None:
+    """Not every CPU has oneDNN's kernel for bfloat16, none has one for float64."""
+    model, ids = small(dtype), torch.tensor([[1, 2, 3]])
+    before = model(ids).logits
+    assert bool(pack(model)) == can_pack(small(dtype)) == packs(dtype)
+    assert torch.allclose(model(ids).logits, before, atol=1e-5)

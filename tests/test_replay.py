@@ -14,7 +14,7 @@ from search.chains import Chains
 from search.cost import GRID, CostTable, _spread, check, measure
 from search.expected import ReplayObjective, accepted_fraction, cost_of, expected_speedup, with_rule
 from search.reference import Reference, ReferenceBatch, refer
-from search.replay import draft_everything, replay
+from search.replay import draft_everything, replay, replay_in_turn
 from search.robust import Robust
 from search.tune import Widest, calibration, paying, variants
 from selfspec.decode import Ending, speculate
@@ -107,16 +107,29 @@ def test_counts_equal_the_real_decoders(
 
 @pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
 def test_a_rule_that_is_carried_on_counts_as_in_a_race(stop: StopPolicy, decoder: Decoder, ending: Ending) -> None:
-    """The first prompt is decoded once before, and what was learnt there goes with it."""
+    """The first prompt is decoded once before, and what was learnt goes on, also from batch to batch."""
     forward = decoder.bind(SkipSet.parse("a0,1 m2", decoder.n_layers))
-    (batch,) = refer(decoder, PROMPTS, ending=ending)
-    found = replay(Chains(forward, batch, max_draft=stop.max_draft), stop, is_carried=True)
+    batches = refer(decoder, PROMPTS, ending=ending, batch_starts=1)
+    assert len(batches) == len(PROMPTS)
+    state, found = None, []
+    for batch in batches:
+        rounds, state = replay_in_turn(Chains(forward, batch, max_draft=stop.max_draft), stop, after=state)
+        found += rounds
     state, expected = None, []
     for prompt in (PROMPTS[0], *PROMPTS):
         state = stop.begin(state)
         (real,) = speculate(decoder, [prompt], drafter=ModelDraft(forward), stops=[state], ending=ending)
         expected.append([(r.drafted, r.accepted, r.committed) for r in real.rounds])
     assert [[(r.drafted, r.accepted, r.committed) for r in rounds] for rounds in found] == expected[1:]
+
+
+def test_a_score_of_a_carried_rule_does_not_depend_on_the_batches(decoder: Decoder, ending: Ending) -> None:
+    skip, rule = SkipSet.parse("a0,1 m2", decoder.n_layers), Paying(Fixed(2), draft_cost=0.9, verify_cost=0.02)
+    whole, single = (refer(decoder, PROMPTS, ending=ending, batch_starts=n) for n in (10_000, 1))
+    scores = [with_rule(objective(decoder, batches, rule), rule)(skip) for batches in (whole, single)]
+    assert scores[0].value == pytest.approx(scores[1].value)
+    assert scores[0].drafted == scores[1].drafted
+    assert scores[0].drafted < objective(decoder, single, rule)(skip).drafted, "nothing was carried: no proof"
 
 
 @pytest.mark.parametrize("look_ahead", [1, 2, 100])
