@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -57,22 +57,20 @@ def data_sets(cfg: DictConfig) -> list[DictConfig]:
     return found
 
 
-def constraints(cfg: DictConfig, loaded: Loaded, table: CostTable | None) -> Constraints:
-    """What a skip set must be."""
+def constraints(cfg: DictConfig, loaded: Loaded, table: CostTable | None, made: Drafts) -> Constraints:
+    """What a skip set must be; caps are on the drafts that sets stand for."""
     settings: dict[str, Any] = {str(k): v for k, v in cfg.constraints.items()}
-    n, decoder = loaded.decoder.n_layers, loaded.decoder
+    decoder = loaded.decoder
     if settings["max_cost"] is not None:
         if table is None:
             raise InputError(
                 f"constraints.max_cost={settings['max_cost']} needs a cost table, which objective={cfg.objective.name} "
                 "does not measure; use objective=expected_speedup"
             )
-        context = table.contexts[0]
-        full_s = table.draft_s(SkipSet(n), context)
-        settings["cost"] = lambda skip: table.draft_s(skip, context) / full_s
+        settings["cost"] = cache(lambda skip: table.draft_cost(made.outline(skip), table.contexts[0]))
     if settings["max_memory"] is not None:
-        read = decoder.weight_bytes
-        settings["memory"] = lambda skip: read(skip) / read(SkipSet(n))
+        whole = decoder.weight_bytes(SkipSet(decoder.n_layers))
+        settings["memory"] = cache(lambda skip: decoder.weight_bytes(made.outline(skip)) / whole)
     return Constraints(**settings)
 
 

@@ -105,7 +105,7 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
         fresh_ids=[p.example.id for found in fresh.values() for p in found],
         seed=cfg.searcher.seed,
     )
-    space = Space(loaded.decoder.n_layers, build_search.constraints(cfg, loaded, table))
+    space = Space(loaded.decoder.n_layers, build_search.constraints(cfg, loaded, table, drafts))
     return Setup(loaded, prompts, fresh, drafts, table, objective, space, facts)
 
 

@@ -63,6 +63,12 @@ class Drafts:
             plan = self.fits.plan(skip, kind=self.kind, merge=self.merge, rank=self.rank)
         return replace(plan, head=self.head, precision=self.precision, memory=self.memory)
 
+    def outline(self, skip: SkipSet) -> DraftPlan:
+        """The plan of a skip set with nothing fitted: it costs what the plan costs, and has its size."""
+        bridges = {} if self.fits is None else self.fits.blanks(skip, kind=self.kind, merge=self.merge, rank=self.rank)
+        kind = self.kind if bridges else PLAIN
+        return DraftPlan(skip, bridges, self.head, kind, self.precision, self.memory)
+
     def variants(self) -> list[Drafts]:
         """These drafts, then the same with each of the other heads."""
         return [self, *(replace(self, head=head, other_heads=()) for head in self.other_heads)]

@@ -225,6 +225,15 @@ class Fits:
             bridges[sublayer(first)] = self.bridge(first, last, kind=kind, rank=rank)
         return DraftPlan(skip, bridges, kind=kind)
 
+    def blanks(self, skip: SkipSet, *, kind: str, merge: bool, rank: int | None) -> dict[Sublayer, Bridge]:
+        """Bridges of zeros where `plan` would fit some, of their size; they hold next to no memory."""
+        width = next(len(t[0]) for t in self.observed.outputs if t is not None)
+        ranks = {"mean": [], "linear": [width], "lowrank": [min(rank or width, width), width]}[kind]
+        zero = torch.zeros((), dtype=next(t.dtype for t in self.observed.outputs if t is not None))
+        shapes = zip(ranks, [width, *ranks], strict=False)
+        blank = Bridge(zero.expand(width), tuple(zero.expand(shape) for shape in shapes))
+        return {sublayer(first): blank for first, _ in self.runs(skip, merge=merge)}
+
     def runs(self, skip: SkipSet, *, merge: bool) -> list[tuple[int, int]]:
         """The (first, last) sublayer that each bridge stands in for; see `plan`."""
         found: list[tuple[int, int]] = []

@@ -131,6 +131,18 @@ def test_on_its_own_data_linear_beats_mean_beats_nothing(family: str, n_tokens: 
             assert errors[0] <= errors[1] * (1 + 1e-12) and errors[1] <= errors[2] * (1 + 1e-12), f"{first}-{last}"
 
 
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize(("kind", "rank"), [("mean", None), ("linear", None), ("lowrank", 5), ("lowrank", 99)])
+def test_blanks_stand_where_bridges_would_and_are_of_their_size(kind: str, rank: int | None, merge: bool) -> None:
+    fits, skip = Fits(observed(Decoder(toy("llama")))), SkipSet.parse("a1,2 m1", 3)
+    plan = fits.plan(skip, kind=kind, merge=merge, rank=rank)
+    blanks = fits.blanks(skip, kind=kind, merge=merge, rank=rank)
+    assert list(blanks) == list(plan.bridges)
+    for at, bridge in plan.bridges.items():
+        assert [t.shape for t in blanks[at].tensors] == [t.shape for t in bridge.tensors]
+        assert [t.dtype for t in blanks[at].tensors] == [t.dtype for t in bridge.tensors]
+
+
 def test_a_map_of_full_rank_is_the_linear_one_and_error_falls_with_rank() -> None:
     seen = observed(Decoder(toy("llama")))
     fits = Fits(seen)

@@ -138,6 +138,18 @@ class TestSearch:
         ran = search(toy, "constraints.max_memory=0.9", "searcher.n_trials=8", "finals.top=0")
         assert all(len(SkipSet.parse(r["skip"], N_LAYERS)) for r in trials(ran))
 
+    def test_a_cap_is_on_the_draft_not_on_the_skip_set_alone(self, here: Path, toy: list[str]) -> None:
+        """Weights of four bits keep it with nothing skipped, where the model's own do not."""
+        settings = [
+            "constraints.max_memory=0.7",
+            "searcher.n_trials=2",
+            "finals.top=0",
+            "starts=[nothing]",
+            "force=true",
+        ]
+        assert trials(search(toy, *settings, "precision=int4"))[0]["skip"] == "none"
+        assert trials(search(toy, *settings))[0]["skip"] != "none"
+
     def test_a_tuned_stop_rule_is_saved_with_the_set(self, here: Path, toy: list[str]) -> None:
         ran = search(toy, "objective.tune_stop=true", "searcher.n_trials=6", "stop=threshold")
         saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
