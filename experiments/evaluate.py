@@ -33,7 +33,7 @@ from selfspec.tasks.base import Example
 
 log = logging.getLogger(__name__)
 
-SPEC_BENCH = ("specbench", "mtbench")  # data whose answers are also written in Spec-Bench's format
+SPEC_BENCH = ("specbench", "mtbench")  # tasks whose answers are also written in Spec-Bench's format
 
 
 def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
@@ -203,7 +203,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
             listener=advance,
         )
     rows = latest(records.read_rows(path))
-    if cfg.data.name in SPEC_BENCH:
+    if cfg.data.task._target_.rpartition(".")[2] in SPEC_BENCH:
         write_answers(folder.path, list(rows.values()))
     quality.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())

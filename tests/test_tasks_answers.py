@@ -91,7 +91,13 @@ def test_answers_of_a_run_are_its_rows(toy: list[str], empty_folder: Path) -> No
         for k in range(81, 89)
     ]
     (empty_folder / "question.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions), encoding="utf-8")
-    data = ("data=specbench", "data.path=question.jsonl", "data.calibration_n=2", "max_new_tokens=8")
+    data = (
+        "data=specbench",
+        "data.name=another",
+        "data.path=question.jsonl",
+        "data.calibration_n=2",
+        "max_new_tokens=8",
+    )
     words = [word for word in toy if not word.startswith("data")]
     ran = command("evaluate", *words, *data, "skip=a1 m2", "arm=mine", "generate=false")
     assert ran.status == 0, ran.err
