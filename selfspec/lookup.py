@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice, takewhile
 
 import torch
 from torch import Tensor
@@ -72,7 +73,11 @@ class LookupDraft:
         per_match: tokens proposed for each token of the match, in the row's own text.
         per_memory_match: the same in the memory, where what follows is a habit and no copy.
         max_ngram: the longest end of the text to look for. Six find 0 to 2 % more than three, on three kinds of text.
-        min_ngram: the shortest; one token nearly always occurred before, and `inner` would seldom have its turn.
+        min_ngram: the shortest in the row's own text. One token nearly always occurred before: that is worth a try
+            only where nobody else drafts (`alone`).
+        min_memory_ngram: the shortest in the memory, where one token tells even less.
+        agreed: tokens proposed, at most, where no end was found but the last token occurred twice and was followed by
+            the same; 0: none.
         memory: where to look besides; None: nowhere.
 
     Raises:
@@ -87,6 +92,8 @@ class LookupDraft:
     max_tokens: int = 10
     max_ngram: int = 6
     min_ngram: int = 2
+    min_memory_ngram: int = 2
+    agreed: int = 3
     per_match: int = 2
     per_memory_match: int = 1
     memory: Memory | None = None
@@ -97,10 +104,16 @@ class LookupDraft:
                 f"lookup with max_tokens={self.max_tokens}, min_ngram={self.min_ngram}, max_ngram={self.max_ngram}: "
                 "max_tokens and min_ngram are at least 1, and max_ngram is not below min_ngram"
             )
-        if self.per_match < 1 or self.per_memory_match < 1:
+        if self.per_match < 1 or self.per_memory_match < 1 or self.agreed < 0:
             raise InputError(
-                f"lookup with per_match={self.per_match}, per_memory_match={self.per_memory_match}: both are at least 1"
+                f"lookup with per_match={self.per_match}, per_memory_match={self.per_memory_match}, "
+                f"agreed={self.agreed}: the first two are at least 1, and agreed is not negative"
             )
+
+    @classmethod
+    def alone(cls, memory: Memory | None = None) -> LookupDraft:
+        """With nobody behind it."""
+        return cls(min_ngram=1, memory=memory)
 
     def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
         """See `Drafter`. To `inner`, a row with a match is one that may propose nothing."""
@@ -131,11 +144,20 @@ class LookupDraft:
             if at >= 0:
                 distance = len(ids) - n - at
                 return [ids[len(ids) - distance + i % distance] for i in range(min(n_tokens, n * self.per_match))]
-            if self.memory is not None:
+            if self.memory is not None and n >= self.min_memory_ngram:
                 found = self.memory.following(end, min(n_tokens, n * self.per_memory_match))
                 if found:
                     return found
-        return []
+        return self._agreed(ids, n_tokens)
+
+    def _agreed(self, ids: Sequence[int], n_tokens: int) -> list[int]:
+        """What followed the last two occurrences of the last token, as far as it was the same."""
+        before = range(len(ids) - 2, -1, -1)
+        behind = list(islice((i + 1 for i in before if ids[i] == ids[-1]), 2))
+        if len(behind) < 2:
+            return []
+        pairs = islice(zip(ids[behind[0] :], ids[behind[1] :], strict=False), min(n_tokens, self.agreed))
+        return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
 class Text:

@@ -29,7 +29,7 @@ families = pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 samplings = pytest.mark.parametrize("sampling", [None, SAMPLING], ids=["greedy", "sampled"])
 
 
-def by_definition(ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:
+def by_definition(ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int, agreed: int = 0) -> list[int]:
     """The same by looking everywhere, one token at a time."""
     for n in range(max_ngram, min_ngram - 1, -1):
         for start in range(len(ids) - n - 1, -1, -1):
@@ -38,11 +38,19 @@ def by_definition(ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int)
                 for i in range(min(n_tokens, 2 * n)):
                     text.append(text[start + n + i])
                 return text[len(ids) :]
-    return []
+    places = [i + 1 for i in range(len(ids) - 1) if ids[i] == ids[-1]][-2:]
+    n = 0
+    while (
+        len(places) == 2
+        and n < min(n_tokens, agreed, len(ids) - places[1])
+        and ids[places[0] + n] == ids[places[1] + n]
+    ):
+        n += 1
+    return ids[places[1] :][:n] if n else []
 
 
-def following(ids: list[int], *, n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:
-    return LookupDraft(max_ngram=max_ngram, min_ngram=min_ngram).following(ids, n_tokens)
+def following(ids: list[int], *, n_tokens: int, max_ngram: int, min_ngram: int, agreed: int = 0) -> list[int]:
+    return LookupDraft(max_ngram=max_ngram, min_ngram=min_ngram, agreed=agreed).following(ids, n_tokens)
 
 
 def row(ids: list[int], limit: int, sampling: Sampling | None = None) -> DraftRow:
@@ -75,8 +83,11 @@ def test_the_longest_end_counts_and_then_the_most_recent(tokens: tuple[int, ...]
         ids = rng.choices(tokens, k=rng.randrange(1, 24))
         shortest = rng.randrange(1, 4)
         longest, n_tokens = shortest + rng.randrange(3), rng.randrange(1, 6)
-        found = following(ids, n_tokens=n_tokens, max_ngram=longest, min_ngram=shortest)
-        assert found == by_definition(ids, n_tokens, longest, shortest), f"{ids=} {longest=} {shortest=}"
+        agreed = rng.randrange(4)
+        found = following(ids, n_tokens=n_tokens, max_ngram=longest, min_ngram=shortest, agreed=agreed)
+        assert found == by_definition(ids, n_tokens, longest, shortest, agreed), (
+            f"{ids=} {longest=} {shortest=} {agreed=}"
+        )
 
 
 def test_a_repeated_text_is_proposed_as_it_was() -> None:
@@ -103,6 +114,28 @@ def test_the_longer_the_match_the_more_is_proposed_and_from_a_memory_less(n: int
     assert LookupDraft(per_match=1).following([*end, *after, *end], 30) == after[: min(n, 6)]
 
 
+@pytest.mark.parametrize(
+    ("ids", "proposed"),
+    [
+        ([5, 1, 2, 3, 5, 1, 2, 4, 8, 5], [1, 2]),  # behind both places, as far as they agree
+        ([5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 8, 5], [1, 2, 3]),  # no more than `agreed`
+        ([5, 1, 2, 5, 2, 1, 8, 5], []),  # they do not
+        ([5, 1, 2, 8, 5], []),  # there is one only
+    ],
+)
+def test_a_single_token_counts_where_its_last_two_places_agree(ids: list[int], proposed: list[int]) -> None:
+    assert LookupDraft().following(ids, 9) == proposed
+    assert LookupDraft(agreed=0).following(ids, 9) == []
+    if proposed:
+        assert LookupDraft().following(ids, 1) == proposed[:1]
+
+
+def test_alone_a_single_token_that_occurred_counts() -> None:
+    assert LookupDraft.alone().following([5, 1, 2, 8, 5], 9) == [1, 2]
+    assert LookupDraft.alone(Memory(joined([[5, 9, 9]]))).following([5, 1, 2, 8, 5], 9) == [1, 2]
+    assert LookupDraft.alone(Memory(joined([[5, 9, 9]]))).following([1, 2, 8, 5], 9) == []
+
+
 @pytest.mark.parametrize("ids", [[4], [4, 4], [4, 5], list(range(30))])
 def test_nothing_is_found_where_nothing_repeats(ids: list[int]) -> None:
     assert following(ids, n_tokens=4, max_ngram=3, min_ngram=2) == []
@@ -117,13 +150,13 @@ def test_no_proposal_is_longer_than_its_limit_or_its_setting(limit: int) -> None
 # In a memory
 
 
-def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:
+def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: int, min_in_texts: int) -> list[int]:
     """The same by looking everywhere: the longest end, then the row's own text, then the last place in the texts."""
-    for n in range(min(max_ngram, len(ids) - 1), min_ngram - 1, -1):
+    for n in range(min(max_ngram, len(ids) - 1), 0, -1):
         if own := by_definition(ids, n_tokens, n, n):
             return own
         places = [(t, i) for t in texts for i in range(len(t) - n + 1) if t[i : i + n] == ids[len(ids) - n :]]
-        if places and (found := places[-1][0][places[-1][1] + n :][: min(n_tokens, n)]):
+        if n >= min_in_texts and places and (found := places[-1][0][places[-1][1] + n :][: min(n_tokens, n)]):
             return found
     return []
 
@@ -136,11 +169,11 @@ def test_the_longest_end_counts_wherever_it_is_and_no_proposal_leaves_its_text(t
         texts = [rng.choices(tokens, k=rng.randrange(6)) for _ in range(rng.randrange(4))]
         ids = rng.choices(tokens, k=rng.randrange(1, 12))
         n_tokens = rng.randrange(1, 6)
-        drafter = LookupDraft(max_ngram=3, min_ngram=2, memory=Memory(joined(texts)))
+        drafter = LookupDraft(max_ngram=3, min_ngram=1, memory=Memory(joined(texts)))
         found = drafter.following(ids, n_tokens)
         assert found == in_memory(texts, ids, n_tokens, 3, 2), f"{ids=} {texts=}"
         assert BETWEEN not in found
-        n_found += found != following(ids, n_tokens=n_tokens, max_ngram=3, min_ngram=2)
+        n_found += found != following(ids, n_tokens=n_tokens, max_ngram=3, min_ngram=1)
     assert n_found > 20, "the memory was hardly ever asked: this test proves little"
 
 
@@ -267,7 +300,14 @@ def test_sampled_continuations_follow_the_exact_distribution() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_tokens": 0}, {"min_ngram": 0}, {"max_ngram": 1, "min_ngram": 2}, {"per_match": 0}, {"per_memory_match": 0}],
+    [
+        {"max_tokens": 0},
+        {"min_ngram": 0},
+        {"max_ngram": 1, "min_ngram": 2},
+        {"per_match": 0},
+        {"per_memory_match": 0},
+        {"agreed": -1},
+    ],
 )
 def test_lengths_that_leave_nothing_are_refused_in_one_line(settings: dict[str, int]) -> None:
     with pytest.raises(InputError, match="at least 1") as refusal:

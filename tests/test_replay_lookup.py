@@ -37,6 +37,7 @@ MEMORY = Memory(joined([[3, 1, 2, 9, 8, 7], [6, 5, 4, 4, 4, 3, 40, 40]]))
 LOOKUPS = [
     LookupDraft(),
     LookupDraft(max_tokens=3, max_ngram=1, min_ngram=1),
+    LookupDraft(max_ngram=6, min_ngram=4, agreed=2),
     LookupDraft(max_tokens=4, max_ngram=2, min_ngram=1, memory=MEMORY),
 ]
 SKIP = SkipSet.parse("a1 m0", 3)
