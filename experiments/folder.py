@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from selfspec import provenance, records
+from selfspec.errors import InputError
 
 OWN_LOAD = 0.5  # of a machine that does nothing else: its services; chosen, not tuned
+
+OF_EVERY_RUN = {records.CONFIG, records.OVERRIDES, records.PROVENANCE, records.LOG}  # before it does anything
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +83,8 @@ def open_folder(
 ) -> Iterator[Folder]:
     """A new run folder with its configuration and provenance; log lines go to its `log.txt` while it is open.
 
+    Where the run is refused before it wrote anything itself, its folder goes, too: it would look as if it went on.
+
     Args:
         outputs: where run folders go.
         verb, name: of the run.
@@ -89,8 +95,13 @@ def open_folder(
     path = new_folder(outputs, verb, name, config=config, overrides=overrides)
     started = provenance.environment()
     records.write_json(path / records.PROVENANCE, {**started, "run": dict(facts)})
-    with logging_to(path):
-        yield Folder(path, started)
+    try:
+        with logging_to(path):
+            yield Folder(path, started)
+    except InputError:
+        if {p.name for p in path.iterdir()} <= OF_EVERY_RUN:
+            shutil.rmtree(path)
+        raise
 
 
 def new_folder(outputs: Path, verb: str, name: str, *, config: str, overrides: list[str]) -> Path:

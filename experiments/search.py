@@ -37,6 +37,8 @@ from selfspec.timing import Stopwatch
 log = logging.getLogger(__name__)
 
 JOURNAL, SETS, FRONT = "study.journal", "sets.json", "pareto.yaml"
+Starts = tuple[list[SkipSet], bool]  # and whether they are a whole importance map of speedups
+
 MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searcher.patience")
 
 
@@ -99,14 +101,17 @@ def _check(cfg: DictConfig) -> None:
 
 
 def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
-    table = ""
+    starts = _starts(cfg, setup)
+    study = build_search.study(
+        cfg,
+        setup.space,
+        folder.path / JOURNAL,
+        sets=_computed_sets(cfg, setup, folder.path / SETS),
+        table=provenance.digest(str(setup.costs)) if setup.costs else "",
+    )
     if setup.costs:
         records.write_json(folder.path / COSTS, {"costs": setup.costs.as_dict()})
-        table = provenance.digest(str(setup.costs))
-    study = build_search.study(
-        cfg, setup.space, folder.path / JOURNAL, sets=_computed_sets(cfg, setup, folder.path / SETS), table=table
-    )
-    found, verdict = _search(cfg, setup, study, folder, tracker)
+    found, verdict = _search(cfg, setup, study, starts, folder, tracker)
     unit = setup.objective.unit
     say(_told(found, unit, cfg.searcher.name))
     if verdict:
@@ -153,9 +158,10 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
 
 
 def _search(
-    cfg: DictConfig, setup: Setup, study: SearchStudy, folder: Folder, tracker: Tracker
+    cfg: DictConfig, setup: Setup, study: SearchStudy, begin: Starts, folder: Folder, tracker: Tracker
 ) -> tuple[Found, Verdict | None]:
     """The starts, the verdict that they allow, and the search."""
+    starts, has_map = begin
     n_trials, unit = cfg.searcher.n_trials, setup.objective.unit
     # of earlier sittings, and of other workers
     earlier = [row_of(trial, number) for number, trial in enumerate(study.trials)]
@@ -178,8 +184,6 @@ def _search(
             show(row)
             log.info("trial %d: %s -> %s %s", row["number"], row["skip"], row["value"], unit)
             advance(row)
-
-        starts, has_map = _starts(cfg, setup)
 
         def go(n: int) -> Found:
             return run_search(
@@ -209,7 +213,7 @@ def _search(
         return (go(n_trials) if verdict.pays() or cfg.force else found), verdict
 
 
-def _starts(cfg: DictConfig, setup: Setup) -> tuple[list[SkipSet], bool]:
+def _starts(cfg: DictConfig, setup: Setup) -> Starts:
     """What is scored first, and whether that tells if plain skipping may pay: a whole importance map of speedups."""
     kinds, n_layers = list(cfg.starts), setup.space.n_layers
     if "singles" in kinds and cfg.searcher.n_trials < 4 * n_layers:

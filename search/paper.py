@@ -82,6 +82,6 @@ def _package() -> ModuleType:
         import bayes_opt
     except ModuleNotFoundError:
         raise InputError(
-            "searcher=paper needs the package bayesian-optimization, which is missing; pip install selfspec[paper]"
+            "searcher=paper needs the package bayesian-optimization, which is missing; pip install 'selfspec[paper]'"
         ) from None
     return bayes_opt

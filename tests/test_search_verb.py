@@ -211,6 +211,15 @@ class TestSearch:
         assert ran.status == 2
         (line,) = [li for li in ran.error_lines if not li.startswith(("measuring", "costs:", "no importance"))]
         assert told in line
+        assert not list(here.glob("outputs/search/*/*")), "a run that never began looks as if it went on"
+
+    def test_a_missing_package_is_told_before_anything_looks_begun(
+        self, here: Path, toy: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "bayes_opt", None)
+        ran = command("search", *toy, *SMALL, "searcher=paper")
+        assert ran.status == 2 and "pip install 'selfspec[paper]'" in ran.err
+        assert not list(here.glob("outputs/search/*/*"))
 
 
 class TestProfile:

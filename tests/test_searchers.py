@@ -203,7 +203,7 @@ def test_any_sampler_that_takes_a_seed_can_be_named_on_the_command_line(words: l
 
 def test_the_missing_package_of_the_published_recipe_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bayes_opt", None)
-    with pytest.raises(InputError, match=r"pip install selfspec\[paper\]"):
+    with pytest.raises(InputError, match=r"pip install 'selfspec\[paper\]'"):
         Paper(0, kappa=2.576, alpha=0.01)
 
 
