@@ -44,12 +44,13 @@ FREE_TEXT = (
     "data_folder",
     "storage",
 )
+FLAGS = {"--repair": "data.repair=true"}  # what may be written shorter than as a setting
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def main() -> None:
     """The console script."""
-    argv = sys.argv[1:]
+    sys.argv[1:] = argv = [FLAGS.get(word, word) for word in sys.argv[1:]]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -239,3 +240,14 @@ def test_a_count_that_is_none_is_told(word: str, model_folder: Path, prompts_fil
     assert told.status == 2
     assert "a whole number from 1 on" in told.error_lines[-1]
     assert not (tmp_path / "evaluate").exists()
+
+
+def test_repair_is_a_flag_too(toy: list[str], tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.jsonl"
+    rows = [json.dumps({"id": str(i), "prompt": f"one two {i}"}) for i in range(40)]
+    damaged.write_text("\n".join([*rows[:3], '{"id": "half', *rows[3:]]) + "\n", encoding="utf-8")
+    words = [*toy, f"data.path={damaged}", f"paths.outputs={tmp_path}", "n=2", "max_new_tokens=2", "generate=false"]
+    refused, repaired = command("evaluate", *words), command("evaluate", *words, "--repair")
+    assert refused.status == 2 and "line 4" in refused.err and "data.repair=true" in refused.err
+    assert repaired.status == 0, repaired.err
+    assert "data.repair=true" in (repaired.run / "overrides.txt").read_text(encoding="utf-8")
