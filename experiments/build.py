@@ -204,7 +204,7 @@ def drafter(cfg: DictConfig, decoder: Decoder, plan: DraftPlan, policy: StopPoli
     """
     memory = Memory.of(plan.memory)
     if lookup == "only":
-        return LookupDraft.alone(memory)
+        return LookupDraft(memory=memory)
     if lookup not in (None, "front"):
         raise InputError(f"lookup={lookup}; it is front (before the draft), only (instead of it) or null")
     draft = ModelDraft(decoder.bind(plan), cfg.sampling.sample_draft, policy.needs_confidence)

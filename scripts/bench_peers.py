@@ -124,7 +124,7 @@ def peers(decoder: Decoder, *, skip: SkipSet, n_exit: int, n_tokens: int) -> dic
         f"transformers: early exit at {n_exit}": generate(assistant_early_exit=n_exit),
         f"transformers: assistant without {skip}": generate(assistant_model=assistant),
         "selfspec: plain": lambda ids: autoregress(decoder, [ids], ending=ending)[0].tokens,
-        "selfspec: prompt lookup": ours(LookupDraft.alone()),
+        "selfspec: prompt lookup": ours(LookupDraft()),
         f"selfspec: skip={early}": skipping(early),
         f"selfspec: skip={skip}": skipping(skip),
     }

@@ -73,9 +73,7 @@ class LookupDraft:
         per_match: tokens proposed for each token of the match, in the row's own text.
         per_memory_match: the same in the memory, where what follows is a habit and no copy.
         max_ngram: the longest end of the text to look for. Six find 0 to 2 % more than three, on three kinds of text.
-        min_ngram: the shortest in the row's own text. One token nearly always occurred before: that is worth a try
-            only where nobody else drafts (`alone`).
-        min_memory_ngram: the shortest in the memory, where one token tells even less.
+        min_ngram: the shortest. One token nearly always occurred before, and `inner` would seldom have its turn.
         agreed: tokens proposed, at most, where no end was found but the last token occurred twice and was followed by
             the same; 0: none.
         memory: where to look besides; None: nowhere.
@@ -92,7 +90,6 @@ class LookupDraft:
     max_tokens: int = 10
     max_ngram: int = 6
     min_ngram: int = 2
-    min_memory_ngram: int = 2
     agreed: int = 3
     per_match: int = 2
     per_memory_match: int = 1
@@ -109,11 +106,6 @@ class LookupDraft:
                 f"lookup with per_match={self.per_match}, per_memory_match={self.per_memory_match}, "
                 f"agreed={self.agreed}: the first two are at least 1, and agreed is not negative"
             )
-
-    @classmethod
-    def alone(cls, memory: Memory | None = None) -> LookupDraft:
-        """With nobody behind it."""
-        return cls(min_ngram=1, memory=memory)
 
     def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
         """See `Drafter`. To `inner`, a row with a match is one that may propose nothing."""
@@ -144,7 +136,7 @@ class LookupDraft:
             if at >= 0:
                 distance = len(ids) - n - at
                 return [ids[len(ids) - distance + i % distance] for i in range(min(n_tokens, n * self.per_match))]
-            if self.memory is not None and n >= self.min_memory_ngram:
+            if self.memory is not None:
                 found = self.memory.following(end, min(n_tokens, n * self.per_memory_match))
                 if found:
                     return found

@@ -130,12 +130,6 @@ def test_a_single_token_counts_where_its_last_two_places_agree(ids: list[int], p
         assert LookupDraft().following(ids, 1) == proposed[:1]
 
 
-def test_alone_a_single_token_that_occurred_counts() -> None:
-    assert LookupDraft.alone().following([5, 1, 2, 8, 5], 9) == [1, 2]
-    assert LookupDraft.alone(Memory(joined([[5, 9, 9]]))).following([5, 1, 2, 8, 5], 9) == [1, 2]
-    assert LookupDraft.alone(Memory(joined([[5, 9, 9]]))).following([1, 2, 8, 5], 9) == []
-
-
 @pytest.mark.parametrize("ids", [[4], [4, 4], [4, 5], list(range(30))])
 def test_nothing_is_found_where_nothing_repeats(ids: list[int]) -> None:
     assert following(ids, n_tokens=4, max_ngram=3, min_ngram=2) == []
@@ -150,13 +144,13 @@ def test_no_proposal_is_longer_than_its_limit_or_its_setting(limit: int) -> None
 # In a memory
 
 
-def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: int, min_in_texts: int) -> list[int]:
+def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:
     """The same by looking everywhere: the longest end, then the row's own text, then the last place in the texts."""
-    for n in range(min(max_ngram, len(ids) - 1), 0, -1):
+    for n in range(min(max_ngram, len(ids) - 1), min_ngram - 1, -1):
         if own := by_definition(ids, n_tokens, n, n):
             return own
         places = [(t, i) for t in texts for i in range(len(t) - n + 1) if t[i : i + n] == ids[len(ids) - n :]]
-        if n >= min_in_texts and places and (found := places[-1][0][places[-1][1] + n :][: min(n_tokens, n)]):
+        if places and (found := places[-1][0][places[-1][1] + n :][: min(n_tokens, n)]):
             return found
     return []
 
@@ -169,11 +163,11 @@ def test_the_longest_end_counts_wherever_it_is_and_no_proposal_leaves_its_text(t
         texts = [rng.choices(tokens, k=rng.randrange(6)) for _ in range(rng.randrange(4))]
         ids = rng.choices(tokens, k=rng.randrange(1, 12))
         n_tokens = rng.randrange(1, 6)
-        drafter = LookupDraft(max_ngram=3, min_ngram=1, memory=Memory(joined(texts)))
+        drafter = LookupDraft(max_ngram=3, min_ngram=2, agreed=0, memory=Memory(joined(texts)))
         found = drafter.following(ids, n_tokens)
         assert found == in_memory(texts, ids, n_tokens, 3, 2), f"{ids=} {texts=}"
         assert BETWEEN not in found
-        n_found += found != following(ids, n_tokens=n_tokens, max_ngram=3, min_ngram=1)
+        n_found += found != following(ids, n_tokens=n_tokens, max_ngram=3, min_ngram=2)
     assert n_found > 20, "the memory was hardly ever asked: this test proves little"
 
 
