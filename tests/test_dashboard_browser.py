@@ -129,7 +129,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_at(browser: Any, address: str, *, width: int, scheme: str = "light") -> Seen:
     seen = Seen(browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme))
-    seen.page.on("websocket", lambda socket: socket.on("framesent", seen.sent.append))
+    seen.page.on("websocket", lambda socket: socket.on("framesent", lambda frame: seen.sent.append(frame)))
     for _ in range(60):  # until the server listens
         try:
             seen.page.goto(address, timeout=WAIT_MS)
