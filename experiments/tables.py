@@ -20,7 +20,7 @@ from selfspec.metrics import Timed
 from selfspec.skip import SkipSet
 
 BASELINE = "plain"
-CONDITIONS = ("dtype", "device", "threads", "torch", "machine")
+CONDITIONS = ("dtype", "device", "threads", "attention", "torch", "transformers", "selfspec", "machine")
 
 Key = tuple[str, int, int]  # prompt, sample, turn
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -76,7 +76,10 @@ class ArmRow:
     threads: str
     run: str
     is_finished: bool
+    attention: str = "–"
     torch: str = "–"
+    transformers: str = "–"
+    selfspec: str = "–"
     machine: str = "–"
     is_busy: bool = False
     is_lossy: bool = False
@@ -111,7 +114,7 @@ class ArmRow:
     @property
     def conditions(self) -> tuple[str, ...]:
         """What must be the same before two speeds are compared; named by `CONDITIONS`."""
-        return self.dtype, self.device, self.threads, self.torch, self.machine
+        return tuple(getattr(self, name) for name in CONDITIONS)
 
 
 def arm_rows(run: RunFolder) -> list[ArmRow]:
@@ -185,7 +188,10 @@ def _paired(
         threads=text(run.facts.get("threads")),
         run=run.id,
         is_finished=run.is_finished,
+        attention=text(run.facts.get("attention")),
         torch=package(run, "torch"),
+        transformers=package(run, "transformers"),
+        selfspec=_code(run),
         machine=text(run.provenance.get("cuda") or run.provenance.get("cpu")),
         is_busy=run.is_busy,
         is_lossy=bool(run.about(arm).get("draft_only")),
@@ -197,6 +203,14 @@ def package(run: RunFolder, name: str) -> str:
     """The version of a package that the run used."""
     versions = run.provenance.get("packages")
     return text(versions.get(name) if isinstance(versions, dict) else None)
+
+
+def _code(run: RunFolder) -> str:
+    """Which selfspec ran: the commit of a checkout, else the version."""
+    code = run.provenance.get("code")
+    if not isinstance(code, dict) or "commit" not in code:
+        return package(run, "selfspec")
+    return text(code["commit"])[:8] + "-changed" * bool(code.get("is_dirty"))
 
 
 def times(pairs: Sequence[Pair], clock: Callable[[Mapping[str, Any]], Timed]) -> tuple[list[Timed], list[Timed]]:
@@ -273,8 +287,7 @@ def _cells(row: ArmRow) -> list[str]:
 
 def differing(rows: Sequence[ArmRow]) -> list[str]:
     """The names of the conditions in which the rows differ; their speeds cannot be compared if there are any."""
-    columns = zip(*(row.conditions for row in rows), strict=True)
-    return [name for name, values in zip(CONDITIONS, columns, strict=False) if len(set(values)) > 1]
+    return [name for name in CONDITIONS if len({getattr(row, name) for row in rows}) > 1]
 
 
 def arm_csv(rows: Sequence[ArmRow]) -> str:

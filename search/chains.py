@@ -124,6 +124,5 @@ class Chains:
 def _confidences(logits_BTV: Tensor, tokens_BT: Tensor) -> list[list[float]]:
     """The raw probability of each chosen token."""
     wide_BTV = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
-    top_BT = wide_BTV.gather(-1, tokens_BT.unsqueeze(-1)).squeeze(-1)
-    confidences: list[list[float]] = (top_BT - wide_BTV.logsumexp(-1)).exp().tolist()
+    confidences: list[list[float]] = wide_BTV.softmax(-1).gather(-1, tokens_BT.unsqueeze(-1)).squeeze(-1).tolist()
     return confidences

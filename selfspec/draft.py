@@ -116,8 +116,7 @@ class ModelDraft:
         if not self.needs_confidence:
             return [(token, math.nan) for token in tokens_B.tolist()]
         wide_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
-        top_B = wide_BV.gather(-1, tokens_B.unsqueeze(-1)).squeeze(-1)
-        confidence_B = (top_B - wide_BV.logsumexp(-1)).exp()
+        confidence_B = wide_BV.softmax(-1).gather(-1, tokens_B.unsqueeze(-1)).squeeze(-1)
         both = torch.stack([tokens_B.double(), confidence_B.double()]).tolist()
         return [(int(token), confidence) for token, confidence in zip(*both, strict=True)]
 

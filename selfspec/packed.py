@@ -4,13 +4,16 @@ On a CPU `F.linear` re-lays a weight each time it is used; a decode step of one 
 layer holds its weight in oneDNN's own layout and nothing else, so there is no second copy. In bfloat16 the results are
 equal to `F.linear`'s to the bit; in float32 the sums are taken in another order.
 
-A weight that is also an embedding stays as it is: a packed weight has no rows to look up.
+Where a head's weight is also the embedding, as in many small models, the embedding keeps it, since a packed weight has
+no rows to look up, and the head is packed as a second copy: memory of one embedding for a third to a half of the
+head's time.
 """
 
 # V vocabulary, O output features, I input features
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -80,12 +83,9 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 def pack(model: nn.Module) -> int:
-    """Pack in place every linear layer of `model` that can be and does not share its weight; returns how many."""
-    owners: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    """Pack in place every linear layer of `model` that can be and shares its weight with no other; returns how many."""
+    others = (module for module in model.modules() if not isinstance(module, nn.Embedding))
+    owners = Counter(id(p) for module in others for p in module._parameters.values() if p is not None)
     n_packed = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The name of the CPU or of the CUDA device; measured seconds hold for it alone."""
+    """What the CPU or the CUDA device is; measured seconds hold for it alone."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = _try(_cpu)
@@ -85,7 +85,10 @@ def _code() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    raise LookupError("no model name in /proc/cpuinfo")
+    """The name of the CPU, and its family and model, since a virtual machine may give every generation one name."""
+    first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    if "model name" not in told:
+        raise LookupError("no model name in /proc/cpuinfo")
+    kind = ", ".join(f"{key.split()[-1]} {told[key]}" for key in ("cpu family", "model") if key in told)
+    return f"{told['model name']} ({kind})" if kind else told["model name"]

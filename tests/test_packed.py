@@ -53,10 +53,21 @@ def test_the_weight_it_took_over_is_let_go() -> None:
     assert not [ref for ref in held if ref() is not None]
 
 
-def test_a_weight_that_is_also_an_embedding_stays() -> None:
-    model = small(torch.float32, tie_word_embeddings=True)
+def test_a_head_that_is_also_the_embedding_is_packed_beside_it() -> None:
+    model, ids = small(torch.float32, tie_word_embeddings=True), torch.tensor([[1, 2, 3]])
+    before, embedding = model(ids).logits, model.get_input_embeddings().weight
     pack(model)
-    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    assert isinstance(head, PackedLinear) and torch.equal(head.weight, embedding)
+    assert model.get_input_embeddings().weight is embedding
+    assert torch.allclose(model(ids).logits, before, atol=1e-5)
+
+
+def test_layers_that_share_a_weight_go_on_sharing_it() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[2].weight = model[0].weight
+    assert pack(model) == 1
+    assert model[2].weight is model[0].weight
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -76,9 +87,10 @@ def test_state_dict_is_as_it_was_and_loads_again(dtype: torch.dtype) -> None:
         assert torch.equal(other(ids).logits, model(ids).logits)
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_saving_writes_an_ordinary_model(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = small(dtype)
+def test_saving_writes_an_ordinary_model(dtype: torch.dtype, is_tied: bool, tmp_path: Path) -> None:
+    model = small(dtype, tie_word_embeddings=is_tied)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pack(model)
     model.save_pretrained(tmp_path)

@@ -265,9 +265,11 @@ def test_the_command_of_every_run_is_told(outputs: Path, tmp_path: Path) -> None
 def test_runs_of_other_versions_and_machines_are_not_mixed_silently(outputs: Path, tmp_path: Path) -> None:
     other = write_run(outputs, "evaluate/toy/other", [plain("p"), drafted("p", "x", ROUNDS)])
     known = json.loads((other / "provenance.json").read_text())
-    known |= {"packages": {"torch": "2.9.0"}, "cpu": "another"}
+    known |= {"packages": {"torch": "2.9.0", "transformers": "5.0.0"}, "cpu": "another", "code": {"commit": "0" * 40}}
     (other / "provenance.json").write_text(json.dumps(known))
-    said = "The runs differ in torch, machine: compare speeds only between rows where these agree."
+    said = (
+        "The runs differ in torch, transformers, selfspec, machine: compare speeds only between rows where these agree."
+    )
     assert said in make_report(find_runs("evaluate", outputs), tmp_path / "report").markdown
     assert said in results.section(evidence(outputs)).notes
 
