@@ -33,7 +33,7 @@ from selfspec.stop import Fixed
 from selfspec.timing import Stopwatch
 
 GRID = (0.0, 0.5, 1.0)  # parts of the attention, and of the MLPs, that are left out where drafts are measured
-OVERHEAD_REPEATS, OVERHEAD_ROUNDS = 8, 4  # enough for a median; chosen, not tuned
+OVERHEAD_REPEATS, OVERHEAD_ROUNDS, N_DRAFTED = 8, 4, 2  # enough for a median; chosen, not tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def measure(
     )
     left = [tuple(v * unit_s - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
     table = replace(table, beside_s=tuple(left))
-    return replace(table, round_s=_round_units(decoder, table, stopwatch) * unit_s)
+    return replace(table, round_s=_round_units(decoder, contexts[0], stopwatch) * unit_s)
 
 
 @torch.inference_mode()
@@ -282,29 +282,32 @@ def _fit(drafted: Sequence[tuple[int, SkipSet, float]], contexts: Sequence[int])
     return [max(0.0, float(v)) for v in parts]
 
 
-def _round_units(decoder: Decoder, table: CostTable, stopwatch: Stopwatch) -> float:
-    """What a real round takes beside its forwards, in plain tokens of the same minute: at least 0."""
-    nothing, context = SkipSet(decoder.n_layers), table.contexts[0]
-    drafter = ModelDraft(decoder.bind(nothing))
-    plain = _plain(decoder, 1, context)
+def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
+    """What a real round takes beside its forwards, in plain tokens: at least 0, and 0 where there is no room for one.
+
+    The forwards are timed anew, just before and after: what they cost in plain tokens differs between a machine whose
+    memory is busy and one whose is not, and a round is mostly forwards.
+    """
+    nothing = SkipSet(decoder.n_layers)
+    drafter, plain = ModelDraft(decoder.bind(nothing)), _plain(decoder, 1, context)
+    forwards = {"draft": _drafting(decoder, nothing, context), "verify": _plain(decoder, N_DRAFTED + 1, context)}
     left = []
     for _ in range(OVERHEAD_REPEATS):
         turns = _Turns(plain, 3, stopwatch)
-        turns.units({})
+        before = turns.units(forwards)
         (result,) = speculate(
             decoder,
             [[5] * context],
             drafter=drafter,
-            stops=[Fixed(2).begin()],
-            ending=Ending(3 * OVERHEAD_ROUNDS + 1, frozenset()),
+            stops=[Fixed(N_DRAFTED).begin()],
+            ending=Ending((N_DRAFTED + 1) * OVERHEAD_ROUNDS + 1, frozenset()),
             stopwatch=stopwatch,
         )
-        turns.units({})
-        speed = table.plain_s(context) / turns.unit_s
-        for r in result.rounds:
-            forwards_s = r.drafted * table.draft_s(nothing, context) + table.verification_s(r.drafted + 1, context)
-            left.append(((r.draft_s + r.verify_s) * speed - forwards_s) / table.plain_s(context))
-    return max(0.0, statistics.median(left))
+        after = turns.units(forwards)
+        draft, verify = ((before[name] + after[name]) / 2 for name in forwards)
+        whole = [r for r in result.rounds if r.drafted == N_DRAFTED]
+        left += [(r.draft_s + r.verify_s) / turns.unit_s - N_DRAFTED * draft - verify for r in whole]
+    return max(0.0, statistics.median(left)) if left else 0.0
 
 
 def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from selfspec.model import Decoder
 
@@ -21,9 +22,9 @@ Verdict = Literal["identical", "near_tie", "mismatch"]
 
 # In units of eps · (the logit that is largest without its sign): rounding errors grow with what is summed, and where
 # the best token is unsure that one is a negative logit. Measured in bfloat16, 6366 places of three texts (SmolLM2-135M,
-# Qwen2.5-Coder-0.5B): the gaps between the best three tokens change by up to 2.84 between the whole text, by which it
-# is judged here, and forwards of one, five and eleven tokens; in units of the best token's logit by up to 6.5. In
-# float32 and wider this is far below any gap between two tokens.
+# Qwen2.5-Coder-0.5B): the gaps between the best three tokens change by up to 2.84 between the whole text and forwards
+# of one, five and eleven tokens; in units of the best token's logit by up to 6.5. In float32 and wider this is far
+# below any gap between two tokens.
 TOLERANCE_ULPS = 4
 
 
@@ -34,7 +35,8 @@ class Comparison:
     Attributes:
         verdict: identical, near_tie (a first divergence within the tolerance), or mismatch.
         first_divergence: index of the first differing token, None if identical.
-        gap: at that token, how far below the target's largest logit the less likely of the two tokens lies.
+        gap: at that token, how far below the target's largest logit the less likely of the two tokens lies; of the
+            second look, if there was one.
         tolerance: the largest gap that is called a near-tie here.
     """
 
@@ -56,6 +58,9 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 def compare(decoder: Decoder, prompt: Sequence[int], baseline: Sequence[int], tokens: Sequence[int]) -> Comparison:
     """Compare two greedy outputs for one prompt; asks the target at the first divergence, if there is one.
 
+    It is asked about the whole text at once and, if that says mismatch, once more one token at a time, as the baseline
+    was decoded: the whole text has roundings of its own, and the outputs parted by the difference of two others.
+
     An output that merely ends sooner than the other is a mismatch: no rounding explains it.
     """
     at = first_difference(baseline, tokens)
@@ -63,11 +68,32 @@ def compare(decoder: Decoder, prompt: Sequence[int], baseline: Sequence[int], to
         return Comparison("identical")
     if at >= min(len(baseline), len(tokens)):
         return Comparison("mismatch", at)
-    ids = [*prompt, *baseline[:at]]
-    cache = decoder.new_cache(n_rows=1, capacity=len(ids))
-    logits_V = decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)[0, -1]
+    first = _judged(_whole(decoder, [*prompt, *baseline[:at]]), at, (baseline[at], tokens[at]), decoder.dtype)
+    if first.verdict == "near_tie":
+        return first
+    return _judged(_by_one(decoder, prompt, baseline[:at]), at, (baseline[at], tokens[at]), decoder.dtype)
+
+
+def _judged(logits_V: Tensor, at: int, pair: tuple[int, int], dtype: torch.dtype) -> Comparison:
+    """Whether rounding can have made either of a pair of tokens the best."""
     logits_V = logits_V.double()
-    top = float(logits_V.max())
-    gap = top - min(float(logits_V[baseline[at]]), float(logits_V[tokens[at]]))
-    tolerance = TOLERANCE_ULPS * torch.finfo(decoder.dtype).eps * max(1.0, float(logits_V.abs().max()))
+    gap = float(logits_V.max()) - min(float(logits_V[token]) for token in pair)
+    tolerance = TOLERANCE_ULPS * torch.finfo(dtype).eps * max(1.0, float(logits_V.abs().max()))
     return Comparison("near_tie" if gap <= tolerance else "mismatch", at, gap, tolerance)
+
+
+def _whole(decoder: Decoder, ids: Sequence[int]) -> Tensor:
+    """The logits [V] after a text, by one forward."""
+    cache = decoder.new_cache(n_rows=1, capacity=len(ids))
+    return decoder.full(torch.tensor([list(ids)], device=decoder.device), starts=[0], cache=cache, n_logits=1)[0, -1]
+
+
+def _by_one(decoder: Decoder, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    """The logits [V] after a prompt and tokens that are read one by one."""
+    cache = decoder.new_cache(n_rows=1, capacity=len(prompt) + len(tokens))
+    texts = [list(prompt), *([token] for token in tokens)]
+    starts = [0, *range(len(prompt), len(prompt) + len(tokens))]
+    for ids, start in zip(texts, starts, strict=True):
+        ids_1T = torch.tensor([ids], device=decoder.device)
+        logits_1TV = decoder.full(ids_1T, starts=[start], cache=cache, n_logits=1)
+    return logits_1TV[0, -1]

@@ -125,7 +125,8 @@ class Int4Linear(RoundedLinear):
         if self._more_inputs:
             x_RI = pad(x_RI, (0, self._more_inputs))
         product: Tensor = torch._weight_int4pack_mm_for_cpu(x_RI.contiguous(), self._packed, GROUP, self._steps_GO2)
-        product = product[:, : self.out_features]
+        if product.shape[1] != self.out_features:
+            product = product[:, : self.out_features]
         if self._bias is not None:
             product = product + self._bias
         return product.to(x.dtype).view(*x.shape[:-1], self.out_features)

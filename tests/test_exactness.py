@@ -51,6 +51,31 @@ def test_in_float32_such_gaps_are_mismatches() -> None:
     assert verdict([20.0, 19.9999, 1.0], torch.float32) == "mismatch"
 
 
+class Rounding(Saying):
+    """One whose logits are those of `alone` where it reads one token, and notes how many it read."""
+
+    def __init__(self, logits_V: list[float], alone_V: list[float]) -> None:
+        super().__init__(logits_V, torch.bfloat16)
+        self.alone_V, self.read = torch.tensor(alone_V, dtype=torch.bfloat16), list[tuple[int, list[int]]]()
+
+    def full(self, ids_BT: Tensor, **more: Any) -> Tensor:
+        self.read.append((more["starts"][0], ids_BT[0].tolist()))
+        return self.alone_V.expand(1, 1, -1) if ids_BT.shape[1] == 1 else super().full(ids_BT)
+
+
+def test_a_mismatch_by_the_whole_text_is_judged_again_as_the_baseline_was_decoded() -> None:
+    """The first seen: SmolLM2-135M after 745 tokens, 1.0 apart by one forward, 0.625 one by one, level in rounds."""
+    decoder = Rounding([28.75, 27.75, 1.0], [28.625, 28.0, 1.0])
+    found = compare(cast(Decoder, decoder), [7, 7], [5, 0, 3], [5, 1, 2])
+    assert (found.verdict, found.gap) == ("near_tie", 0.625)
+    assert decoder.read == [(0, [7, 7, 5]), (0, [7, 7]), (2, [5])]
+    wrong = Rounding([28.75, 27.75, 1.0], [28.75, 27.75, 1.0])
+    assert compare(cast(Decoder, wrong), [7, 7], [5, 0, 3], [5, 1, 2]).verdict == "mismatch"
+    certain = Rounding([28.75, 28.0, 1.0], [28.625, 20.0, 1.0])
+    assert compare(cast(Decoder, certain), [7, 7], [5, 0, 3], [5, 1, 2]).verdict == "near_tie"
+    assert len(certain.read) == 1
+
+
 def test_equal_outputs_are_identical_and_one_that_merely_ends_sooner_is_a_mismatch() -> None:
     decoder = cast(Decoder, Saying([1.0, 1.0], torch.bfloat16))
     assert compare(decoder, [7], [5, 0, 3], [5, 0, 3]).verdict == "identical"

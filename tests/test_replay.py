@@ -7,8 +7,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
+import torch
 
 from search.chains import Chains
 from search.cost import GRID, CostTable, _spread, check, measure
@@ -27,6 +29,7 @@ from selfspec.skip import SkipSet
 from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, Threshold
 from selfspec.timing import Stopwatch
 from selfspec.trace import Round
+from selfspec.verify import judge_greedy
 from tests.toys import FAMILIES, toy
 
 N_NEW = 20
@@ -315,6 +318,25 @@ def test_a_measured_table_meets_the_sets_that_it_was_made_from() -> None:
         assert predicted == pytest.approx(measured)
     sums = check(decoder, replace(table, beside_s=()), ends, repeats=3, stopwatch=stopwatch)
     assert any(abs(predicted / measured - 1) > 0.02 for predicted, measured in sums), "a sum of parts would have done"
+
+
+def test_what_a_round_takes_beside_its_forwards_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of calls: 4 for a forward, 2 for each further token of it, 3 for the judge; 3/4 of a plain token."""
+    decoder, seconds = Decoder(toy("llama")), [0.0]
+
+    def forward(module: object, args: tuple[torch.Tensor], output: object) -> None:
+        seconds[0] += 4.0 + 2.0 * (args[0].shape[1] - 1)
+
+    def judge(*args: Any) -> Any:
+        seconds[0] += 3.0
+        return judge_greedy(*args)
+
+    decoder.model.lm_head.register_forward_hook(forward)
+    stopwatch = Stopwatch(clock=lambda: seconds[0])
+    for judged, expected in ((judge_greedy, 0.0), (judge, 3.0)):
+        monkeypatch.setattr("selfspec.decode.judge_greedy", judged)
+        table = measure(decoder, contexts=[8], max_tokens=4, repeats=3, stopwatch=stopwatch)
+        assert table.round_s == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("n_layers", range(1, 50))
