@@ -130,7 +130,11 @@ def _do(step: Step, folder: Path, say: Say) -> Path:
         KeyboardInterrupt: if it was interrupted.
     """
     begun = _newest(step, folder)
-    if begun is not None and _is_whole(begun):  # killed before the experiment could note it
+    if begun is not None and _is_whole(begun):  # killed before the experiment could note it, or refused at its end
+        if n_wrong := _summary(begun).get("verdicts", {}).get("mismatch"):
+            log.warning(
+                "%s: %d outputs are not plain decoding's, and are counted as such in its tables", begun, n_wrong
+            )
         return begun
     go_on = f"`selfspec reproduce resume={folder}` goes on from there"
     try:
@@ -162,7 +166,8 @@ def _newest(step: Step, folder: Path) -> Path | None:
 
 def _is_whole(run: Path) -> bool:
     """Whether a run came to its end by itself: a search that is interrupted leaves a summary too."""
-    if not records.is_finished(run):
-        return False
-    summary: Mapping[str, Any] = json.loads((run / records.SUMMARY).read_text(encoding="utf-8"))
-    return summary.get("ended") != "interrupted"
+    return records.is_finished(run) and _summary(run).get("ended") != "interrupted"
+
+
+def _summary(run: Path) -> Mapping[str, Any]:
+    return dict(json.loads((run / records.SUMMARY).read_text(encoding="utf-8")))

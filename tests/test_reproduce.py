@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -224,6 +225,16 @@ class TestKilled:
         begun = [path for verb in ("search", "evaluate") for path in (folder / "runs" / verb).glob("*/*")]
         assert len(begun) == 2, begun
         assert_whole(folder)
+
+    def test_an_evaluation_refused_for_what_it_found_is_not_passed_over_in_silence(self, small: list[str]) -> None:
+        folder = folder_of(command("reproduce", *small))
+        rows = [row for row in records.read_rows(folder / STEPS) if row["verb"] != "report"]
+        (run,) = [Path(row["run"]) for row in rows if row["verb"] == "evaluate"]
+        summary = json.loads((run / records.SUMMARY).read_text())
+        records.write_json(run / records.SUMMARY, summary | {"verdicts": {"mismatch": 3}})
+        (folder / STEPS).write_text("".join(json.dumps(row) + "\n" for row in rows if row["verb"] != "evaluate"))
+        ran = resumed(folder)
+        assert ran.status == 0 and "3 outputs are not plain decoding's" in ran.err + ran.out, ran
 
     def test_a_finished_experiment_has_nothing_left_to_do(self, small: list[str]) -> None:
         folder = folder_of(command("reproduce", *small))
