@@ -27,7 +27,7 @@ from experiments.tables import (
     arm_cells,
     arm_csv,
     arm_table,
-    differing,
+    cautions,
     markdown_table,
     number,
     verdict_sentences,
@@ -113,9 +113,7 @@ def _arms_part(rows: Sequence[ArmRow]) -> list[str]:
         notes.append("Not compared: sampled outputs equal plain decoding's in distribution, not token by token.")
     if any(row.n_failed for row in rows):
         notes.append("Failed: prompts on which the arm or plain decoding failed; they are in no other number.")
-    if differs := differing(rows):
-        notes.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
-    return ["## Arms", arm_table(rows), bullets(notes)]
+    return ["## Arms", arm_table(rows), bullets([*notes, *cautions(rows)])]
 
 
 def _skip_part(sets: Mapping[str, SkipSet]) -> list[str]:

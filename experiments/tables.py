@@ -21,6 +21,7 @@ from selfspec.skip import SkipSet
 
 BASELINE = "plain"
 CONDITIONS = ("dtype", "device", "threads", "attention", "torch", "transformers", "selfspec", "machine")
+PACE = 1.05  # plain decoding that many times as fast as in another run is another state of the machine; chosen
 
 Key = tuple[str, int, int]  # prompt, sample, turn
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -285,9 +286,22 @@ def _cells(row: ArmRow) -> list[str]:
     ]
 
 
-def differing(rows: Sequence[ArmRow]) -> list[str]:
-    """The names of the conditions in which the rows differ; their speeds cannot be compared if there are any."""
-    return [name for name in CONDITIONS if len({getattr(row, name) for row in rows}) > 1]
+def cautions(rows: Sequence[ArmRow]) -> list[str]:
+    """Why speeds of different runs cannot be compared, a sentence each: on what they ran, or at what pace."""
+    told = []
+    if differs := [name for name in CONDITIONS if len({getattr(row, name) for row in rows}) > 1]:
+        told.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
+    same: dict[tuple[object, ...], list[float]] = {}
+    for row in rows:
+        if row.is_baseline and not math.isnan(row.tokens_per_s):
+            same.setdefault((row.model, row.data, row.conditions, row.n, row.n_tokens), []).append(row.tokens_per_s)
+    for (model, data, *_), speeds in same.items():
+        if max(speeds) > PACE * min(speeds):
+            told.append(
+                f"Plain decoding of {model} on {data} ran at {min(speeds):.1f} to {max(speeds):.1f} tokens/s in these "
+                "runs, all conditions being the same: so did the machine, and speedups hold within a run."
+            )
+    return told
 
 
 def arm_csv(rows: Sequence[ArmRow]) -> str:

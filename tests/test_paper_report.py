@@ -274,6 +274,15 @@ def test_runs_of_other_versions_and_machines_are_not_mixed_silently(outputs: Pat
     assert said in results.section(evidence(outputs)).notes
 
 
+def test_runs_at_another_pace_are_told_apart(outputs: Path, tmp_path: Path) -> None:
+    """Plain decoding of the same prompts, the same tokens: 4 % apart is noise, more is the machine's state."""
+    (rows,) = [r.rows() for r in find_runs("e", outputs)]
+    for name, slower, is_told in (("near", 1.04, False), ("far", 1.2, True)):
+        write_run(outputs, f"evaluate/toy/{name}", [{**r, "total_s": r["total_s"] * slower} for r in rows])
+        markdown = make_report(find_runs(f"e,{name}", outputs), tmp_path / name).markdown
+        assert ("Plain decoding of toy on mini ran at " in markdown) == is_told, markdown
+
+
 def test_a_run_that_began_on_a_busy_machine_is_marked(outputs: Path, tmp_path: Path) -> None:
     busy = write_run(outputs, "evaluate/toy/busy", [plain("p"), drafted("p", "x", ROUNDS)])
     known = json.loads((busy / "provenance.json").read_text())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from experiments.paper.evidence import FIRST, Evidence, Measured
 from experiments.paper.section import Cell, Section, Table, Value
-from experiments.tables import SPEEDUP, differing
+from experiments.tables import SPEEDUP, cautions
 
 
 def section(evidence: Evidence) -> Section:
@@ -18,8 +18,7 @@ def section(evidence: Evidence) -> Section:
     body = [_cells(evidence, arm, metrics) for arm in evidence.arms]
     columns = [*FIRST, "prompts", "failed", *metrics, "acceptance", "tokens/round", "speedup", "run"]
     notes = [SPEEDUP] if metrics else [SPEEDUP, "Quality was not measured in these runs."]
-    if differs := differing([arm.row for arm in evidence.arms]):
-        notes.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
+    notes += cautions([arm.row for arm in evidence.arms])
     told = evidence.told(lambda row: not any(row.get(k) for k in ("stop", "part", "table", "figure", "over")))
     return Section(stem, title, Table(columns, body), notes=[*notes, *told])
 
