@@ -49,7 +49,7 @@ def leave_failure(verb: str, cfg: DictConfig, overrides: list[str], error: Excep
 
 
 class ListFailures(Callback):
-    """Ends a sweep with exit status 1 and one line for each job that failed."""
+    """Ends a sweep with a line that all is well, or with exit status 1 and one line for each job that failed."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra once all jobs are over, where the sweep was started."""
@@ -57,7 +57,8 @@ class ListFailures(Callback):
         sweep = str(Path(config.hydra.sweep.dir).absolute())
         found = [(file.parent, json.loads(file.read_text("utf-8"))) for file in outputs.rglob(records.FAILURE)]
         failed = sorted((path, failure) for path, failure in found if failure.get("sweep") == sweep)
-        if not failed:
+        if not failed:  # a launcher may have kept what its jobs print
+            print(f"the sweep is over, no job failed; `selfspec report runs='{outputs}/**'` puts runs into one table")
             return
         log.error("selfspec: %d of the sweep's jobs failed; the others are whole:", len(failed))
         for path, failure in failed:
