@@ -141,8 +141,8 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
     if not prompts:
         raise InputError(
             f"draft={cfg.draft.kind}, head.n={cfg.head.n} and memory={cfg.memory} are made from calibration prompts "
-            "beyond those of the search and its finals, and none are left; raise data.calibration_n, or lower "
-            "objective.n_prompts"
+            "beyond those of the search and its finals, and none are left; give data with more of them, as by "
+            "data.calibration_n where it has that"
         )
     c = cfg.calibration
     check_count("calibration.n_tokens", c.n_tokens)

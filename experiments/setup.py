@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from search.shared import agree, open_storage
 from search.space import Space
 from selfspec.load import Loaded
 from selfspec.prompt import Prompt
+
+log = logging.getLogger(__name__)
 
 COSTS = "costs.json"
 ALL = 1_000_000  # prompts; null would leave them in their own order, which is no selection by the seed
@@ -73,9 +76,11 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
             seed=cfg.searcher.seed,
             max_new_tokens=max(o.max_new_tokens, cfg.calibration.max_new_tokens if needs_texts else 0),
         )
-        rest += [p.ids for p in found[o.n_prompts + n_fresh :]]
-        found = found[: o.n_prompts + n_fresh]
-        prompts[data.data.name], fresh[data.data.name] = found[: o.n_prompts], found[o.n_prompts :]
+        n, n_finals = (
+            _shares(data.data.name, len(found), o.n_prompts, n_fresh) if needs_texts else (o.n_prompts, n_fresh)
+        )
+        rest += [p.ids for p in found[n + n_finals :]]
+        prompts[data.data.name], fresh[data.data.name] = found[:n], found[n : n + n_finals]
     drafts = build_search.drafts(cfg, loaded, rest)
     known = resumed / COSTS if resumed else None
     table = None
@@ -107,6 +112,23 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
     )
     space = Space(loaded.decoder.n_layers, build_search.constraints(cfg, loaded, table, drafts))
     return Setup(loaded, prompts, fresh, drafts, table, objective, space, facts)
+
+
+def _shares(data: str, n_found: int, n_search: int, n_finals: int) -> tuple[int, int]:
+    """How many prompts the search and its finals take, so that equally many at least are left to make drafts of.
+
+    Only where nothing would be left are they fewer than was asked for, and that is said.
+    """
+    share = n_found // (2 + bool(n_finals))
+    if n_found > n_search + n_finals or not share:
+        return n_search, n_finals
+    n, m = min(n_search, share), min(n_finals, share)
+    log.warning(
+        "data=%s has %d calibration prompts, too few for %d of the search, %d of its finals and those that drafts are "
+        "made of: they get %d, %d and %d; data with more prompts gives better drafts",
+        *(data, n_found, n_search, n_finals, n, m, n_found - n - m),
+    )
+    return n, m
 
 
 def objective_on(

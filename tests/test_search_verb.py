@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from experiments.build import options
+from experiments.setup import _shares
 from search.expected import ReplayObjective
 from selfspec import records
 from selfspec.records import read_rows
@@ -313,7 +314,19 @@ class TestPlans:
         refused = command("evaluate", *toy, "skip=a1", "stop=searched")
         assert refused.status == 2 and "not the folder of a search" in refused.err
 
-    def test_without_prompts_to_fit_on_it_says_what_to_do(self, here: Path, toy: list[str]) -> None:
-        words = "draft=linear", "objective.n_prompts=4", "calibration.max_new_tokens=8"
-        ran = command("search", *toy, *SMALL, *words)
-        assert ran.status == 2 and "none are left" in ran.err
+    def test_without_prompts_to_fit_on_the_search_and_its_finals_take_fewer(self, here: Path, toy: list[str]) -> None:
+        words = "draft=linear", "objective.n_prompts=4", "calibration.max_new_tokens=8", "searcher.n_trials=2"
+        ran = command("search", *toy, *SMALL, *words, "starts=[nothing]")
+        assert ran.status == 0 and "they get 1, 1 and 2" in ran.err, ran.err
+        told = json.loads((ran.run / records.PROVENANCE).read_text())["run"]
+        assert (len(told["prompt_ids"]), len(told["fresh_ids"])) == (1, 1) and told["calibration_tokens"] > 8
+
+    @pytest.mark.parametrize(
+        ("found", "asked", "expected"),
+        [(12, (8, 8), (4, 4)), (12, (8, 0), (6, 0)), (17, (8, 8), (8, 8)), (16, (2, 14), (2, 5)), (2, (8, 8), (8, 8))],
+    )
+    def test_prompts_are_shared_out_only_where_none_would_be_left(
+        self, found: int, asked: tuple[int, int], expected: tuple[int, int]
+    ) -> None:
+        """`mini` has 12. Of two, none can be left: drafts that are made of texts are refused then."""
+        assert _shares("mini", found, *asked) == expected
