@@ -323,7 +323,14 @@ class TestPlans:
 
     @pytest.mark.parametrize(
         ("found", "asked", "expected"),
-        [(12, (8, 8), (4, 4)), (12, (8, 0), (6, 0)), (17, (8, 8), (8, 8)), (16, (2, 14), (2, 5)), (2, (8, 8), (8, 8))],
+        [
+            (12, (8, 8), (4, 4)),
+            (12, (8, 0), (8, 0)),
+            (8, (8, 0), (4, 0)),
+            (17, (8, 8), (8, 8)),
+            (16, (2, 14), (2, 5)),
+            (2, (8, 8), (8, 8)),
+        ],
     )
     def test_prompts_are_shared_out_only_where_none_would_be_left(
         self, found: int, asked: tuple[int, int], expected: tuple[int, int]
