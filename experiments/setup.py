@@ -76,9 +76,9 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
             seed=cfg.searcher.seed,
             max_new_tokens=max(o.max_new_tokens, cfg.calibration.max_new_tokens if needs_texts else 0),
         )
-        n, n_finals = (
-            _shares(data.data.name, len(found), o.n_prompts, n_fresh) if needs_texts else (o.n_prompts, n_fresh)
-        )
+        n, n_finals = o.n_prompts, n_fresh
+        if needs_texts:
+            n, n_finals = _shares(data.data.name, len(found), n, n_finals)
         rest += [p.ids for p in found[n + n_finals :]]
         prompts[data.data.name], fresh[data.data.name] = found[:n], found[n : n + n_finals]
     drafts = build_search.drafts(cfg, loaded, rest)

@@ -68,10 +68,11 @@ def compare(decoder: Decoder, prompt: Sequence[int], baseline: Sequence[int], to
         return Comparison("identical")
     if at >= min(len(baseline), len(tokens)):
         return Comparison("mismatch", at)
-    first = _judged(_whole(decoder, [*prompt, *baseline[:at]]), at, (baseline[at], tokens[at]), decoder.dtype)
-    if first.verdict == "near_tie":
-        return first
-    return _judged(_by_one(decoder, prompt, baseline[:at]), at, (baseline[at], tokens[at]), decoder.dtype)
+    for text, then in (([*prompt, *baseline[:at]], ()), (prompt, baseline[:at])):
+        found = _judged(_after(decoder, text, then), at, (baseline[at], tokens[at]), decoder.dtype)
+        if found.verdict == "near_tie":
+            break
+    return found
 
 
 def _judged(logits_V: Tensor, at: int, pair: tuple[int, int], dtype: torch.dtype) -> Comparison:
@@ -82,18 +83,12 @@ def _judged(logits_V: Tensor, at: int, pair: tuple[int, int], dtype: torch.dtype
     return Comparison("near_tie" if gap <= tolerance else "mismatch", at, gap, tolerance)
 
 
-def _whole(decoder: Decoder, ids: Sequence[int]) -> Tensor:
-    """The logits [V] after a text, by one forward."""
-    cache = decoder.new_cache(n_rows=1, capacity=len(ids))
-    return decoder.full(torch.tensor([list(ids)], device=decoder.device), starts=[0], cache=cache, n_logits=1)[0, -1]
-
-
-def _by_one(decoder: Decoder, prompt: Sequence[int], tokens: Sequence[int]) -> Tensor:
-    """The logits [V] after a prompt and tokens that are read one by one."""
-    cache = decoder.new_cache(n_rows=1, capacity=len(prompt) + len(tokens))
-    texts = [list(prompt), *([token] for token in tokens)]
-    starts = [0, *range(len(prompt), len(prompt) + len(tokens))]
-    for ids, start in zip(texts, starts, strict=True):
+def _after(decoder: Decoder, text: Sequence[int], then: Sequence[int]) -> Tensor:
+    """The logits [V] after a text that is read at once, and tokens that are read one by one."""
+    cache = decoder.new_cache(n_rows=1, capacity=len(text) + len(then))
+    pieces = [list(text), *([token] for token in then)]
+    starts = [0, *range(len(text), len(text) + len(then))]
+    for ids, start in zip(pieces, starts, strict=True):
         ids_1T = torch.tensor([ids], device=decoder.device)
         logits_1TV = decoder.full(ids_1T, starts=[start], cache=cache, n_logits=1)
     return logits_1TV[0, -1]
