@@ -57,8 +57,10 @@ class ListFailures(Callback):
         sweep = str(Path(config.hydra.sweep.dir).absolute())
         found = [(file.parent, json.loads(file.read_text("utf-8"))) for file in outputs.rglob(records.FAILURE)]
         failed = sorted((path, failure) for path, failure in found if failure.get("sweep") == sweep)
-        if not failed:  # a launcher may have kept what its jobs print
-            print(f"the sweep is over, no job failed; `selfspec report runs='{outputs}/**'` puts runs into one table")
+        if not failed:  # said as a warning, since a launcher may have kept what its jobs print, and set no level here
+            log.warning(
+                "the sweep is over, all its jobs are whole; `selfspec report runs='%s/**'` tells of them", outputs
+            )
             return
         log.error("selfspec: %d of the sweep's jobs failed; the others are whole:", len(failed))
         for path, failure in failed:
