@@ -1,12 +1,12 @@
 """Weights laid out once for oneDNN, instead of at every call.
 
 On a CPU `F.linear` re-lays a weight each time it is used; a decode step of one token is then mostly that. A packed
-layer holds its weight in oneDNN's own layout and nothing else, so there is no second copy. In bfloat16 the results are
+layer holds its weight in oneDNN's own layout and nothing else. In bfloat16 the results are
 equal to `F.linear`'s to the bit; in float32 the sums are taken in another order.
 
 Where a head's weight is also the embedding, as in many small models, the embedding keeps it, since a packed weight has
-no rows to look up, and the head is packed as a second copy: memory of one embedding for a third to a half of the
-head's time.
+no rows to look up, and the head is packed as a second copy: a head then takes a third to a half of its time (LOG),
+for the memory of one embedding.
 """
 
 # V vocabulary, O output features, I input features

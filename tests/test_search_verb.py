@@ -7,15 +7,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from experiments import build_search
 from experiments.build import options
 from experiments.setup import _shares
 from search.expected import ReplayObjective
 from selfspec import records
+from selfspec.errors import InputError
+from selfspec.load import Loaded
 from selfspec.records import read_rows
 from selfspec.skip import SkipSet
 from selfspec.skipfile import read_skip_set
@@ -337,3 +341,8 @@ class TestPlans:
     ) -> None:
         """`mini` has 12. Of two, none can be left: drafts that are made of texts are refused then."""
         assert _shares("mini", found, *asked) == expected
+
+    def test_drafts_that_are_made_of_texts_are_refused_where_there_are_none(self) -> None:
+        cfg = OmegaConf.create({"precision": "same", "draft": {"kind": "linear"}, "head": {"n": None}, "memory": None})
+        with pytest.raises(InputError, match="none are left; give data with more of them"):
+            build_search.drafts(cfg, cast(Loaded, None), [])
