@@ -37,6 +37,7 @@ class Memory:
 
     def __init__(self, ids_N: Tensor) -> None:
         self.ids_N = ids_N
+        self._behind: dict[int, dict[tuple[int, ...], int]] = {}  # 0.2 kB a token for each length that is asked for
 
     @classmethod
     def of(cls, ids_N: Tensor | None) -> Memory | None:
@@ -44,14 +45,36 @@ class Memory:
         return None if ids_N is None else cls(ids_N)
 
     @cached_property
-    def _text(self) -> Text:
-        return Text(self.ids_N.tolist())
+    def ids(self) -> list[int]:
+        """The same ids."""
+        ids: list[int] = self.ids_N.tolist()
+        return ids
 
-    def following(self, end: Text, n_tokens: int) -> list[int]:
-        """Up to `n_tokens` ids of what followed `end` where it occurred last; none if nowhere, or if nothing did."""
-        at = self._text.last(end)
-        found = self._text.ids[at + len(end.ids) :][:n_tokens] if at >= 0 else []
+    def match(self, ids: Sequence[int], end: int, *, shortest: int, longest: int) -> tuple[int, int]:
+        """Where the text goes on that was last like `ids[:end]`, and how many tokens were; (0, 0) if it never was.
+
+        The longest match counts, of `shortest` to `longest` tokens.
+        """
+        at = length = 0
+        for n in range(shortest, min(longest, end) + 1):
+            behind = self._ends(n).get(tuple(ids[end - n : end]))
+            if behind is None:  # what did not occur is no end of anything longer that did
+                break
+            at, length = behind, n
+        return at, length
+
+    def after(self, at: int, n_tokens: int) -> list[int]:
+        """Up to `n_tokens` ids from `at` on, of one text."""
+        found = self.ids[at : at + n_tokens]
         return found[: found.index(BETWEEN)] if BETWEEN in found else found
+
+    def _ends(self, n: int) -> dict[tuple[int, ...], int]:
+        """Behind what `n` tokens the texts go on, and where they did last."""
+        if n not in self._behind:
+            ids = self.ids
+            grams = zip(*(ids[i:] for i in range(n)), range(n, len(ids)), strict=False)
+            self._behind[n] = {tuple(g[:n]): g[n] for g in grams if BETWEEN not in g[:n] and ids[g[n]] != BETWEEN}
+        return self._behind[n]
 
 
 def joined(texts: Iterable[Sequence[int]]) -> Tensor:
@@ -67,6 +90,10 @@ class LookupDraft:
     rule is not asked: looked-up tokens cost nothing but their verification, and there is no confidence. They are a
     point mass, chosen without chance, and judged as such when the target samples.
 
+    A memory of other texts than are decoded has matches too, which hardly ever hold. So it is asked while it knows this
+    one: of the last `asked` places of the text where it had a match, among `reach` tokens, the token that followed must
+    have been right at a fraction `known` at least, with one in its favour.
+
     Attributes:
         inner: drafts for the rows without a match; by default nobody does.
         max_tokens: the longest proposal.
@@ -77,13 +104,15 @@ class LookupDraft:
         agreed: tokens proposed, at most, where no end was found but the last token occurred twice and was followed by
             the same; 0: none.
         memory: where to look besides; None: nowhere.
+        asked, reach, known: see above.
 
     Raises:
         InputError: for lengths that leave nothing to look for or to propose.
 
     Source: Saxena 2023, prompt lookup decoding; Yang et al. 2023 (arXiv:2304.04487); for the memory He et al. 2023,
     REST (arXiv:2311.08252), whose texts are a corpus; for the length Oliaro et al. 2024, SuffixDecoding
-    (arXiv:2411.04975). The factors are the best of eleven rules replayed on three kinds of text (LOG).
+    (arXiv:2411.04975). The factors are the best of eleven rules replayed on three kinds of text, and so is what a
+    memory must have known (LOG).
     """
 
     inner: Drafter = field(default_factory=NoDraft)
@@ -94,6 +123,9 @@ class LookupDraft:
     per_match: int = 2
     per_memory_match: int = 1
     memory: Memory | None = None
+    asked: int = 16
+    reach: int = 64
+    known: float = 0.2
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or not 1 <= self.min_ngram <= self.max_ngram:
@@ -130,17 +162,31 @@ class LookupDraft:
         if n_tokens < 1:
             return []
         text = Text(list(ids))
+        remembered, n_like = self._match(self.memory, ids, len(ids)) if self.memory else (0, 0)
         for n in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
             end = Text(text.ids[-n:])
             at = text.last(end, before_the_end=True)
             if at >= 0:
                 distance = len(ids) - n - at
                 return [ids[len(ids) - distance + i % distance] for i in range(min(n_tokens, n * self.per_match))]
-            if self.memory is not None:
-                found = self.memory.following(end, min(n_tokens, n * self.per_memory_match))
-                if found:
-                    return found
+            if self.memory and n == n_like and self._knows(self.memory, ids):
+                return self.memory.after(remembered, min(n_tokens, n * self.per_memory_match))
         return self._agreed(ids, n_tokens)
+
+    def _match(self, memory: Memory, ids: Sequence[int], end: int) -> tuple[int, int]:
+        return memory.match(ids, end, shortest=self.min_ngram, longest=min(self.max_ngram, end - 1))
+
+    def _knows(self, memory: Memory, ids: Sequence[int]) -> bool:
+        """Whether the memory was right often enough, as far as the text has come."""
+        n_matches = n_right = 0
+        for end in range(len(ids) - 1, max(0, len(ids) - 1 - self.reach), -1):
+            at, n = self._match(memory, ids, end)
+            if n:
+                n_matches += 1
+                n_right += memory.ids[at] == ids[end]
+            if n_matches == self.asked:
+                break
+        return n_right + 1 >= self.known * n_matches
 
     def _agreed(self, ids: Sequence[int], n_tokens: int) -> list[int]:
         """What followed the last two occurrences of the last token, as far as it was the same."""

@@ -145,13 +145,14 @@ def test_no_proposal_is_longer_than_its_limit_or_its_setting(limit: int) -> None
 
 
 def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: int, min_ngram: int) -> list[int]:
-    """The same by looking everywhere: the longest end, then the row's own text, then the last place in the texts."""
+    """The same by looking everywhere: the longest end, then the row's own text, then the last place that goes on."""
     for n in range(min(max_ngram, len(ids) - 1), min_ngram - 1, -1):
         if own := by_definition(ids, n_tokens, n, n):
             return own
-        places = [(t, i) for t in texts for i in range(len(t) - n + 1) if t[i : i + n] == ids[len(ids) - n :]]
-        if places and (found := places[-1][0][places[-1][1] + n :][: min(n_tokens, n)]):
-            return found
+        places = [(t, i) for t in texts for i in range(len(t) - n) if t[i : i + n] == ids[len(ids) - n :]]
+        if places:
+            text, at = places[-1]
+            return text[at + n :][: min(n_tokens, n)]
     return []
 
 
@@ -169,6 +170,28 @@ def test_the_longest_end_counts_wherever_it_is_and_no_proposal_leaves_its_text(t
         assert BETWEEN not in found
         n_found += found != following(ids, n_tokens=n_tokens, max_ngram=3, min_ngram=2)
     assert n_found > 20, "the memory was hardly ever asked: this test proves little"
+
+
+@pytest.mark.parametrize("n_right", range(7))
+def test_a_memory_is_asked_as_long_as_a_fifth_of_what_it_knew_was_right_with_one_in_its_favour(n_right: int) -> None:
+    n_most = 5 * (n_right + 1)
+    places = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(20)]
+    memory = Memory(joined(places))
+    # The last tokens are what the memory knows: the earlier ones are further off than it matters.
+    text = [(*p[:2], p[2] if i >= 20 - n_right else 99) for i, p in enumerate(places)]
+    for n_matches in range(n_right, 17):
+        ids = [98, *(token for triple in text[20 - n_matches :] for token in triple)]
+        found = LookupDraft(memory=memory).following([*ids, 0, 1], 9)
+        assert found == ([2] if n_matches <= min(n_most, 16) else []), f"{n_matches=}"
+
+
+def test_what_a_memory_knew_long_ago_does_not_count() -> None:
+    memory = Memory(joined([[3 * i, 3 * i + 1, 3 * i + 2] for i in range(20)]))
+    wrong = [token for i in range(1, 17) for token in (3 * i, 3 * i + 1, 99)]
+    between = list(range(100, 150))
+    assert LookupDraft(memory=memory).following([*wrong, 0, 1], 9) == []
+    assert LookupDraft(memory=memory).following([98, *range(51, 60), *wrong, 0, 1], 9) == []  # right before
+    assert LookupDraft(memory=memory).following([*wrong, *between, 0, 1], 9) == [2]
 
 
 @families
