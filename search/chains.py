@@ -112,12 +112,15 @@ class Chains:
         own_BTS = (self._owners_BS[:, None, :] == owners_BT[:, :, None]) & (owners_BT != PADDING)[:, :, None]
         cache = self.batch.cache
         cache.set([self._owners_BS.shape[1] - width] * len(rows), width)
+        texts = [[*r.prompt, *r.tokens] for r in references]
         return self._forward.tree(
             ids_BT,
             positions_BT=positions_BT,
             seen_BTS=text_BTS | own_BTS,
             key_positions_BS=self._positions_BS,
             cache=cache,
+            # A chain knows the text before it and the token that it begins with.
+            text_rows=self._forward.text_rows(texts, owners_BT.clamp(min=0) + 1),
         )
 
 

@@ -345,8 +345,10 @@ def _calling_head(decoder: Decoder) -> Callable[[], None]:
 
 
 def _prefilled(decoder: Decoder, context: int, n_more: int) -> tuple[ClockCache, list[int]]:
-    """A cache of `context` tokens with room for more, and the tokens."""
-    cache, ids = decoder.new_cache(n_rows=1, capacity=context + n_more), [5] * context
+    """A cache of `context` tokens with room for more, and the tokens, a third of which are different."""
+    n_vocab = int(decoder.config.vocab_size)
+    ids = [(-1 - i // 3) % n_vocab for i in range(context)]  # the last of the vocabulary, which few heads score
+    cache = decoder.new_cache(n_rows=1, capacity=context + n_more)
     decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)
     return cache, ids
 

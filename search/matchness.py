@@ -95,6 +95,7 @@ def count_agreed(forward: BoundForward, batch: ReferenceBatch) -> list[int]:
         seen_BTS=torch.cat([prompt_BTS, own_BTT], dim=2),
         key_positions_BS=torch.cat([texts_S.expand(len(batch.references), -1), positions_BT], dim=1),
         cache=batch.cache,
+        text_rows=forward.text_rows([[*r.prompt, *r.tokens] for r in batch.references], positions_BT + 1),
     )
     chosen = largest(logits_BTV).tolist()
     return [

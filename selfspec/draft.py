@@ -79,6 +79,8 @@ class ModelDraft:
         active = [row.limit > 0 and row.stop.begins() for row in rows]
         last = [row.ids[-1] for row in rows]
         device = cache.device
+        # What a row drafts is of its text or of the head's own tokens, so these rows last for all of its draft.
+        text_rows = self.forward.text_rows([row.ids for row in rows]) if any(active) else None
         step = 0
         while any(active):
             ids_B1 = torch.tensor(last, device=device).unsqueeze(1)
@@ -86,7 +88,7 @@ class ModelDraft:
             at = [
                 start + len(p.tokens) if on else start for start, p, on in zip(starts, proposals, active, strict=True)
             ]
-            logits_BV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1)[:, -1]
+            logits_BV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)[:, -1]
             chosen = self._choose(rows, proposals, active, logits_BV)
             step += 1
             for b, (row, proposal) in enumerate(zip(rows, proposals, strict=True)):

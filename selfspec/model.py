@@ -21,7 +21,7 @@ from selfspec.adapters import Patch, Sublayers, find_sublayers
 from selfspec.bridges import stand_in
 from selfspec.cache import ClockCache
 from selfspec.errors import InputError
-from selfspec.head import TrimmedHead, trimmed
+from selfspec.head import TextRows, TrimmedHead, trimmed
 from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
@@ -32,25 +32,63 @@ from selfspec.skip import SkipSet
 class Forward(Protocol):
     """One resolved draft or target: no membership test per token."""
 
-    def __call__(self, ids_BT: Tensor, *, starts: Sequence[int], cache: ClockCache, n_logits: int = 0) -> Tensor:
+    def __call__(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+    ) -> Tensor:
         """Logits of `ids_BT`, whose rows begin at the positions `starts`.
 
         Sets the cache's clocks to `starts` and writes the new keys and values there.
 
+        Args:
+            ids_BT: the tokens.
+            starts: a position for each row.
+            cache: of keys and values.
+            n_logits: of how many of the last tokens; 0: of all.
+            text_rows: what a trimmed head scores as well, see `text_rows` below.
+
         Returns:
-            [B, T, V], or [B, n_logits, V] of the last tokens where `n_logits` is not 0.
+            [B, T, V], or [B, n_logits, V].
         """
+        ...
+
+    def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
+        """What a trimmed head scores beside its own tokens where the rows' texts are these; None: nothing."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BoundForward:
-    """The forward of a transformers model whose positions, cache and masks are given by the clocks."""
+    """The forward of a transformers model whose positions, cache and masks are given by the clocks.
+
+    Attributes:
+        module: the model, or a draft that shares its parameters.
+        context_length: the longest sequence, in tokens.
+        head: the module's own, if it is trimmed.
+    """
 
     module: nn.Module
     context_length: int
+    head: TrimmedHead | None = None
 
-    def __call__(self, ids_BT: Tensor, *, starts: Sequence[int], cache: ClockCache, n_logits: int = 0) -> Tensor:
+    def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
+        """See `Forward`, and `TrimmedHead.text_rows` for `lengths_BT`."""
+        return None if self.head is None else self.head.text_rows(texts, lengths_BT)
+
+    def __call__(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+    ) -> Tensor:
         """See `Forward`."""
         n_new = ids_BT.shape[1]
         cache.set(starts, n_new)
@@ -64,10 +102,17 @@ class BoundForward:
             mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
             # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
             positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        return self._run(ids_BT, positions_BT, mask, cache, n_logits)
+        return self._run(ids_BT, positions_BT, mask, cache, n_logits, text_rows)
 
     def tree(
-        self, ids_BT: Tensor, *, positions_BT: Tensor, seen_BTS: Tensor, key_positions_BS: Tensor, cache: ClockCache
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        seen_BTS: Tensor,
+        key_positions_BS: Tensor,
+        cache: ClockCache,
+        text_rows: TextRows | None = None,
     ) -> Tensor:
         """Logits [B, T, V] of tokens that may stand at any positions, several of them at one.
 
@@ -79,6 +124,7 @@ class BoundForward:
             seen_BTS: which keys each token sees, itself and those written with it included.
             key_positions_BS: the position of each key.
             cache: its clocks are set by the caller.
+            text_rows: what a trimmed head scores as well, see `text_rows`.
 
         Raises:
             InputError: if the model takes no explicit mask (`mask.check_batches`).
@@ -87,9 +133,17 @@ class BoundForward:
         mask = tree_mask(
             self.module.config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=key_positions_BS, dtype=dtype
         )
-        return self._run(ids_BT, positions_BT.clamp(max=self.context_length - 1), mask, cache, 0)
+        return self._run(ids_BT, positions_BT.clamp(max=self.context_length - 1), mask, cache, 0, text_rows)
 
-    def _run(self, ids_BT: Tensor, positions_BT: Tensor, mask: Any, cache: ClockCache, n_logits: int) -> Tensor:
+    def _run(
+        self,
+        ids_BT: Tensor,
+        positions_BT: Tensor,
+        mask: Any,
+        cache: ClockCache,
+        n_logits: int,
+        text_rows: TextRows | None,
+    ) -> Tensor:
         logits: Tensor = self.module(
             input_ids=ids_BT,
             attention_mask=mask,
@@ -97,6 +151,7 @@ class BoundForward:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=n_logits,
+            **({} if text_rows is None else {"text_rows": text_rows}),  # which only the forward of a trimmed head takes
         ).logits
         return logits
 
@@ -179,9 +234,10 @@ class Decoder:
                 layers.get_submodule(str(at[1])).get_submodule(patch.name).forward = patch.forward
         if plan.precision != "same":
             self._round(copied, plan)
-        if plan.head is not None:
-            trimmed(copied, self._trimmed_head(plan.head, plan.precision))
-        return BoundForward(copied, self.context_length)
+        head = None if plan.head is None else self._trimmed_head(plan.head, plan.precision)
+        if head is not None:
+            trimmed(copied, head)
+        return BoundForward(copied, self.context_length, head)
 
     def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
         """Its rows are copied once for many drafts."""

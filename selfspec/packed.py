@@ -25,19 +25,26 @@ class PackedLinear(nn.Module):
 
     Args:
         linear: the layer to take over; its weight can be dropped afterwards.
+        is_shared: the weight stays where it is besides, as that of an embedding.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, is_shared: bool = False) -> None:
         super().__init__()
+        self._kept = (linear.weight.detach(),) if is_shared else ()  # in a tuple, no parameter of this module
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Packed for one row: packing for several makes one row slow, and one row is what decoding mostly has.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
         self.bias = linear.bias
 
     @property
+    def shared(self) -> Tensor | None:
+        """The weight [O, I] as the embedding has it; None where nobody has."""
+        return self._kept[0] if self._kept else None
+
+    @property
     def weight(self) -> Tensor:
-        """The weight [O, I], unpacked: a copy."""
-        dense: Tensor = self.packed.to_dense()
+        """The weight [O, I]; where it is not shared, unpacked: a copy."""
+        dense: Tensor = self.packed.to_dense() if self.shared is None else self.shared
         return dense
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,12 +91,13 @@ def _can_pack(weight: Tensor) -> bool:
 
 def pack(model: nn.Module) -> int:
     """Pack in place every linear layer of `model` that can be and shares its weight with no other; returns how many."""
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     others = (module for module in model.modules() if not isinstance(module, nn.Embedding))
     owners = Counter(id(p) for module in others for p in module._parameters.values() if p is not None)
     n_packed = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and owners[id(child.weight)] == 1 and _can_pack(child.weight):
-                setattr(parent, name, PackedLinear(child))
+                setattr(parent, name, PackedLinear(child, is_shared=id(child.weight) in embedded))
                 n_packed += 1
     return n_packed

@@ -35,7 +35,9 @@ def draft_of(decoder: Decoder, head: Tensor | TrimmedHead, skip: str = "none") -
     """A draft without `skip` whose head is trimmed."""
     chosen = SkipSet.parse(skip, decoder.n_layers)
     module = decoder.bind(chosen).module if len(chosen) else share(decoder.model)
-    return BoundForward(trimmed(module, head), decoder.context_length)
+    if not isinstance(head, TrimmedHead):
+        head = TrimmedHead(decoder.model.get_output_embeddings(), head)  # type: ignore[operator]
+    return BoundForward(trimmed(module, head), decoder.context_length, head)
 
 
 @torch.inference_mode()
@@ -46,14 +48,18 @@ def logits(decoder: Decoder, forward: BoundForward) -> Tensor:
 
 @dataclass
 class Recorded:
-    """Proposes what another drafter does, and remembers it."""
+    """Proposes what another drafter does, and remembers what of it the text before did not hold."""
 
     inner: Drafter
-    tokens: set[int] = field(default_factory=set)
+    new: set[int] = field(default_factory=set)
+    n_held: int = 0
 
     def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
+        texts = [set(row.ids) for row in rows]
         proposals = self.inner.propose(rows, cache=cache)
-        self.tokens.update(token for p in proposals for token in p.tokens)
+        for p, text in zip(proposals, texts, strict=True):
+            self.new.update(set(p.tokens) - text)
+            self.n_held += len(set(p.tokens) & text)
         return proposals
 
 
@@ -85,6 +91,88 @@ def test_a_soft_cap_that_lifted_unscored_tokens_would_be_seen() -> None:
     assert logits(decoder, without_restoring).min() > UNSCORED
 
 
+# The text
+
+FIVE = [1, 2, 3, 50, 51]  # of which TEN has one
+
+
+@torch.inference_mode()
+def logits_beside(decoder: Decoder, forward: BoundForward, texts: list[list[int]], lengths: list[list[int]]) -> Tensor:
+    """Of every token of the long prompt, [B, T, V], where these texts are what the rows hold."""
+    ids_BT = torch.tensor([LONG] * len(texts))
+    cache = decoder.new_cache(n_rows=len(texts), capacity=len(LONG))
+    text_rows = forward.text_rows(texts, torch.tensor(lengths) if lengths else None)
+    return forward(ids_BT, starts=[0] * len(texts), cache=cache, text_rows=text_rows)
+
+
+def scored(logits_BTV: Tensor) -> Tensor:
+    return logits_BTV > UNSCORED
+
+
+def only(*ids: int) -> Tensor:
+    return torch.zeros(VOCAB, dtype=torch.bool).index_fill_(0, torch.tensor([*TEN.tolist(), *ids]), True)
+
+
+@families
+def test_what_a_text_holds_is_scored_as_the_whole_head_does(family: str) -> None:
+    decoder = decoder_of(family)
+    full_BTV, draft = logits(decoder, decoder.full), draft_of(decoder, TEN)
+    found_BTV = logits_beside(decoder, draft, [FIVE], [])
+    assert torch.equal(scored(found_BTV), only(*FIVE).expand_as(found_BTV))
+    assert (found_BTV - full_BTV)[scored(found_BTV)].abs().max() < 1e-12
+    assert (found_BTV.softmax(-1)[~scored(found_BTV)] == 0).all()
+    assert torch.equal(scored(logits(decoder, draft)), only().expand_as(full_BTV)), "the text has been left behind"
+
+
+def test_a_row_is_scored_by_its_own_text_and_a_token_by_what_it_may_know_of_it() -> None:
+    decoder = decoder_of()
+    draft = draft_of(decoder, TEN)
+    found_BTV = scored(logits_beside(decoder, draft, [FIVE, [60, 3, 61], [7]], []))
+    for row, ids in zip(found_BTV, (FIVE, [60, 61], []), strict=True):
+        assert torch.equal(row, only(*ids).expand_as(row))
+    lengths = [[t % 6 for t in range(len(LONG))]]
+    (found_TV,) = scored(logits_beside(decoder, draft, [FIVE], lengths))
+    for t, row_V in enumerate(found_TV):
+        assert torch.equal(row_V, only(*FIVE[: t % 6])), f"token {t}"
+
+
+def test_rows_follow_the_text_as_it_grows_and_are_those_of_no_other() -> None:
+    draft = draft_of(decoder_of(), TEN)
+    assert draft.text_rows([[]]) is None and draft.text_rows([TEN.tolist()]) is None
+    for text in (FIVE[:1], FIVE[:2], FIVE, [*FIVE, 1, 1], [60, 61], [60]):
+        rows = draft.text_rows([text])
+        assert rows is not None
+        assert rows.ids.tolist() == sorted(set(text) - set(TEN.tolist()))
+        assert torch.equal(rows.ceilings[0, 0] > UNSCORED, only(*text))
+        assert draft.text_rows([[*text, *text, 7]]) is rows, "made anew, though nothing new was there"
+    assert decoder_of().full.text_rows([FIVE]) is None
+
+
+def test_a_draft_of_a_head_of_one_token_says_what_its_text_holds() -> None:
+    decoder = decoder_of()
+    plain = autoregress(decoder, [LONG], ending=ENDING)[0].tokens
+    prompt = [*plain, *(i for i in range(VOCAB) if i not in plain), *LONG]
+    drafter = Recorded(ModelDraft(draft_of(decoder, torch.tensor([7]))))
+    (result,) = run(decoder, [prompt], drafter, ENDING)
+    assert result.tokens == autoregress(decoder, [prompt], ending=ENDING)[0].tokens
+    assert sum(r.accepted for r in result.rounds) == sum(r.drafted for r in result.rounds) > 0, "nothing was skipped"
+
+
+def test_a_forward_that_fails_leaves_no_text_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_of()
+    draft = draft_of(decoder, TEN)
+    assert draft.head is not None
+
+    def fail(logits: Tensor) -> Tensor:
+        raise RuntimeError
+
+    monkeypatch.setattr(draft.head, "restore", fail)
+    with pytest.raises(RuntimeError):
+        logits_beside(decoder, draft, [FIVE], [])
+    monkeypatch.undo()
+    assert torch.equal(scored(logits(decoder, draft)), only().expand(1, len(LONG), -1))
+
+
 # Decoding
 
 
@@ -104,7 +192,8 @@ def test_ten_scored_tokens_leave_the_output_as_it_is(family: str, skip: str) -> 
             assert (results[i].tokens, counts(results[i])) == (alone.tokens, counts(alone))
             if sampling is None:
                 assert alone.tokens == autoregress(decoder, [ids], ending=ENDING)[0].tokens
-    assert drafter.tokens and drafter.tokens <= set(ids_N.tolist())
+    assert drafter.new <= set(ids_N.tolist())
+    assert drafter.n_held and drafter.new
 
 
 def test_a_constraint_that_forbids_every_scored_token_is_kept() -> None:
@@ -174,7 +263,8 @@ def test_rows_of_a_packed_or_tied_head_are_packed_and_equal_to_the_bit(tied: boo
     assert isinstance(whole, PackedLinear)
     head = TrimmedHead(whole, TEN)
     assert isinstance(head.rows, PackedLinear)
-    assert head.n_bytes == 10 * 32 * 2 + 10 * 8 + 64 * 2
+    whole_bytes = 0 if tied else 64 * 32 * 2  # a packed head has no rows to take one by one; an embedding has
+    assert head.n_bytes == 10 * 32 * 2 + 10 * 8 + 64 * 2 + whole_bytes
     assert torch.equal(head.rows.weight, weight_VI[TEN])
     decoder = Decoder(model)
     assert torch.equal(logits(decoder, draft_of(decoder, head))[..., TEN], logits(decoder, decoder.full)[..., TEN])

@@ -95,7 +95,7 @@ def values_of_the_wrong_row(patch: pytest.MonkeyPatch) -> None:
 def stale_positions(patch: pytest.MonkeyPatch) -> None:
     original = BoundForward.__call__
 
-    def shifted(self: BoundForward, ids: Tensor, *, starts: list[int], cache: ClockCache, n_logits: int = 0) -> Tensor:
+    def shifted(self: BoundForward, ids: Tensor, **asked: Any) -> Tensor:
         inner = self.module.forward
 
         def forward(**kwargs: Any) -> Any:
@@ -105,7 +105,7 @@ def stale_positions(patch: pytest.MonkeyPatch) -> None:
 
         patch.setattr(self.module, "forward", forward, raising=False)
         try:
-            return original(self, ids, starts=starts, cache=cache, n_logits=n_logits)
+            return original(self, ids, **asked)
         finally:
             patch.setattr(self.module, "forward", inner, raising=False)
 

@@ -15,6 +15,7 @@ import torch
 from search.chains import Chains
 from search.cost import GRID, CostTable, _spread, check, measure
 from search.expected import ReplayObjective, accepted_fraction, cost_of, expected_speedup, with_rule
+from search.matchness import count_agreed
 from search.reference import Reference, ReferenceBatch, refer
 from search.replay import draft_everything, replay, replay_in_turn
 from search.robust import Robust
@@ -85,7 +86,7 @@ def counts_equal(
     batches: Sequence[ReferenceBatch],
     stop: StopPolicy,
     ending: Ending,
-    skip: SkipSet,
+    skip: SkipSet | DraftPlan,
     look_ahead: int | None = None,
 ) -> None:
     forward = decoder.bind(skip)
@@ -106,6 +107,28 @@ def test_counts_equal_the_real_decoders(
 ) -> None:
     for skip in skip_sets(decoder.n_layers):
         counts_equal(decoder, batches, stop, ending, skip)
+
+
+@pytest.mark.parametrize("n_scored", [1, 10, 30])
+def test_counts_of_a_trimmed_head_equal_the_real_decoders(
+    n_scored: int, decoder: Decoder, ending: Ending, batches: list[ReferenceBatch]
+) -> None:
+    """It scores what its text holds as well, and each chain begins in a text of its own length."""
+    for skip in skip_sets(decoder.n_layers)[:4]:
+        for stop in RULES:
+            counts_equal(decoder, batches, stop, ending, DraftPlan(skip, head=torch.arange(n_scored)))
+
+
+def test_matchness_counts_what_a_trimmed_head_and_the_text_so_far_can_say(
+    decoder: Decoder, batches: list[ReferenceBatch]
+) -> None:
+    n_scored = 5
+    forward = decoder.bind(DraftPlan(SkipSet(decoder.n_layers), head=torch.arange(n_scored)))
+    for batch in batches:
+        for reference, agreed in zip(batch.references, count_agreed(forward, batch), strict=True):
+            text, n_prompt = [*reference.prompt, *reference.tokens], len(reference.prompt)
+            at = range(n_prompt + 1, len(text))
+            assert agreed == sum(text[i] < n_scored or text[i] in text[:i] for i in at)
 
 
 @pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
