@@ -337,18 +337,13 @@ def _calling_head(decoder: Decoder) -> Callable[[], None]:
     """The output head on one token, ready to be timed."""
     head = decoder.model.get_output_embeddings()  # type: ignore[operator]
     hidden_11D = torch.zeros(1, 1, int(decoder.config.hidden_size), dtype=decoder.dtype, device=decoder.device)
-
-    def call() -> None:
-        head(hidden_11D)
-
-    return call
+    return lambda: head(hidden_11D)
 
 
 def _prefilled(decoder: Decoder, context: int, n_more: int) -> tuple[ClockCache, list[int]]:
-    """A cache of `context` tokens with room for more, and the tokens, a third of which are different."""
-    n_vocab = int(decoder.config.vocab_size)
-    ids = [(-1 - i // 3) % n_vocab for i in range(context)]  # the last of the vocabulary, which few heads score
+    """A cache of `context` tokens with room for more, and the tokens: every third a new one, which few heads score."""
     cache = decoder.new_cache(n_rows=1, capacity=context + n_more)
+    ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
     decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)
     return cache, ids
 

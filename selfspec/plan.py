@@ -34,7 +34,7 @@ class DraftPlan:
         skip: the sublayers left out.
         bridges: what stands at the place of a skipped sublayer; one that has none adds nothing. The bridge of a run of
             adjacent sublayers stands at its first, and the others have none.
-        head: ids of the tokens that the draft's head scores, [V]; None: all of them.
+        head: ids of the tokens that the draft's head scores beside those of its text, [V]; None: all of them.
         kind: `skip`, or the kind of the bridges: mean, linear or lowrank.
         precision: of the weights that the draft keeps, its head's included: `same` as the model's, int8 or int4
             (`quantised`).
