@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.build import check_count, instance, options, stop
 from search.constraints import Constraints
-from search.cost import CostTable, measure, measure_drafts
+from search.cost import FORM, CostTable, measure, measure_drafts
 from search.drafts import Drafts, continued
 from search.drafts import drafts as make_drafts
 from search.expected import ReplayObjective, accepted_fraction, expected_speedup
@@ -89,7 +89,7 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
     measured["contexts"] = sorted({min(c, room) for c in measured["contexts"]})
     of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
-    of |= {"model": cfg.model.name, "machine": provenance.processor()}
+    of |= {"model": cfg.model.name, "machine": provenance.processor(), "form": FORM}
     key = provenance.digest(str(sorted((of | measured).items())))[:8]
     path = Path(cfg.paths.outputs) / "profile" / f"{cfg.model.name}-{key}.json"
     if path.exists() and not cfg.costs.refresh:

@@ -61,9 +61,12 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
 
 def _told(table: CostTable) -> str:
     first, last = table.contexts[0], table.contexts[-1]
-    verify = ", ".join(
-        f"{n}: {table.verify_s[n - 1] / table.verify_s[0]:.2f}" for n in (2, 4, 8, 16) if n <= len(table.verify_s)
+    sizes = [n for n in (2, 4, 8, 16) if n <= len(table.verify_s)]
+    verify, far = (
+        ", ".join(f"{n}: {table.verification_s(n, c) / table.verification_s(1, c):.2f}" for n in sizes)
+        for c in (first, last)
     )
+    verify += f" (after {last}: {far})" if last > first else ""
     return (
         f"a plain token: {table.full_s[0] * 1e3:.2f} ms after {first} tokens, {table.full_s[-1] * 1e3:.2f} ms after "
         f"{last}\n"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from torch import Tensor
 
+from search.turns import Turns
 from selfspec.bridges import Bridge
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, speculate
@@ -32,6 +33,7 @@ from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
 from selfspec.timing import Stopwatch
 
+FORM = 2  # of a table: what it measures; one of an older form can be read, but is not what is measured now
 GRID = (0.0, 0.5, 1.0)  # parts of the attention, and of the MLPs, that are left out where drafts are measured
 OVERHEAD_REPEATS, OVERHEAD_ROUNDS, N_DRAFTED = 8, 4, 2  # enough for a median; chosen, not tuned
 
@@ -48,6 +50,7 @@ class CostTable:
         base_s: of what no skip set leaves out: embedding, norms, head, the choice of a token and how sure it is.
         full_s: of one plain token and its choice, at each of `contexts`.
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
+        verify_far_s: the same at the last; empty: each takes as much more as one token does.
         round_s: of a round beside its forwards, where the model drafts; a plain round, or one looked up, has nothing.
         map_s: of one linear bridge; a mean costs nothing, a map of low rank its part of the weights.
         head_saved_s: what the draft's own head that it was measured with saves: trimmed, rounded or both.
@@ -63,6 +66,7 @@ class CostTable:
     base_s: float
     full_s: tuple[float, ...]
     verify_s: tuple[float, ...]
+    verify_far_s: tuple[float, ...] = ()
     round_s: float = 0.0
     head_s: float = 0.0
     map_s: float = 0.0
@@ -93,10 +97,9 @@ class CostTable:
 
     def verification_s(self, n_tokens: int, context: int) -> float:
         """Seconds of the full forward of `n_tokens` after `context`; beyond what was measured, along the last step."""
-        known = self.verify_s
-        extra = max(0, n_tokens - len(known))
-        step = known[-1] - known[-2] if len(known) > 1 else 0.0
-        return known[min(n_tokens, len(known)) - 1] + extra * step + self.plain_s(context) - self.full_s[0]
+        near = _along(self.verify_s, n_tokens)
+        far = _along(self.verify_far_s, n_tokens) if self.verify_far_s else near + self.full_s[-1] - self.full_s[0]
+        return self._at((near, far)[: len(self.contexts)], context)
 
     def _beside_s(self, skip: SkipSet, context: int) -> float:
         """Between the sets that were measured, along straight lines: by MLPs, then attention, then context."""
@@ -140,7 +143,7 @@ class CostTable:
 def measure(
     decoder: Decoder, *, contexts: Sequence[int], max_tokens: int, repeats: int, stopwatch: Stopwatch
 ) -> CostTable:
-    """Measure the table; takes some `repeats` · (2 · sets + max_tokens) forwards. The machine must be quiet.
+    """Measure the table; takes some `repeats` · 2 · (sets + max_tokens) forwards. The machine must be quiet.
 
     Sets that leave out none, half or all of the attention and MLP sublayers are drafted with in turn; the parts are the
     least-squares fit of their medians, and what is left of each set stands beside them.
@@ -154,7 +157,7 @@ def measure(
     """
     n = decoder.n_layers
     sets = [SkipSet(n, _spread(n, a), _spread(n, m)) for a in GRID for m in GRID]
-    turns = _Turns(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
+    turns = Turns(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
     full, drafted = [1.0], []
     for context in contexts:
         calls = {str(s): _drafting(decoder, s, context) for s in sets}
@@ -164,11 +167,12 @@ def measure(
         full += [units["plain"]] if "plain" in units else []
         drafted += [(context, s, units[str(s)]) for s in sets]
     base, mlp, *attn = _fit(drafted, contexts)
-    sizes = {str(k): _plain(decoder, k, contexts[0]) for k in range(1, max_tokens + 1)}
-    head = _calling_head(decoder)
-    head_units = turns.units({"head": head})["head"]
-    # More tokens never cost less: where the medians fall, it is noise.
-    verify = isotonic_regression(list(turns.units(sizes).values())).x
+    verify = []
+    for context in (contexts[0], contexts[-1])[: len(contexts)]:
+        sizes = {str(k): _plain(decoder, k, context) for k in range(1, max_tokens + 1)}
+        # More tokens never cost less: where the medians fall, it is noise.
+        verify.append(isotonic_regression(list(turns.units(sizes).values())).x)
+    head_units = turns.units({"head": _calling_head(decoder)})["head"]
     unit_s = turns.unit_s
     table = CostTable(
         contexts=tuple(contexts),
@@ -176,7 +180,8 @@ def measure(
         mlp_s=mlp * unit_s,
         base_s=base * unit_s,
         full_s=tuple(v * unit_s for v in full),
-        verify_s=tuple(float(v) * unit_s for v in verify),
+        verify_s=tuple(float(v) * unit_s for v in verify[0]),
+        verify_far_s=tuple(float(v) * unit_s for v in verify[-1]) if len(verify) > 1 else (),
         head_s=head_units * unit_s,
     )
     left = [tuple(v * unit_s - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
@@ -224,7 +229,7 @@ def measure_drafts(
         for name, skip in halves.items():
             calls[name] = _drafting(decoder, skip, context)
             calls[f"{name} rounded"] = _drafting(decoder, replace(own, skip=skip), context)
-    turns = _Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    turns = Turns(_plain(decoder, 1, context), repeats, stopwatch)
     units, unit_s = turns.units(calls), table.plain_s(context)
     map_s = max(0.0, units["maps"] - units["nothing"]) * unit_s / n if has_maps else 0.0
     saved = units["nothing"] - units["head"] if has_head else 0.0
@@ -240,7 +245,7 @@ def check(
 ) -> list[tuple[float, float]]:
     """(predicted, measured) cost of one drafted token of each set in plain tokens, at the first context, in turn."""
     context = table.contexts[0]
-    turns = _Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    turns = Turns(_plain(decoder, 1, context), repeats, stopwatch)
     measured = turns.units({str(i): _drafting(decoder, skip, context) for i, skip in enumerate(sets)})
     plain_s = table.plain_s(context)
     return [(table.draft_s(skip, context) / plain_s, measured[str(i)]) for i, skip in enumerate(sets)]
@@ -255,6 +260,12 @@ def random_sets(n_layers: int, n_sets: int, seed: int) -> list[SkipSet]:
         chosen = set(rng.choice(2 * n_layers, size=size, replace=False).tolist())
         found.append(SkipSet.from_bits([i in chosen for i in range(2 * n_layers)]))
     return found
+
+
+def _along(known: Sequence[float], n: int) -> float:
+    """The `n`-th, beyond the last along the last step."""
+    step = known[-1] - known[-2] if len(known) > 1 else 0.0
+    return known[min(n, len(known)) - 1] + max(0, n - len(known)) * step
 
 
 def _spread(n_layers: int, fraction: float) -> frozenset[int]:
@@ -293,7 +304,7 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
     forwards = {"draft": _drafting(decoder, nothing, context), "verify": _plain(decoder, N_DRAFTED + 1, context)}
     left = []
     for _ in range(OVERHEAD_REPEATS):
-        turns = _Turns(plain, 3, stopwatch)
+        turns = Turns(plain, 3, stopwatch)
         before = turns.units(forwards)
         (result,) = speculate(
             decoder,
@@ -346,52 +357,3 @@ def _prefilled(decoder: Decoder, context: int, n_more: int) -> tuple[ClockCache,
     ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
     decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)
     return cache, ids
-
-
-class _Turns:
-    """Times calls in turn, in units of one call that comes before and after every pair of them.
-
-    A machine's speed drifts by a third within minutes, while the ratio of neighbouring calls hardly does: so a ratio is
-    taken in every turn, and the median of the ratios counts.
-
-    Args:
-        unit: the call that is the unit: a plain token.
-        repeats: turns that count, after one that does not.
-        stopwatch: where seconds come from.
-    """
-
-    def __init__(self, unit: Callable[[], None], repeats: int, stopwatch: Stopwatch) -> None:
-        self._unit, self._repeats, self._stopwatch = unit, repeats, stopwatch
-        self._units: list[float] = []
-
-    @property
-    def unit_s(self) -> float:
-        """Seconds of the unit: the median of all its calls."""
-        return statistics.median(self._units)
-
-    def units(self, calls: dict[str, Callable[[], None]]) -> dict[str, float]:
-        """The cost of each call, in units."""
-        ratios: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(self._repeats + 1):
-            units = [self._seconds(self._unit)]
-            for pair in _pairs(list(calls.items()), turn):
-                seconds = {name: self._seconds(call) for name, call in pair}
-                units.append(self._seconds(self._unit))
-                if turn:
-                    for name, value in seconds.items():
-                        ratios[name].append(2 * value / (units[-2] + units[-1]))
-            self._units += units if turn else []
-        return {name: statistics.median(values) for name, values in ratios.items()}
-
-    def _seconds(self, call: Callable[[], None]) -> float:
-        began = self._stopwatch.now()
-        call()
-        return self._stopwatch.now() - began
-
-
-def _pairs(items: list[tuple[str, Callable[[], None]]], turn: int) -> Iterator[list[tuple[str, Callable[[], None]]]]:
-    """In pairs, from elsewhere each turn: the first of a pair finds the caches as a unit left them, and is slower."""
-    first = turn % max(1, len(items))
-    items = items[first:] + items[:first]
-    for i in range(0, len(items), 2):
-        yield items[i : i + 2]

@@ -89,7 +89,7 @@ def fitted(rule: Optimal, drafted: Sequence[Chains], *, draft_cost: float, costs
         for row, n in chains.starts
         for pair in judged(chains.batch.references[row], n, chains[row, n])
     ]
-    more = verify_cost(costs, context=len(drafted[0].batch.references[0].prompt))
+    more = verify_cost(costs, rule.max_draft, context=len(drafted[0].batch.references[0].prompt))
     return replace(rule, draft_cost=draft_cost, verify_cost=more, calibration=calibration(pairs))
 
 
@@ -104,13 +104,13 @@ def paying(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int)
     """
     # A table measured on a busy machine may add up to less than nothing.
     draft_cost = max(0.0, costs.draft_cost(plan, context))
-    return Paying(rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, context=context))
+    return Paying(rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, rule.max_draft, context=context))
 
 
-def verify_cost(costs: CostTable, *, context: int) -> float:
-    """What verifying one token more costs, in plain tokens, on average over the lengths that were measured."""
-    steps = costs.verify_s
-    return max(0.0, (steps[-1] - steps[0]) / max(1, len(steps) - 1) / costs.plain_s(context))
+def verify_cost(costs: CostTable, n_tokens: int, *, context: int) -> float:
+    """What verifying one token more costs, in plain tokens, on average over the first `n_tokens`."""
+    more_s = costs.verification_s(n_tokens + 1, context) - costs.verification_s(1, context)
+    return max(0.0, more_s / n_tokens / costs.plain_s(context))
 
 
 def judged(reference: Reference, n_committed: int, chain: Chain) -> list[tuple[float, bool]]:

@@ -68,7 +68,8 @@ class TrimmedHead(nn.Module):
         # In a tuple, where no module looks for its parameters. A packed head has rows only in a copy.
         self._whole = weight_VI, bias_V
         self._is_copy = isinstance(head, PackedLinear) and head.shared is None
-        self._last: tuple[list[frozenset[int]], TextRows] | None = None
+        self._last: list[tuple[list[int], frozenset[int]]] = []
+        self._last_rows: TextRows | None = None
         self.n_vocab = weight_VI.shape[0]
         _check_ids(ids_N, self.n_vocab)
         ids_N = ids_N.to(weight_VI.device)
@@ -114,25 +115,34 @@ class TrimmedHead(nn.Module):
             texts: token ids, a text for each row of a batch.
             lengths_BT: how much of its row's text each token may know; None: all of it.
         """
-        also = [frozenset(text) - self._own for text in texts]
-        every = sorted(frozenset().union(*also))
-        if not every:
-            return None
         if lengths_BT is not None:
-            return self._rows_of(every, texts, lengths_BT)
-        if self._last is None or self._last[0] != also:
-            self._last = also, self._rows_of(every, texts, torch.tensor([[len(text)] for text in texts]))
-        return self._last[1]
+            ids = sorted(frozenset().union(*texts) - self._own)
+            # The length from which on a text holds a token.
+            since = [{token: n for n, token in reversed([*enumerate(text, start=1)])} for text in texts]
+            never = max(map(len, texts)) + 1
+            since_BE = torch.tensor([[row.get(token, never) for token in ids] for row in since])
+            return self._rows_of(ids, since_BE.unsqueeze(1).to(lengths_BT) <= lengths_BT.unsqueeze(-1))
+        held = [self._held(row, text) for row, text in enumerate(texts)]
+        if held != [known for _, known in self._last]:
+            ids = sorted(frozenset().union(*held))
+            self._last_rows = self._rows_of(ids, torch.tensor([[[token in row for token in ids]] for row in held]))
+        self._last = [(list(text), known) for text, known in zip(texts, held, strict=True)]
+        return self._last_rows
 
-    def _rows_of(self, ids: list[int], texts: Sequence[Sequence[int]], lengths_BT: Tensor) -> TextRows:
+    def _held(self, row: int, text: Sequence[int]) -> frozenset[int]:
+        """The tokens of a row's text that are not this head's own; of a text that goes on only the new part is read."""
+        old, known = self._last[row] if row < len(self._last) else ([], frozenset())
+        if list(text[: len(old)]) != old:
+            old, known = [], frozenset()
+        return known | (frozenset(text[len(old) :]) - self._own)
+
+    def _rows_of(self, ids: list[int], is_held_BTE: Tensor) -> TextRows | None:
+        if not ids:
+            return None
         ids_E = torch.tensor(ids, device=self.ids_N.device)
-        # The length from which on a text holds a token.
-        since = [{token: n for n, token in reversed([*enumerate(text, start=1)])} for text in texts]
-        never = max(map(len, texts)) + 1
-        since_BE = torch.tensor([[row.get(token, never) for token in ids] for row in since], device=ids_E.device)
-        is_held_BTE = since_BE.unsqueeze(1) <= lengths_BT.to(ids_E.device).unsqueeze(-1)
-        ceilings_BTV = self.ceilings_V.repeat(*lengths_BT.shape, 1)
-        ceilings_BTV.index_copy_(-1, ids_E, torch.where(is_held_BTE, torch.inf, UNSCORED).to(ceilings_BTV))
+        ceilings_BTV = self.ceilings_V.repeat(*is_held_BTE.shape[:2], 1)
+        ceilings_BTE = torch.where(is_held_BTE.to(ids_E.device), torch.inf, UNSCORED).to(ceilings_BTV)
+        ceilings_BTV.index_copy_(-1, ids_E, ceilings_BTE)
         weight_VI, bias_V = self._whole
         return TextRows(ids_E, weight_VI[ids_E], None if bias_V is None else bias_V[ids_E], ceilings_BTV)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from search.chains import Chains
 from search.cost import GRID, CostTable, _spread, check, measure
@@ -19,7 +20,7 @@ from search.matchness import count_agreed
 from search.reference import Reference, ReferenceBatch, refer
 from search.replay import draft_everything, replay, replay_in_turn
 from search.robust import Robust
-from search.tune import Widest, calibration, paying, variants
+from search.tune import Widest, calibration, paying, variants, verify_cost
 from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
@@ -341,6 +342,27 @@ def test_a_measured_table_meets_the_sets_that_it_was_made_from() -> None:
         assert predicted == pytest.approx(measured)
     sums = check(decoder, replace(table, beside_s=()), ends, repeats=3, stopwatch=stopwatch)
     assert any(abs(predicted / measured - 1) > 0.02 for predicted, measured in sums), "a sum of parts would have done"
+
+
+def test_what_a_verification_takes_is_measured_after_short_texts_and_after_long_ones() -> None:
+    """On a clock of calls, where each further token takes as much longer as there are keys."""
+    decoder, seconds = Decoder(toy("llama")), [0.0]
+
+    def forward(module: object, args: object, kwargs: dict[str, Tensor], output: object) -> None:
+        n_before = int(kwargs["position_ids"][0, 0])
+        seconds[0] += 100.0 + n_before * kwargs["input_ids"].shape[1]
+
+    decoder.model.register_forward_hook(forward, with_kwargs=True)
+    stopwatch = Stopwatch(clock=lambda: seconds[0])
+    table = measure(decoder, contexts=[8, 20], max_tokens=4, repeats=3, stopwatch=stopwatch)
+    for context in (8, 14, 20, 26):
+        for n_tokens in (1, 3, 4, 6):
+            assert table.verification_s(n_tokens, context) == pytest.approx(100 + context * n_tokens)
+        assert verify_cost(table, 3, context=context) == pytest.approx(context / (100 + context))
+    known_near = replace(table, verify_far_s=())
+    assert known_near.verification_s(3, 20) == pytest.approx(100 + 8 * 3 + 12)
+    near = measure(decoder, contexts=[8], max_tokens=4, repeats=3, stopwatch=stopwatch)
+    assert near.verification_s(3, 20) == pytest.approx(100 + 8 * 3)
 
 
 def test_what_a_round_takes_beside_its_forwards_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -244,13 +245,20 @@ def optimal(**settings: Any) -> Optimal:
 
 
 class TestPaying(StopContract):
-    def make(self) -> StopPolicy:
+    def make(self) -> Paying:
         return Paying(Threshold(5, threshold=0.4), draft_cost=0.5, verify_cost=0.1)
 
     @pytest.mark.parametrize("n_accepted", [0, 1, 2, 4])
     def test_never_runs_far_below_plain_decoding_nor_gives_away_what_drafting_gains(self, n_accepted: int) -> None:
         always = (n_accepted + 1) / (1 + 4 * 0.6)
         assert max(0.95, 0.99 * always) <= speed(self.make(), [n_accepted] * 1000) <= max(1.0, always)
+
+    def test_pauses_where_drafting_gives_less_than_it_must(self) -> None:
+        gains = [2, 3] * 500  # 1.03 tokens for what a plain one costs
+        always, default, never = (replace(self.make(), least=least) for least in (0.0, 1.05, 2.0))
+        assert speed(always, gains) == pytest.approx(3.5 / 3.4)
+        assert 1 < speed(default, gains) < speed(always, gains)
+        assert default == self.make() and abs(speed(never, gains) - 1) < 0.01
 
     def test_comes_back_when_drafting_pays_again(self) -> None:
         assert speed(self.make(), [0] * 200 + [4] * 1000) > 0.9 * speed(self.make(), [4] * 1000)
@@ -266,7 +274,9 @@ class TestPaying(StopContract):
         assert body["name"] == "paying" and body["rule"]["name"] == "threshold"
         assert described(body) == self.make()
 
-    @pytest.mark.parametrize("wrong", [{"draft_cost": -1.0}, {"window": 1}, {"pause": 0}, {"longest_pause": 4}])
+    @pytest.mark.parametrize(
+        "wrong", [{"draft_cost": -1.0}, {"window": 1}, {"pause": 0}, {"longest_pause": 4}, {"least": -1}]
+    )
     def test_refuses_what_it_cannot_be(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=r"stop\."):
             Paying(**{"rule": Fixed(4), "draft_cost": 0.5, "verify_cost": 0.1, **wrong})
