@@ -165,7 +165,7 @@ class LookupDraft:
         remembered, n_like = self._match(self.memory, ids, len(ids)) if self.memory else (0, 0)
         for n in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
             end = Text(text.ids[-n:])
-            at = text.last(end, before_the_end=True)
+            at = text.last(end)
             if at >= 0:
                 distance = len(ids) - n - at
                 return [ids[len(ids) - distance + i % distance] for i in range(min(n_tokens, n * self.per_match))]
@@ -205,10 +205,9 @@ class Text:
         items = array("i", ids)
         self.ids, self.bytes, self.size = ids, items.tobytes(), items.itemsize
 
-    def last(self, other: Text, *, before_the_end: bool = False) -> int:
-        """Where `other` occurs last, as the number of the token it begins at; -1 if nowhere."""
-        limit = len(self.bytes) - (self.size if before_the_end else 0)
-        at = self.bytes.rfind(other.bytes, 0, limit)
+    def last(self, other: Text) -> int:
+        """Where `other` occurs last but as the end, as the number of the token it begins at; -1 if nowhere."""
+        at = self.bytes.rfind(other.bytes, 0, len(self.bytes) - self.size)
         while at > 0 and at % self.size:  # found across two items
             at = self.bytes.rfind(other.bytes, 0, at + len(other.bytes) - 1)
         return at // self.size if at >= 0 else -1
