@@ -50,6 +50,7 @@ class Chains:
         self.batch = batch
         self._forward, self._max_draft, self._with_confidence = forward, max_draft, with_confidence
         self._chains: dict[Start, Chain] = {}
+        self._texts = [[*r.prompt, *r.tokens] for r in batch.references]
         device, n_rows, n_keys = batch.cache.device, len(batch.references), batch.n_keys
         # Which key belongs to whom, and where it stands: the texts' first, then the chains', a column for each query.
         # The owner of a chain's key is the position at which the chain begins.
@@ -112,7 +113,6 @@ class Chains:
         own_BTS = (self._owners_BS[:, None, :] == owners_BT[:, :, None]) & (owners_BT != PADDING)[:, :, None]
         cache = self.batch.cache
         cache.set([self._owners_BS.shape[1] - width] * len(rows), width)
-        texts = [[*r.prompt, *r.tokens] for r in references]
         return self._forward.tree(
             ids_BT,
             positions_BT=positions_BT,
@@ -120,7 +120,7 @@ class Chains:
             key_positions_BS=self._positions_BS,
             cache=cache,
             # A chain knows the text before it and the token that it begins with.
-            text_rows=self._forward.text_rows(texts, owners_BT.clamp(min=0) + 1),
+            text_rows=self._forward.text_rows(self._texts, owners_BT.clamp(min=0) + 1),
         )
 
 

@@ -99,7 +99,7 @@ class CostTable:
         """Seconds of the full forward of `n_tokens` after `context`; beyond what was measured, along the last step."""
         near = _along(self.verify_s, n_tokens)
         far = _along(self.verify_far_s, n_tokens) if self.verify_far_s else near + self.full_s[-1] - self.full_s[0]
-        return self._at((near, far)[: len(self.contexts)], context)
+        return self._at((near, far), context)
 
     def _beside_s(self, skip: SkipSet, context: int) -> float:
         """Between the sets that were measured, along straight lines: by MLPs, then attention, then context."""
@@ -111,7 +111,7 @@ class CostTable:
 
     def _at(self, values: Sequence[float], context: int) -> float:
         """Along the straight line through the first and the last measured context."""
-        if len(values) == 1:
+        if len(self.contexts) == 1:
             return values[0]
         slope = (values[-1] - values[0]) / (self.contexts[-1] - self.contexts[0])
         return values[0] + slope * (context - self.contexts[0])
@@ -168,7 +168,7 @@ def measure(
         drafted += [(context, s, units[str(s)]) for s in sets]
     base, mlp, *attn = _fit(drafted, contexts)
     verify = []
-    for context in (contexts[0], contexts[-1])[: len(contexts)]:
+    for context in contexts:
         sizes = {str(k): _plain(decoder, k, context) for k in range(1, max_tokens + 1)}
         # More tokens never cost less: where the medians fall, it is noise.
         verify.append(isotonic_regression(list(turns.units(sizes).values())).x)
