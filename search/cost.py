@@ -24,10 +24,11 @@ from search.turns import Turns
 from selfspec.bridges import Bridge
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, speculate
-from selfspec.draft import DraftRow, ModelDraft
+from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan, Precision
+from selfspec.protocols import Row
 from selfspec.sampling import Chooser, Sampling, largest
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
@@ -325,7 +326,7 @@ def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Cal
     """Drafting one token after `context` tokens, ready to be timed."""
     cache, ids = _prefilled(decoder, context, 1)
     drafter = ModelDraft(decoder.bind(draft))
-    row = DraftRow([*ids, 5], 1, Fixed(1).begin(), Chooser(Sampling()))
+    row = Row(0, [*ids, 5], 1, Fixed(1).begin(), Chooser(Sampling()))
 
     def call() -> None:
         drafter.propose([row], cache=cache)

@@ -7,6 +7,13 @@ class InputError(ValueError):
     """What was asked cannot be done; the message says what was asked, what is true and what to do, in one line."""
 
 
+class DrafterError(InputError):
+    """A drafter proposed what no drafter may; the message names it.
+
+    In a search the trial fails with this reason, and the search goes on.
+    """
+
+
 def unknown_name(kind: str, name: str, available: list[str]) -> InputError:
     """The error for a name that is not there, with the nearest one that is."""
     from difflib import get_close_matches

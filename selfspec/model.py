@@ -22,9 +22,11 @@ from selfspec.bridges import stand_in
 from selfspec.cache import ClockCache
 from selfspec.errors import InputError
 from selfspec.head import TextRows, TrimmedHead, trimmed
+from selfspec.hidden_states import caught
 from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
+from selfspec.protocols import Output
 from selfspec.quantised import ROUNDED, RoundedCopies, RoundedLinear
 from selfspec.skip import SkipSet
 
@@ -70,11 +72,13 @@ class BoundForward:
         module: the model, or a draft that shares its parameters.
         context_length: the longest sequence, in tokens.
         head: the module's own, if it is trimmed.
+        layers: where the module has its layers.
     """
 
     module: nn.Module
     context_length: int
     head: TrimmedHead | None = None
+    layers: str = ""
 
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
         """See `Forward`, and `TrimmedHead.text_rows` for `lengths_BT`."""
@@ -90,6 +94,19 @@ class BoundForward:
         text_rows: TextRows | None = None,
     ) -> Tensor:
         """See `Forward`."""
+        return self.output(ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows).logits_BTV
+
+    def output(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """As `Forward`, with the hidden states of all tokens behind the layers `hidden`."""
         n_new = ids_BT.shape[1]
         cache.set(starts, n_new)
         offsets_T = torch.arange(n_new, device=ids_BT.device)
@@ -102,9 +119,13 @@ class BoundForward:
             mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
             # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
             positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        return self._run(ids_BT, positions_BT, mask, cache, n_logits, text_rows)
+        return self._run(ids_BT, positions_BT, mask, cache, n_logits, text_rows, hidden)
 
-    def tree(
+    def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
+        """The logits of `tree_output`, [B, T, V]."""
+        return self.tree_output(ids_BT, **where).logits_BTV
+
+    def tree_output(
         self,
         ids_BT: Tensor,
         *,
@@ -113,10 +134,11 @@ class BoundForward:
         key_positions_BS: Tensor,
         cache: ClockCache,
         text_rows: TextRows | None = None,
-    ) -> Tensor:
-        """Logits [B, T, V] of tokens that may stand at any positions, several of them at one.
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """The output for tokens that may stand at any positions, several of them at one.
 
-        Their keys and values go where the caller has set the cache's clocks, all rows' alike.
+        Their keys and values go where the caller has set the cache's clocks.
 
         Args:
             ids_BT: the tokens.
@@ -125,15 +147,17 @@ class BoundForward:
             key_positions_BS: the position of each key.
             cache: its clocks are set by the caller.
             text_rows: what a trimmed head scores as well, see `text_rows`.
+            hidden: layers whose output is wanted.
 
         Raises:
-            InputError: if the model takes no explicit mask (`mask.check_batches`).
+            InputError: if the model takes no explicit mask (`mask.check_trees`).
         """
         dtype = next(self.module.parameters()).dtype
         mask = tree_mask(
             self.module.config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=key_positions_BS, dtype=dtype
         )
-        return self._run(ids_BT, positions_BT.clamp(max=self.context_length - 1), mask, cache, 0, text_rows)
+        positions_BT = positions_BT.clamp(max=self.context_length - 1)
+        return self._run(ids_BT, positions_BT, mask, cache, 0, text_rows, hidden)
 
     def _run(
         self,
@@ -143,17 +167,26 @@ class BoundForward:
         cache: ClockCache,
         n_logits: int,
         text_rows: TextRows | None,
-    ) -> Tensor:
-        logits: Tensor = self.module(
-            input_ids=ids_BT,
-            attention_mask=mask,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=n_logits,
-            **({} if text_rows is None else {"text_rows": text_rows}),  # which only the forward of a trimmed head takes
-        ).logits
-        return logits
+        hidden: Sequence[int],
+    ) -> Output:
+        def logits() -> Tensor:
+            found: Tensor = self.module(
+                input_ids=ids_BT,
+                attention_mask=mask,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=n_logits,
+                # Only the forward of a trimmed head takes this.
+                **({} if text_rows is None else {"text_rows": text_rows}),
+            ).logits
+            return found
+
+        if not hidden:
+            return Output(logits())
+        layers: Any = self.module.get_submodule(self.layers)
+        with caught(self.module, layers, hidden) as states:
+            return Output(logits(), states)
 
 
 class Decoder:
@@ -174,7 +207,7 @@ class Decoder:
         self.n_layers = self.sublayers.n_layers
         self._head: tuple[Tensor, Precision, TrimmedHead] | None = None
         self._rounded = RoundedCopies(model)
-        self.full = BoundForward(model, self.context_length)
+        self.full = BoundForward(model, self.context_length, layers=self.sublayers.path)
         self._leave_out_everything()
 
     @property
@@ -196,6 +229,11 @@ class Decoder:
             # Beyond this length it turns all positions by other angles, and the keys in the cache would be wrong.
             longest = min(longest, int(rope["original_max_position_embeddings"]))
         return longest
+
+    @property
+    def n_vocab(self) -> int:
+        """Tokens that the head scores."""
+        return int(self.config.vocab_size)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -237,7 +275,7 @@ class Decoder:
         head = None if plan.head is None else self._trimmed_head(plan.head, plan.precision)
         if head is not None:
             trimmed(copied, head)
-        return BoundForward(copied, self.context_length, head)
+        return BoundForward(copied, self.context_length, head, self.sublayers.path)
 
     def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
         """Its rows are copied once for many drafts."""

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec import decode, draft, sampling, verify
+from selfspec import sampling, verify
 from selfspec.cache import ClockCache, ClockLayer
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft
 from selfspec.model import BoundForward, Decoder
+from selfspec.protocols import Draft, Verdict
+from selfspec.request import Request
 from selfspec.sampling import Chooser, Sampling
 from selfspec.skip import SkipSet
 from selfspec.stop import Adaptive, Fixed
-from selfspec.verify import Verdict
 from tests.toys import toy
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
@@ -113,44 +114,43 @@ def stale_positions(patch: pytest.MonkeyPatch) -> None:
 
 
 def accepts_one_too_many(patch: pytest.MonkeyPatch) -> None:
-    def generous(drafted: list[int], target: list[int]) -> Verdict:
-        n = verify_greedy(drafted, target).n_accepted
-        n = min(n + 1, len(drafted))
-        return Verdict(n, target[n])
+    original = verify.judge_greedy
 
-    verify_greedy = verify.judge_greedy
-    patch.setattr(decode, "judge_greedy", generous)
+    def generous(draft: Draft, target: list[int]) -> Verdict:
+        n = min(original(draft, target).n_accepted + 1, len(draft.tokens))
+        return Verdict(list(range(n)), target[n])
+
+    patch.setattr(verify, "judge_greedy", generous)
 
 
 def correction_from_the_wrong_row(patch: pytest.MonkeyPatch) -> None:
     original = verify.judge_greedy
 
-    def late(drafted: list[int], target: list[int]) -> Verdict:
-        n = original(drafted, target).n_accepted
-        return Verdict(n, target[min(n + 1, len(target) - 1)])
+    def late(draft: Draft, target: list[int]) -> Verdict:
+        path = original(draft, target).path
+        return Verdict(path, target[min(len(path) + 1, len(target) - 1)])
 
-    patch.setattr(decode, "judge_greedy", late)
+    patch.setattr(verify, "judge_greedy", late)
 
 
 def never_accepts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decode, "judge_greedy", lambda drafted, target: Verdict(0, target[0]))
+    patch.setattr(verify, "judge_greedy", lambda draft, target: Verdict([], target[0]))
 
 
 def ends_only_at_the_end_of_a_round(patch: pytest.MonkeyPatch) -> None:
     def lazy(self: Any, tokens: list[int]) -> int:
-        self.ids += tokens
+        self.row.ids += tokens
         if self.eos_ids & set(tokens):
             self.finish = "eos"
         elif self.n_left <= 0:
             self.finish = "length"
         return len(tokens)
 
-    patch.setattr(decode._Row, "commit", lazy)
+    patch.setattr(Request, "commit", lazy)
 
 
 def draft_longer_than_what_is_left(patch: pytest.MonkeyPatch) -> None:
-    original = draft.DraftRow
-    patch.setattr(decode, "DraftRow", lambda ids, limit, *rest: original(ids, limit + 4, *rest))
+    patch.setattr(Request, "n_left", property(lambda self: self.n_max - (len(self.row.ids) - self.n_prompt) + 4))
     ends_only_at_the_end_of_a_round(patch)
 
 

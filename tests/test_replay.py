@@ -379,7 +379,7 @@ def test_what_a_round_takes_beside_its_forwards_is_measured(monkeypatch: pytest.
     decoder.model.lm_head.register_forward_hook(forward)
     stopwatch = Stopwatch(clock=lambda: seconds[0])
     for judged, expected in ((judge_greedy, 0.0), (judge, 3.0)):
-        monkeypatch.setattr("selfspec.decode.judge_greedy", judged)
+        monkeypatch.setattr("selfspec.verify.judge_greedy", judged)
         table = measure(decoder, contexts=[8], max_tokens=4, repeats=3, stopwatch=stopwatch)
         assert table.round_s == pytest.approx(expected)
 

@@ -11,9 +11,10 @@ import pytest
 
 from experiments.build import options, stop_by_name
 from selfspec.cache import ClockCache
-from selfspec.draft import DraftRow, ModelDraft
+from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.paying import Paying
+from selfspec.protocols import Row
 from selfspec.sampling import Chooser, Sampling
 from selfspec.stop import (
     Adaptive,
@@ -288,7 +289,7 @@ class TestPaying(StopContract):
         state = self.make().begin()
         while state.begins():
             state.observe(4, 0)
-        row = DraftRow([1, 2], 4, state, Chooser(Sampling(), row=0))
+        row = Row(0, [1, 2], 4, state, Chooser(Sampling(), row=0))
         (proposal,) = ModelDraft(forward).propose([row], cache=ClockCache(1, n_rows=1, capacity=8))
         assert proposal.tokens == []
 
