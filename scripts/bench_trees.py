@@ -3,7 +3,7 @@
     python scripts/bench_trees.py [--curve NAME=1,1.1,1.15,...] [--draft-cost 0.45] [--max-draft 6] [KEY=VALUE ...]
 
 KEY=VALUE are settings of `selfspec evaluate` (model, data, skip, n, ...). A curve says what the full forward of 1, 2,
-3, ... tokens costs in plain tokens; beyond its end the last step goes on. Acceptance by rank and by confidence is measured
+3, ... tokens costs in plain tokens; beyond its end the last step goes on. Acceptance by rank and confidence is measured
 on calibration prompts, the shapes are replayed on evaluation prompts. No clock is read: the counts are exact, and the
 speedups are what these costs make of them. Rows go to a file as they come; what is there is not replayed again.
 """
