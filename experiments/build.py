@@ -28,7 +28,6 @@ from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
 from selfspec.lookup import LookupDraft, Memory
 from selfspec.model import Decoder
-from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
 from selfspec.planfile import NAME as PLAN
 from selfspec.planfile import load_plan
@@ -37,7 +36,7 @@ from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from selfspec.skipfile import NAME as SKIP_SET
 from selfspec.skipfile import load_skip_set
-from selfspec.stop import StopPolicy, described
+from selfspec.stop import Paying, StopPolicy, StopRule
 from selfspec.tasks.base import Example, Part, select
 
 log = logging.getLogger(__name__)
@@ -144,8 +143,19 @@ def stop_by_name(asked: str | Mapping[str, Mapping[str, Any]], draft: str = "non
 
 
 def _stop(settings: DictConfig, draft: str) -> StopPolicy:
-    policy: StopPolicy = described(searched(draft)["stop"]) if "searched" in settings else instance(settings)
-    return policy
+    if "searched" in settings:
+        return StopRule.from_dict(searched(draft)["stop"])
+    rule, target = instance(settings), settings.get("_target_")
+    if not isinstance(rule, StopRule):
+        raise InputError(f"stop: {target} is no stop rule; it must inherit from selfspec.stop.StopRule")
+    try:  # as records will hold it: what cannot be written down is refused before anything runs
+        written = StopRule.from_dict(json.loads(json.dumps(rule.to_dict())))
+        hash(written)
+    except TypeError as error:
+        raise InputError(
+            f"stop: {target} must be a frozen dataclass whose settings are numbers, texts or tuples of them ({error})"
+        ) from None
+    return written
 
 
 def searched(draft: str) -> Mapping[str, Any]:

@@ -31,7 +31,6 @@ from selfspec.decode import Ending
 from selfspec.errors import InputError
 from selfspec.planfile import save_plan
 from selfspec.skip import SkipSet
-from selfspec.stop import describe
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -252,7 +251,7 @@ def _finish(
     winner = raced[0] if raced else None
     skip = winner.finalist.skip if winner else found.skip
     rule = winner.finalist.stop if winner else build.stop(cfg)
-    measured: dict[str, Any] = {"stop": describe(rule), "lookup": cfg.lookup}  # what `searched` asks for
+    measured: dict[str, Any] = {"stop": rule.to_dict(), "lookup": cfg.lookup}  # what `searched` asks for
     if winner:
         low, high = winner.interval
         if winner.finalist.score:  # on fresh prompts: what to expect of it
