@@ -6,13 +6,13 @@ import inspect
 import logging
 from collections.abc import Sequence
 from functools import cache, partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.build import check_count, instance, options, stop
+from experiments.build import check_count, instance, stop
+from experiments.composing import option, options
 from search.constraints import Constraints
 from search.cost import FORM, CostTable, measure, measure_drafts
 from search.drafts import Drafts, continued
@@ -50,11 +50,8 @@ def data_sets(cfg: DictConfig) -> list[DictConfig]:
         if name == cfg.data.name:
             found.append(cfg)
             continue
-        if name not in options("data"):
-            raise unknown_name("data set", name, options("data"))
         other = cfg.copy()
-        text = resources.files("conf").joinpath(f"data/{name}.yaml").read_text(encoding="utf-8")
-        other.data = OmegaConf.create(text)
+        other.data = option("data", name)
         found.append(other)
     return found
 

@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 
 from experiments import build_search
-from experiments.build import instance, options
+from experiments.build import instance
+from experiments.composing import options
 from search.bits import Bits, BitSampler, Exhausted, flipped, swaps
 from search.cost import CostTable
 from search.listed import Listed, early_exit, uniform

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.build import options, stop, stop_by_name
+from experiments.build import stop, stop_by_name
+from experiments.composing import options
 from search.tune import variants
 from selfspec.cache import ClockCache
 from selfspec.draft import DraftRow, ModelDraft
