@@ -16,6 +16,7 @@ from torch import Tensor
 
 from experiments import ablation, build, build_search
 from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
+from experiments.composing import option
 from experiments.draft_only import DraftOnlyArm
 from experiments.setup import ALL
 from search import tune
@@ -144,7 +145,7 @@ def _plan(settings: Mapping[str, Any], loaded: Loaded, calibration: Calibration)
     plan = build.plan(str(settings.get("skip", "none")), loaded)
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
     if kind is not None:
-        d = build.option("draft", kind)
+        d = option("draft", kind)
         made = DraftPlan.of(plan.skip)
         if d.kind != SKIP:
             made = calibration.fits.plan(plan.skip, kind=d.kind, merge=d.merge, rank=d.rank)

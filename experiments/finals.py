@@ -16,7 +16,7 @@ from search.finals import Finalist, Raced, race, rescore
 from search.tune import paying
 from selfspec.decode import Ending
 from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, described
+from selfspec.stop import StopPolicy, StopRule
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -71,4 +71,4 @@ def finals(
 
 def _rule(cfg: DictConfig, tuned: dict[str, Any] | None) -> StopPolicy:
     """The stop rule of a finalist: the run's, or what was chosen for its skip set."""
-    return described(tuned) if tuned else build.stop(cfg)
+    return StopRule.from_dict(tuned) if tuned else build.stop(cfg)

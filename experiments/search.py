@@ -26,12 +26,12 @@ from search.loop import Budget, Found, row_of, run_search, top
 from search.pareto import write_front
 from search.starts import warm_starts
 from search.study import SearchStudy
+from search.tune import variants
 from selfspec import provenance, records, skipfile
 from selfspec.decode import Ending
 from selfspec.errors import InputError
 from selfspec.planfile import save_plan
 from selfspec.skip import SkipSet
-from selfspec.stop import describe
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ def _check(cfg: DictConfig) -> None:
     Ending(cfg.objective.max_new_tokens)
     build_search.check_lookup(cfg)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
+    if cfg.objective.get("tune_stop"):
+        variants(build.stop(cfg))
     if cfg.prune:
         Pruning(**cfg.prune)
     for key, least in (("finals.top", 0), ("finals.race", 1), ("finals.n_prompts", 1), ("worker", 0)):
@@ -152,7 +154,8 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
     if path.exists():
         return [SkipSet.parse(text, setup.space.n_layers) for text in json.loads(path.read_text())["sets"]]
     ids = [p.ids for found in setup.prompts.values() for p in found]
-    sets = build_search.computed_sets(cfg, setup.loaded, ids, setup.costs)
+    texts = [r for batch in build_search.references(cfg, setup.loaded, ids) for r in batch.references]
+    sets = build_search.computed_sets(cfg.searcher, setup.loaded.decoder, texts, setup.costs)
     records.write_json(path, {"sets": [str(skip) for skip in sets]})
     return sets
 
@@ -252,7 +255,7 @@ def _finish(
     winner = raced[0] if raced else None
     skip = winner.finalist.skip if winner else found.skip
     rule = winner.finalist.stop if winner else build.stop(cfg)
-    measured: dict[str, Any] = {"stop": describe(rule), "lookup": cfg.lookup}  # what `searched` asks for
+    measured: dict[str, Any] = {"stop": rule.to_dict(), "lookup": cfg.lookup}  # what `searched` asks for
     if winner:
         low, high = winner.interval
         if winner.finalist.score:  # on fresh prompts: what to expect of it

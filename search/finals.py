@@ -19,7 +19,7 @@ from selfspec.metrics import Interval, Timed, acceptance, speedup, speedup_inter
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, StopState, describe
+from selfspec.stop import StopPolicy, StopState
 from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult
 
@@ -67,7 +67,7 @@ class Raced:
         row = {
             "skip": str(f.skip),
             "head": None if f.plan.head is None else len(f.plan.head),
-            "stop": describe(f.stop),
+            "stop": f.stop.to_dict(),
             "trial_value": f.trial_value,
             "fresh_value": None if f.score is None else f.score.value,
             "speedup": self.speedup,

@@ -25,10 +25,9 @@ from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
-from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, Threshold
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
 from selfspec.timing import Stopwatch
 from selfspec.trace import Round
 from selfspec.verify import judge_greedy
