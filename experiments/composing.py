@@ -22,6 +22,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from selfspec.errors import InputError, unknown_name
@@ -100,8 +101,9 @@ def config_dir() -> Path | None:
 def groups(verb: str) -> set[str]:
     """The groups that a verb's defaults choose from: `model`, `stop`, `searcher`."""
     with composing():
-        chosen = compose(verb, return_hydra_config=True).hydra.runtime.choices
-    return {str(group) for group in chosen if "/" not in str(group)}
+        loader = GlobalHydra.instance().config_loader()
+        defaults = loader.compute_defaults_list(verb, overrides=[], run_mode=RunMode.RUN)
+    return {group for group in defaults.overrides.known_choices if "/" not in group}
 
 
 def options(group: str) -> list[str]:
