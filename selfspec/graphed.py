@@ -39,6 +39,10 @@ class GraphedDecoder(Decoder):
         decoder: of the model; it stays as it is.
         recorder: None: CUDA graphs on CUDA, a tape elsewhere.
 
+    Attributes:
+        stage: the recorder and the buffers.
+        plain: the full forward as a chain: what plain decoding plays.
+
     Raises:
         InputError: if the model's forward cannot be recorded.
     """
@@ -52,7 +56,7 @@ class GraphedDecoder(Decoder):
         if not isinstance(eager, BoundForward):
             raise InputError("the decoder's full forward is recorded, or replaced, already; give the plain decoder")
         self.full: Any = StaticForward(eager, self.stage)
-        self._plain = StaticChain(self.full, needs_confidence=False)
+        self.plain = StaticChain(self.full, needs_confidence=False)
 
     def bind(self, draft: SkipSet | DraftPlan) -> Any:
         """As of any decoder, in fixed shapes; its recordings last as long as it does."""
@@ -107,7 +111,7 @@ class GraphedDecoder(Decoder):
         ids_B1 = torch.tensor([[token]])
         waiting: Callable[[], list[int]] | None = None
         for at in range(start, start + n_max - 1, STRETCH):
-            found_K = self._plain.play(ids_B1, [at], STRETCH, static)[0, 0].long()  # a copy, of any recording's output
+            found_K = self.plain.play(ids_B1, [at], STRETCH, static)[0, 0].long()  # a copy, of any recording's output
             ids_B1 = found_K[-1:].unsqueeze(0)
             if waiting is not None:
                 yield from waiting()

@@ -77,10 +77,12 @@ class _Recorder(ABC):
     Attributes:
         max_recordings: how many are kept.
         n_recorded: how many were made so far.
+        replay_last: plays the last program again on the inputs it has, to be timed.
     """
 
     max_recordings: int = MAX_RECORDINGS
     n_recorded: int = field(default=0, init=False)
+    replay_last: Callable[[], object] = field(default=tuple, init=False)
     _kept: OrderedDict[Hashable, _Recording] = field(default_factory=OrderedDict, init=False)
 
     def play(self, key: Hashable, make: Callable[[], Program], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -98,6 +100,7 @@ class _Recorder(ABC):
             _check_addresses(key, recording)
             _fill(recording.program, inputs)
             self._kept.move_to_end(key)
+        self.replay_last = recording.replay
         return recording.replay()
 
     def forget(self, owner: Hashable) -> None:
