@@ -437,9 +437,7 @@ def assisted(stock: Any, skip: SkipSet, n_new: int, device: torch.device) -> Cal
     return lambda ids: generated(stock, ids, n_new, device, assistant_model=assistant)
 
 
-def try_compiled(
-    check: Check, stock: Any, prompts: list[list[int]], n_new: int
-) -> Callable[[list[int]], Any] | None:
+def try_compiled(check: Check, stock: Any, prompts: list[list[int]], n_new: int) -> Callable[[list[int]], Any] | None:
     """`generate` with a static cache, whose forward transformers compiles; None if that took too long or failed."""
     if check.device.type != "cuda":
         check.keep("speed", "generate, static cache + compile", None, "not tried: no CUDA device")
@@ -542,7 +540,7 @@ def precisions(check: Check) -> None:
             x = torch.randn(1, 1, n_in, device=check.device, dtype=dtype)
             name = f"{precision}, {n_in} to {n_out}"
             try:
-                layer = quantised.ROUNDED[precision](linear)
+                layer = quantised.round_linear(linear, precision)
                 got, exact = layer(x).double(), linear.weight.double() @ x.double().flatten()
                 error = float((got.flatten() - exact).norm() / exact.norm())
                 plain_s, layer_s = (
@@ -633,7 +631,8 @@ def shown_table(table: cost.CostTable, decoder: Decoder) -> str:
         f"plain {table.plain_s(context) * 1e3:.2f} ms, attn {table.attn_s[0] * 1e6:.1f} us, mlp "
         f"{table.mlp_s * 1e6:.1f} us, base {table.base_s * 1e6:.0f} us, half skipped costs "
         f"{table.draft_cost(half, context):.2f}, v(8)/v(1) "
-        f"{table.verification_s(8, context) / table.verification_s(1, context):.2f}, round +{table.round_s * 1e6:.0f} us"
+        f"{table.verification_s(8, context) / table.verification_s(1, context):.2f}, "
+        f"round +{table.round_s * 1e6:.0f} us"
     )
 
 

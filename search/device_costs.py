@@ -40,7 +40,7 @@ class ForwardCost:
 def forward_costs(
     decoder: Decoder, *, rows: Sequence[int], tokens: Sequence[int], contexts: Sequence[int], repeats: int
 ) -> list[ForwardCost]:
-    """The full forward for every number of rows, new tokens and tokens before; of a graphed decoder the replay alone."""
+    """The full forward for every number of rows, new tokens and tokens before; by graphs the replay alone."""
     found = []
     for n_rows in rows:
         for context in contexts:
@@ -54,9 +54,7 @@ def forward_costs(
 
 
 @torch.inference_mode()
-def measure_by_graphs(
-    graphed: GraphedDecoder, *, contexts: Sequence[int], max_tokens: int, repeats: int
-) -> CostTable:
+def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_tokens: int, repeats: int) -> CostTable:
     """The cost table of a decoder whose forwards are recorded; see `search.cost.measure`.
 
     Args:

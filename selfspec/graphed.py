@@ -10,6 +10,7 @@ which is no faster than the model and there for tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending
 from selfspec.errors import InputError
+from selfspec.fused import fused
 from selfspec.graphs import CudaGraphs, Recorder, Tape
 from selfspec.model import BoundForward, Decoder
 from selfspec.plan import DraftPlan
@@ -38,6 +40,7 @@ class GraphedDecoder(Decoder):
     Args:
         decoder: of the model; it stays as it is.
         recorder: None: CUDA graphs on CUDA, a tape elsewhere.
+        compile_pieces: compile the model's small operations into one another (`fused`): some tens of seconds once.
 
     Attributes:
         stage: the recorder and the buffers.
@@ -47,15 +50,19 @@ class GraphedDecoder(Decoder):
         InputError: if the model's forward cannot be recorded.
     """
 
-    def __init__(self, decoder: Decoder, *, recorder: Recorder | None = None) -> None:
+    def __init__(self, decoder: Decoder, *, recorder: Recorder | None = None, compile_pieces: bool = False) -> None:
         self.__dict__.update(decoder.__dict__)
-        if recorder is None:
-            recorder = CudaGraphs(device=decoder.device) if decoder.device.type == "cuda" else Tape()
-        self.stage = Stage(recorder, StaticCaches())
+        own: Recorder = CudaGraphs(device=decoder.device) if decoder.device.type == "cuda" else Tape()
+        self.stage = Stage(own if recorder is None else recorder, StaticCaches())
         eager = decoder.full
         if not isinstance(eager, BoundForward):
             raise InputError("the decoder's full forward is recorded, or replaced, already; give the plain decoder")
-        self.full: Any = StaticForward(eager, self.stage)
+        recorded = eager
+        if compile_pieces:
+            # Prompts keep the model's own code: each has a length of its own, for which pieces would be compiled anew.
+            self.model = fused(decoder.model, decoder.sublayers)
+            recorded = replace(eager, module=self.model)
+        self.full: Any = StaticForward(eager, self.stage, recorded=recorded)
         self.plain = StaticChain(self.full, needs_confidence=False)
 
     def bind(self, draft: SkipSet | DraftPlan) -> Any:
@@ -123,10 +130,10 @@ class GraphedDecoder(Decoder):
 def _reading(tokens_K: Tensor) -> Callable[[], list[int]]:
     """Begin to copy tokens to the host; the call waits for them."""
     if tokens_K.device.type != "cuda":
-        return tokens_K.tolist  # type: ignore[no-any-return]
+        return tokens_K.tolist
     on_host_K = torch.empty(tokens_K.shape, dtype=tokens_K.dtype, pin_memory=True)
     on_host_K.copy_(tokens_K, non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
 
     def read() -> list[int]:
@@ -137,9 +144,7 @@ def _reading(tokens_K: Tensor) -> Callable[[], list[int]]:
     return read
 
 
-def _finish(
-    prompt: list[int], tokens: list[int], n_max: int, eos_ids: frozenset[int], ending: Ending
-) -> Finish | None:
+def _finish(prompt: list[int], tokens: list[int], n_max: int, eos_ids: frozenset[int], ending: Ending) -> Finish | None:
     """Why the last of `tokens` ends the sequence, if it does."""
     if tokens[-1] in eos_ids:
         return "eos"

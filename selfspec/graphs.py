@@ -43,7 +43,15 @@ class Program:
 
 
 class Recorder(Protocol):
-    """Plays programs, recorded ones from their recordings."""
+    """Plays programs, recorded ones from their recordings.
+
+    Attributes:
+        replay_last: plays the last program again on the inputs it has, to be timed.
+        n_recorded: recordings made so far.
+    """
+
+    replay_last: Callable[[], object]
+    n_recorded: int
 
     def play(self, key: Hashable, make: Callable[[], Program], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The outputs of the program `key` for these inputs; they hold until the next play.
@@ -133,7 +141,7 @@ class CudaGraphs(_Recorder):
         with torch.cuda.device(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
-                self._stream = torch.cuda.Stream()
+                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(N_WARM_UPS):
@@ -142,9 +150,7 @@ class CudaGraphs(_Recorder):
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             # "thread_local": other threads, such as a logger's or a compiler's, may use the device meanwhile.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = program.body()
 
         def replay() -> tuple[Tensor, ...]:
@@ -175,11 +181,11 @@ class Tape(_Recorder):
         return replay
 
 
-class _Written(TorchDispatchMode):
+class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is untyped here
     """Every operation, with its arguments and the tensors it made; None where a result is a view of an argument."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor | None]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:

@@ -25,7 +25,7 @@ from selfspec.head import TextRows, TrimmedHead, trimmed
 from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
-from selfspec.quantised import ROUNDED, RoundedCopies, RoundedLinear
+from selfspec.quantised import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skip import SkipSet
 
 
@@ -244,7 +244,7 @@ class Decoder:
         if self._head is None or self._head[0] is not ids_N or self._head[1] != precision:
             head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
             if precision != "same":
-                head.add_module("rows", ROUNDED[precision](head.rows))
+                head.add_module("rows", round_linear(head.rows, precision))
             self._head = ids_N, precision, head
         return self._head[2]
 

@@ -106,8 +106,7 @@ class StaticCache(Cache):  # type: ignore[misc]
         if self._held is None or self._held() is not cache:
             return False
         return all(
-            x.keys is keys and x.values is values
-            for x, (keys, values) in zip(cache.layers, self._views, strict=True)
+            x.keys is keys and x.values is values for x, (keys, values) in zip(cache.layers, self._views, strict=True)
         )
 
     def hold(self, cache: ClockCache) -> None:

@@ -24,7 +24,6 @@ from selfspec.graphs import Program
 from selfspec.head import TextRows
 from selfspec.static_cache import StaticCache, bucket, key_bucket
 from selfspec.static_forward import (
-    SLACK,
     PaddedTexts,
     StaticForward,
     buffers_like,
@@ -142,7 +141,7 @@ class StaticChain:
             "starts_B": padded_starts(starts, static.n_rows),
             **texts.tensors,
         }
-        bound, needs_confidence = self.forward.bound, self.needs_confidence
+        bound, needs_confidence = self.forward.recorded, self.needs_confidence
 
         def make() -> Program:
             buffers = buffers_like(inputs, static)

@@ -55,15 +55,16 @@ class StaticForward:
     Args:
         bound: the target's forward, or a draft's.
         stage: of the decoder whose forward it is.
+        recorded: the same forward of a module that is worth recording, as one of compiled pieces; None: `bound`.
 
     Raises:
         InputError: if the model takes no explicit mask, turns positions by angles that the host chooses, or lies on
             several devices.
     """
 
-    def __init__(self, bound: BoundForward, stage: Stage) -> None:
+    def __init__(self, bound: BoundForward, stage: Stage, *, recorded: BoundForward | None = None) -> None:
         check_static(bound.module)
-        self.bound, self.stage = bound, stage
+        self.bound, self.stage, self.recorded = bound, stage, recorded or bound
         self.number = ("forward", next(_numbers))
         # A forward that nobody has any more leaves no recording behind.
         weakref.finalize(self, stage.recorder.forget, self.number)
@@ -117,7 +118,7 @@ class StaticForward:
             buffers = buffers_like(inputs, static)
 
             def body() -> tuple[Tensor, ...]:
-                logits = self_logits(
+                logits = logits_of(
                     bound,
                     buffers["ids_BT"],
                     buffers["starts_B"],
@@ -130,7 +131,7 @@ class StaticForward:
 
             return Program(buffers, body, watching(bound, static))
 
-        bound, self_logits = self.bound, logits_of
+        bound = self.recorded
         (logits_BTV,) = self.stage.recorder.play(key, make, inputs)
         logits_BTV = logits_BTV[:n_rows]
         if kept == 0:
@@ -207,7 +208,7 @@ class StaticForward:
 
             return Program(buffers, body, watching(bound, static))
 
-        bound = self.bound
+        bound = self.recorded
         (logits_BTV,) = self.stage.recorder.play(key, make, inputs)
         return logits_BTV[:n_rows, :n_new].clone()
 
@@ -224,8 +225,9 @@ def check_static(module: nn.Module) -> None:
     ropes = getattr(text, "rope_parameters", None) or {}
     kinds = {ropes.get("rope_type"), *(r.get("rope_type") for r in ropes.values() if isinstance(r, dict))}
     if kinds & set(_HOST_ROPES):
+        kind = (kinds & set(_HOST_ROPES)).pop()
         raise InputError(
-            f"graphs are not possible with a {text.model_type!r} model of rope_type={(kinds & set(_HOST_ROPES)).pop()}, "
+            f"graphs are not possible with a {text.model_type!r} model of rope_type={kind}, "
             "which reads positions on the host; decode without graphs"
         )
     devices = {p.device for p in module.parameters()}
@@ -329,9 +331,7 @@ class PaddedTexts:
         """The same in a program's buffers."""
         if not self.tensors:
             return None
-        return TextRows(
-            buffers["text_ids"], buffers["text_weight"], buffers.get("text_bias"), buffers["text_ceilings"]
-        )
+        return TextRows(buffers["text_ids"], buffers["text_weight"], buffers.get("text_bias"), buffers["text_ceilings"])
 
 
 def padded(tensor_BT: Tensor, n_rows: int, n_columns: int) -> Tensor:

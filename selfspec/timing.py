@@ -37,7 +37,7 @@ def device_seconds(call: Callable[[], object], *, device: torch.device, repeats:
             call()
             seconds.append(watch.now() - begin)
         return seconds
-    pairs = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(repeats)]
+    pairs = [(_event(), _event()) for _ in range(repeats)]
     torch.cuda.synchronize(device)
     for begin_event, end_event in pairs:
         begin_event.record()
@@ -45,3 +45,7 @@ def device_seconds(call: Callable[[], object], *, device: torch.device, repeats:
         end_event.record()
     torch.cuda.synchronize(device)
     return [begin_event.elapsed_time(end_event) / 1000 for begin_event, end_event in pairs]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
