@@ -50,8 +50,10 @@ class Recorder(Protocol):
         n_recorded: recordings made so far.
     """
 
-    replay_last: Callable[[], object]
     n_recorded: int
+
+    @property
+    def replay_last(self) -> Callable[[], object]: ...
 
     def play(self, key: Hashable, make: Callable[[], Program], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """The outputs of the program `key` for these inputs; they hold until the next play.
@@ -85,12 +87,11 @@ class _Recorder(ABC):
     Attributes:
         max_recordings: how many are kept.
         n_recorded: how many were made so far.
-        replay_last: plays the last program again on the inputs it has, to be timed.
     """
 
     max_recordings: int = MAX_RECORDINGS
     n_recorded: int = field(default=0, init=False)
-    replay_last: Callable[[], object] = field(default=tuple, init=False)
+    _last: Callable[[], object] = field(default=tuple, init=False)
     _kept: OrderedDict[Hashable, _Recording] = field(default_factory=OrderedDict, init=False)
 
     def play(self, key: Hashable, make: Callable[[], Program], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -108,8 +109,13 @@ class _Recorder(ABC):
             _check_addresses(key, recording)
             _fill(recording.program, inputs)
             self._kept.move_to_end(key)
-        self.replay_last = recording.replay
+        self._last = recording.replay
         return recording.replay()
+
+    @property
+    def replay_last(self) -> Callable[[], object]:
+        """See `Recorder`."""
+        return self._last
 
     def forget(self, owner: Hashable) -> None:
         """See `Recorder`."""
