@@ -31,7 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_pieces
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from search import cost, device_costs
 from selfspec import exactness
@@ -217,6 +217,13 @@ def prompts_of(check: Check, decoder: Decoder, n: int) -> list[list[int]]:
     return [torch.randint(vocab, (24 + 9 * i,), generator=rng).tolist() for i in range(n)]
 
 
+def of_one_length(prompts: list[list[int]]) -> list[list[int]]:
+    """Cut in the middle to the shortest: a compiled `generate` would compile anew for every length."""
+    n = min(map(len, prompts))
+    head = min(4, n // 2)
+    return [[*ids[:head], *ids[len(ids) - n + head :]] for ids in prompts]
+
+
 def skip_sets(decoder: Decoder) -> dict[str, SkipSet]:
     n = decoder.n_layers
     if n < 24:
@@ -324,8 +331,8 @@ def speed(check: Check) -> None:
     dtype = torch.float64 if toy else torch.bfloat16
     model, stock = small_model(check, dtype), small_model(check, dtype)
     decoder, graphed = decoders(check, model)
-    n_new, repeats, n_prompts = (10, 2, 2) if toy else (128, 5, 4)
-    prompts = prompts_of(check, decoder, n_prompts)
+    n_new, repeats, n_prompts = (10, 2, 2) if toy else (96, 3, 3)
+    prompts = of_one_length(prompts_of(check, decoder, n_prompts))
     forced = Ending(n_new, frozenset())
     stock.generation_config = type(stock.generation_config)(eos_token_id=None, pad_token_id=0, do_sample=False)
 
@@ -409,22 +416,37 @@ class Generated:
 
 
 def generated(model: Any, ids: list[int], n_new: int, device: torch.device, **more: Any) -> Generated:
-    """`generate`'s tokens; its prefill is the time of one token."""
+    """`generate`'s tokens; its prefill is the time of the first tokens, less their share of the others' time.
+
+    Both calls ask for as many tokens, since a static cache takes its length from that; the first is stopped early.
+    """
     prompt = torch.tensor([ids], device=device)
     watch = Stopwatch(device)
 
     def seconds(n: int) -> tuple[Any, float]:
+        stop = StoppingCriteriaList([Until(len(ids) + n)])
         begin = watch.now()
         with torch.inference_mode():
             output = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=n, max_new_tokens=n, **more
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=n_new, stopping_criteria=stop, **more
             )
         return output, watch.now() - begin
 
-    _, prefill_s = seconds(2)  # of two tokens, since assisted generation drafts from two on; the second is shared out
+    first, first_s = seconds(1)
     output, total_s = seconds(n_new)
-    each_s = max(1e-9, total_s - prefill_s) / max(1, n_new - 2)
-    return Generated([int(t) for t in output[0, len(ids) :]], prefill_s - each_s, total_s)
+    n_first, n_all = (x.shape[1] - len(ids) for x in (first, output))
+    each_s = max(1e-9, total_s - first_s) / max(1, n_all - n_first)
+    return Generated([int(t) for t in output[0, len(ids) :]], first_s - each_s * (n_first - 1), total_s)
+
+
+class Until(StoppingCriteria):
+    """Stops at a length."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
+        return torch.full((ids.shape[0],), ids.shape[1] >= self.n, device=ids.device, dtype=torch.bool)
 
 
 def assisted(stock: Any, skip: SkipSet, n_new: int, device: torch.device) -> Callable[[list[int]], Any]:
@@ -601,8 +623,8 @@ def tables(check: Check) -> None:
             facts = {"contexts": contexts, "seconds": time.monotonic() - begin, "shape": SHAPES.get(name, TOY)}
             check.keep("tables", name, {"costs": table.as_dict(), "of": facts}, shown_table(table, decoder))
             if not toy:
-                file = check.out / f"costs-{name}.json"
-                file.write_text(json.dumps({"costs": table.as_dict(), "of": facts | environment(check.device)}))
+                file = check.out / f"costs-{name}.yaml"
+                file.write_text(as_group(name, table, environment(check.device)))
             if check.left_s > 60 or toy:
                 grid = device_costs.forward_costs(
                     decoder, rows=[1] if toy else [1, 8], tokens=[1, 4], contexts=contexts[:1], repeats=2 if toy else 5
@@ -622,6 +644,21 @@ def tables(check: Check) -> None:
         except Exception as error:
             check.keep("tables", name, traceback.format_exc(), f"{type(error).__name__}: {str(error)[:140]}")
         free_memory()
+
+
+def as_group(name: str, table: cost.CostTable, machine: dict[str, Any]) -> str:
+    """A file for `conf/costs/`: `costs=h100/NAME` then searches for this device anywhere."""
+    settings = {
+        "name": name, "path": None, "refresh": False, "contexts": list(table.contexts),
+        "max_tokens": len(table.verify_s), "repeats": 12, "table": table.as_dict(),
+    }  # fmt: skip
+    body = "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
+    where = machine.get("device", machine["cpu"])
+    versions = f"torch {machine['torch']}, transformers {machine['transformers']}"
+    return (
+        "# @package costs\n"
+        f"# Measured by scripts/check_gpu.sh with graphs, in bfloat16, on {where} ({versions}).\n{body}\n"
+    )
 
 
 def shown_table(table: cost.CostTable, decoder: Decoder) -> str:

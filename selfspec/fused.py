@@ -1,9 +1,9 @@
 """The small operations of a model compiled into one another: norms, gates, and turning queries and keys.
 
 Replayed from a graph, a small model's step is spent in dozens of tiny kernels a layer, most of them parts of a norm, of
-a rotary turn or of a gated MLP. torch compiles each such piece once for its class and shape, and all layers share the
-result: seconds, where compiling the whole model takes a minute for every shape. Sums and products inside a piece may
-be rounded once less often than by the model's own code; target and draft alike run the fused model.
+a rotary turn or of a gated MLP. torch compiles each such piece for its class, not for its layer, and at most three
+times as shapes change: seconds, where compiling the whole model takes a minute for every shape. What is inside a piece
+may be rounded less often than by the model's own code; target and draft alike run the fused model.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def fused(model: nn.Module, sublayers: Sublayers, *, backend: str = "inductor") 
         if "forward" not in piece.__dict__:
             kind = type(piece)
             if kind not in made:
-                made[kind] = torch.compile(kind.forward, dynamic=False, backend=backend)
+                made[kind] = torch.compile(kind.forward, backend=backend)
             piece.forward = MethodType(made[kind], piece)
     home = sys.modules[type(model).__module__]
     if hasattr(home, _ROTARY) and "forward" not in copied.__dict__:
-        turn = torch.compile(getattr(home, _ROTARY), dynamic=False, backend=backend)
+        turn = torch.compile(getattr(home, _ROTARY), backend=backend)
         copied.forward = MethodType(_turning_with(home, turn, type(copied).forward), copied)
     return copied
 

@@ -12,6 +12,7 @@ replay returns holds until the next replay of any recording: read it, or copy it
 
 from __future__ import annotations
 
+import gc
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -155,9 +156,15 @@ class CudaGraphs(_Recorder):
             torch.cuda.current_stream().wait_stream(self._stream)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            # "thread_local": other threads, such as a logger's or a compiler's, may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                outputs = program.body()
+            was_on = gc.isenabled()
+            gc.disable()  # a graph that is collected while another is recorded could spoil it
+            try:
+                # "thread_local": other threads, such as a logger's or a compiler's, may use the device meanwhile.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    outputs = program.body()
+            finally:
+                if was_on:
+                    gc.enable()
 
         def replay() -> tuple[Tensor, ...]:
             graph.replay()

@@ -353,8 +353,5 @@ def buffers_like(inputs: dict[str, Tensor], static: StaticCache) -> dict[str, Te
 def watching(bound: BoundForward, static: StaticCache) -> Any:
     """Tensors that stay where they are as long as a recording holds: first and last weight, first keys, last values."""
 
-    def watched() -> tuple[Tensor, ...]:
-        first, *_, last = bound.module.parameters()
-        return first, last, static.layers[0].keys, static.layers[-1].values
-
-    return watched
+    first, *_, last = bound.module.parameters()
+    return lambda: (first, last, static.layers[0].keys, static.layers[-1].values)
