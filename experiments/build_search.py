@@ -79,6 +79,10 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     Raises:
         InputError: if `costs.path` names no table.
     """
+    if cfg.costs.get("table"):  # of another device, in a file of conf/costs
+        table = OmegaConf.to_container(cfg.costs.table)
+        assert isinstance(table, dict)
+        return CostTable.of({str(k): v for k, v in table.items()}), Path(f"costs={cfg.costs.name}"), False
     if cfg.costs.path:
         given = Path(cfg.costs.path)
         return CostTable.read(given), given, False

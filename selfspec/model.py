@@ -27,12 +27,17 @@ from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
 from selfspec.protocols import Output
-from selfspec.quantised import ROUNDED, RoundedCopies, RoundedLinear
+from selfspec.quantised import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skip import SkipSet
 
 
 class Forward(Protocol):
     """One resolved draft or target: no membership test per token."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, or the draft that shares its parameters."""
+        ...
 
     def __call__(
         self,
@@ -59,8 +64,57 @@ class Forward(Protocol):
         """
         ...
 
-    def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
-        """What a trimmed head scores beside its own tokens where the rows' texts are these; None: nothing."""
+    def output(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """The same, with the hidden states of all tokens behind the layers `hidden`; -1: what enters the head."""
+        ...
+
+    def tree_output(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        seen_BTS: Tensor,
+        key_positions_BS: Tensor,
+        cache: ClockCache,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """The output for tokens that may stand at any positions, several of them at one.
+
+        Their keys and values go where the caller has set the cache's clocks.
+
+        Args:
+            ids_BT: the tokens.
+            positions_BT: of the tokens.
+            seen_BTS: which keys each token sees, itself and those written with it included.
+            key_positions_BS: the position of each key.
+            cache: its clocks are set by the caller.
+            text_rows: what a trimmed head scores as well, see `text_rows`.
+            hidden: layers whose output is wanted.
+
+        Raises:
+            InputError: if the model takes no explicit mask (`mask.check_trees`).
+        """
+        ...
+
+    def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
+        """The logits of `tree_output`, [B, T, V]."""
+        ...
+
+    def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
+        """What a trimmed head scores beside its own tokens where the rows' texts are these; None: nothing.
+
+        See `TrimmedHead.text_rows` for `lengths_BT`.
+        """
         ...
 
 
@@ -81,7 +135,7 @@ class BoundForward:
     layers: str = ""
 
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """See `Forward`, and `TrimmedHead.text_rows` for `lengths_BT`."""
+        """See `Forward`."""
         return None if self.head is None else self.head.text_rows(texts, lengths_BT)
 
     def __call__(
@@ -106,7 +160,7 @@ class BoundForward:
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """As `Forward`, with the hidden states of all tokens behind the layers `hidden`."""
+        """See `Forward`."""
         n_new = ids_BT.shape[1]
         cache.set(starts, n_new)
         offsets_T = torch.arange(n_new, device=ids_BT.device)
@@ -136,22 +190,7 @@ class BoundForward:
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """The output for tokens that may stand at any positions, several of them at one.
-
-        Their keys and values go where the caller has set the cache's clocks.
-
-        Args:
-            ids_BT: the tokens.
-            positions_BT: of the tokens.
-            seen_BTS: which keys each token sees, itself and those written with it included.
-            key_positions_BS: the position of each key.
-            cache: its clocks are set by the caller.
-            text_rows: what a trimmed head scores as well, see `text_rows`.
-            hidden: layers whose output is wanted.
-
-        Raises:
-            InputError: if the model takes no explicit mask (`mask.check_trees`).
-        """
+        """See `Forward`."""
         dtype = next(self.module.parameters()).dtype
         mask = tree_mask(
             self.module.config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=key_positions_BS, dtype=dtype
@@ -207,7 +246,7 @@ class Decoder:
         self.n_layers = self.sublayers.n_layers
         self._head: tuple[Tensor, Precision, TrimmedHead] | None = None
         self._rounded = RoundedCopies(model)
-        self.full = BoundForward(model, self.context_length, layers=self.sublayers.path)
+        self.full: Forward = BoundForward(model, self.context_length, layers=self.sublayers.path)
         self._leave_out_everything()
 
     @property
@@ -247,7 +286,7 @@ class Decoder:
         """An empty cache of `capacity` tokens a row."""
         return ClockCache(self.n_layers, n_rows=n_rows, capacity=capacity, device=self.device)
 
-    def bind(self, draft: SkipSet | DraftPlan) -> BoundForward:
+    def bind(self, draft: SkipSet | DraftPlan) -> Forward:
         """The forward that leaves a skip set out, or does what a plan says.
 
         Raises:
@@ -282,7 +321,7 @@ class Decoder:
         if self._head is None or self._head[0] is not ids_N or self._head[1] != precision:
             head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
             if precision != "same":
-                head.add_module("rows", ROUNDED[precision](head.rows))
+                head.add_module("rows", round_linear(head.rows, precision))
             self._head = ids_N, precision, head
         return self._head[2]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from selfspec.cache import ClockCache
 from selfspec.draft import LAYER_SKIP, confidences_of
 from selfspec.errors import InputError
-from selfspec.model import BoundForward
+from selfspec.model import Forward
 from selfspec.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
 from selfspec.tree import tree_layout
 from selfspec.tree_shapes import Node, TreeShape
@@ -67,7 +67,7 @@ class TreeDraft(BaseDrafter):
         name: see `Drafter`; the `source` of its drafts.
     """
 
-    forward: BoundForward
+    forward: Forward
     shape: TreeShape
     sample: bool = False
     name: str = LAYER_SKIP
