@@ -7,6 +7,10 @@ class InputError(ValueError):
     """What was asked cannot be done; the message says what was asked, what is true and what to do, in one line."""
 
 
+class DrafterFault(InputError):  # noqa: N818 - a fault is what it is called in the engine, too
+    """A drafter proposed what cannot be verified; the message names the drafter and says what is wrong."""
+
+
 def unknown_name(kind: str, name: str, available: list[str]) -> InputError:
     """The error for a name that is not there, with the nearest one that is."""
     from difflib import get_close_matches
