@@ -140,6 +140,7 @@ def check_overrides(verb: str, words: list[str]) -> None:
         "costs",
         "recipe",
         "draft",
+        "drafter",
         "head",
         "calibration",
         "sampling",
