@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -76,7 +77,10 @@ class PlainArm:
 
 @dataclass(slots=True)
 class DraftArm:
-    """A skip set with a stop rule; the rule's state goes from prompt to prompt if the rule says so."""
+    """A skip set with a stop rule; the rule's state goes from prompt to prompt if the rule says so.
+
+    Row i of a batch goes on from row i of the batch before it, or from its last row where it had fewer.
+    """
 
     decoder: Decoder
     ending: Ending
@@ -87,7 +91,7 @@ class DraftArm:
     stop: str | None
     spec: DraftSpec
     drafter: Drafter
-    state: StopState | None = None
+    states: list[StopState] = field(default_factory=list)  # of each row, as the last batch that had it left them
     is_lossless: ClassVar[bool] = True
 
     @property
@@ -108,7 +112,9 @@ class DraftArm:
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
-        states = [self.spec.stop.begin(self.state) for _ in prompts]
+        last = self.states[-1] if self.states else None
+        before = chain(self.states, repeat(last))
+        states = [self.spec.stop.begin(after) for _, after in zip(prompts, before, strict=False)]
         results = speculate(
             self.decoder,
             prompts,
@@ -119,7 +125,7 @@ class DraftArm:
             first_row=first_row,
             stopwatch=self.stopwatch,
         )
-        self.state = states[-1]
+        self.states[: len(states)] = states
         return results
 
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +17,25 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.composing import option
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
 from selfspec import provenance, records
 from selfspec.decode import Ending
-from selfspec.errors import InputError, unknown_name
+from selfspec.errors import InputError
 from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
-from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
 from selfspec.prompt import Prompt, encode, ends_with_any
 from selfspec.sampling import Sampling
 from selfspec.skipfile import NAME as SKIP_SET
 from selfspec.spec import DraftSpec
 from selfspec.specfile import load_spec, read_draft
-from selfspec.stop import StopPolicy, described
+from selfspec.stop import Paying, StopPolicy, StopRule
 from selfspec.targets import TARGET
 from selfspec.tasks.base import Example, Part, select
 
 log = logging.getLogger(__name__)
-
-
-def options(group: str) -> list[str]:
-    """The names in a config group, e.g. the stop rules; `folder/name` for those in a folder of it."""
-    entries = [e for e in resources.files("conf").joinpath(group).iterdir() if not e.name.startswith("_")]
-    names = [e.name.removesuffix(".yaml") for e in entries if e.name.endswith(".yaml")]
-    nested = [f"{e.name}/{name}" for e in entries if e.is_dir() for name in options(f"{group}/{e.name}")]
-    return sorted(names + nested)
-
-
-def option(group: str, name: str) -> DictConfig:
-    """The settings of one option of a group, as its file has them."""
-    if name not in options(group):
-        raise unknown_name({"stop": "stop rule"}.get(group, group), name, options(group))
-    return DictConfig(OmegaConf.create(resources.files("conf").joinpath(f"{group}/{name}.yaml").read_text("utf-8")))
 
 
 def instance(cfg: DictConfig) -> Any:
@@ -61,7 +45,8 @@ def instance(cfg: DictConfig) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
-        raise InputError(f"cannot build {cfg.get('_target_')}: {error.__cause__ or error}") from error
+        why = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"cannot build {cfg.get('_target_')}: {why}") from error
 
 
 def model(cfg: DictConfig) -> Loaded:
@@ -140,8 +125,19 @@ def stop_by_name(asked: str | Mapping[str, Mapping[str, Any]], draft: str = "non
 
 
 def _stop(settings: DictConfig, draft: str) -> StopPolicy:
-    policy: StopPolicy = described(searched(draft)["stop"]) if "searched" in settings else instance(settings)
-    return policy
+    if "searched" in settings:
+        return StopRule.from_dict(searched(draft)["stop"])
+    rule, target = instance(settings), settings.get("_target_")
+    if not isinstance(rule, StopRule):
+        raise InputError(f"stop: {target} is no stop rule; it must inherit from selfspec.stop.StopRule")
+    try:  # as records will hold it: what cannot be written down is refused before anything runs
+        written = StopRule.from_dict(json.loads(json.dumps(rule.to_dict())))
+        hash(written)
+    except TypeError as error:
+        raise InputError(
+            f"stop: {target} must be a frozen dataclass whose settings are numbers, texts or tuples of them ({error})"
+        ) from None
+    return written
 
 
 def searched(draft: str) -> Mapping[str, Any]:
@@ -172,15 +168,15 @@ def sampling(cfg: DictConfig) -> Sampling:
 
 def own_drafter(cfg: DictConfig) -> dict[str, Any] | None:
     """The user's drafter that `cfg.drafter` names, with its settings; None: the built-in one."""
-    return _described(cfg.get("drafter"))
+    return _drafter_of(cfg.get("drafter"))
 
 
 def drafter_by_name(name: str) -> dict[str, Any] | None:
     """The drafter of that name, with the settings of its file; None: the built-in one."""
-    return _described(option("drafter", name))
+    return _drafter_of(option("drafter", name))
 
 
-def _described(settings: DictConfig | None) -> dict[str, Any] | None:
+def _drafter_of(settings: DictConfig | None) -> dict[str, Any] | None:
     if settings is None or not settings.get(TARGET):
         return None
     found = OmegaConf.to_container(settings, resolve=True)

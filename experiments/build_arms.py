@@ -16,6 +16,7 @@ from torch import Tensor
 
 from experiments import ablation, build, build_search
 from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
+from experiments.composing import option
 from experiments.draft_only import DraftOnlyArm
 from experiments.setup import ALL
 from search import tune
@@ -160,7 +161,7 @@ def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibrat
     """The plan that an arm names, with what it has in the place of the plan's own."""
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
     if kind is not None:
-        d = build.option("draft", kind)
+        d = option("draft", kind)
         made = DraftPlan.of(plan.skip)
         if d.kind != SKIP:
             made = calibration.fits.plan(plan.skip, kind=d.kind, merge=d.merge, rank=d.rank)

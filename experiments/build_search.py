@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.build import check_count, instance, options, own_drafter, stop
+from experiments.build import check_count, instance, own_drafter, stop
 from experiments.build_space import choices, searched
+from experiments.composing import option, options
 from search.cost import FORM, CostTable, measure, measure_drafts
 from search.draft_costs import DraftCosts
 from search.drafts import FULL, Drafts, check_dimensions, continued, heads, remembered
@@ -22,7 +23,7 @@ from search.expected import ReplayObjective, accepted_fraction, expected_speedup
 from search.fits import Fits, observe
 from search.matchness import Matchness
 from search.objective import Objective, TokensPerSecond
-from search.reference import BATCH_STARTS, ReferenceBatch, refer
+from search.reference import BATCH_STARTS, Reference, ReferenceBatch, refer
 from search.shared import Sharing, agree, open_storage
 from search.space import Space
 from search.study import SearchStudy
@@ -30,6 +31,7 @@ from selfspec import provenance, records
 from selfspec.decode import Ending
 from selfspec.errors import InputError, unknown_name
 from selfspec.load import Loaded
+from selfspec.model import Decoder
 from selfspec.plan import PLAIN, Precision
 from selfspec.quantised import check_kernel
 from selfspec.skip import SkipSet
@@ -52,11 +54,8 @@ def data_sets(cfg: DictConfig) -> list[DictConfig]:
         if name == cfg.data.name:
             found.append(cfg)
             continue
-        if name not in options("data"):
-            raise unknown_name("data set", name, options("data"))
         other = cfg.copy()
-        text = resources.files("conf").joinpath(f"data/{name}.yaml").read_text(encoding="utf-8")
-        other.data = OmegaConf.create(text)
+        other.data = option("data", name)
         found.append(other)
     return found
 
@@ -67,6 +66,10 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     Raises:
         InputError: if `costs.path` names no table.
     """
+    if cfg.costs.get("table"):  # of another device, in a file of conf/costs
+        table = OmegaConf.to_container(cfg.costs.table)
+        assert isinstance(table, dict)
+        return CostTable.of({str(k): v for k, v in table.items()}), Path(f"costs={cfg.costs.name}"), False
     if cfg.costs.path:
         given = Path(cfg.costs.path)
         return CostTable.read(given), given, False
@@ -262,13 +265,24 @@ def objective(
 
 
 def computed_sets(
-    cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]], table: CostTable | None
+    searcher: DictConfig, decoder: Decoder, references: Sequence[Reference], table: CostTable | None
 ) -> list[SkipSet]:
-    """What a searcher proposes that computes its sets beforehand, from what the full model says on these prompts."""
-    texts = [reference for batch in references(cfg, loaded, calibration) for reference in batch.references]
-    settings = {"costs": table} if "knapsack" in cfg.searcher.computed._target_ else {}
-    sets: list[SkipSet] = instance(cfg.searcher.computed)(loaded.decoder, texts, **settings)
-    return sets
+    """What a searcher proposes that computes its sets beforehand, from what the full model says on some prompts.
+
+    Its function takes the model and those texts, and the cost table if it has a parameter `costs`.
+
+    Raises:
+        InputError: if it needs costs and the objective measures none.
+    """
+    compute = instance(searcher.computed)
+    if "costs" not in inspect.signature(compute).parameters:
+        return list(compute(decoder, references))
+    if table is None:
+        raise InputError(
+            f"searcher={searcher.name} computes its sets from measured costs, which this objective does not measure; "
+            "use objective=expected_speedup"
+        )
+    return list(compute(decoder, references, costs=table))
 
 
 def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSet] | None, table: str) -> SearchStudy:

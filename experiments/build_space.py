@@ -19,7 +19,6 @@ from search.space import Settings, Space
 from selfspec.errors import InputError
 from selfspec.load import Loaded
 from selfspec.skip import SkipSet
-from selfspec.stop import describe
 
 SIZED = ("draft", "head", "precision")  # dimensions that change what a draft costs and how large it is
 
@@ -29,7 +28,7 @@ def searched(cfg: DictConfig) -> tuple[Dimension, ...]:
     settings = OmegaConf.to_container(cfg.space) if cfg.get("space") else {}
     if not settings:
         return ()
-    own = {f"stop.{key}": value for key, value in describe(build.stop(cfg)).items()}
+    own = {f"stop.{key}": value for key, value in build.stop(cfg).to_dict().items()}
     return dimensions(settings, own=own)  # type: ignore[arg-type]
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 USAGE = """selfspec VERB key=value ...
@@ -26,6 +26,7 @@ USAGE = """selfspec VERB key=value ...
   runs list|show|compare runs and skip sets on the terminal; `--json` for scripts
 
 `selfspec VERB --help` shows the settings and their groups; `-m` sweeps: selfspec search -m searcher=tpe,gp
+`--config-dir FOLDER` adds options of your own: FOLDER/stop/mine.yaml is stop=mine, and may name classes of FOLDER/*.py
 """
 
 VERBS = ("decode", "profile", "search", "evaluate", "report", "reproduce", "dashboard", "runs")
@@ -64,16 +65,21 @@ def main() -> None:
             from experiments.listing import runs
 
             return runs(words, print)
-        words = quote_text(words)
+        from experiments.composing import check_no_shadows, make_importable, split_config_dir
+
+        folder, typed = split_config_dir(words)
+        make_importable(folder)
+        check_no_shadows(folder)
+        words = quote_text(typed)
         if verb == "reproduce":
             if {"-m", "--multirun"} & set(words):
                 raise InputError("reproduce runs one experiment, step by step; -m sweeps over the other verbs")
             words = [w for w in words if is_own(w)]  # the others are for its steps
         if not {"--help", "-h", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version"} & set(words):
-            check_overrides(verb, words)
+            check_overrides(verb, words, folder)
     except InputError as error:
         _fail(error)
-    _run_hydra(verb, words)
+    _run_hydra(verb, words, typed, folder)
 
 
 def _check_verb(verb: str) -> None:
@@ -112,18 +118,23 @@ def quote_text(words: list[str]) -> list[str]:
     return [quoted(word) for word in words]
 
 
-def check_overrides(verb: str, words: list[str]) -> None:
+def check_overrides(verb: str, words: list[str], folder: Path | None = None) -> None:
     """Refuse what Hydra would refuse, in one line with the nearest name.
 
+    Args:
+        verb: that is to run.
+        words: its settings, and Hydra's own flags.
+        folder: of the user's own options; None: that of the command that runs, if one does.
+
     Raises:
-        InputError: for a config group, an option of one, or a setting that is not there, and what does not compose.
+        InputError: for an option of a config group, or a setting, that is not there, and what does not compose.
     """
     from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from experiments.build import options
+    from experiments.composing import check_option, composing, flat, groups, options
     from selfspec.errors import InputError, unknown_name
 
     is_sweep = bool({"-m", "--multirun"} & set(words))
@@ -131,82 +142,47 @@ def check_overrides(verb: str, words: list[str]) -> None:
     stray = [w for w in words if "=" not in w and not w.startswith(("-", "~"))]
     if stray:
         raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
-    groups = (
-        "model",
-        "data",
-        "stop",
-        "searcher",
-        "objective",
-        "costs",
-        "recipe",
-        "draft",
-        "drafter",
-        "head",
-        "calibration",
-        "sampling",
-        "tracker",
-        "paths",
-        "experiment",
-    )
-    chosen = []
-    for word in given:
-        key, _, value = word.partition("=")
-        group = key.lstrip("+")
-        if group in groups:
-            names = _swept(value) if is_sweep else [value]
-            for name in names:
-                if name not in options(group):
-                    raise unknown_name(group, name, options(group))
-            chosen += [f"{key}={name}" for name in names[:1]]  # of a sweep, its first job stands for all
     try:
-        with _composing():
-            known = _flat(OmegaConf.to_container(compose(verb, overrides=chosen), resolve=False))
+        with composing(folder):
+            own, chosen = groups(verb), []
+            for word in given:
+                key, _, value = word.partition("=")
+                group = key.lstrip("+")
+                if group in own or (key.startswith("+") and options(group)):
+                    names = _swept(value) if is_sweep else [value]
+                    for name in names:
+                        check_option(group, name)
+                    chosen += [f"{key}={name}" for name in names[:1]]  # of a sweep, its first job stands for all
+            known = flat(OmegaConf.to_container(compose(verb, overrides=chosen), resolve=False))
             for word in given:
                 key = word.partition("=")[0].lstrip("~")
-                if not key.startswith("+") and key not in known and key not in groups:
+                if not key.startswith("+") and key not in known and key not in own:
                     raise unknown_name("setting", key, sorted(known))
             if not is_sweep:
-                _check_kinds(known, _flat(OmegaConf.to_container(compose(verb, overrides=given), resolve=False)))
+                _check_kinds(known, flat(OmegaConf.to_container(compose(verb, overrides=given), resolve=False)))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from None
-
-
-def known_settings(verb: str) -> set[str]:
-    """The names that begin a setting of a verb: `model`, `n`, `searcher`."""
-    from hydra import compose
-
-    with _composing():
-        cfg = compose(verb, return_hydra_config=True)
-    return {str(key) for key in (*cfg, *cfg.hydra.runtime.choices) if key != "hydra" and "/" not in str(key)}
 
 
 def composed(verb: str, words: Sequence[str]) -> Any:
     """The configuration that the words of a command make."""
     from hydra import compose
 
-    with _composing():
-        return compose(verb, overrides=quote_text(list(words)))
+    from experiments.composing import composing, split_config_dir
+
+    folder, settings = split_config_dir(words)
+    with composing(folder):
+        return compose(verb, overrides=quote_text(settings))
 
 
 def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> None:
     """Run a verb in this process, as `selfspec VERB WORDS` would in its own."""
-    _verb(verb)(composed(verb, words), list(words), say)
+    from experiments.composing import composing, make_importable, split_config_dir
 
-
-@contextmanager
-def _composing() -> Iterator[None]:
-    """While it lasts, configuration can be composed, also within a job of Hydra's, which has one already."""
-    from hydra import initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-
-    instance = GlobalHydra.instance()
-    outer = instance.hydra
-    instance.clear()
-    try:
-        with initialize_config_module("conf", version_base="1.3"):
-            yield
-    finally:
-        instance.hydra = outer
+    folder, settings = split_config_dir(words)
+    make_importable(folder)
+    with composing(folder):
+        _verb(verb)(composed(verb, settings), settings, say)
 
 
 def _swept(value: str) -> list[str]:
@@ -229,23 +205,19 @@ def _check_kinds(known: dict[str, Any], asked: dict[str, Any]) -> None:
             raise InputError(f"{key}={value} was asked for, but it must be {kind}; its default is {default}")
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items() if isinstance(tree, dict) else ():
-        found |= {f"{prefix}{key}": value} | _flat(value, f"{prefix}{key}.")
-    return found
-
-
-def _run_hydra(verb: str, words: list[str]) -> None:
+def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | None) -> None:
     import hydra
     from omegaconf import DictConfig
 
+    from experiments.composing import flag_of, make_importable
+
     def task(cfg: DictConfig) -> None:
+        make_importable(folder)  # a launcher may run a job in another process
         _run_verb(verb, cfg, [] if is_sweep else asked)
 
     is_sweep = bool({"-m", "--multirun"} & set(words))
-    asked = [w for w in sys.argv[2:] if "=" in w and not w.startswith("-")]
-    sys.argv = [f"selfspec {verb}", *words]
+    asked = [w for w in typed if "=" in w and not w.startswith("-")]
+    sys.argv = [f"selfspec {verb}", *flag_of(folder), *words]
     hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(task)()
 
 

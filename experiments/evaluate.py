@@ -33,8 +33,6 @@ from selfspec.tasks.base import Example
 
 log = logging.getLogger(__name__)
 
-SPEC_BENCH = ("specbench", "mtbench")  # tasks whose answers are also written in Spec-Bench's format
-
 
 def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Evaluate the arms of `cfg`, or go on with the run that `cfg.resume` names; returns the run folder.
@@ -112,6 +110,8 @@ class Setup:
     warm_up: list[int]
     facts: Mapping[str, Any]
     measure: quality.Measure | None
+    speedups: Mapping[str, float]  # that searches predicted, by arm
+    is_spec_bench: bool  # answers are written in Spec-Bench's format too
 
 
 def set_up(cfg: DictConfig) -> Setup:
@@ -152,7 +152,16 @@ def set_up(cfg: DictConfig) -> Setup:
     )
     asked = [Asked(example, sample) for sample in range(cfg.samples) for example in examples]
     # cut to fit: nothing is made of what follows the warm-up
-    return Setup(loaded, arms, asked, warm_up_ids[:room], facts, quality.measure(cfg, examples))
+    return Setup(
+        loaded,
+        arms,
+        asked,
+        warm_up_ids[:room],
+        facts,
+        quality.measure(cfg, examples),
+        speedups=predicted(cfg, arms),
+        is_spec_bench=getattr(build.instance(cfg.data.task), "is_spec_bench", False),
+    )
 
 
 def encoder(cfg: DictConfig, loaded: Loaded) -> Encode:
@@ -203,13 +212,12 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
             listener=advance,
         )
     rows = latest(records.read_rows(path))
-    if cfg.data.task._target_.rpartition(".")[2] in SPEC_BENCH:
+    if setup.is_spec_bench:
         write_answers(folder.path, list(rows.values()))
     quality.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
-    speedups = predicted(cfg, setup.arms)
-    folder.finish(summary | {"predicted": speedups})
+    folder.finish(summary | {"predicted": setup.speedups})
     if verdicts["failed"] == len(rows):
         tracker.finish()
         raise InputError(f"no prompt could be decoded, see {path}; the first: {next(iter(rows.values()))['error']}")
@@ -217,7 +225,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
         ablation.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     show_evaluation(tracker, arms, list(rows.values()))
-    _tell(folder, arms, speedups, say)
+    _tell(folder, arms, setup.speedups, say)
     if verdicts["mismatch"]:
         raise InputError(
             f"{verdicts['mismatch']} outputs differ from plain decoding by more than a tie can explain; this is a bug "

@@ -16,7 +16,7 @@ from search.finals import Finalist, Raced, race, rescore
 from search.point import Point
 from search.tune import paying
 from selfspec.decode import Ending
-from selfspec.stop import described
+from selfspec.stop import StopRule
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def finals(
     for point, value in best:
         for drafts in setup.drafts.variants(point):
             spec, tuned = drafts(point), rules.get(point)
-            rule = described(tuned) if tuned else spec.stop
+            rule = StopRule.from_dict(tuned) if tuned else spec.stop
             if cfg.pause and setup.costs is not None:
                 rule = paying(rule, spec.plan, setup.costs.for_plan(spec.plan), context=setup.context)
             spec = replace(spec, stop=rule)

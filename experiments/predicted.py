@@ -10,9 +10,9 @@ import yaml
 from omegaconf import DictConfig
 
 from experiments.arms import GENERATE, PLAIN, Arm, DraftArm
-from selfspec.paying import Paying
+from selfspec.errors import InputError
 from selfspec.skipfile import NAME
-from selfspec.stop import described
+from selfspec.stop import Paying, StopRule
 
 UNIT = "x plain decoding"
 
@@ -39,7 +39,10 @@ def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
     """Whether the arm drafts by the rule and behind the lookup that the search says it had, with or without pauses."""
     if "stop" not in body:
         return True
-    rule = described(body["stop"])
+    try:
+        rule = StopRule.from_dict(body["stop"])
+    except InputError:  # a rule that is not to be had here is not the arm's
+        return False
     rules = [rule, rule.rule] if isinstance(rule, Paying) else [rule]
     return isinstance(arm, DraftArm) and arm.spec.stop in rules and arm.spec.lookup == body.get("lookup")
 

@@ -153,11 +153,6 @@ def quality_rows(folder: Path) -> list[Row]:
     return records.read_rows(folder / FILE) if (folder / FILE).is_file() else []
 
 
-def quality_of(folder: Path, arm: str) -> dict[str, Quality]:
-    """What is known of the answers of one arm of a run, by metric: rouge1, exact_match, pass@1 and so on."""
-    return {q.metric: q for q in summary(quality_rows(folder)) if q.arm == arm}
-
-
 def summary(rows: Iterable[Mapping[str, Any]]) -> list[Quality]:
     """The numbers of each arm; pass@k for the k of `PASS_KS` of which every prompt has enough samples."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}

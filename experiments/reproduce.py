@@ -10,14 +10,15 @@ import gc
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli import check_overrides, composed, known_settings, quote_text, run_words
+from experiments.cli import check_overrides, composed, quote_text, run_words
+from experiments.composing import config_dir, flag_of, known_settings
 from experiments.expect import told_plan
 from experiments.folder import Folder, open_folder, reopen_folder
 from experiments.steps import RUNS, Step, is_own, plan
@@ -53,6 +54,8 @@ def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
     )
     for step in steps:
         check_overrides(step.verb, quote_text(list(step.words)))
+    flags = flag_of(config_dir())  # written into each step: a resumed experiment has them too
+    steps = [replace(step, words=(*flags, *step.words)) for step in steps]
     if cfg.dry_run:
         rate = None if any(w.startswith("model=") for w in words) else e.tokens_per_s
         say(told_plan(e.name, [(s, composed(s.verb, s.words)) for s in steps], left_out, rate, e.rate_source))
@@ -119,7 +122,8 @@ def _to_do(step: Step, folder: Path) -> Step:
     """The step, or its resumption where a run of it was begun and can go on."""
     begun = _newest(step, folder)
     can_go_on = step.verb in RESUMABLE and begun is not None and (begun / records.PROVENANCE).is_file()
-    return Step(step.name, step.verb, (f"resume={begun}",)) if can_go_on else step
+    flags = [word for word in step.words if word.startswith("-")]
+    return Step(step.name, step.verb, (*flags, f"resume={begun}")) if can_go_on else step
 
 
 def _do(step: Step, folder: Path, say: Say) -> Path:

@@ -27,9 +27,10 @@ from search.pareto import write_front
 from search.point import Point, row_text
 from search.starts import warm_starts
 from search.study import SearchStudy
+from search.tune import variants
 from selfspec import provenance, records, skipfile
 from selfspec.decode import Ending
-from selfspec.errors import DrafterFault, InputError
+from selfspec.errors import DrafterError, InputError
 from selfspec.skip import SkipSet
 from selfspec.specfile import save_spec
 from selfspec.timing import Stopwatch
@@ -90,6 +91,8 @@ def _check(cfg: DictConfig) -> None:
     build_search.check_lookup(cfg)
     build_search.check_drafter(cfg)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
+    if cfg.objective.get("tune_stop"):
+        variants(build.stop(cfg))
     if cfg.prune:
         Pruning(**cfg.prune)
     for key, least in (("finals.top", 0), ("finals.race", 1), ("finals.n_prompts", 1), ("worker", 0)):
@@ -154,7 +157,9 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
     if path.exists():
         return [SkipSet.parse(text, setup.space.n_layers) for text in json.loads(path.read_text())["sets"]]
     ids = [p.ids for found in setup.prompts.values() for p in found]
-    sets = build_search.computed_sets(cfg, setup.loaded, ids, setup.costs.table if setup.costs else None)
+    texts = [r for batch in build_search.references(cfg, setup.loaded, ids) for r in batch.references]
+    table = setup.costs.table if setup.costs else None
+    sets = build_search.computed_sets(cfg.searcher, setup.loaded.decoder, texts, table)
     records.write_json(path, {"sets": [str(skip) for skip in sets]})
     return sets
 
@@ -168,7 +173,7 @@ def _search(
     # of earlier sittings, and of other workers
     earlier = [row_of(trial, number) for number, trial in enumerate(study.trials)]
     if not earlier:
-        with suppress(RuntimeError, DrafterFault):  # of which the first trial will tell
+        with suppress(RuntimeError, DrafterError):  # of which the first trial will tell
             setup.objective(setup.space.point(SkipSet(setup.space.n_layers)))  # warm-up: its seconds are nobody's
     panel = progress(
         "trial",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from search.reference import ReferenceBatch
-from selfspec.model import BoundForward
+from selfspec.model import Forward
 from selfspec.sampling import largest
 
 Start = tuple[int, int]  # (row of the batch, committed tokens of its reference)
@@ -45,7 +45,7 @@ class Chains:
     """
 
     def __init__(
-        self, forward: BoundForward, batch: ReferenceBatch, *, max_draft: int, with_confidence: bool = True
+        self, forward: Forward, batch: ReferenceBatch, *, max_draft: int, with_confidence: bool = True
     ) -> None:
         self.batch = batch
         self._forward, self._max_draft, self._with_confidence = forward, max_draft, with_confidence

@@ -25,10 +25,10 @@ from selfspec.bridges import Bridge
 from selfspec.build_drafter import build_drafter
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, speculate
-from selfspec.draft import DraftRow
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan, Precision
+from selfspec.protocols import Row
 from selfspec.sampling import Chooser, Sampling, largest
 from selfspec.skip import SkipSet
 from selfspec.spec import DraftSpec
@@ -333,7 +333,7 @@ def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Cal
     cache, ids = _prefilled(decoder, context, 1)
     spec = DraftSpec(draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft), _always(1))
     drafter = build_drafter(spec, decoder)
-    row = DraftRow([*ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
+    row = Row(0, [*ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
 
     def call() -> None:
         drafter.propose([row], cache=cache)

@@ -28,7 +28,8 @@ from selfspec.plan import PLAIN, DraftPlan, Precision
 from selfspec.skip import SkipSet
 from selfspec.spec import DraftSpec, Lookup
 from selfspec.stop import StopPolicy
-from selfspec.targets import Named, changed
+from selfspec.targets import changed
+from selfspec.tree_shapes import TreeShape
 
 BATCH = 8  # prompts decoded at once for calibration
 NAMES = ("head", "precision", "draft", "lookup", "memory")  # of dimensions; and those of GROUPS with a dot
@@ -75,7 +76,7 @@ class Drafts:
     lookup: Lookup | None = None
     memory: int | None = None
     memories: Mapping[int, Tensor] = field(default_factory=dict)
-    tree: Named | None = None
+    tree: TreeShape | None = None
     sample_draft: bool = True
     drafter: Mapping[str, Any] | None = None
     other_heads: Sequence[int] = ()

@@ -27,7 +27,7 @@ from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.spec import DraftSpec
-from selfspec.stop import Optimal, StopPolicy, StopState, describe
+from selfspec.stop import Optimal, StopPolicy, StopState
 from selfspec.timing import Stopwatch
 from selfspec.trace import Round
 
@@ -167,7 +167,7 @@ class ReplayObjective:
             draft_cost=_or_none(ratio(sum(p.draft_s for p in prompts), sum(p.plain_drafted_s for p in prompts))),
             values=values,
             pruned=pruned,
-            stop=describe(best) if self.tune_stop else None,
+            stop=best.to_dict() if self.tune_stop else None,
         )
 
     def _batches(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:

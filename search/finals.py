@@ -18,7 +18,7 @@ from selfspec.decode import Ending, autoregress, speculate
 from selfspec.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
 from selfspec.model import Decoder
 from selfspec.spec import DraftSpec
-from selfspec.stop import StopState, describe
+from selfspec.stop import StopState
 from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult
 
@@ -65,7 +65,7 @@ class Raced:
             "skip": str(f.point.skip),
             **({"settings": dict(f.point.settings)} if f.point.settings else {}),
             "head": None if f.spec.plan.head is None else len(f.spec.plan.head),
-            "stop": describe(f.spec.stop),
+            "stop": f.spec.stop.to_dict(),
             "trial_value": f.trial_value,
             "fresh_value": None if f.score is None else f.score.value,
             "speedup": self.speedup,

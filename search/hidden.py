@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from selfspec.cache import ClockCache, ClockLayer
 from selfspec.errors import InputError
 from selfspec.mask import check_batches
-from selfspec.model import BoundForward, Decoder, share
+from selfspec.model import BoundForward, Decoder, Forward, share
 from selfspec.sampling import largest
 from selfspec.skip import SkipSet
 
@@ -192,7 +192,7 @@ def _keys_and_values(decoder: Decoder, texts: Sequence[Sequence[int]]) -> ClockC
     return cache
 
 
-def _bound(decoder: Decoder, *, attn: bool, mlp: bool) -> BoundForward:
+def _bound(decoder: Decoder, *, attn: bool, mlp: bool) -> Forward:
     """The forward without the attention or the MLP of every layer."""
     every, none = frozenset(range(decoder.n_layers)), frozenset[int]()
     return decoder.bind(SkipSet(decoder.n_layers, none if attn else every, none if mlp else every))

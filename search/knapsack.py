@@ -161,30 +161,3 @@ def closest(
     chosen = [best[s] for s in sorted(best) if s == 0 or near[best[s]] >= least_cosine]
     states_NBPD = torch.stack([options[n // len(kept_NBPD)][0][n % len(kept_NBPD)] for n in chosen])
     return Drafts([saved[n] for n in chosen], [paths[n] for n in chosen], states_NBPD, [near[n] for n in chosen])
-
-
-def likely_best(stream: Stream, drafts: Drafts, *, costs: CostTable, max_draft: int) -> SkipSet:
-    """The set that would decode fastest if drafts of one length were written, of which each token is accepted alike.
-
-    A stand-in for a real objective: the acceptance is taken to be how often the draft and the full model say the same
-    next token at the positions of `stream`, a few dozen of them, so near sets are told apart by chance.
-
-    Args:
-        stream: what the drafts have passed.
-        drafts: at the end of the model, the one that skips nothing first.
-        costs: measured on this machine.
-        max_draft: the longest draft considered, in tokens; 1 at least.
-
-    Source: Cha et al. 2026 (arXiv:2602.20217), tokens per time, with measured costs of drafting and verifying.
-    """
-    said_NBP = stream.says(drafts.states)
-    agreements = (said_NBP == said_NBP[:1]).double().mean((1, 2)).tolist()
-    found, best = SkipSet(stream.n_layers), 1 / costs.plain_s(stream.context)
-    for bits, agreement in zip(drafts.bits, agreements, strict=True):
-        skip = SkipSet.from_bits(bits)
-        for n in range(1, max_draft + 1):
-            n_tokens = sum(agreement**k for k in range(n + 1))
-            seconds = n * costs.draft_s(skip, stream.context) + costs.verification_s(n + 1, stream.context)
-            if n_tokens / seconds > best:
-                found, best = skip, n_tokens / seconds
-    return found

@@ -25,7 +25,7 @@ from search.objective import GoOn, Objective, Score
 from search.point import Point
 from search.space import Space
 from search.study import Proposal, SearchStudy
-from selfspec.errors import DrafterFault, InputError
+from selfspec.errors import DrafterError, InputError
 from selfspec.records import append_row, drop_partial_line, read_rows
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
@@ -255,7 +255,7 @@ def _score(
         go_on = pruning.against(trials[best].user_attrs.get("values", ()))
     try:
         score = objective(proposal.point, go_on=go_on)
-    except (RuntimeError, DrafterFault) as error:  # torch's out-of-memory is one; anything else ends the search
+    except (RuntimeError, DrafterError) as error:  # torch's out-of-memory is one; anything else ends the search
         return None, str(error).splitlines()[0]
     return score, f"behind trial {best} after {len(score.values)} prompts" if score.pruned else None
 

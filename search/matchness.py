@@ -18,7 +18,7 @@ from search.point import Point
 from search.reference import ReferenceBatch
 from selfspec.errors import InputError
 from selfspec.metrics import ratio
-from selfspec.model import BoundForward, Decoder
+from selfspec.model import Decoder, Forward
 from selfspec.sampling import largest
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
@@ -77,7 +77,7 @@ class Matchness:
 
 
 @torch.inference_mode()
-def count_agreed(forward: BoundForward, batch: ReferenceBatch) -> list[int]:
+def count_agreed(forward: Forward, batch: ReferenceBatch) -> list[int]:
     """For each reference, at how many places the draft's choice is the full model's."""
     device, n_keys = batch.cache.device, batch.n_keys
     width = max(r.n_starts for r in batch.references)

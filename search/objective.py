@@ -84,7 +84,7 @@ class Objective(Protocol):
                 objective that has no value of a prompt never asks.
 
         Raises:
-            RuntimeError, DrafterFault: if it could not be scored; the trial is recorded as failed, with the reason.
+            RuntimeError, DrafterError: if it could not be scored; the trial is recorded as failed, with the reason.
         """
         ...
 

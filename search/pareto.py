@@ -12,10 +12,7 @@ from typing import Any
 
 import yaml
 
-from search.cost import CostTable
-from search.importance import Tried, fixed_speedup, per_token
 from selfspec.records import write_text
-from selfspec.skip import SkipSet
 
 Row = Mapping[str, Any]
 
@@ -43,20 +40,6 @@ def front(rows: Sequence[Row]) -> list[Row]:
         if not found or row["acceptance"] > found[-1]["acceptance"]:
             found.append(row)
     return found
-
-
-def best_for(rows: Sequence[Row], costs: CostTable, *, n_layers: int, context: int, max_draft: int) -> Row | None:
-    """The complete row whose skip set is predicted to be the fastest at other costs, such as those of another machine.
-
-    A prediction, from the counts of the search and drafts of one length (see `fixed_speedup`); measure it before use.
-    None if no row has counts.
-    """
-
-    def speedup(row: Row) -> float:
-        chance, skip = per_token(Tried.of(row), max_draft=max_draft), SkipSet.parse(row["skip"], n_layers)
-        return fixed_speedup(chance, skip, costs, context=context, max_draft=max_draft)[0]
-
-    return max((row for row in rows if row["state"] == "complete" and row.get("drafted")), key=speedup, default=None)
 
 
 def write_front(path: Path, rows: Sequence[Row], *, model: str, n_layers: int, **provenance: Any) -> None:

@@ -16,6 +16,7 @@ from itertools import islice
 from search.chains import Chain, Chains, Start
 from search.reference import Reference
 from selfspec.lookup import LookupDraft
+from selfspec.protocols import Draft
 from selfspec.stop import StopPolicy, StopState
 from selfspec.trace import Round
 from selfspec.verify import judge_greedy
@@ -154,7 +155,7 @@ class _Prompt:
         known = self.reference.tokens[self.n_committed :]
         # Past the end of the reference nothing is compared: what was drafted there is never committed.
         target = known + [-1] * (len(drafted) + 1 - len(known))
-        n_accepted = judge_greedy(drafted, target).n_accepted
+        n_accepted = judge_greedy(Draft(drafted), target).n_accepted
         n_committed = min(n_accepted + 1, len(known))
         made = Round(len(drafted), n_accepted, n_committed, 0.0, 0.0, None, confidences)
         self.rounds.append(made)

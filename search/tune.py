@@ -11,18 +11,15 @@ from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from search.chains import Chain, Chains
 from search.cost import CostTable
 from search.reference import Reference
-from selfspec.paying import Paying
+from selfspec.errors import InputError
 from selfspec.plan import DraftPlan
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, StopState, Threshold
+from selfspec.stop import Optimal, Paying, RuleState, StopPolicy, StopRule, StopState
 
-# Chosen to span what is sensible, not tuned.
-LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-MAX_KNOTS = 12
+MAX_KNOTS = 12  # of a calibration; chosen, not tuned
 
 
 @dataclass(frozen=True, slots=True)
-class Widest:
+class Widest(StopRule):
     """Drafts as far as any of `rules` would: what all of them need can then be replayed."""
 
     rules: Sequence[StopPolicy]
@@ -33,7 +30,7 @@ class Widest:
         return max(rule.max_draft for rule in self.rules)
 
     @property
-    def needs_confidence(self) -> bool:
+    def needs_confidence(self) -> bool:  # type: ignore[override]
         """See `StopPolicy`."""
         return any(rule.needs_confidence for rule in self.rules)
 
@@ -43,34 +40,28 @@ class Widest:
 
 
 @dataclass(slots=True)
-class _WidestState:
+class _WidestState(RuleState):
     states: list[StopState]
-    threshold: float | None = None
-
-    def begins(self) -> bool:
-        return True
 
     def more(self, n_drafted: int, confidence: float) -> bool:
         self.states = [state for state in self.states if state.more(n_drafted, confidence)]
         return bool(self.states)
 
-    def observe(self, n_drafted: int, n_accepted: int) -> None:
-        pass
-
 
 def variants(stop: StopPolicy) -> list[StopPolicy]:
-    """`stop` itself, and rules of its kind with other draft lengths and thresholds, none longer than its own.
+    """`stop` itself, and what it proposes to try instead of its own settings.
 
     What an `Optimal` rule has to choose (costs, calibration) depends on the draft: see `fitted`.
+
+    Raises:
+        InputError: if there is nothing to choose from.
     """
-    lengths = [n for n in LENGTHS if n <= stop.max_draft]
-    found: list[StopPolicy] = [stop]
-    if isinstance(stop, Fixed):
-        found += [Fixed(n) for n in lengths]
-    elif isinstance(stop, Threshold | Adaptive):
-        found += [replace(stop, max_draft=n, threshold=t) for n in lengths for t in THRESHOLDS]
-    elif isinstance(stop, Heuristic):
-        found += [replace(stop, max_draft=n, start=min(n, stop.start)) for n in lengths]
+    found = [stop, *stop.variants()]
+    if len(found) == 1 and not isinstance(stop, Optimal):
+        raise InputError(
+            f"objective.tune_stop=true, but the stop rule {type(stop).__name__} proposes no other settings; give it "
+            "`variants`, or leave tune_stop out"
+        )
     return found
 
 

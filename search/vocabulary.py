@@ -59,16 +59,6 @@ def most_useful(
     return torch.tensor(sorted(ranked[:n]))
 
 
-def coverage(ids_N: Tensor, answers: Iterable[Sequence[int]]) -> float:
-    """The fraction of the tokens of `answers` that are among `ids_N`, nan of none: no draft is right more often."""
-    scored = set(ids_N.tolist())
-    n_seen = n_covered = 0
-    for answer in answers:
-        n_seen += len(answer)
-        n_covered += sum(token in scored for token in answer)
-    return n_covered / n_seen if n_seen else float("nan")
-
-
 def _by_frequency(texts: Iterable[Sequence[int]]) -> list[int]:
     counts = Counter(token for text in texts for token in text)
     return sorted(counts, key=lambda token: (-counts[token], token))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from selfspec.build_drafter import build_drafter
     from selfspec.decode import Ending, autoregress, speculate
     from selfspec.draft import ModelDraft, NoDraft
-    from selfspec.errors import DrafterFault, InputError
+    from selfspec.errors import DrafterError, InputError
     from selfspec.hf import as_custom_generate, generate
     from selfspec.model import Decoder
     from selfspec.packed import pack
@@ -34,7 +34,7 @@ _HOME = {
     "build_drafter": ("build_drafter",),
     "decode": ("Ending", "autoregress", "speculate"),
     "draft": ("ModelDraft", "NoDraft"),
-    "errors": ("DrafterFault", "InputError"),
+    "errors": ("DrafterError", "InputError"),
     "hf": ("as_custom_generate", "generate"),
     "model": ("Decoder",),
     "packed": ("pack",),
@@ -56,7 +56,7 @@ __all__ = [
     "Decoder",
     "DraftPlan",
     "DraftSpec",
-    "DrafterFault",
+    "DrafterError",
     "Ending",
     "Fixed",
     "Heuristic",

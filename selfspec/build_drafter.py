@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from selfspec.draft import Drafter, ModelDraft
+from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.lookup import LookupDraft, Memory
 from selfspec.model import Decoder
+from selfspec.protocols import Drafter
 from selfspec.spec import DraftSpec
 from selfspec.targets import TARGET, find_class
+from selfspec.tree_draft import TreeDraft
 
 N_MEMORIES = 4  # of which the index is kept, so that drafters of one memory share it; chosen, not tuned
 
@@ -27,14 +29,17 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     Raises:
         InputError: if the plan is for another model, or the user's drafter cannot be made.
     """
-    if spec.tree is not None:
-        raise InputError(f"the draft is a tree ({spec.tree}), which no drafter here grows; leave the tree out")
+    drafter: Drafter
     lookup = lookup_of(spec)
     if spec.lookup == "only":
         assert lookup is not None
         return lookup
     if spec.drafter is not None:
         drafter = _own(spec, decoder)
+    elif spec.tree is not None:
+        # Where siblings cannot be drawn each is a point mass, which is as exact.
+        is_drawn = spec.sample_draft and spec.tree.is_fixed
+        drafter = TreeDraft(decoder.bind(spec.plan), spec.tree, is_drawn)
     else:
         drafter = ModelDraft(decoder.bind(spec.plan), spec.sample_draft, spec.stop.needs_confidence)
     return drafter if lookup is None else LookupDraft(drafter, memory=lookup.memory, **_settings(spec))
@@ -64,7 +69,7 @@ def _own(spec: DraftSpec, decoder: Decoder) -> Drafter:
     """The drafter of a user's own class."""
     assert spec.drafter is not None
     target = str(spec.drafter[TARGET])
-    made = find_class(target)
+    made = find_class(target, method="propose")  # nothing else is ever called: a spec may come from a file of others
     settings = {key: value for key, value in spec.drafter.items() if key != TARGET}
     try:
         taken = inspect.signature(made).parameters
@@ -73,6 +78,4 @@ def _own(spec: DraftSpec, decoder: Decoder) -> Drafter:
         drafter: Drafter = made(**{key: value for key, value in given.items() if key in taken}, **settings)
     except TypeError as error:
         raise InputError(f"the drafter {target} cannot be made of {settings} ({error})") from None
-    if not callable(getattr(drafter, "propose", None)):
-        raise InputError(f"{target} is no drafter: it has no method propose; see `Drafter`")
     return drafter

@@ -9,12 +9,17 @@ verification overwrites: nothing is ever cropped, so a committed key cannot be l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from selfspec.errors import DrafterError
+
+SLACK = 32  # tokens that a cache grows by beyond what it must, since it copies all it holds; chosen, not tuned
 
 
 class ClockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
@@ -71,6 +76,7 @@ class ClockCache(Cache):  # type: ignore[misc]
         self.capacity = capacity
         self.device = device or torch.device("cpu")  # where ids go in; a layer's buffers lie where the layer runs
         self.clocks = [0] * n_rows
+        self._guard: tuple[Sequence[int], str] | None = None
         super().__init__(layers=[ClockLayer(self) for _ in range(n_layers)])
 
     @property
@@ -80,9 +86,57 @@ class ClockCache(Cache):  # type: ignore[misc]
 
     def set(self, starts: Sequence[int], n_new: int) -> None:
         """Set each row's clock, before a forward that writes `n_new` tokens there; what lay behind it is dead."""
+        if self._guard is not None:
+            self._check(starts, *self._guard)
         self.clocks = list(starts)
         if max(starts) + n_new > self.capacity:
-            self._grow(max(starts) + n_new)
+            self._grow(max(starts) + n_new + SLACK)
+
+    @contextmanager
+    def guarded(self, committed: Sequence[int], by: str) -> Iterator[None]:
+        """While it lasts, no row's clock can be set before `committed`, whose keys and values are the target's.
+
+        Args:
+            committed: a position for each row.
+            by: who might, for the error.
+
+        Raises:
+            DrafterError: where it is tried.
+        """
+        self._guard = committed, by
+        try:
+            yield
+        finally:
+            self._guard = None
+
+    def _check(self, starts: Sequence[int], committed: Sequence[int], by: str) -> None:
+        for row, (start, first) in enumerate(zip(starts, committed, strict=True)):
+            if start < first:
+                raise DrafterError(
+                    f"drafter {by} wrote keys and values of row {row} at position {start}, and those before {first} "
+                    "are the target's; a draft begins at the row's last token"
+                )
+
+    def commit(self, row: int, start: int, path: Sequence[int]) -> None:
+        """Move an accepted branch to the clock: the keys and values of its nodes follow each other from `start` on.
+
+        Nothing is to be done where they do already, as those of a chain.
+
+        Args:
+            row: of the cache.
+            start: the position of the draft's first node.
+            path: the accepted nodes, rising.
+        """
+        n_in_place = next((i for i, node in enumerate(path) if node != i), len(path))
+        moved = [start + node for node in path[n_in_place:]]
+        if not moved:
+            return
+        to = slice(start + n_in_place, start + len(path))
+        for layer in self.layers:
+            if layer.is_initialized:
+                index = torch.tensor(moved, device=layer.device)
+                layer.keys[row, :, to] = layer.keys[row].index_select(1, index)
+                layer.values[row, :, to] = layer.values[row].index_select(1, index)
 
     def _grow(self, capacity: int) -> None:
         """Room for the padding of ragged rows, which may reach past the longest sequence."""

@@ -7,8 +7,11 @@ class InputError(ValueError):
     """What was asked cannot be done; the message says what was asked, what is true and what to do, in one line."""
 
 
-class DrafterFault(InputError):  # noqa: N818 - a fault is what it is called in the engine, too
-    """A drafter proposed what cannot be verified; the message names the drafter and says what is wrong."""
+class DrafterError(InputError):
+    """A drafter proposed what no drafter may; the message names it.
+
+    In a search the trial fails with this reason, and the search goes on.
+    """
 
 
 def unknown_name(kind: str, name: str, available: list[str]) -> InputError:

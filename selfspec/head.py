@@ -68,8 +68,8 @@ class TrimmedHead(nn.Module):
         # In a tuple, where no module looks for its parameters. A packed head has rows only in a copy.
         self._whole = weight_VI, bias_V
         self._is_copy = isinstance(head, PackedLinear) and head.shared is None
-        self._last: list[tuple[list[int], frozenset[int]]] = []
-        self._last_rows: TextRows | None = None
+        # The last result of a pure function, by what it was asked: texts grow by few tokens, most of them known.
+        self._last: tuple[list[frozenset[int]], TextRows | None] = [], None
         self.n_vocab = weight_VI.shape[0]
         _check_ids(ids_N, self.n_vocab)
         ids_N = ids_N.to(weight_VI.device)
@@ -109,7 +109,7 @@ class TrimmedHead(nn.Module):
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
         """The rows of what `texts` hold beside this head's own tokens; None where they hold nothing else.
 
-        They depend on the texts alone. Those of the last texts are kept, since a text grows by few tokens.
+        They depend on the texts alone.
 
         Args:
             texts: token ids, a text for each row of a batch.
@@ -122,19 +122,13 @@ class TrimmedHead(nn.Module):
             never = max(map(len, texts)) + 1
             since_BE = torch.tensor([[row.get(token, never) for token in ids] for row in since])
             return self._rows_of(ids, since_BE.unsqueeze(1).to(lengths_BT) <= lengths_BT.unsqueeze(-1))
-        held = [self._held(row, text) for row, text in enumerate(texts)]
-        if held != [known for _, known in self._last]:
+        held = [frozenset(text) - self._own for text in texts]
+        known, rows = self._last
+        if held != known:
             ids = sorted(frozenset().union(*held))
-            self._last_rows = self._rows_of(ids, torch.tensor([[[token in row for token in ids]] for row in held]))
-        self._last = [(list(text), known) for text, known in zip(texts, held, strict=True)]
-        return self._last_rows
-
-    def _held(self, row: int, text: Sequence[int]) -> frozenset[int]:
-        """The tokens of a row's text that are not this head's own; of a text that goes on only the new part is read."""
-        old, known = self._last[row] if row < len(self._last) else ([], frozenset())
-        if list(text[: len(old)]) != old:
-            old, known = [], frozenset()
-        return known | (frozenset(text[len(old) :]) - self._own)
+            rows = self._rows_of(ids, torch.tensor([[[token in row for token in ids]] for row in held]))
+            self._last = held, rows
+        return rows
 
     def _rows_of(self, ids: list[int], is_held_BTE: Tensor) -> TextRows | None:
         if not ids:

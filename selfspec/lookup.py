@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from selfspec.cache import ClockCache
-from selfspec.draft import Drafter, DraftRow, NoDraft, Proposal
+from selfspec.draft import NoDraft
 from selfspec.errors import InputError
+from selfspec.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
 
+LOOKUP = "lookup"  # the source of looked-up drafts
 BETWEEN = -1  # stands between the texts of a memory; no token has this id
 
 
@@ -83,7 +85,7 @@ def joined(texts: Iterable[Sequence[int]]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class LookupDraft:
+class LookupDraft(BaseDrafter):
     """Looks the next tokens up; rows where there is nothing to find are drafted by `inner`.
 
     The longest end of a row's text that occurred before counts, and of two of one length that in its own text. The stop
@@ -139,17 +141,36 @@ class LookupDraft:
                 f"agreed={self.agreed}: the first two are at least 1, and agreed is not negative"
             )
 
-    def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
+    @property
+    def name(self) -> str:
+        """See `Drafter`: an error names whoever drafts."""
+        return self.inner.name
+
+    @property
+    def needs(self) -> Needs:
+        """See `Drafter`."""
+        return self.inner.needs
+
+    def begin(self, row: Row, prompt: Output) -> None:
+        """See `Drafter`."""
+        self.inner.begin(row, prompt)
+
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """See `Drafter`. To `inner`, a row with a match is one that may propose nothing."""
         found = [self.following(row.ids, row.limit) for row in rows]
         if all(found):
-            return [Proposal(tokens, looked_up=True) for tokens in found]
+            return [Draft(tokens, source=LOOKUP) for tokens in found]
         left = [replace(row, limit=0) if tokens else row for row, tokens in zip(rows, found, strict=True)]
         drafted = self.inner.propose(left, cache=cache)
-        return [
-            Proposal(tokens, looked_up=True) if tokens else proposal
-            for tokens, proposal in zip(found, drafted, strict=True)
-        ]
+        return [Draft(tokens, source=LOOKUP) if tokens else draft for tokens, draft in zip(found, drafted, strict=True)]
+
+    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
+        """See `Drafter`. `inner` sees every round, and tells its own drafts by their source."""
+        self.inner.observe(row, draft, verdict, target)
+
+    def end(self, row: Row) -> None:
+        """See `Drafter`."""
+        self.inner.end(row)
 
     def following(self, ids: Sequence[int], limit: int) -> list[int]:
         """What is proposed after the text `ids`: at most `limit` tokens, none if no end of it occurred before.

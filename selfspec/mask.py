@@ -28,15 +28,28 @@ def check_batches(config: Any) -> None:
     Raises:
         InputError: if the attention kernel, or the model, takes no explicit mask.
     """
+    _check_masks(config, "batches of several prompts", "decode its prompts one at a time")
+
+
+def check_trees(config: Any) -> None:
+    """Whether a draft may branch.
+
+    Raises:
+        InputError: if the attention kernel, or the model, takes no explicit mask.
+    """
+    _check_masks(config, "drafts that branch", "draft chains")
+
+
+def _check_masks(config: Any, what: str, instead: str) -> None:
     config = config.get_text_config()
     kernel = config._attn_implementation
     if kernel not in ("eager", *_TAKE_BOOLEANS):
-        raise InputError(f"batches of several prompts need model.attention=auto, sdpa or eager, not {kernel!r}")
+        raise InputError(f"{what} need model.attention=auto, sdpa or eager, not {kernel!r}")
     types = set(getattr(config, "layer_types", None) or ())
     if config.model_type in _OWN_POSITIONS or getattr(config, "alibi", False) or types - _KNOWN_LAYERS:
         raise InputError(
-            f"batches of several prompts are not possible with a {config.model_type!r} model, whose layers make masks "
-            "of their own; decode its prompts one at a time"
+            f"{what} are not possible with a {config.model_type!r} model, whose layers make masks "
+            f"of their own; {instead}"
         )
 
 
@@ -52,6 +65,7 @@ def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: tor
     Raises:
         InputError: see `check_batches`.
     """
+    check_batches(config)
     keys_1S = torch.arange(n_keys, device=positions_BT.device).unsqueeze(0)
     seen_BTS = keys_1S[:, None, :] <= positions_BT[:, :, None]
     return tree_mask(config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=keys_1S, dtype=dtype)
@@ -70,9 +84,9 @@ def tree_mask(
         dtype: of the weights; eager attention adds its mask.
 
     Raises:
-        InputError: see `check_batches`.
+        InputError: see `check_trees`.
     """
-    check_batches(config)
+    check_trees(config)
     config = config.get_text_config()
     kernel = config._attn_implementation
     types = set(getattr(config, "layer_types", None) or ())

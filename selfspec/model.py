@@ -22,10 +22,12 @@ from selfspec.bridges import stand_in
 from selfspec.cache import ClockCache
 from selfspec.errors import InputError
 from selfspec.head import TextRows, TrimmedHead, trimmed
+from selfspec.hidden_states import caught
 from selfspec.mask import attention_mask, tree_mask
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
-from selfspec.quantised import ROUNDED, RoundedCopies, RoundedLinear
+from selfspec.protocols import Output
+from selfspec.quantised import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skip import SkipSet
 
 N_HEADS = 6  # trimmed heads that are kept: a search may try several, in turn; chosen, not tuned
@@ -33,6 +35,11 @@ N_HEADS = 6  # trimmed heads that are kept: a search may try several, in turn; c
 
 class Forward(Protocol):
     """One resolved draft or target: no membership test per token."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, or the draft that shares its parameters."""
+        ...
 
     def __call__(
         self,
@@ -59,8 +66,57 @@ class Forward(Protocol):
         """
         ...
 
-    def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
-        """What a trimmed head scores beside its own tokens where the rows' texts are these; None: nothing."""
+    def output(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """The same, with the hidden states of all tokens behind the layers `hidden`; -1: what enters the head."""
+        ...
+
+    def tree_output(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        seen_BTS: Tensor,
+        key_positions_BS: Tensor,
+        cache: ClockCache,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """The output for tokens that may stand at any positions, several of them at one.
+
+        Their keys and values go where the caller has set the cache's clocks.
+
+        Args:
+            ids_BT: the tokens.
+            positions_BT: of the tokens.
+            seen_BTS: which keys each token sees, itself and those written with it included.
+            key_positions_BS: the position of each key.
+            cache: its clocks are set by the caller.
+            text_rows: what a trimmed head scores as well, see `text_rows`.
+            hidden: layers whose output is wanted.
+
+        Raises:
+            InputError: if the model takes no explicit mask (`mask.check_trees`).
+        """
+        ...
+
+    def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
+        """The logits of `tree_output`, [B, T, V]."""
+        ...
+
+    def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
+        """What a trimmed head scores beside its own tokens where the rows' texts are these; None: nothing.
+
+        See `TrimmedHead.text_rows` for `lengths_BT`.
+        """
         ...
 
 
@@ -72,14 +128,16 @@ class BoundForward:
         module: the model, or a draft that shares its parameters.
         context_length: the longest sequence, in tokens.
         head: the module's own, if it is trimmed.
+        layers: where the module has its layers.
     """
 
     module: nn.Module
     context_length: int
     head: TrimmedHead | None = None
+    layers: str = ""
 
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """See `Forward`, and `TrimmedHead.text_rows` for `lengths_BT`."""
+        """See `Forward`."""
         return None if self.head is None else self.head.text_rows(texts, lengths_BT)
 
     def __call__(
@@ -91,6 +149,19 @@ class BoundForward:
         n_logits: int = 0,
         text_rows: TextRows | None = None,
     ) -> Tensor:
+        """See `Forward`."""
+        return self.output(ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows).logits_BTV
+
+    def output(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
         """See `Forward`."""
         n_new = ids_BT.shape[1]
         cache.set(starts, n_new)
@@ -104,9 +175,13 @@ class BoundForward:
             mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
             # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
             positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        return self._run(ids_BT, positions_BT, mask, cache, n_logits, text_rows)
+        return self._run(ids_BT, positions_BT, mask, cache, n_logits, text_rows, hidden)
 
-    def tree(
+    def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
+        """The logits of `tree_output`, [B, T, V]."""
+        return self.tree_output(ids_BT, **where).logits_BTV
+
+    def tree_output(
         self,
         ids_BT: Tensor,
         *,
@@ -115,27 +190,15 @@ class BoundForward:
         key_positions_BS: Tensor,
         cache: ClockCache,
         text_rows: TextRows | None = None,
-    ) -> Tensor:
-        """Logits [B, T, V] of tokens that may stand at any positions, several of them at one.
-
-        Their keys and values go where the caller has set the cache's clocks, all rows' alike.
-
-        Args:
-            ids_BT: the tokens.
-            positions_BT: of the tokens.
-            seen_BTS: which keys each token sees, itself and those written with it included.
-            key_positions_BS: the position of each key.
-            cache: its clocks are set by the caller.
-            text_rows: what a trimmed head scores as well, see `text_rows`.
-
-        Raises:
-            InputError: if the model takes no explicit mask (`mask.check_batches`).
-        """
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """See `Forward`."""
         dtype = next(self.module.parameters()).dtype
         mask = tree_mask(
             self.module.config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=key_positions_BS, dtype=dtype
         )
-        return self._run(ids_BT, positions_BT.clamp(max=self.context_length - 1), mask, cache, 0, text_rows)
+        positions_BT = positions_BT.clamp(max=self.context_length - 1)
+        return self._run(ids_BT, positions_BT, mask, cache, 0, text_rows, hidden)
 
     def _run(
         self,
@@ -145,17 +208,26 @@ class BoundForward:
         cache: ClockCache,
         n_logits: int,
         text_rows: TextRows | None,
-    ) -> Tensor:
-        logits: Tensor = self.module(
-            input_ids=ids_BT,
-            attention_mask=mask,
-            position_ids=positions_BT,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=n_logits,
-            **({} if text_rows is None else {"text_rows": text_rows}),  # which only the forward of a trimmed head takes
-        ).logits
-        return logits
+        hidden: Sequence[int],
+    ) -> Output:
+        def logits() -> Tensor:
+            found: Tensor = self.module(
+                input_ids=ids_BT,
+                attention_mask=mask,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=n_logits,
+                # Only the forward of a trimmed head takes this.
+                **({} if text_rows is None else {"text_rows": text_rows}),
+            ).logits
+            return found
+
+        if not hidden:
+            return Output(logits())
+        layers: Any = self.module.get_submodule(self.layers)
+        with caught(self.module, layers, hidden) as states:
+            return Output(logits(), states)
 
 
 class Decoder:
@@ -176,7 +248,7 @@ class Decoder:
         self.n_layers = self.sublayers.n_layers
         self._heads: dict[tuple[bytes, Precision], TrimmedHead] = {}
         self._rounded = RoundedCopies(model)
-        self.full = BoundForward(model, self.context_length)
+        self.full: Forward = BoundForward(model, self.context_length, layers=self.sublayers.path)
         self._leave_out_everything()
 
     @property
@@ -200,6 +272,11 @@ class Decoder:
         return longest
 
     @property
+    def n_vocab(self) -> int:
+        """Tokens that the head scores."""
+        return int(self.config.vocab_size)
+
+    @property
     def eos_ids(self) -> frozenset[int]:
         """The token ids that end a sequence, from the generation config, else from the model's."""
         settings: Any = getattr(self.model, "generation_config", None)
@@ -211,7 +288,7 @@ class Decoder:
         """An empty cache of `capacity` tokens a row."""
         return ClockCache(self.n_layers, n_rows=n_rows, capacity=capacity, device=self.device)
 
-    def bind(self, draft: SkipSet | DraftPlan) -> BoundForward:
+    def bind(self, draft: SkipSet | DraftPlan) -> Forward:
         """The forward that leaves a skip set out, or does what a plan says.
 
         Raises:
@@ -239,7 +316,7 @@ class Decoder:
         head = None if plan.head is None else self._trimmed_head(plan.head, plan.precision)
         if head is not None:
             trimmed(copied, head)
-        return BoundForward(copied, self.context_length, head)
+        return BoundForward(copied, self.context_length, head, self.sublayers.path)
 
     def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
         """Its rows are copied once for many drafts, of the last few heads."""
@@ -247,7 +324,7 @@ class Decoder:
         if key not in self._heads:
             head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
             if precision != "same":
-                head.add_module("rows", ROUNDED[precision](head.rows))
+                head.add_module("rows", round_linear(head.rows, precision))
             if len(self._heads) == N_HEADS:
                 del self._heads[next(iter(self._heads))]
             self._heads[key] = head

@@ -5,7 +5,7 @@ steps as well, which cost no acceptance where it was measured and is what makes 
 channel are rounded to 16 steps of their own, and the input stays as it is. The target keeps its own weights, so the
 output stays as it is. The copies come on top of the model: they are memory spent for speed.
 
-A model of any dtype can be drafted for, on a CPU.
+A model of any dtype can be drafted for, on a CPU; on CUDA by other kernels (`quantised_cuda`).
 """
 
 # O output features, I input features, G groups of inputs
@@ -135,6 +135,19 @@ class Int4Linear(RoundedLinear):
 ROUNDED: dict[str, type[RoundedLinear]] = {layer.precision: layer for layer in (Int8Linear, Int4Linear)}
 
 
+def round_linear(linear: nn.Linear | PackedLinear, precision: str) -> RoundedLinear:
+    """The rounded copy of a layer, for the kernel of the device where it lies.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if linear.weight.device.type != "cuda":
+        return ROUNDED[precision](linear)
+    from selfspec.quantised_cuda import ON_CUDA  # whose layers are RoundedLinears
+
+    return ON_CUDA[precision](linear)
+
+
 class RoundedCopies:
     """The rounded copies of a model's linear layers: each is made once, whichever drafts use it.
 
@@ -165,7 +178,7 @@ class RoundedCopies:
         ]
         for path, module in found:
             if (path, precision) not in self._made:
-                self._made[path, precision] = ROUNDED[precision](module)
+                self._made[path, precision] = round_linear(module, precision)
             draft.set_submodule(path, self._made[path, precision])
         return len(found)
 
@@ -213,8 +226,12 @@ def check_kernel(precision: str, device: torch.device) -> None:
         InputError: if weights there have none.
     """
     asked = f"precision={precision} was asked for"
+    if device.type == "cuda":
+        from selfspec.quantised_cuda import check_cuda  # whose layers are RoundedLinears
+
+        return check_cuda(precision)
     if device.type != "cpu":
-        raise InputError(f"{asked} weights on {device}, but its kernel runs on a CPU; use same")
+        raise InputError(f"{asked} weights on {device}, but its kernels run on a CPU and on CUDA; use same")
     if precision == "int8":
         has_one = torch.backends.quantized.engine != "none" and hasattr(torch.ops.quantized, "linear_dynamic")
     else:

@@ -36,6 +36,8 @@ class Sampling:
         repetition_penalty: above 1 makes tokens that already occurred less likely; also when greedy.
         warps: further processors, called after these with (ids so far [1, T], logits [1, V]).
         seed: of the target's stream; row i of a batch draws from streams of its own.
+        by_block: a sampled chain is judged as a whole instead of token by token: the same distribution, other draws
+            (`verify.judge_block`).
 
     Raises:
         InputError: for settings that have no meaning, or no effect.
@@ -49,6 +51,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     warps: tuple[Warp, ...] = ()
     seed: int = 0
+    by_block: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -62,6 +65,8 @@ class Sampling:
             )
         if not self.do_sample and (self.temperature != 1 or self.top_k or self.top_p != 1 or self.min_p):
             raise InputError("temperature, top_k, top_p and min_p have no effect when greedy; set do_sample=true")
+        if self.by_block and not self.do_sample:
+            raise InputError("by_block has no effect when greedy; set do_sample=true")
 
     def processors(self) -> LogitsProcessorList:
         """transformers' processors for these settings, in the order in which `generate` applies them."""

@@ -17,8 +17,9 @@ from torch import Tensor
 from selfspec.errors import InputError
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, describe, described
-from selfspec.targets import TARGET, Named, named, revived
+from selfspec.stop import StopPolicy, StopRule
+from selfspec.targets import TARGET
+from selfspec.tree_shapes import TreeShape, shape_from
 
 Lookup = Literal["front", "only"]
 
@@ -44,7 +45,7 @@ class DraftSpec:
     stop: StopPolicy
     lookup: Lookup | None = None
     lookup_settings: Mapping[str, int | float] = field(default_factory=dict)
-    tree: Named | None = None
+    tree: TreeShape | None = None
     sample_draft: bool = True
     drafter: Mapping[str, Any] | None = None
 
@@ -74,11 +75,11 @@ class DraftSpec:
 
     def settings(self) -> dict[str, Any]:
         """All but the plan, for YAML; of the rarer parts only those that are not the default."""
-        found: dict[str, Any] = {"stop": describe(self.stop), "lookup": self.lookup}
+        found: dict[str, Any] = {"stop": self.stop.to_dict(), "lookup": self.lookup}
         if self.lookup_settings:
             found["lookup_settings"] = dict(self.lookup_settings)
         if self.tree is not None:
-            found["tree"] = named(self.tree)
+            found["tree"] = self.tree.to_dict()
         if not self.sample_draft:
             found["sample_draft"] = False
         if self.drafter is not None:
@@ -104,10 +105,10 @@ class DraftSpec:
         tree = settings.get("tree")
         return cls(
             plan,
-            described(settings["stop"]) if stop is None else stop,
+            StopRule.from_dict(settings["stop"]) if stop is None else stop,
             settings.get("lookup"),
             settings.get("lookup_settings") or {},
-            None if tree is None else revived(tree),
+            None if tree is None else shape_from(tree),
             settings.get("sample_draft", True),
             settings.get("drafter"),
         )
@@ -142,6 +143,6 @@ class DraftSpec:
     def __str__(self) -> str:
         parts = [] if self.lookup == "only" else [str(self.plan)]
         parts += [f"lookup {self.lookup}"] if self.lookup else []
-        parts += [str(self.tree)] if self.tree is not None else []
+        parts += [f"tree {self.tree.to_dict()['name']}"] if self.tree is not None else []
         parts += [f"drafter {str(self.drafter[TARGET]).rpartition('.')[2]}"] if self.drafter else []
-        return "; ".join([*parts, f"stop {describe(self.stop)['name']}"])
+        return "; ".join([*parts, f"stop {type(self.stop).__name__.lower()}"])

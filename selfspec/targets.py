@@ -1,4 +1,4 @@
-"""Values that a file names by where their class is: `{"_target_": "module.Class", ...its settings}`.
+"""Classes that a file names by where they are, and frozen values with other settings.
 
 A class of the user's own module is found as one of this package is.
 """
@@ -6,56 +6,35 @@ A class of the user's own module is found as one of this package is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from selfspec.errors import InputError
 
 TARGET = "_target_"
 
 
-class Named(Protocol):
-    """A frozen value that can be written down."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Its settings in plain values: what its class takes by name."""
-        ...
-
-
-def find_class(target: str) -> Any:
+def find_class(target: str, *, method: str) -> Any:
     """The class that `module.Class` names.
 
+    Args:
+        target: where it is.
+        method: that it must have.
+
     Raises:
-        InputError: if there is none.
+        InputError: if there is none, or it has no such method.
     """
     module, _, name = target.rpartition(".")
     try:
-        return getattr(import_module(module), name)
+        found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"{TARGET}={target} names nothing that can be imported ({error}); give module.Class, in a module that "
-            "Python finds"
+            f"{target} cannot be imported ({error}); name the folder of its file by --config-dir, or run where the "
+            "file lies"
         ) from None
-
-
-def named(value: Named) -> dict[str, Any]:
-    """What `revived` makes the value of again."""
-    return {TARGET: f"{type(value).__module__}.{type(value).__qualname__}", **value.to_dict()}
-
-
-def revived(body: Mapping[str, Any]) -> Any:
-    """The value of `named`.
-
-    Raises:
-        InputError: if its class is not there, or does not take these settings.
-    """
-    settings = {key: value for key, value in body.items() if key != TARGET}
-    found = find_class(str(body.get(TARGET)))
-    try:
-        return found(**settings)
-    except TypeError as error:
-        raise InputError(f"{body.get(TARGET)} cannot be made of {settings} ({error})") from None
+    if not (isinstance(found, type) and callable(getattr(found, method, None))):
+        raise InputError(f"{target} is no class with a method {method}")
+    return found
 
 
 def changed(value: Any, name: str, **settings: Any) -> Any:

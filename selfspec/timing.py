@@ -23,3 +23,29 @@ class Stopwatch:
         elif self.device.type == "mps":
             torch.mps.synchronize()
         return self.clock()
+
+
+def device_seconds(call: Callable[[], object], *, device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls: on CUDA between two events on the device, else by the host's clock.
+
+    Between events only what the device does counts, and what it waits for the host; a call is not made to wait.
+    """
+    if device.type != "cuda":
+        watch, seconds = Stopwatch(device), []
+        for _ in range(repeats):
+            begin = watch.now()
+            call()
+            seconds.append(watch.now() - begin)
+        return seconds
+    pairs = [(_event(), _event()) for _ in range(repeats)]
+    torch.cuda.synchronize(device)
+    for begin_event, end_event in pairs:
+        begin_event.record()
+        call()
+        end_event.record()
+    torch.cuda.synchronize(device)
+    return [begin_event.elapsed_time(end_event) / 1000 for begin_event, end_event in pairs]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -19,6 +19,8 @@ class Round:
         draft_s, verify_s: seconds; of a batch of n rows at work, this row's share, 1/n.
         threshold: the stop rule's confidence threshold while drafting, where it has one.
         confidences: the draft's raw probability of each drafted token, where the stop rule asked for it.
+        n_forwards: forwards of the drafter.
+        source: who drafted, see `Draft`; empty where nobody did.
     """
 
     drafted: int
@@ -28,6 +30,8 @@ class Round:
     verify_s: float
     threshold: float | None = None
     confidences: tuple[float, ...] = ()
+    n_forwards: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

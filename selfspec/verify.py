@@ -1,72 +1,124 @@
 """Accept, correct, bonus: which drafted tokens stand, and what the target says after them.
 
-Pure functions of tokens and distributions. Whatever the draft proposes, the committed tokens are distributed exactly as
-the target's own (greedy: are the target's own).
+Pure functions of tokens and distributions. Whatever is drafted, as a chain or as a tree, the committed tokens are
+distributed exactly as the target's own (greedy: are the target's own).
 """
 
-# V vocabulary
+# N nodes of a draft, K tokens of a chain, B rows, T tokens, V vocabulary
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from selfspec.sampling import draw
+from selfspec.protocols import ROOT, Draft, Row, Verdict
+from selfspec.sampling import draw, largest
+
+Target = Callable[[int], Tensor]  # node, or ROOT -> the target's distribution [V] after it
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`n_accepted` drafted tokens stand; `token` follows them."""
-
-    n_accepted: int
-    token: int
-
-    def kind(self, n_drafted: int) -> Literal["correction", "bonus"]:
-        """Whether `token` replaces a rejected token or comes on top of a draft accepted whole."""
-        return "bonus" if self.n_accepted == n_drafted else "correction"
-
-
-def judge_greedy(drafted: Sequence[int], target: Sequence[int]) -> Verdict:
-    """The longest prefix of `drafted` that equals the target's choices.
+def judge_greedy(draft: Draft, target: Callable[[int], int] | Sequence[int]) -> Verdict:
+    """The path of nodes that are the target's choices.
 
     Args:
-        drafted: K token ids.
-        target: K + 1 token ids: what the target chooses at each drafted position and after the last.
+        draft: a chain or a tree.
+        target: what the target chooses after the root and after each node, N + 1 token ids in that order; or a function
+            that says it of a node or of `ROOT`.
     """
-    n = 0
-    while n < len(drafted) and drafted[n] == target[n]:
-        n += 1
-    return Verdict(n, target[n])
+    after = target if callable(target) else lambda node: target[node + 1]
+    path: list[int] = []
+    node, token = ROOT, after(ROOT)
+    while (right := next((c for c in draft.children(node) if draft.tokens[c] == token), None)) is not None:
+        path.append(right)
+        node, token = right, after(right)
+    return Verdict(path, token)
 
 
-def judge_sampled(
-    drafted: Sequence[int],
-    draft: Sequence[Tensor] | None,
-    target: Callable[[int], Tensor],
-    rng: torch.Generator,
-) -> Verdict:
-    """Rejection sampling: the committed tokens follow the target's distribution exactly.
+def judge_sampled(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
+    """Rejection sampling, from sibling to sibling and from node to node: the target's distribution exactly.
+
+    Siblings that were drawn without replacement are judged against what is left of their draft distribution, siblings
+    that were chosen without chance as point masses.
 
     Args:
-        drafted: K token ids.
-        draft: the distribution [V] that each was drawn from; None if each was chosen without chance (a point mass).
-        target: gives the target's distribution [V] at position i, asked in order and no further than needed.
+        draft: a chain or a tree.
+        target: the target's distribution after a node, asked in order and no further than needed.
         rng: the target's stream.
 
-    Source: Leviathan et al. 2023 (arXiv:2211.17192), section 2.3; their p is our target, their q our draft.
+    Source: for chains Leviathan et al. 2023 (arXiv:2211.17192), section 2.3; for siblings Jeon et al. 2024, RSD
+    (arXiv:2402.14160), theorem 3.1. Their p is our target, their q our draft.
     """
-    for i, token in enumerate(drafted):
-        target_V = target(i)
-        draft_V = None if draft is None else draft[i]
-        if float(torch.rand((), generator=rng, dtype=torch.float64)) >= acceptance_probability(
-            token, draft_V, target_V
-        ):
-            return Verdict(i, draw(residual(token, draft_V, target_V), rng))
-    return Verdict(len(drafted), draw(target(len(drafted)), rng))
+    path: list[int] = []
+    node = ROOT
+    while True:
+        left_V = target(node)
+        children = draft.children(node)
+        draft_V = None if draft.probabilities is None or not children else draft.probabilities[children[0]]
+        for child in children:
+            token = draft.tokens[child]
+            chance = float(torch.rand((), generator=rng, dtype=torch.float64))
+            if chance < acceptance_probability(token, draft_V, left_V):
+                break
+            left_V = residual(token, draft_V, left_V)
+            draft_V = None if draft_V is None else without(token, draft_V)
+        else:
+            return Verdict(path, draw(left_V, rng))
+        path.append(child)
+        node = child
+
+
+def judge_block(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
+    """A sampled chain judged as a whole: accepts as many tokens as token by token or more, and is as exact.
+
+    A token that the target likes better than the draft makes up for one before it that it likes less.
+
+    Args:
+        draft: a chain.
+        target: see `judge_sampled`; asked after every token.
+        rng: the target's stream.
+
+    Source: Sun et al. 2024 (arXiv:2403.10444), algorithm 2; their M_b is our target, their M_s our draft. The rule that
+    ends a draft may look at its tokens: the proof goes through for any length that they decide.
+    """
+    n = len(draft.tokens)
+    targets = [target(node) for node in range(ROOT, n)]
+    drafts = [_drawn_from(draft, i, targets[i]) for i in range(n)]
+    n_accepted, alive, alive_there = 0, 1.0, 1.0
+    for i, token in enumerate(draft.tokens):
+        alive = min(1.0, alive * float(targets[i][token]) / float(drafts[i][token]))
+        chance = alive
+        if i + 1 < n:  # the more likely, the more of the target the tokens behind would leave unserved
+            over = float((alive * targets[i + 1] - drafts[i + 1]).clamp_(min=0).sum())
+            chance = over / (over + 1 - alive) if over + 1 - alive > 0 else 1.0
+        if float(torch.rand((), generator=rng, dtype=torch.float64)) < chance:
+            n_accepted, alive_there = i + 1, alive
+    final_V = targets[n_accepted]
+    if n_accepted < n:
+        final_V = residual_of_block(alive_there, drafts[n_accepted], final_V)
+    return Verdict(list(range(n_accepted)), draw(final_V, rng))
+
+
+def residual_of_block(alive: float, draft_V: Tensor, target_V: Tensor) -> Tensor:
+    """The distribution of a correction after a block, [V]: max(alive · target - draft, 0), normalised.
+
+    Args:
+        alive: p of the accepted prefix, in Sun et al.'s algorithm 2.
+    """
+    left_V = (alive * target_V - draft_V).clamp_(min=0)
+    total = left_V.sum()
+    return left_V / total if total > 0 else target_V
+
+
+def _drawn_from(draft: Draft, i: int, like_V: Tensor) -> Tensor:
+    """The distribution that token i of a chain was drawn from; a point mass where it was chosen without chance."""
+    if draft.probabilities is not None:
+        return draft.probabilities[i]
+    point_V = torch.zeros_like(like_V)
+    point_V[draft.tokens[i]] = 1
+    return point_V
 
 
 def acceptance_probability(token: int, draft_V: Tensor | None, target_V: Tensor) -> float:
@@ -77,7 +129,9 @@ def acceptance_probability(token: int, draft_V: Tensor | None, target_V: Tensor)
 
 
 def residual(token: int, draft_V: Tensor | None, target_V: Tensor) -> Tensor:
-    """The distribution of a correction, [V]: what of the target the draft under-serves, max(target - draft, 0).
+    """What of the target the draft under-serves, [V]: max(target - draft, 0), normalised.
+
+    A correction follows it; or the next sibling is judged against it.
 
     Args:
         token: the rejected token, where the draft is a point mass (`draft_V` is None).
@@ -90,3 +144,44 @@ def residual(token: int, draft_V: Tensor | None, target_V: Tensor) -> Tensor:
     total = left_V.sum()
     # Nothing is left where draft and target differ by rounding alone; then the target itself is what is left of it.
     return left_V / total if total > 0 else target_V
+
+
+def without(token: int, draft_V: Tensor) -> Tensor:
+    """What the next sibling is drawn from, [V]: the draft's distribution without a token that was drawn."""
+    left_V = draft_V.clone()
+    left_V[token] = 0
+    total = left_V.sum()
+    return left_V / total if total > 0 else draft_V
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The verifier: the target's own output, greedy or in distribution.
+
+    Attributes:
+        by_block: sampled chains are judged as blocks instead of token by token.
+    """
+
+    by_block: bool = False
+
+    def judge(self, rows: Sequence[Row], drafts: Sequence[Draft], logits_BTV: Tensor) -> list[Verdict]:
+        """See `Verifier`; one read from the device where all rows are plainly greedy."""
+        if all(row.chooser.is_plain_greedy for row in rows):
+            chosen = largest(logits_BTV).tolist()
+            return [judge_greedy(draft, tokens) for draft, tokens in zip(drafts, chosen, strict=True)]
+        return [self._row(*each) for each in zip(rows, drafts, logits_BTV, strict=True)]
+
+    def _row(self, row: Row, draft: Draft, logits_TV: Tensor) -> Verdict:
+        chooser = row.chooser
+
+        def ids_after(node: int) -> list[int]:
+            return row.ids + draft.path(node)
+
+        if not chooser.do_sample:
+            return judge_greedy(draft, lambda node: chooser.greedy(ids_after(node), logits_TV[node + 1]))
+
+        def target(node: int) -> Tensor:
+            return chooser.probabilities(ids_after(node), logits_TV[node + 1])
+
+        judge = judge_block if self.by_block and draft.parents is None else judge_sampled
+        return judge(draft, target, chooser.target_rng)

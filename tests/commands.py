@@ -48,7 +48,7 @@ class Ran:
 def command(*words: str) -> Ran:
     """`selfspec WORDS`, without a new process."""
     out, err = io.StringIO(), io.StringIO()
-    root, argv = logging.getLogger(), sys.argv
+    root, argv, path = logging.getLogger(), sys.argv, sys.path[:]
     handlers, level = root.handlers[:], root.level
     status = 0
     try:
@@ -59,6 +59,7 @@ def command(*words: str) -> Ran:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = argv
+        sys.path[:] = path
         root.handlers[:] = handlers
         root.setLevel(level)
         torch.set_num_threads(1)

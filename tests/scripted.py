@@ -47,12 +47,6 @@ def planted(skip: SkipSet) -> float:
     return sum(weight for weight, bit in zip(WEIGHTS, skip.bits(), strict=True) if bit)
 
 
-def rank(value: float) -> int:
-    """How many of the 256 skip sets are better."""
-    values = (sum(itertools.compress(WEIGHTS, bits)) for bits in itertools.product((False, True), repeat=len(WEIGHTS)))
-    return sum(v > value + 1e-9 for v in values)
-
-
 def score(value: float) -> Score:
     """A score of that value, with counts that fit together."""
     return Score(value, n_tokens=10, n_rounds=4, drafted=8, accepted=6, seconds=0.5)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.arms import GenerateArm, generation
+from experiments.arms import DraftArm, GenerateArm, generation
 from selfspec import records
 from selfspec.decode import Criterion, Ending, autoregress
+from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.sampling import Sampling
+from selfspec.skip import SkipSet
+from selfspec.stop import RuleState, StopRule, StopState
 from selfspec.timing import Stopwatch
 from tests.commands import Ran, command
 from tests.toys import toy as toy_model
@@ -133,6 +137,53 @@ def test_an_arm_that_cannot_be_is_told_in_one_line(arms: str, piece: str, toy: l
 @pytest.fixture(scope="module")
 def decoder() -> Decoder:
     return Decoder(toy_model("llama-tied"))
+
+
+@dataclass(frozen=True)
+class Following(StopRule):
+    """Drafts one token, and remembers every state it went on from."""
+
+    max_draft: int = 1
+
+    def begin(self, after: StopState | None = None) -> StopState:
+        return Follower(after)
+
+
+@dataclass(eq=False)
+class Follower(RuleState):
+    after: StopState | None
+
+    def more(self, n_drafted: int, confidence: float) -> bool:
+        return False
+
+
+class TestStateOfEachRow:
+    """What a stop rule has learnt on a row goes on in that row, whatever the size of the batch."""
+
+    def arm(self) -> DraftArm:
+        decoder = Decoder(toy_model("llama"))
+        draft = ModelDraft(decoder.bind(SkipSet(decoder.n_layers)))
+        common = (decoder, Ending(3), Sampling(), Stopwatch())
+        return DraftArm(*common, name="x", skip=None, stop=None, policy=Following(), drafter=draft)
+
+    def test_each_row_goes_on_from_itself_and_a_new_one_from_the_last(self) -> None:
+        arm, prompts = self.arm(), [[1, 2], [3, 4], [5, 6], [7, 8], [9, 1]]
+        arm(prompts[:3])
+        first = list(arm.states)
+        assert [state.after for state in first] == [None] * 3
+        arm(prompts[:2])
+        second = list(arm.states)
+        assert [state.after for state in second[:2]] == first[:2] and second[2] is first[2]
+        arm(prompts)
+        assert [state.after for state in arm.states] == [*second, second[2], second[2]]
+
+    def test_one_after_another_each_goes_on_from_the_one_before(self) -> None:
+        arm, seen = self.arm(), [None]
+        for prompt in ([1, 2], [3, 4], [5, 6]):
+            arm([prompt])
+            (state,) = arm.states
+            assert state.after is seen[-1]
+            seen.append(state)
 
 
 class TestGenerate:

@@ -19,7 +19,7 @@ from search import hidden
 from search.clasp import clasp, solve_layers
 from search.cost import CostTable
 from search.hidden import Stream, cosines
-from search.knapsack import knapsack, likely_best, solve, units
+from search.knapsack import knapsack, solve, units
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
@@ -240,20 +240,6 @@ class TestKnapsack:
     def test_two_runs_find_the_same(self) -> None:
         sets = [knapsack(decoder_of("llama"), TEXTS, costs=COSTS, least_cosine=EVERYTHING_GOES) for _ in range(2)]
         assert sets[0] == sets[1]
-
-
-class TestLikelyBest:
-    def test_free_sublayers_are_all_taken(self) -> None:
-        """A draft that always agrees is the better the more it saves."""
-        planted = SkipSet.parse("a1 m0,2", 3)
-        stream = Stream(Decoder(without(toy("llama"), planted)), TEXTS, n_positions=N_POSITIONS)
-        drafts = solve(stream, attn=2, mlp=3, keep_ends=False, least_cosine=1 - ROUNDING)
-        assert likely_best(stream, drafts, costs=COSTS, max_draft=5) == planted
-
-    def test_nothing_is_skipped_if_no_draft_pays(self) -> None:
-        stream, costs = llama_stream(), replace(COSTS, verify_s=(16.0, 1000.0))
-        drafts = solve(stream, attn=2, mlp=3, keep_ends=False, least_cosine=EVERYTHING_GOES)
-        assert likely_best(stream, drafts, costs=costs, max_draft=5) == SkipSet(3)
 
 
 class TestClasp:

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, Kind, autoregress, speculate
-from selfspec.draft import Drafter, DraftRow, ModelDraft, Proposal
+from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
+from selfspec.protocols import BaseDrafter, Draft, Drafter, Row
 from selfspec.sampling import Chooser, Sampling
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
@@ -178,16 +179,16 @@ def test_no_prompts_give_no_results() -> None:
 
 
 @dataclass
-class Scripted:
+class Scripted(BaseDrafter):
     """Proposes what it is told, whatever the model thinks: each round takes the next script."""
 
     scripts: list[list[int]]
-    rows: list[DraftRow] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
 
-    def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         self.rows.extend(rows)
         script = self.scripts.pop(0) if self.scripts else []
-        return [Proposal(script[: row.limit]) for row in rows]
+        return [Draft(script[: row.limit]) for row in rows]
 
 
 def test_rounds_without_a_draft_go_on(reference: list[int]) -> None:
@@ -203,8 +204,8 @@ def test_drafter_sees_all_tokens_and_the_right_limit(reference: list[int]) -> No
     drafter = Scripted([reference[1:4], reference[5:7]])
     seen: list[tuple[list[int], int]] = []
 
-    class Spy:
-        def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
+    class Spy(BaseDrafter):
+        def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
             seen.append((list(rows[0].ids), rows[0].limit))
             return drafter.propose(rows, cache=cache)
 
@@ -291,8 +292,8 @@ def test_drafting_and_judging_draw_from_streams_of_their_own(skip: str, sample: 
     inner = drafting(decoder_of(), skip, sample=sample)
     target_states, draft_states = [], []
 
-    class Spy:
-        def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
+    class Spy(BaseDrafter):
+        def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
             chooser = rows[0].chooser
             before = chooser.target_rng.get_state(), chooser.draft_rng.get_state()
             proposals = inner.propose(rows, cache=cache)

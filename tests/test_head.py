@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from selfspec.cache import ClockCache
 from selfspec.decode import autoregress
-from selfspec.draft import Drafter, DraftRow, ModelDraft, Proposal
+from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.head import UNSCORED, TrimmedHead, trimmed
 from selfspec.model import BoundForward, Decoder, share
 from selfspec.packed import PackedLinear, pack, packs
+from selfspec.protocols import BaseDrafter, Draft, Drafter, Row
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
 from tests.contracts.architecture import ENDING, LONG, SHORT, counts
@@ -47,14 +48,14 @@ def logits(decoder: Decoder, forward: BoundForward) -> Tensor:
 
 
 @dataclass
-class Recorded:
+class Recorded(BaseDrafter):
     """Proposes what another drafter does, and remembers what of it the text before did not hold."""
 
     inner: Drafter
     new: set[int] = field(default_factory=set)
     n_held: int = 0
 
-    def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         texts = [set(row.ids) for row in rows]
         proposals = self.inner.propose(rows, cache=cache)
         for p, text in zip(proposals, texts, strict=True):

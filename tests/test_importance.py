@@ -15,7 +15,7 @@ import yaml
 
 from search.cost import CostTable
 from search.importance import Importance, Tried, fixed_speedup, per_token, predict, singles
-from search.pareto import best_for, front, write_front
+from search.pareto import front, write_front
 from selfspec.errors import InputError
 from selfspec.skip import SkipSet
 
@@ -242,16 +242,3 @@ class TestFront:
             {"skip": "a1", "draft_cost": 0.4, "acceptance": 0.8, "value": 1.1},
             {"skip": "a0", "draft_cost": 0.9, "acceptance": 0.99, "value": 1.2},
         ]
-
-
-class TestBestFor:
-    def test_another_machine_has_another_best(self) -> None:
-        rows = [failed("a0"), row("a0-2", accepted=470), row("m0-2", accepted=470)]
-        for attn_s, mlp_s, best in ((1.0, 0.1, "a0-2"), (0.1, 1.0, "m0-2")):
-            full_s = 3 * (attn_s + mlp_s) + 0.1
-            costs = CostTable((CONTEXT,), (attn_s,), mlp_s, 0.1, (full_s,), (full_s,) * 6)
-            found = best_for(rows, costs, n_layers=N_LAYERS, context=CONTEXT, max_draft=K)
-            assert found is not None and found["skip"] == best
-
-    def test_there_is_none_among_failures(self) -> None:
-        assert best_for([failed("a0")], COSTS, n_layers=N_LAYERS, context=CONTEXT, max_draft=K) is None

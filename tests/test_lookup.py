@@ -12,10 +12,10 @@ from torch import Tensor
 
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, autoregress
-from selfspec.draft import DraftRow, Proposal
 from selfspec.errors import InputError
 from selfspec.lookup import BETWEEN, LookupDraft, Memory, joined
 from selfspec.model import Decoder
+from selfspec.protocols import BaseDrafter, Draft, Row
 from selfspec.sampling import Chooser, Sampling
 from selfspec.stop import Fixed
 from tests.contracts.architecture import LONG, MIDDLE, SHORT, counts
@@ -53,23 +53,23 @@ def following(ids: list[int], *, n_tokens: int, max_ngram: int, min_ngram: int, 
     return LookupDraft(max_ngram=max_ngram, min_ngram=min_ngram, agreed=agreed).following(ids, n_tokens)
 
 
-def row(ids: list[int], limit: int, sampling: Sampling | None = None) -> DraftRow:
-    return DraftRow(ids, limit, Fixed(1).begin(), Chooser(sampling or Sampling()))
+def row(ids: list[int], limit: int, sampling: Sampling | None = None) -> Row:
+    return Row(0, ids, limit, Fixed(1).begin(), Chooser(sampling or Sampling()))
 
 
 def no_cache() -> ClockCache:
     return ClockCache(0, n_rows=1, capacity=0)
 
 
-class Recorded:
+class Recorded(BaseDrafter):
     """Proposes token 9 as often as it may, and remembers the limits it was given."""
 
     def __init__(self) -> None:
         self.limits: list[list[int]] = []
 
-    def propose(self, rows: Sequence[DraftRow], *, cache: ClockCache) -> list[Proposal]:
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         self.limits.append([r.limit for r in rows])
-        return [Proposal([9] * r.limit, [0.5] * r.limit) for r in rows]
+        return [Draft([9] * r.limit, confidences=[0.5] * r.limit) for r in rows]
 
 
 # What is found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,21 +10,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec import decode, draft, sampling, verify
+from selfspec import sampling, tree, verify
 from selfspec.cache import ClockCache, ClockLayer
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft
+from selfspec.errors import DrafterError
 from selfspec.model import BoundForward, Decoder
+from selfspec.protocols import Draft, Verdict
+from selfspec.request import Request
 from selfspec.sampling import Chooser, Sampling
 from selfspec.skip import SkipSet
 from selfspec.stop import Adaptive, Fixed
-from selfspec.verify import Verdict
+from selfspec.tree_draft import TreeDraft
+from selfspec.tree_shapes import comb
 from tests.toys import toy
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
 N_NEW = 14
 PROMPTS = [[1, 2, 3], [9, 8, 7, 6, 5, 4], [11, 5, 11, 5, 2, 2, 40, 33]]
+TREE_ROUNDS = [  # (drafted, accepted) of trees of a chain with siblings: what they are worth when nothing is wrong
+    [(8, 2), (8, 1), (8, 2), (8, 1), (6, 2)],
+    [(8, 1), (8, 0), (8, 2), (8, 1), (8, 0), (8, 3)],
+    [(8, 0), (8, 3), (8, 1), (8, 0), (8, 1), (6, 0), (3, 1)],
+]
 SETS = ["none", "a0", "a0-2 m0-2", "a1 m2"]
 
 
@@ -44,6 +54,12 @@ def check() -> None:
                 assert all(x.accepted <= x.drafted for x in r.rounds)
                 assert text != "none" or r.accepted == r.drafted
                 assert r.drafted > 0
+    trees = TreeDraft(decoder.bind(SkipSet.parse("m2", decoder.n_layers)), comb((3, 3, 2)))
+    results = speculate(
+        decoder, PROMPTS, drafter=trees, stops=[Fixed(4).begin() for _ in PROMPTS], ending=Ending(N_NEW)
+    )
+    assert [r.tokens for r in results] == plain
+    assert [[(x.drafted, x.accepted) for x in r.rounds] for r in results] == TREE_ROUNDS
     eos = plain[0][6]
     drafter = ModelDraft(decoder.full)
     (ended,) = speculate(
@@ -62,8 +78,52 @@ def check() -> None:
     target = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     drawn = torch.tensor([0.4, 0.4, 0.1, 0.1], dtype=torch.float64)
     accepts = torch.tensor([verify.acceptance_probability(t, drawn, target) for t in range(4)], dtype=torch.float64)
+    drawn_siblings(drawn, target)
     rejected = 1 - (drawn * accepts).sum()
     assert torch.allclose(drawn * accepts + rejected * verify.residual(0, drawn, target), target, atol=1e-12)
+
+
+def drawn_siblings(drawn: Tensor, target: Tensor) -> None:
+    """How often each token follows two siblings without replacement, by the rules of the package."""
+    total = torch.zeros_like(target)
+    for first, second in itertools.permutations(range(4), 2):
+        left = verify.without(first, drawn)
+        chance = float(drawn[first]) * float(drawn[second]) / (1 - float(drawn[first]))
+        a = verify.acceptance_probability(first, drawn, target)
+        rest = verify.residual(first, drawn, target)
+        b = verify.acceptance_probability(second, left, rest)
+        total[first] += chance * a
+        total[second] += chance * (1 - a) * b
+        total += chance * (1 - a) * (1 - b) * verify.residual(second, left, rest)
+    assert torch.allclose(total, target, atol=1e-12)
+
+
+def compacts_off_by_one(patch: pytest.MonkeyPatch) -> None:
+    original = ClockCache.commit
+    patch.setattr(
+        ClockCache, "commit", lambda self, row, start, path: original(self, row, start, [max(0, n - 1) for n in path])
+    )
+
+
+def compacts_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ClockCache, "commit", lambda self, row, start, path: None)
+
+
+def nodes_see_their_siblings(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tree, "_branches", lambda draft, n_new: [[o <= t for o in range(n_new)] for t in range(n_new)])
+
+
+def nodes_stand_where_they_are_written(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tree, "depths", lambda draft: list(range(1, len(draft.tokens) + 1)))
+
+
+def the_first_child_alone_is_judged(patch: pytest.MonkeyPatch) -> None:
+    original = Draft.children
+    patch.setattr(Draft, "children", lambda self, node: original(self, node)[:1])
+
+
+def siblings_are_drawn_from_the_same(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(verify, "without", lambda token, draft_V: draft_V)
 
 
 def off_by_one_rollback(patch: pytest.MonkeyPatch) -> None:
@@ -113,44 +173,43 @@ def stale_positions(patch: pytest.MonkeyPatch) -> None:
 
 
 def accepts_one_too_many(patch: pytest.MonkeyPatch) -> None:
-    def generous(drafted: list[int], target: list[int]) -> Verdict:
-        n = verify_greedy(drafted, target).n_accepted
-        n = min(n + 1, len(drafted))
-        return Verdict(n, target[n])
+    original = verify.judge_greedy
 
-    verify_greedy = verify.judge_greedy
-    patch.setattr(decode, "judge_greedy", generous)
+    def generous(draft: Draft, target: list[int]) -> Verdict:
+        n = min(original(draft, target).n_accepted + 1, len(draft.tokens))
+        return Verdict(list(range(n)), target[n])
+
+    patch.setattr(verify, "judge_greedy", generous)
 
 
 def correction_from_the_wrong_row(patch: pytest.MonkeyPatch) -> None:
     original = verify.judge_greedy
 
-    def late(drafted: list[int], target: list[int]) -> Verdict:
-        n = original(drafted, target).n_accepted
-        return Verdict(n, target[min(n + 1, len(target) - 1)])
+    def late(draft: Draft, target: list[int]) -> Verdict:
+        path = original(draft, target).path
+        return Verdict(path, target[min(len(path) + 1, len(target) - 1)])
 
-    patch.setattr(decode, "judge_greedy", late)
+    patch.setattr(verify, "judge_greedy", late)
 
 
 def never_accepts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(decode, "judge_greedy", lambda drafted, target: Verdict(0, target[0]))
+    patch.setattr(verify, "judge_greedy", lambda draft, target: Verdict([], target[0]))
 
 
 def ends_only_at_the_end_of_a_round(patch: pytest.MonkeyPatch) -> None:
     def lazy(self: Any, tokens: list[int]) -> int:
-        self.ids += tokens
+        self.row.ids += tokens
         if self.eos_ids & set(tokens):
             self.finish = "eos"
         elif self.n_left <= 0:
             self.finish = "length"
         return len(tokens)
 
-    patch.setattr(decode._Row, "commit", lazy)
+    patch.setattr(Request, "commit", lazy)
 
 
 def draft_longer_than_what_is_left(patch: pytest.MonkeyPatch) -> None:
-    original = draft.DraftRow
-    patch.setattr(decode, "DraftRow", lambda ids, limit, *rest: original(ids, limit + 4, *rest))
+    patch.setattr(Request, "n_left", property(lambda self: self.n_max - (len(self.row.ids) - self.n_prompt) + 4))
     ends_only_at_the_end_of_a_round(patch)
 
 
@@ -193,6 +252,12 @@ MUTATIONS: list[Mutation] = [
     stop_state_leaks,
     no_residual,
     accepts_by_the_target_alone,
+    compacts_off_by_one,
+    compacts_nothing,
+    nodes_see_their_siblings,
+    nodes_stand_where_they_are_written,
+    the_first_child_alone_is_judged,
+    siblings_are_drawn_from_the_same,
 ]
 
 
@@ -203,5 +268,5 @@ def test_the_check_passes_without_a_mutation() -> None:
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.__name__)
 def test_a_deliberate_bug_is_caught(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     mutation(monkeypatch)
-    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+    with pytest.raises((AssertionError, RuntimeError, IndexError, DrafterError)):
         check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.plugins import write_plugins
 
 ROOT = Path(__file__).parents[1]
 NOT_SHIPPED = {"tests", "scripts"}
@@ -69,8 +72,8 @@ def test_every_pattern_belongs_to_a_package_and_matches_something(project: dict[
 class TestWheel:
     @pytest.fixture(scope="class")
     @staticmethod
-    def unpacked(packages: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """The content of a wheel that was built from a copy of the checkout."""
+    def wheel(packages: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """A wheel that was built from a copy of the checkout."""
         pytest.importorskip("setuptools", reason="setuptools, which builds the wheel, is not installed")
         copy, wheels = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheels")
         for top in {package.partition(".")[0] for package in packages}:
@@ -82,9 +85,25 @@ class TestWheel:
         done = subprocess.run([*build, "-w", wheels, copy], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         (wheel,) = wheels.glob("*.whl")
+        return wheel
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def unpacked(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Its content."""
         folder = tmp_path_factory.mktemp("unpacked")
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
+        return folder
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """The folder that it is installed into, with the console script; other packages are those of the tests."""
+        folder = tmp_path_factory.mktemp("installed")
+        install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "-q", "--target", folder, wheel]
+        done = subprocess.run(install, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         return folder
 
     def test_holds_the_packages_and_nothing_else(self, unpacked: Path, packages: list[str]) -> None:
@@ -116,3 +135,34 @@ class TestWheel:
         assert done.stdout.startswith(str(unpacked)), "another copy was imported"
         assert [piece for piece in pieces if piece not in done.stdout] == [], done.stdout
         assert list(tmp_path.iterdir()) == []
+
+    def test_runs_what_a_user_adds_from_a_folder_of_their_own(
+        self, installed: Path, model_folder: Path, empty_folder: Path
+    ) -> None:
+        """A stop rule, a searcher and a data set, each a YAML file and a class, through the console script."""
+        write_plugins(empty_folder / "mine")
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+
+        def ran(*words: str) -> str:
+            line = [str(installed / "bin/selfspec"), *words]
+            done = subprocess.run(line, capture_output=True, text=True, env=environment)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.rstrip().rpartition("run: ")[2]
+
+        where = subprocess.run(
+            [sys.executable, "-c", "import experiments; print(experiments.__file__)"],
+            **{"capture_output": True, "text": True, "env": environment},
+        ).stdout
+        assert where.startswith(str(installed)), "another copy was imported"
+        shared = ["--config-dir", "mine", "model=local", f"model.path={model_folder}", "model.dtype=float64"]
+        shared += ["threads=1", "data=mine", "stop=mine"]
+        small = ["objective=tokens_per_second", "objective.n_prompts=1", "objective.max_new_tokens=4"]
+        found = ran("search", *shared, "searcher=mine", *small, "searcher.n_trials=3", "finals.top=0")
+        trials = [json.loads(line)["skip"] for line in (Path(found) / "trials.jsonl").read_text().splitlines()]
+        assert trials == ["none", "m3", "a3"]
+        evaluated = ran("evaluate", *shared, f"skip={found}", "n=2", "max_new_tokens=4", "generate=false")
+        rows = [json.loads(line) for line in (Path(evaluated) / "records.jsonl").read_text().splitlines()]
+        assert {(row["verdict"], row["prompt_id"].partition("-")[0]) for row in rows} == {
+            ("baseline", "evaluation"),
+            ("identical", "evaluation"),
+        }

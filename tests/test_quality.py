@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.quality import assess, measure, quality_of, quality_rows, quality_table, summary, write_quality
+from experiments.quality import assess, measure, quality_rows, quality_table, summary, write_quality
 from selfspec.errors import InputError
 from selfspec.quality import gsm8k
 from selfspec.quality.code import Problem, pass_at_k
@@ -163,16 +163,16 @@ class TestOfARun:
         rows = quality_rows(tmp_path)
         keys = sorted((r["prompt_id"], r["arm"]) for r in rows if r["metric"] == "rouge2")
         assert keys == [("p1", "odd"), ("p1", "plain"), ("p2", "plain")]
-        found = quality_of(tmp_path, "plain")
-        assert (found["rouge2"].value, found["rouge2"].n_prompts) == (0.5, 2)
-        assert 0 <= found["rouge2"].low <= 0.5 <= found["rouge2"].high <= 1
-        assert quality_of(tmp_path, "odd")["rouge2"].value == 1
-        assert math.isnan(quality_of(tmp_path, "odd")["rouge2"].low)  # one prompt says nothing of the others
+        found = {q.arm: q for q in summary(rows) if q.metric == "rouge2"}
+        assert (found["plain"].value, found["plain"].n_prompts) == (0.5, 2)
+        assert 0 <= found["plain"].low <= 0.5 <= found["plain"].high <= 1
+        assert found["odd"].value == 1
+        assert math.isnan(found["odd"].low)  # one prompt says nothing of the others
         assert "| plain | rouge2 | 0.500 [" in quality_table(summary(rows))
 
     def test_a_run_that_was_not_judged_has_no_quality(self, tmp_path: Path) -> None:
         write_quality(tmp_path, measure(settings(None), self.EXAMPLES), self.EXAMPLES, self.rows())
-        assert quality_rows(tmp_path) == [] and quality_of(tmp_path, "plain") == {}
+        assert quality_rows(tmp_path) == []
         assert list(tmp_path.iterdir()) == []
 
     def test_what_two_arms_both_say_is_judged_once(self) -> None:

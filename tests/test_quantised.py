@@ -185,9 +185,9 @@ def test_a_model_without_linear_layers_is_refused(family: str, precision: Precis
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_a_device_without_a_kernel_is_refused_in_one_line(precision: str) -> None:
     with pytest.raises(
-        InputError, match=f"{precision} .* weights on cuda:1, but its kernel runs on a CPU; use same"
+        InputError, match=f"{precision} .* weights on mps, but its kernels run on a CPU and on CUDA; use same"
     ) as refusal:
-        check_kernel(precision, torch.device("cuda:1"))
+        check_kernel(precision, torch.device("mps"))
     assert "\n" not in str(refusal.value)
 
 

@@ -26,10 +26,9 @@ from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
-from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, StopPolicy, Threshold
+from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
 from selfspec.timing import Stopwatch
 from selfspec.trace import Round
 from selfspec.verify import judge_greedy
@@ -383,7 +382,7 @@ def test_what_a_round_takes_beside_its_forwards_is_measured(monkeypatch: pytest.
     decoder.model.lm_head.register_forward_hook(forward)
     stopwatch = Stopwatch(clock=lambda: seconds[0])
     for judged, expected in ((judge_greedy, 0.0), (judge, 3.0)):
-        monkeypatch.setattr("selfspec.decode.judge_greedy", judged)
+        monkeypatch.setattr("selfspec.verify.judge_greedy", judged)
         table = measure(decoder, contexts=[8], max_tokens=4, repeats=3, stopwatch=stopwatch)
         assert table.round_s == pytest.approx(expected)
 

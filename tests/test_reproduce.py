@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.build import options
+from experiments.composing import options
 from experiments.expect import Size, seconds, size_of
 from experiments.published import published
 from experiments.reproduce import STEPS

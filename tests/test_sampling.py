@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from selfspec import verify
 from selfspec.decode import Ending
 from selfspec.model import Decoder
+from selfspec.protocols import Draft
 from selfspec.sampling import Sampling
 from selfspec.verify import judge_sampled
 from tests.test_engine import drafting, run
@@ -98,7 +99,7 @@ def judged(seed: int, *, drawn: bool, n_tokens: int) -> tuple[list[int], Tensor]
     tokens: list[int] = []
     # The tokens of a round are drawn one after the other, so rounds laid end to end are one sequence of target draws.
     for drafted in drafted_tokens.tolist():
-        verdict = judge_sampled(drafted, drafts_V, lambda i: target_V, target_rng)
+        verdict = judge_sampled(Draft(drafted, probabilities=drafts_V), lambda node: target_V, target_rng)
         tokens += [*drafted[: verdict.n_accepted], verdict.token]
         if len(tokens) >= n_tokens:
             break
@@ -124,14 +125,14 @@ def point(token: int) -> Tensor:
 def test_judging_asks_each_position_in_order_and_no_further(drawn: bool, target: list[int], n_accepted: int) -> None:
     drafted, asked = [3, 5, 6], []
 
-    def target_at(i: int) -> Tensor:
-        asked.append(i)
-        return point(target[i])
+    def target_at(node: int) -> Tensor:
+        asked.append(node)
+        return point(target[node + 1])
 
     drafts_V = [point(token) for token in drafted] if drawn else None
-    verdict = judge_sampled(drafted, drafts_V, target_at, torch.Generator().manual_seed(0))
+    verdict = judge_sampled(Draft(drafted, probabilities=drafts_V), target_at, torch.Generator().manual_seed(0))
     assert (verdict.n_accepted, verdict.token) == (n_accepted, 4)
-    assert asked == list(range(n_accepted + 1))
+    assert asked == list(range(-1, n_accepted))
 
 
 def test_equal_distributions_accept_everything() -> None:

@@ -14,7 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from experiments import build_search
-from experiments.build import options
+from experiments.composing import options
 from experiments.setup import _shares
 from search.expected import ReplayObjective
 from selfspec import records

@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 
 from experiments import build_search
-from experiments.build import instance, options
+from experiments.build import instance
+from experiments.composing import options
 from search.bits import Bits, BitSampler, Exhausted, flipped, swaps
 from search.cost import CostTable
 from search.listed import Listed, early_exit, uniform
@@ -32,6 +33,7 @@ from selfspec.decode import Ending
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
+from tests.contracts.architecture import without
 from tests.contracts.searcher import BitSearcherContract, SearcherContract
 from tests.scripted import N_LAYERS, planted, score
 from tests.toys import toy
@@ -51,26 +53,36 @@ def configured(name: str) -> DictConfig:
 
 
 @cache
-def computed_sets(name: str) -> list[SkipSet]:
-    """What a searcher proposes that computes its sets from a model's hidden states, of a tiny model."""
-    decoder = Decoder(toy("llama", num_hidden_layers=N_LAYERS))
+def computed_sets(name: str, useless: SkipSet) -> list[SkipSet]:
+    """What a searcher proposes that computes its sets from hidden states, of a tiny model with `useless` sublayers."""
+    decoder = Decoder(without(toy("llama", num_hidden_layers=N_LAYERS), useless))
     (batch,) = refer(decoder, [[1, 2, 3], [9, 8, 7, 6]], ending=Ending(8, frozenset()))
-    costs = {"costs": CostTable((8,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0))} if name == "knapsack" else {}
-    sets: list[SkipSet] = instance(configured(name).computed)(decoder, batch.references, **costs)
-    return sets
+    costs = CostTable((8,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0))
+    return build_search.computed_sets(configured(name), decoder, batch.references, costs)
 
 
 class Configured(SearcherContract):
     """With the settings of conf/searcher."""
 
     name: ClassVar[str]
+    promised: ClassVar[SkipSet] = SkipSet(N_LAYERS)
 
     def make_sampler(self, seed: int) -> BaseSampler:
         cfg = configured(self.name)
         assert self.encoding == cfg.encoding
-        computed = {"sets": computed_sets(self.name)} if "computed" in cfg else {}
+        computed = {"sets": computed_sets(self.name, self.promised)} if "computed" in cfg else {}
         sampler: BaseSampler = instance(cfg.sampler)(seed=seed, **computed)
         return sampler
+
+
+class Lists(Configured, BitSearcherContract):
+    """A list does not look at values: the planted optimum is a set that it promises to hold, and no other one."""
+
+    draws = False
+    exhaustive = False
+
+    def value(self, skip: SkipSet) -> float:
+        return -sum(a != b for a, b in zip(skip.bits(), self.promised.bits(), strict=True))
 
 
 class TestRandom(Configured):
@@ -138,46 +150,35 @@ class TestGreedy(Configured, BitSearcherContract):
     exhaustive = False
 
 
-class TestUniform(Configured, BitSearcherContract):
-    """A list does not look at values."""
-
+class TestUniform(Lists):
     name = "uniform"
-    n_best = 256
-    draws = False
-    exhaustive = False
+    promised = SkipSet.parse("a1-2 m1-2", N_LAYERS)  # both inner layers
 
 
-class TestEarlyExit(Configured, BitSearcherContract):
-    """A list does not look at values."""
-
+class TestEarlyExit(Lists):
     name = "early_exit"
-    n_best = 256
-    draws = False
-    exhaustive = False
+    promised = SkipSet.parse("a2-3 m2-3", N_LAYERS)  # the last two layers
 
 
-class TestKnapsack(Configured, BitSearcherContract):
-    """A list does not look at values."""
+class TestKnapsack(Lists):
+    """What is left out without any loss is the nearest of all drafts that save so much."""
 
     name = "knapsack"
     n_layers = N_LAYERS  # its sets are for one model
-    n_best = 256
-    draws = False
-    exhaustive = False
+    promised = SkipSet.parse("a1-2 m2", N_LAYERS)
 
 
-class TestClasp(Configured, BitSearcherContract):
-    """A list does not look at values."""
+class TestClasp(Lists):
+    """As for the knapsack; its sets are of whole layers."""
 
     name = "clasp"
     n_layers = N_LAYERS  # its sets are for one model
-    n_best = 256
-    draws = False
-    exhaustive = False
+    promised = SkipSet.parse("a1,3 m1,3", N_LAYERS)
 
 
 def test_every_configured_searcher_is_held_to_the_contract() -> None:
-    assert {c.name for c in Configured.__subclasses__()} == set(options("searcher"))
+    every = {*Configured.__subclasses__(), *Lists.__subclasses__()} - {Lists}
+    assert {c.name for c in every} == set(options("searcher"))
 
 
 @pytest.mark.parametrize(

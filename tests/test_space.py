@@ -22,7 +22,7 @@ from search.point import Point, Value
 from search.quadratic import Quadratic
 from search.space import Space
 from search.study import Encoding, SearchStudy
-from selfspec.errors import DrafterFault, InputError
+from selfspec.errors import DrafterError, InputError
 from selfspec.skip import SkipSet
 from selfspec.spec import DraftSpec
 from selfspec.stop import Heuristic, Threshold
@@ -282,7 +282,7 @@ class Mixed:
         point = Point.of(draft)
         self.calls.append(point)
         if self._fails(point):
-            raise DrafterFault(f"tests.Own proposed token 999 of a vocabulary of 9, drafting {point}")
+            raise DrafterError(f"tests.Own proposed token 999 of a vocabulary of 9, drafting {point}")
         return score(mixed(point))
 
 

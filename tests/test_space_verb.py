@@ -27,25 +27,28 @@ SPACE = (
 )
 TIMES = ("seconds", "elapsed_s")
 
-OWN = '''
-from selfspec.errors import DrafterFault
+OWN = """
+from selfspec.draft import ModelDraft
+from selfspec.errors import DrafterError
+from selfspec.protocols import BaseDrafter
 
 
-class Mine:
-    """Drafts as the built-in one does, and fails where it is told to and something is skipped."""
+class Mine(BaseDrafter):
+    name = "mine"
 
     def __init__(self, forward, spec, *, depth=1, faulty=False):
-        from selfspec.draft import ModelDraft
-
-        self.inner = ModelDraft(forward, needs_confidence=spec.stop.needs_confidence)
+        self.inner = ModelDraft(forward, needs_confidence=spec.stop.needs_confidence, name=self.name)
         self.fails = faulty and len(spec.skip) > 0
         self.depth = depth
 
     def propose(self, rows, *, cache):
         if self.fails:
-            raise DrafterFault("mine.Mine proposed nothing that can be verified")
+            raise DrafterError("mine proposed nothing that can be verified")
         return self.inner.propose(rows, cache=cache)
-'''
+
+    def observe(self, row, draft, verdict, target):
+        self.inner.observe(row, draft, verdict, target)
+"""
 
 
 def searched(toy: list[str], *words: str) -> Ran:
@@ -163,10 +166,11 @@ class TestSpace:
 
 class TestOwnDrafter:
     @pytest.fixture
-    def mine(self, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        (empty_folder / "mine.py").write_text(OWN)
-        monkeypatch.syspath_prepend(str(empty_folder))
-        return ["+drafter._target_=mine.Mine", "+drafter.depth=2"]
+    def mine(self, empty_folder: Path) -> list[str]:
+        (empty_folder / "own" / "drafter").mkdir(parents=True)
+        (empty_folder / "own" / "my_drafter.py").write_text(OWN)
+        (empty_folder / "own" / "drafter" / "mine.yaml").write_text("_target_: my_drafter.Mine\ndepth: 2\n")
+        return ["--config-dir=own", "drafter=mine"]
 
     def test_a_users_drafter_is_searched_evaluated_and_decoded_with(self, mine: list[str], toy: list[str]) -> None:
         ran = searched(
@@ -174,23 +178,26 @@ class TestOwnDrafter:
             "space={drafter.depth: [1, 2, 3]}",
         )  # fmt: skip
         saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
-        assert saved["drafter"] == {"_target_": "mine.Mine", "depth": saved["settings"]["drafter.depth"]}
-        arms = "arms={builtin: {skip: a1, drafter: layer_skip}, copy: {lookup: only}}"
+        assert saved["drafter"] == {"_target_": "my_drafter.Mine", "depth": saved["settings"]["drafter.depth"]}
+        arms = "arms={builtin: {skip: a1, drafter: layer_skip}, named: {skip: a1, drafter: mine}, copy: {lookup: only}}"
         evaluated = command("evaluate", *toy, *mine, arms, "max_new_tokens=8", "stop=threshold", "skip=a1", "n=1")
         assert evaluated.status == 0, evaluated.err
         abouts = json.loads((evaluated.run / records.PROVENANCE).read_text())["run"]["arms"]
         assert {name: about.get("drafter", {}).get("_target_") for name, about in abouts.items()} == {
             "plain": None,
             "generate": None,
-            "Mine, threshold": "mine.Mine",
+            "Mine, threshold": "my_drafter.Mine",
             "builtin": None,
+            "named": "my_drafter.Mine",
             "copy": None,
         }
-        records_ = [r for r in read_rows(evaluated.run / records.RECORDS) if r["arm"] in ("Mine, threshold", "builtin")]
+        records_ = [
+            r for r in read_rows(evaluated.run / records.RECORDS) if r["arm"] in ("Mine, threshold", "builtin", "named")
+        ]
         assert {r["verdict"] for r in records_} == {"identical"}
         assert len({tuple(r["round_drafted"]) for r in records_}) == 1, "it drafts as the built-in one"
         words = "stop=searched", "max_new_tokens=8", "n=1", "generate=false"
-        of_run = command("evaluate", *toy, f"skip={ran.run}", *words)
+        of_run = command("evaluate", "--config-dir=own", *toy, f"skip={ran.run}", *words)
         assert of_run.status == 0, of_run.err
         abouts = json.loads((of_run.run / records.PROVENANCE).read_text())["run"]["arms"]
         assert [about.get("drafter") for about in abouts.values()] == [None, saved["drafter"]]
@@ -204,13 +211,13 @@ class TestOwnDrafter:
         ran = searched(toy, *mine, "+drafter.faulty=true", *words)
         rows = rows_of(ran.run)
         assert [r["state"] for r in rows] == ["complete", "failed", "failed", "failed"]
-        assert {r["reason"] for r in rows[1:]} == {"mine.Mine proposed nothing that can be verified"}
+        assert {r["reason"] for r in rows[1:]} == {"mine proposed nothing that can be verified"}
 
     def test_what_cannot_replay_it_refuses_it_in_one_line(self, mine: list[str], toy: list[str]) -> None:
         ran = command("search", *toy, *SMALL, *mine)
         assert ran.status == 2 and ran.error_lines == [
-            "selfspec: drafter=mine.Mine cannot be replayed, as objective=expected_speedup does; use "
+            "selfspec: drafter=my_drafter.Mine cannot be replayed, as objective=expected_speedup does; use "
             "objective=tokens_per_second"
         ]
-        missing = command("decode", *toy, "+drafter._target_=mine.Yours", "prompt=one two", "max_new_tokens=8")
-        assert missing.status == 2 and "mine.Yours names nothing" in missing.err
+        missing = command("decode", *toy, "+drafter._target_=my_drafter.Yours", "prompt=one two", "max_new_tokens=8")
+        assert missing.status == 2 and "my_drafter.Yours cannot be imported" in missing.err

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +22,23 @@ from selfspec.draft import Drafter, ModelDraft, NoDraft
 from selfspec.errors import InputError
 from selfspec.lookup import LookupDraft, joined
 from selfspec.model import Decoder, Forward
-from selfspec.paying import Paying
 from selfspec.plan import DraftPlan
 from selfspec.planfile import load_plan
 from selfspec.skip import SkipSet
 from selfspec.skipfile import load_skip_set
 from selfspec.spec import DraftSpec
 from selfspec.specfile import load_spec, save_spec
-from selfspec.stop import Adaptive, Fixed, Threshold
+from selfspec.stop import Adaptive, Fixed, Paying, Threshold
+from selfspec.tree_draft import TreeDraft
+from selfspec.tree_shapes import comb
 from tests.toys import toy
 
 FACTS: dict[str, Any] = {"weights": {"origin": "hub", "revision": "abc", "sha256": None}}
 SKIP = SkipSet.parse("a1 m0-1", 3)
 RULE = Threshold(4, 0.3)
+SHAPE = comb((2, 2, 1))
 PROMPTS = [[1, 2, 3, 1, 2, 3, 1, 2], [9, 8, 7, 6, 5]]
 ENDING = Ending(24)
-
-
-@dataclass(frozen=True)
-class Wide:
-    """A shape of a tree, as a value that is written down."""
-
-    width: int = 2
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"width": self.width}
 
 
 class Own(NoDraft):
@@ -79,7 +71,7 @@ def specs(decoder: Decoder) -> list[DraftSpec]:
         DraftSpec(plain, Paying(RULE, 0.5, 0.1), "front"),
         DraftSpec(full, Adaptive(6, 0.6, 0.9, 0.01, 0.5, 0.9, True), "front", {"max_ngram": 3, "min_ngram": 1}),
         DraftSpec(plain, RULE, "only", sample_draft=False),
-        DraftSpec(plain, RULE, tree=Wide(3)),
+        DraftSpec(plain, RULE, tree=SHAPE),
         DraftSpec(plain, RULE, drafter={"_target_": "tests.test_spec.Own", "width": 3}),
     ]
 
@@ -235,6 +227,7 @@ def test_the_builder_drafts_as_parts_put_together_by_hand(decoder: Decoder) -> N
         (DraftSpec(plan, RULE), model),
         (DraftSpec(plan, RULE, "front"), LookupDraft(model, memory=memory.memory)),
         (DraftSpec(plan, RULE, "only"), LookupDraft(memory=memory.memory)),
+        (DraftSpec(plan, RULE, tree=SHAPE), TreeDraft(decoder.bind(plan), SHAPE)),
         (DraftSpec(plan, RULE, "front", {"max_tokens": 2}), LookupDraft(model, memory=memory.memory, max_tokens=2)),
     ]
     counts = []
@@ -266,11 +259,11 @@ def test_a_users_drafter_gets_what_its_signature_names(decoder: Decoder) -> None
 @pytest.mark.parametrize(
     ("drafter", "piece"),
     [
-        ({"_target_": "tests.test_spec.Missing"}, "tests.test_spec.Missing names nothing"),
+        ({"_target_": "tests.test_spec.Missing"}, "tests.test_spec.Missing cannot be imported"),
         ({"_target_": "no_such_module.Own"}, "no_such_module"),
         ({"_target_": "nothing"}, "nothing"),
         ({"_target_": "tests.test_spec.Own", "depth": 3}, "cannot be made"),
-        ({"_target_": "tests.test_spec.Wide"}, "no method propose"),
+        ({"_target_": "tests.test_spec.counted"}, "no class with a method propose"),
     ],
 )
 def test_a_users_drafter_that_cannot_be_made_is_one_line(drafter: dict[str, Any], piece: str, decoder: Decoder) -> None:

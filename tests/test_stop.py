@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.build import options, stop_by_name
+from experiments.build import stop, stop_by_name
+from experiments.composing import options
+from search.tune import variants
 from selfspec.cache import ClockCache
-from selfspec.draft import DraftRow, ModelDraft
+from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
-from selfspec.paying import Paying
+from selfspec.protocols import Row
 from selfspec.sampling import Chooser, Sampling
 from selfspec.stop import (
     Adaptive,
     Fixed,
     Heuristic,
     Optimal,
+    Paying,
+    RuleState,
     StopPolicy,
+    StopRule,
     StopState,
     Threshold,
-    describe,
-    described,
 )
+from selfspec.stopping.base import named_rules
 from tests.contracts.stop import StopContract, draft_length, live
 
 ADAPTIVE: dict[str, Any] = {
@@ -270,9 +278,14 @@ class TestPaying(StopContract):
         assert not self.make().begin(state).begins() and self.make().begin().begins()
 
     def test_is_described_with_the_rule_it_drafts_by(self) -> None:
-        body = describe(self.make())
+        body = self.make().to_dict()
         assert body["name"] == "paying" and body["rule"]["name"] == "threshold"
-        assert described(body) == self.make()
+        assert StopRule.from_dict(body) == self.make()
+
+    def test_tries_what_the_rule_inside_proposes(self) -> None:
+        tried = self.make().variants()
+        assert [rule.rule for rule in tried if isinstance(rule, Paying)] == list(Threshold(5, 0.4).variants())
+        assert {(rule.draft_cost, rule.window) for rule in tried if isinstance(rule, Paying)} == {(0.5, 16)}
 
     @pytest.mark.parametrize(
         "wrong", [{"draft_cost": -1.0}, {"window": 1}, {"pause": 0}, {"longest_pause": 4}, {"least": -1}]
@@ -288,9 +301,138 @@ class TestPaying(StopContract):
         state = self.make().begin()
         while state.begins():
             state.observe(4, 0)
-        row = DraftRow([1, 2], 4, state, Chooser(Sampling(), row=0))
+        row = Row(0, [1, 2], 4, state, Chooser(Sampling(), row=0))
         (proposal,) = ModelDraft(forward).propose([row], cache=ClockCache(1, n_rows=1, capacity=8))
         assert proposal.tokens == []
+
+
+class TestWritten:
+    """What earlier runs hold can be read, and mistakes in it are one line."""
+
+    FORMS: ClassVar[dict[str, tuple[StopPolicy, dict[str, Any]]]] = {
+        "fixed": (Fixed(3), {"name": "fixed", "max_draft": 3}),
+        "threshold": (Threshold(5, 0.4), {"name": "threshold", "max_draft": 5, "threshold": 0.4}),
+        "adaptive": (adaptive(), {"name": "adaptive", **ADAPTIVE}),
+        "heuristic": (
+            Heuristic(6, 3, 2, 1, carry_over=True),
+            {"name": "heuristic", "max_draft": 6, "start": 3, "up": 2, "down": 1, "carry_over": True},
+        ),
+        "optimal": (
+            optimal(),
+            {
+                **{"name": "optimal", "max_draft": 6, "draft_cost": 0.5, "verify_cost": 0.1},
+                **{"calibration": ((0.0, 0.0), (1.0, 1.0)), "prior_rounds": 4.0, "carry_over": False},
+            },
+        ),
+        "paying": (
+            Paying(Fixed(2), draft_cost=0.5, verify_cost=0.1),
+            {
+                **{"name": "paying", "rule": {"name": "fixed", "max_draft": 2}, "draft_cost": 0.5, "verify_cost": 0.1},
+                **{"window": 16, "credit": 1.2, "pause": 8, "longest_pause": 256, "least": 1.05},
+            },
+        ),
+    }
+
+    @pytest.mark.parametrize(("rule", "body"), FORMS.values(), ids=FORMS)
+    def test_keeps_the_form_of_earlier_runs(self, rule: StopPolicy, body: dict[str, Any]) -> None:
+        assert rule.to_dict() == body and list(rule.to_dict()) == list(body)
+        assert StopRule.from_dict(json.loads(json.dumps(body))) == rule
+
+    def test_every_rule_of_the_package_is_found_by_its_name(self) -> None:
+        assert set(named_rules()) == set(self.FORMS)
+
+    def test_a_rule_from_elsewhere_is_written_by_its_place(self) -> None:
+        rule = Paying(Patient(4, least=0.3), draft_cost=0.5, verify_cost=0.1)
+        written = rule.to_dict()["rule"]
+        assert written == {"_target_": "tests.test_stop.Patient", "max_draft": 4, "least": 0.3}
+        assert StopRule.from_dict(rule.to_dict()) == rule
+
+    def test_a_rule_that_borrows_a_name_is_not_taken_for_its_owner(self) -> None:
+        borrowed = type("Fixed", (Patient,), {"__module__": "elsewhere"})
+        assert borrowed(4, 0.3).to_dict()["_target_"] == "elsewhere.Fixed"
+
+    @pytest.mark.parametrize(
+        ("body", "piece"),
+        [
+            ({"name": "fixd", "max_draft": 2}, "did you mean 'fixed'"),
+            ({"name": "fixed", "length": 2}, "cannot be made of"),
+            ({"max_draft": 2}, "unknown stop rule"),
+            ({"_target_": "nowhere_at_all.Rule"}, "cannot be imported (No module named 'nowhere_at_all')"),
+            ({"_target_": "tests.test_stop.Nothing"}, "cannot be imported"),
+            ({"_target_": "Rule"}, "cannot be imported"),
+            ({"_target_": "os.getcwd"}, "no stop rule"),
+            ({"_target_": "tests.test_stop.Patient", "max_draft": 2}, "cannot be made of"),
+        ],
+        ids=str,
+    )
+    def test_what_cannot_be_read_is_one_line(self, body: dict[str, Any], piece: str) -> None:
+        with pytest.raises(InputError, match=re.escape(piece)) as raised:
+            StopRule.from_dict(body)
+        assert "\n" not in str(raised.value)
+
+    def test_lists_and_mappings_of_any_kind_become_plain_ones(self) -> None:
+        rule = Patient(4, least=OmegaConf.create([1, {"a": [2]}]))  # type: ignore[arg-type]
+        assert yaml.safe_dump(rule.to_dict()["least"]) == yaml.safe_dump([1, {"a": [2]}])
+
+
+@dataclass(frozen=True)
+class Patient(StopRule):
+    max_draft: int
+    least: float
+
+    def begin(self, after: StopState | None = None) -> StopState:
+        return Waiting(self)
+
+
+@dataclass
+class Waiting(RuleState):
+    rule: Patient
+
+    def more(self, n_drafted: int, confidence: float) -> bool:
+        return n_drafted < self.rule.max_draft and confidence > self.rule.least
+
+
+class TestOfTenLines(StopContract):
+    """What a rule does not say it has from its base."""
+
+    def make(self) -> StopPolicy:
+        return Patient(4, least=0.3)
+
+    def test_has_nothing_to_be_tuned(self) -> None:
+        with pytest.raises(InputError, match="Patient proposes no other settings"):
+            variants(self.make())
+
+
+def test_what_is_no_rule_is_refused_before_anything_runs() -> None:
+    for target, piece in (
+        ("fractions.Fraction", "no stop rule"),
+        (f"{__name__}.Thawed", "unhashable"),
+        (f"{__name__}.Undeclared", "dataclass"),
+        (f"{__name__}.holding_an_object", "not JSON serializable"),
+    ):
+        with pytest.raises(InputError, match=piece) as raised:
+            stop(DictConfig({"stop": {"_target_": target}}))
+        assert "\n" not in str(raised.value)
+
+
+def test_a_rule_is_run_as_it_is_written_down() -> None:
+    settings = {"_target_": f"{__name__}.Patient", "max_draft": 4, "least": [0.1, [2, 3]]}
+    rule = stop(DictConfig({"stop": settings}))
+    assert rule == StopRule.from_dict(json.loads(json.dumps(rule.to_dict())))
+    assert rule == Patient(4, least=(0.1, (2, 3)))  # type: ignore[arg-type]
+
+
+@dataclass
+class Thawed(StopRule):
+    max_draft: int = 2
+
+
+class Undeclared(StopRule):
+    max_draft = 2
+
+
+def holding_an_object() -> StopPolicy:
+    return Patient(2, least=object())  # type: ignore[arg-type]
 
 
 def speed(policy: StopPolicy, accepted: Sequence[int]) -> float:

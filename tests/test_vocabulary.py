@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from search.drafts import Drafts, Text, heads
 from search.point import Point
-from search.vocabulary import coverage, most_useful
+from search.vocabulary import most_useful
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
@@ -66,16 +67,12 @@ def test_what_cannot_be_is_refused_in_one_line(n: int, settings: dict[str, Any],
     assert "\n" not in str(refusal.value)
 
 
-def test_coverage_counts_tokens_not_kinds_of_tokens() -> None:
-    assert coverage(torch.tensor([3, 7]), ANSWERS) == 5 / 7
-    assert coverage(torch.tensor([1]), ANSWERS) == 0
-    assert math.isnan(coverage(torch.tensor([1]), []))
-
-
 def test_no_other_choice_covers_more() -> None:
-    best = coverage(most_useful(ANSWERS, 2, n_vocab=20), ANSWERS)
-    pairs = [torch.tensor([a, b]) for a in range(20) for b in range(a + 1, 20)]
-    assert best == max(coverage(ids_N, ANSWERS) for ids_N in pairs)
+    def covered(ids: Collection[int]) -> int:
+        return sum(token in ids for answer in ANSWERS for token in answer)
+
+    best = covered(set(most_useful(ANSWERS, 2, n_vocab=20).tolist()))
+    assert best == max(covered(pair) for pair in itertools.combinations(range(20), 2))
 
 
 def test_drafts_of_other_heads_differ_in_nothing_else() -> None:

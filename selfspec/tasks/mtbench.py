@@ -26,7 +26,7 @@ def mtbench(source: Source) -> Split:
     Raises:
         InputError: if the source cannot be had, or a row is not as described.
     """
-    origin = Origin("mtbench", "1", "HuggingFaceH4/mt_bench_prompts", None, None, _read)
+    origin = Origin("mtbench", "1", "HuggingFaceH4/mt_bench_prompts", None, None, _read, is_spec_bench=True)
     # the hub calls its only split train
     return put(replace(source, split="train").load(origin), AS_IT_STANDS)
 

@@ -38,6 +38,7 @@ class Origin:
         config: the hub's name of the variant.
         calibration_split: the hub's split for calibration; None if evaluation has the only one.
         read: one row.
+        is_spec_bench: its questions are Spec-Bench's, whose scripts can read a run's answers.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Origin:
     config: str | None
     calibration_split: str | None
     read: Read
+    is_spec_bench: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Split:
     calibration: Sequence[Example]
     evaluation: Sequence[Example]
     about: Mapping[str, Any] = field(default_factory=dict)
+    is_spec_bench: bool = False
 
     def examples(self, part: Part) -> list[Example]:
         """The examples of one part, in the order that the seed gave them.
@@ -133,7 +136,9 @@ class Source:
             "order_seed": self.seed,
             "n_left_out": len(bad),
         }
-        return Split(origin.name, origin.version, calibration, evaluation[: self.evaluation_n], about)
+        return Split(
+            origin.name, origin.version, calibration, evaluation[: self.evaluation_n], about, origin.is_spec_bench
+        )
 
     def _examples(
         self,

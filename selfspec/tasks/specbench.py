@@ -26,7 +26,7 @@ def specbench(source: Source) -> Split:
     Raises:
         InputError: if there is no file, or a row is not as described.
     """
-    return put(source.load(Origin("specbench", "1", None, None, None, _read)), AS_IT_STANDS)
+    return put(source.load(Origin("specbench", "1", None, None, None, _read, is_spec_bench=True)), AS_IT_STANDS)
 
 
 def _read(row: Mapping[str, Any], place: str, where: str) -> Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import fields
@@ -9,8 +10,9 @@ from itertools import cycle, islice
 from typing import Any
 
 import pytest
+import yaml
 
-from selfspec.stop import StopPolicy, StopState
+from selfspec.stop import StopPolicy, StopRule, StopState
 
 SURE, LOST, MIXED = [1.0], [0.0], [0.9, 0.1, 1.0, 0.5, 0.0, 0.7]
 CONFIDENCES = {"sure": SURE, "lost": LOST, "mixed": MIXED}
@@ -20,6 +22,8 @@ VERDICTS = {"all accepted": [(1.0, 1.0)], "none accepted": [(1.0, 0.0)], "short"
 
 def draft_length(policy: StopPolicy, state: StopState, confidences: list[float]) -> int:
     """Tokens that a drafter drafts under the rule, as `ModelDraft` asks it; given up on far beyond the bound."""
+    if not state.begins():
+        return 0
     n = 1
     for confidence in islice(cycle(confidences), policy.max_draft + 10):
         if not state.more(n, confidence):
@@ -48,6 +52,22 @@ class StopContract:
     def policy(self) -> StopPolicy:
         return self.make()
 
+    def test_a_fresh_state_begins_to_draft(self, policy: StopPolicy) -> None:
+        assert policy.begin().begins()
+
+    def test_asking_whether_a_round_begins_and_for_the_threshold_changes_nothing(self, policy: StopPolicy) -> None:
+        state, n_begun, n_rounds = policy.begin(), 0, 60
+        for i in range(n_rounds):
+            before, begins, threshold = repr(state), state.begins(), state.threshold
+            assert (state.begins(), state.threshold, repr(state)) == (begins, threshold, before)
+            assert isinstance(begins, bool)
+            assert threshold is None or (policy.needs_confidence and math.isfinite(threshold))
+            n_begun += begins
+            n = draft_length(policy, state, MIXED[i % 3 :])
+            assert (n > 0) == begins
+            state.observe(n, 0)  # nothing is accepted: the worst for a rule that may pause
+        assert n_begun > 0
+
     @pytest.mark.parametrize("confidences", CONFIDENCES.values(), ids=CONFIDENCES)
     def test_never_drafts_more_than_max_draft(self, policy: StopPolicy, confidences: list[float]) -> None:
         assert 1 <= draft_length(policy, policy.begin(), confidences) <= policy.max_draft
@@ -59,8 +79,9 @@ class StopContract:
     ) -> None:
         state = policy.begin()
         for drafted, accepted in islice(cycle(verdicts), 500):
-            state.observe(int(drafted * policy.max_draft), int(accepted * policy.max_draft))
-        assert 1 <= draft_length(policy, state, confidences) <= policy.max_draft
+            share = policy.max_draft if state.begins() else 0  # a pause is observed too, as a round of nothing
+            state.observe(int(drafted * share), int(accepted * share))
+        assert 0 <= draft_length(policy, state, confidences) <= policy.max_draft
 
     def test_one_round_after_another_ends(self, policy: StopPolicy) -> None:
         assert all(n <= policy.max_draft for n, _ in live(policy, policy.begin(), n_rounds=200))
@@ -87,6 +108,19 @@ class StopContract:
         before = repr(last)
         list(live(policy, policy.begin(last)))
         assert repr(last) == before
+
+    def test_is_written_in_plain_values_and_read_back(self, policy: StopPolicy) -> None:
+        written = policy.to_dict()
+        for body in (written, json.loads(json.dumps(written)), yaml.safe_load(yaml.safe_dump(written))):
+            found = StopRule.from_dict(body)
+            assert found == policy and hash(found) == hash(policy) and found.to_dict() == written
+            assert list(live(found, found.begin())) == list(live(policy, policy.begin()))
+
+    def test_its_variants_are_rules_that_draft_no_more(self, policy: StopPolicy) -> None:
+        for variant in policy.variants():
+            assert variant.max_draft <= policy.max_draft
+            assert draft_length(variant, variant.begin(), SURE) <= variant.max_draft
+            assert type(variant) is type(policy) and StopRule.from_dict(variant.to_dict()) == variant
 
     def test_settings_are_frozen(self, policy: StopPolicy) -> None:
         settings: Any = policy

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from selfspec.errors import InputError
-
-if TYPE_CHECKING:  # `stop` describes this rule too
-    from selfspec.stop import StopPolicy, StopState
+from selfspec.stopping.base import RuleState, StopRule
+from selfspec.stopping.protocol import StopPolicy, StopState
 
 
 @dataclass(frozen=True, slots=True)
-class Paying:
+class Paying(StopRule):
     """Drafts by another rule, and pauses while drafting costs more than it gives.
 
     After a drafted round the sums of tokens given and of cost, in plain tokens, fade by 1 - 1/window and take the round
@@ -63,7 +62,7 @@ class Paying:
         return self.rule.max_draft
 
     @property
-    def needs_confidence(self) -> bool:
+    def needs_confidence(self) -> bool:  # type: ignore[override]
         """See `StopPolicy`."""
         return self.rule.needs_confidence
 
@@ -74,9 +73,13 @@ class Paying:
         weight = self.window / 2
         return _PayingState(self, self.rule.begin(), self.credit * weight, weight, self.pause)
 
+    def variants(self) -> Sequence[StopPolicy]:
+        """See `StopPolicy`: what is tuned is the rule inside."""
+        return [replace(self, rule=rule) for rule in self.rule.variants()]
+
 
 @dataclass(slots=True)
-class _PayingState:
+class _PayingState(RuleState):
     policy: Paying
     inner: StopState
     tokens: float

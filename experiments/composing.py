@@ -1,0 +1,166 @@
+"""What can be chosen and composed: this package's `conf`, and behind it the user's own folder (`--config-dir`).
+
+Both lie on Hydra's search path, which is asked for everything: which groups there are, which options a group has, what
+an option says. A new option is a file; no list names it.
+
+Python files beside the user's YAML can be imported, by `_target_: rules.Patient` for `rules.py` in that folder, and so
+can those of the current folder. Both folders come after everything that is installed, the user's folder first: no file
+there takes the place of an installed module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from selfspec.errors import InputError, unknown_name
+
+PACKAGE = "pkg://conf"
+FLAGS = ("--config-dir", "-cd")
+PROVIDER = "command-line"  # Hydra's own word for where --config-dir comes from
+
+
+def split_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The folder that `--config-dir` names among the words of a command, and the other words.
+
+    Raises:
+        InputError: if it names none, or one that is not there.
+    """
+    folder: Path | None = None
+    others: list[str] = []
+    left = iter(words)
+    for word in left:
+        flag, equals, value = word.partition("=")
+        if flag not in FLAGS:
+            others.append(word)
+            continue
+        value = value if equals else next(left, "")
+        folder = Path(value).expanduser().absolute()
+        if not value or not folder.is_dir():
+            raise InputError(f"{flag} {value}".rstrip() + ": no such folder; name the one that holds your options")
+    return folder, others
+
+
+def flag_of(folder: Path | None) -> list[str]:
+    """The word that names the folder, as it would be typed; nothing for none."""
+    return [] if folder is None else [f"{FLAGS[0]}={folder}"]
+
+
+def make_importable(folder: Path | None) -> None:
+    """Let the Python files of the user's folder and of the current one be imported, after all that is installed."""
+    for place in (folder, Path.cwd()):
+        if place is not None and str(place) not in sys.path:
+            sys.path.append(str(place))
+
+
+@contextmanager
+def composing(folder: Path | None = None) -> Iterator[None]:
+    """While it lasts, configuration can be composed, and options found, also within a job of Hydra's.
+
+    Args:
+        folder: of the user; None: that of the command that runs, if one does.
+    """
+    instance = GlobalHydra.instance()
+    outer = instance.hydra
+    if outer is not None and folder in (None, config_dir()):
+        yield
+        return
+    instance.clear()
+    try:
+        version.setbase("1.3")
+        path = create_config_search_path(PACKAGE)
+        if folder is not None:
+            path.prepend(PROVIDER, f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+        Hydra.create_main_hydra2("app", path)
+        yield
+    finally:
+        instance.hydra = outer
+
+
+def config_dir() -> Path | None:
+    """The user's folder of the command that runs."""
+    if not GlobalHydra.instance().is_initialized():
+        return None
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    found = [source.path for source in sources if source.provider == PROVIDER]
+    return Path(found[0]) if found else None
+
+
+def groups(verb: str) -> set[str]:
+    """The groups that a verb's defaults choose from: `model`, `stop`, `searcher`."""
+    with composing():
+        loader = GlobalHydra.instance().config_loader()
+        defaults = loader.compute_defaults_list(verb, overrides=[], run_mode=RunMode.RUN)
+    return {group for group in defaults.overrides.known_choices if "/" not in group}
+
+
+def options(group: str) -> list[str]:
+    """The names in a config group, e.g. the stop rules; `folder/name` for those in a folder of it."""
+    with composing():
+        loader = GlobalHydra.instance().config_loader()
+        names = [n for n in loader.get_group_options(group, ObjectType.CONFIG) if not n.startswith("_")]
+        folders = loader.get_group_options(group, ObjectType.GROUP)
+        return sorted(names + [f"{f}/{name}" for f in folders for name in options(f"{group}/{f}")])
+
+
+def option(group: str, name: str) -> DictConfig:
+    """The settings of one option of a group, as its file has them."""
+    check_option(group, name)
+    with composing():
+        alone = compose(overrides=[f"+{group}={name}"])
+    # not bound to where it was composed, so that it can take another place
+    return DictConfig(OmegaConf.create(OmegaConf.to_yaml(alone[group])))
+
+
+def check_option(group: str, name: str) -> None:
+    """Refuse a name that is no option, with the nearest one that is.
+
+    Raises:
+        InputError: for such a name.
+    """
+    known = options(group)
+    if name not in known:
+        raise unknown_name({"stop": "stop rule", "data": "data set"}.get(group, group), name, known)
+
+
+def check_no_shadows(folder: Path | None) -> None:
+    """Refuse a user's folder one of whose options has the name of one of this package, which Hydra would take instead.
+
+    Raises:
+        InputError: if there is one.
+    """
+    if folder is None:
+        return
+    with composing(folder):
+        sources = GlobalHydra.instance().config_loader().get_sources()
+        own = [source for source in sources if source.provider == "main"]
+    for file in sorted((*folder.glob("*.yaml"), *folder.glob("*/*.yaml"))):
+        name = file.relative_to(folder).as_posix()
+        if any(source.is_config(name) for source in own):
+            raise InputError(f"{file} has the name of an option of selfspec, which would be used instead; rename it")
+
+
+def known_settings(verb: str) -> set[str]:
+    """The names that begin a setting of a verb: `model`, `n`, `searcher`."""
+    with composing():
+        return {str(key) for key in compose(verb)} | groups(verb)
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every setting of a configuration by its whole name: `searcher.n_trials`."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        found |= {f"{prefix}{key}": value} | flat(value, f"{prefix}{key}.")
+    return found

@@ -1,0 +1,161 @@
+"""What drafts cost on an accelerator where forwards are recorded: a cost table from replays timed on the device.
+
+`search.cost.measure` times calls on the host's clock, a token at a time. By graphs a draft is one launch, so here a
+drafted token is its share of a whole chain, a verification is the replay of its recording, and what the host adds to a
+round is measured apart, from real rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+
+from search.cost import GRID, CostTable, _fit, _spread
+from selfspec.cache import ClockCache
+from selfspec.decode import Ending, speculate
+from selfspec.graphed import STRETCH, GraphedDecoder
+from selfspec.model import Decoder
+from selfspec.skip import SkipSet
+from selfspec.stop import Fixed
+from selfspec.timing import Stopwatch, device_seconds
+
+N_DRAFTED = 4  # tokens of a timed chain
+N_ROUNDS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardCost:
+    """Median seconds of one full forward."""
+
+    n_rows: int
+    n_tokens: int
+    context: int
+    seconds: float
+
+
+def forward_costs(
+    decoder: Decoder, *, rows: Sequence[int], tokens: Sequence[int], contexts: Sequence[int], repeats: int
+) -> list[ForwardCost]:
+    """The full forward for every number of rows, new tokens and tokens before; by graphs the replay alone."""
+    found = []
+    for n_rows in rows:
+        for context in contexts:
+            for n_tokens in tokens:
+                cache = prefilled(decoder, n_rows, context, max(tokens))
+                ids = torch.full((n_rows, n_tokens), 5, device=decoder.device)
+                call = forward_call(decoder, ids, context, cache)
+                seconds = median_seconds(call, decoder.device, repeats)
+                found.append(ForwardCost(n_rows, n_tokens, context, seconds))
+    return found
+
+
+@torch.inference_mode()
+def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_tokens: int, repeats: int) -> CostTable:
+    """The cost table of a decoder whose forwards are recorded; see `search.cost.measure`.
+
+    Args:
+        graphed: the decoder.
+        contexts: one or two lengths, rising.
+        max_tokens: the longest verification.
+        repeats: of every replay; the median counts.
+    """
+    n = graphed.n_layers
+    sets = [SkipSet(n, _spread(n, a), _spread(n, m)) for a in GRID for m in GRID]
+    full, drafted, verify = [], [], []
+    for context in contexts:
+        full.append(_plain_s(graphed, context, repeats))
+        drafted += [(context, s, _chain_s(graphed, s, context, repeats)) for s in sets]
+        sizes = sorted({k for k in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24, 32) if k < max_tokens} | {max_tokens})
+        costs = forward_costs(graphed, rows=[1], tokens=sizes, contexts=[context], repeats=repeats)
+        # More tokens never cost less: where the medians fall, it is noise.
+        rising = isotonic_regression([c.seconds for c in costs]).x
+        # Sizes between two recorded ones are padded to the larger.
+        padded = [next(i for i, size in enumerate(sizes) if size >= k) for k in range(1, max_tokens + 1)]
+        verify.append(tuple(float(rising[i]) for i in padded))
+    base, mlp, *attn = _fit(drafted, contexts)
+    table = CostTable(
+        contexts=tuple(contexts),
+        attn_s=tuple(attn),
+        mlp_s=mlp,
+        base_s=base,
+        full_s=tuple(full),
+        verify_s=verify[0],
+        verify_far_s=verify[-1] if len(verify) > 1 else (),
+        head_s=_head_s(graphed, repeats),
+    )
+    left = [tuple(v - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
+    table = replace(table, beside_s=tuple(left))
+    return replace(table, round_s=_round_s(graphed, table))
+
+
+def forward_call(decoder: Decoder, ids: torch.Tensor, context: int, cache: ClockCache) -> Callable[[], object]:
+    """The full forward, ready to be timed; of a graphed decoder the replay of its recording."""
+    n_rows = ids.shape[0]
+
+    def call() -> object:
+        return decoder.full(ids, starts=[context] * n_rows, cache=cache)
+
+    if isinstance(decoder, GraphedDecoder):
+        call()
+        replay: Callable[[], object] = decoder.stage.recorder.replay_last
+        return replay
+    return call
+
+
+@torch.inference_mode()
+def prefilled(decoder: Decoder, n_rows: int, context: int, n_more: int) -> ClockCache:
+    """A cache of `context` tokens a row with room for more."""
+    cache = decoder.new_cache(n_rows=n_rows, capacity=context + n_more)
+    ids = torch.arange(context, device=decoder.device) // 3 % int(decoder.config.vocab_size)
+    decoder.full(ids.expand(n_rows, -1), starts=[0] * n_rows, cache=cache, n_logits=1)
+    return cache
+
+
+@torch.inference_mode()
+def median_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Of `repeats` calls, after two that do not count."""
+    return statistics.median(device_seconds(call, device=device, repeats=repeats + 2)[2:])
+
+
+def _chain_s(graphed: GraphedDecoder, skip: SkipSet, context: int, repeats: int) -> float:
+    """One token of a chain that the device drafts by itself."""
+    chain = graphed.drafter(skip, needs_confidence=True)
+    cache = prefilled(graphed, 1, context, N_DRAFTED)
+    static = graphed.full.caches_for(cache, n_tokens=context + N_DRAFTED)
+    chain.play(torch.tensor([[5]]), [context], N_DRAFTED, static)
+    return median_seconds(graphed.stage.recorder.replay_last, graphed.device, repeats) / N_DRAFTED
+
+
+def _plain_s(graphed: GraphedDecoder, context: int, repeats: int) -> float:
+    """One token of plain decoding, as a share of a stretch."""
+    cache = prefilled(graphed, 1, context, STRETCH)
+    static = graphed.full.caches_for(cache, n_tokens=context + STRETCH)
+    graphed.plain.play(torch.tensor([[5]]), [context], STRETCH, static)
+    return median_seconds(graphed.stage.recorder.replay_last, graphed.device, repeats) / STRETCH
+
+
+def _head_s(graphed: GraphedDecoder, repeats: int) -> float:
+    """The output head on one token, called by the host: an upper bound, and never more than the base it is part of."""
+    head = graphed.model.get_output_embeddings()  # type: ignore[operator]
+    hidden = torch.zeros(1, 1, int(graphed.config.hidden_size), dtype=graphed.dtype, device=graphed.device)
+    return median_seconds(lambda: head(hidden), graphed.device, repeats)
+
+
+def _round_s(graphed: GraphedDecoder, table: CostTable) -> float:
+    """What a real round takes beside its chain and its verification, on the host's clock; at least 0."""
+    context, n = table.contexts[0], graphed.n_layers
+    (result,) = speculate(
+        graphed,
+        [[i // 3 for i in range(context)]],
+        drafter=graphed.drafter(SkipSet(n), needs_confidence=False),
+        stops=[Fixed(N_DRAFTED).begin()],
+        ending=Ending((N_DRAFTED + 1) * N_ROUNDS + 1, frozenset()),
+        stopwatch=Stopwatch(graphed.device),
+    )
+    forwards_s = N_DRAFTED * table.draft_s(SkipSet(n), context) + table.verification_s(N_DRAFTED + 1, context)
+    whole = [r.draft_s + r.verify_s for r in result.rounds if r.drafted == N_DRAFTED]
+    return max(0.0, statistics.median(whole) - forwards_s) if whole else 0.0

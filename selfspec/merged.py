@@ -1,0 +1,101 @@
+"""Two drafts at once: a looked-up branch and a branch of the model, which part at the root or behind it.
+
+Where a text has a match both drafters propose, and one forward verifies both: two sources that disagree cost a few rows
+more, and whichever is right is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from selfspec.cache import ClockCache
+from selfspec.lookup import LOOKUP, LookupDraft
+from selfspec.protocols import ROOT, BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
+
+MERGED = "+"  # joins the sources of a merged draft
+
+
+@dataclass(frozen=True, slots=True)
+class MergedDraft(BaseDrafter):
+    """Looks up and drafts in every round; a row without a match has the drafter's own draft.
+
+    Both branches are point masses, so that the output keeps the target's distribution when it samples: `inner` must
+    not draw.
+
+    Attributes:
+        lookup: proposes the first branch; its own `inner` is not asked.
+        inner: proposes the other.
+    """
+
+    lookup: LookupDraft
+    inner: Drafter
+    _own: dict[int, Draft] = field(default_factory=dict, init=False, repr=False, compare=False)  # inner's, by row
+
+    @property
+    def name(self) -> str:
+        """See `Drafter`."""
+        return self.inner.name
+
+    @property
+    def needs(self) -> Needs:
+        """See `Drafter`."""
+        return self.inner.needs
+
+    def begin(self, row: Row, prompt: Output) -> None:
+        """See `Drafter`."""
+        self.inner.begin(row, prompt)
+
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
+        """See `Drafter`."""
+        found = [self.lookup.following(row.ids, row.limit) for row in rows]
+        drafted = self.inner.propose(rows, cache=cache)
+        self._own.update({row.key: draft for row, draft in zip(rows, drafted, strict=True)})
+        return [
+            merged(draft, Draft(tokens, source=LOOKUP)) if tokens else draft
+            for draft, tokens in zip(drafted, found, strict=True)
+        ]
+
+    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
+        """See `Drafter`. `inner` sees the verdict on its own draft, whose nodes come first."""
+        own = self._own[row.key]
+        path = [node for node in verdict.path if node < len(own.tokens)]
+        self.inner.observe(row, own, Verdict(path, verdict.token), target)
+
+    def end(self, row: Row) -> None:
+        """See `Drafter`."""
+        self._own.pop(row.key, None)
+        self.inner.end(row)
+
+
+def merged(first: Draft, second: Draft) -> Draft:
+    """The union of two drafts without chance: what they begin with alike stands once, `first`'s nodes come first.
+
+    Its source is both.
+
+    Raises:
+        ValueError: if one of them was drawn.
+    """
+    if first.probabilities is not None or second.probabilities is not None:
+        raise ValueError("a draft that was drawn cannot be merged with another; take sample_draft=false")
+    tokens, parents = list(first.tokens), _parents(first)
+    place = {ROOT: ROOT}
+    for node, (token, parent) in enumerate(zip(second.tokens, _parents(second), strict=True)):
+        above = place[parent]
+        same = (i for i, (t, p) in enumerate(zip(tokens, parents, strict=True)) if (t, p) == (token, above))
+        found = next(same, None)
+        if found is None:
+            found = len(tokens)
+            tokens.append(token)
+            parents.append(above)
+        place[node] = found
+    return Draft(
+        tokens,
+        parents,
+        source=f"{first.source}{MERGED}{second.source}",
+        n_forwards=first.n_forwards + second.n_forwards,
+    )
+
+
+def _parents(draft: Draft) -> list[int]:
+    return draft.parents if draft.parents is not None else [node - 1 for node in range(len(draft.tokens))]

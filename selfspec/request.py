@@ -1,0 +1,81 @@
+"""One prompt on its way through a decode: its tokens, when it ends, and what has happened so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from selfspec.errors import InputError
+from selfspec.protocols import Row
+from selfspec.trace import DecodeResult, Finish, Round
+
+Criterion = Callable[[list[int]], bool]  # (prompt and output so far) -> end here
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """When a sequence is over.
+
+    Attributes:
+        max_new_tokens: the most tokens to add, at least 1; fewer where the model's context ends.
+        eos_ids: ids that end it; None: the model's own.
+        criterion: called with all ids after each committed token; true ends the sequence there.
+    """
+
+    max_new_tokens: int
+    eos_ids: frozenset[int] | None = None
+    criterion: Criterion | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={self.max_new_tokens}; ask for at least 1 token")
+
+
+@dataclass(slots=True)
+class Request:
+    """One prompt on its way.
+
+    Attributes:
+        index: its place among the prompts.
+        row: what drafters may know of it.
+        n_prompt: tokens of the prompt.
+        n_max: the most new tokens.
+        eos_ids, criterion: see `Ending`.
+        rounds, prefill_s, total_s, finish: see `DecodeResult`.
+    """
+
+    index: int
+    row: Row
+    n_prompt: int
+    n_max: int
+    eos_ids: frozenset[int]
+    criterion: Criterion | None
+    rounds: list[Round] = field(default_factory=list)
+    prefill_s: float = 0.0
+    total_s: float = 0.0
+    finish: Finish | None = None
+
+    @property
+    def n_left(self) -> int:
+        """New tokens that may still come."""
+        return self.n_max - (len(self.row.ids) - self.n_prompt)
+
+    def commit(self, tokens: Sequence[int]) -> int:
+        """Append tokens up to the first that ends the sequence; returns how many became output."""
+        ids = self.row.ids
+        for n, token in enumerate(tokens, start=1):
+            ids.append(token)
+            if token in self.eos_ids:
+                self.finish = "eos"
+            elif self.criterion is not None and self.criterion(ids):
+                self.finish = "stop"
+            elif self.n_left == 0:
+                self.finish = "length"
+            if self.finish:
+                return n
+        return len(tokens)
+
+    def result(self) -> DecodeResult:
+        """What is left of it when it has finished."""
+        assert self.finish is not None
+        return DecodeResult(self.row.ids[self.n_prompt :], self.rounds, self.prefill_s, self.total_s, self.finish)

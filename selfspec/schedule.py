@@ -1,0 +1,109 @@
+"""Draft, verify, commit, in turn: the loop of every decode."""
+
+# B rows
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from selfspec.cache import ClockCache
+from selfspec.model import Decoder
+from selfspec.protocols import Draft, Drafter, Kind, Output, Verdict, Verifier
+from selfspec.request import Request
+from selfspec.timing import Stopwatch
+from selfspec.trace import Round
+from selfspec.tree import check_drafts, read_drafts
+
+Listener = Callable[[int, list[int], list[Kind]], None]  # (row, committed tokens, what each is)
+
+
+@dataclass(slots=True)
+class Session:
+    """What a schedule works on.
+
+    Attributes:
+        decoder: the target.
+        drafter: proposes.
+        verifier: judges.
+        live: the requests that have not finished, in the order of the cache's rows.
+        cache: the target's keys and values of their prompts.
+        watch: where seconds come from.
+        tell: told of committed tokens as they are committed.
+    """
+
+    decoder: Decoder
+    drafter: Drafter
+    verifier: Verifier
+    live: list[Request]
+    cache: ClockCache
+    watch: Stopwatch
+    tell: Listener
+
+
+class Sequential:
+    """All rows draft, then all are verified in one forward, then what stands is committed."""
+
+    def run(self, session: Session) -> None:
+        """See `Schedule`."""
+        end = session.watch.now()
+        while session.live:
+            end = _round(session, end)
+
+
+def _round(session: Session, begin: float) -> float:
+    """One round of every live row, which began at `begin` seconds; when it ended."""
+    decoder, drafter, cache, watch, live = (
+        *(session.decoder, session.drafter, session.cache, session.watch),
+        session.live,
+    )
+    share = 1 / len(live)
+    rows = [request.row for request in live]
+    for request in live:
+        # A round commits one token more than it accepts, so it never drafts the last one.
+        request.row.limit = request.n_left - 1
+    thresholds = [row.stop.threshold for row in rows]
+    with cache.guarded([len(row.ids) - 1 for row in rows], by=drafter.name):
+        drafts = drafter.propose(rows, cache=cache)
+    check_drafts(drafts, rows, n_vocab=decoder.n_vocab, by=drafter.name)
+    drafted_at = watch.now()
+    output = read_drafts(decoder, rows, drafts, cache, hidden=drafter.needs.hidden)
+    verdicts = session.verifier.judge(rows, drafts, output.logits_BTV)
+    verified_at = watch.now()
+    for b, (request, draft, verdict) in enumerate(zip(live, drafts, verdicts, strict=True)):
+        cache.commit(b, len(request.row.ids), verdict.path)
+        tokens = [*(draft.tokens[node] for node in verdict.path), verdict.token]
+        n_committed = request.commit(tokens)
+        stands = Verdict(verdict.path[:n_committed], verdict.token)  # what lies behind the end is nobody's
+        request.rounds.append(
+            Round(
+                len(draft.tokens),
+                stands.n_accepted,
+                n_committed,
+                (drafted_at - begin) * share,
+                (verified_at - drafted_at) * share,
+                thresholds[b],
+                tuple(draft.confidences),
+                draft.n_forwards,
+                draft.source,
+            )
+        )
+        drafter.observe(request.row, draft, stands, _of_row(output, b, draft))
+        kinds: list[Kind] = [*(["accepted"] * verdict.n_accepted), verdict.kind(draft)]  # type: ignore[list-item]
+        session.tell(request.index, tokens[:n_committed], kinds[:n_committed])
+    going = [b for b, request in enumerate(live) if request.finish is None]
+    if going:
+        cache.keep(going)
+    end = watch.now()
+    for request in live:
+        request.total_s += (end - begin) * share
+        if request.finish is not None:
+            drafter.end(request.row)
+    session.live = [live[b] for b in going]
+    return end
+
+
+def _of_row(output: Output, b: int, draft: Draft) -> Output:
+    """The part of one row, without its padding."""
+    n = 1 + len(draft.tokens)
+    return Output(output.logits_BTV[b : b + 1, :n], {k: h[b : b + 1, :n] for k, h in output.hidden.items()})

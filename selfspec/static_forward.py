@@ -1,0 +1,383 @@
+"""A forward in fixed shapes, so that a device can be handed it whole: recorded once for each shape, then replayed.
+
+It is called as any `Forward` is and gives the same logits. Rows and tokens are padded to the next shape that is
+recorded; what padding computes is dead, and what it writes lies behind the clocks. What has no fixed shape of use (a
+prompt, which is long and comes once) runs as it always did.
+"""
+
+# B rows, T tokens, S keys, V vocabulary, E tokens that texts add to a trimmed head, I hidden size
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from selfspec.cache import ClockCache
+from selfspec.errors import InputError
+from selfspec.graphs import Program, Recorder
+from selfspec.head import UNSCORED, TextRows
+from selfspec.mask import attention_mask, check_batches, tree_mask
+from selfspec.model import BoundForward
+from selfspec.protocols import Output
+from selfspec.static_cache import TOKENS, StaticCache, StaticCaches, bucket, key_bucket
+
+LONGEST = TOKENS[-1]  # new tokens; more run as they always did
+SLACK = 64  # tokens behind the longest row that padding and drafts beyond the limit may write to
+_HOST_ROPES = ("dynamic", "longrope")  # transformers asks the positions which angles to use, and the host waits
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What a decoder's static forwards share.
+
+    Attributes:
+        recorder: keeps their recordings.
+        caches: the buffers of their keys and values.
+    """
+
+    recorder: Recorder
+    caches: StaticCaches = field(default_factory=StaticCaches)
+
+    def __post_init__(self) -> None:
+        self.caches.when_dropped(lambda dropped: self.recorder.forget(id(dropped)))
+
+
+class StaticForward:
+    """`bound` in fixed shapes; see `Forward`.
+
+    Args:
+        bound: the target's forward, or a draft's.
+        stage: of the decoder whose forward it is.
+        recorded: the same forward of a module that is worth recording, as one of compiled pieces; None: `bound`.
+
+    Raises:
+        InputError: if the model takes no explicit mask, turns positions by angles that the host chooses, or lies on
+            several devices.
+    """
+
+    def __init__(self, bound: BoundForward, stage: Stage, *, recorded: BoundForward | None = None) -> None:
+        check_static(bound.module)
+        self.bound, self.stage, self.recorded = bound, stage, recorded or bound
+        self.number = ("forward", next(_numbers))
+        # A forward that nobody has any more leaves no recording behind.
+        weakref.finalize(self, stage.recorder.forget, self.number)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model, or the draft that shares its parameters."""
+        return self.bound.module
+
+    @property
+    def context_length(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.bound.context_length
+
+    def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
+        """See `Forward`."""
+        return self.bound.text_rows(texts, lengths_BT)
+
+    def forget(self) -> None:
+        """Drop its recordings; they are made again when needed."""
+        self.stage.recorder.forget(self.number)
+
+    def output(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """See `Forward`. Hidden states are caught by hooks, which a recording has none of: where they are wanted the
+        forward runs as it always did.
+        """
+        if hidden:
+            return self.bound.output(
+                ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows, hidden=hidden
+            )
+        return Output(self(ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows))
+
+    def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
+        """See `Forward`."""
+        return self.tree_output(ids_BT, **where).logits_BTV
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        ids_BT: Tensor,
+        *,
+        starts: Sequence[int],
+        cache: ClockCache,
+        n_logits: int = 0,
+        text_rows: TextRows | None = None,
+    ) -> Tensor:
+        """See `Forward`."""
+        n_rows, n_new = ids_BT.shape
+        static = self.caches_for(cache, n_tokens=max(starts) + n_new) if n_new <= LONGEST else None
+        if static is None or (text_rows is not None and text_rows.ceilings.shape[1] > 1):
+            return self.bound(ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows)
+        cache.set(starts, n_new)
+        n_tokens = bucket(n_new, TOKENS)
+        n_keys = min(key_bucket(max(starts) + n_tokens), static.capacity)
+        kept = n_logits if n_tokens == n_new else 0
+        texts = PaddedTexts.of(text_rows, static.n_rows)
+        key = (self.number, id(static), n_tokens, n_keys, kept, texts.shape)
+        inputs = {
+            "ids_BT": padded(ids_BT, static.n_rows, n_tokens),
+            "starts_B": padded_starts(starts, static.n_rows),
+            **texts.tensors,
+        }
+
+        def make() -> Program:
+            buffers = buffers_like(inputs, static)
+
+            def body() -> tuple[Tensor, ...]:
+                logits = logits_of(
+                    bound,
+                    buffers["ids_BT"],
+                    buffers["starts_B"],
+                    static,
+                    n_keys=n_keys,
+                    n_logits=kept,
+                    text_rows=texts.rows(buffers),
+                )
+                return (logits,)
+
+            return Program(buffers, body, watching(bound, static))
+
+        bound = self.recorded
+        (logits_BTV,) = self.stage.recorder.play(key, make, inputs)
+        logits_BTV = logits_BTV[:n_rows]
+        if kept == 0:
+            logits_BTV = logits_BTV[:, (n_new - n_logits if n_logits else 0) : n_new]
+        return logits_BTV.clone()  # the recording's own is overwritten by the next replay
+
+    @torch.inference_mode()
+    def tree_output(
+        self,
+        ids_BT: Tensor,
+        *,
+        positions_BT: Tensor,
+        seen_BTS: Tensor,
+        key_positions_BS: Tensor,
+        cache: ClockCache,
+        text_rows: TextRows | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Output:
+        """See `Forward`, and `output`."""
+        n_rows, n_new = ids_BT.shape
+        start = cache.clocks[0]
+        static = self.caches_for(cache, n_tokens=start + n_new) if n_new <= LONGEST and cache.is_uniform else None
+        if hidden or static is None or (text_rows is not None and text_rows.ceilings.shape[1] > 1):
+            return self.bound.tree_output(
+                ids_BT,
+                positions_BT=positions_BT,
+                seen_BTS=seen_BTS,
+                key_positions_BS=key_positions_BS,
+                cache=cache,
+                text_rows=text_rows,
+                hidden=hidden,
+            )
+        n_tokens = bucket(n_new, TOKENS)
+        n_keys = min(key_bucket(start + n_tokens), static.capacity)
+        # Padding sees the first key alone: a query that sees none is not a number.
+        seen = torch.zeros(static.n_rows, n_tokens, n_keys, dtype=torch.bool, device=ids_BT.device)
+        seen[:, :, 0] = True
+        seen[:n_rows, :n_new] = pad(seen_BTS.expand(n_rows, n_new, -1), (0, n_keys - seen_BTS.shape[-1]))
+        key_positions_BS = key_positions_BS.expand(n_rows, -1)
+        texts = PaddedTexts.of(text_rows, static.n_rows)
+        key = (self.number, id(static), "tree", n_tokens, n_keys, texts.shape)
+        inputs = {
+            "ids_BT": padded(ids_BT, static.n_rows, n_tokens),
+            "starts_B": padded_starts(cache.clocks, static.n_rows),
+            "positions_BT": padded(positions_BT.expand(n_rows, -1), static.n_rows, n_tokens),
+            "seen_BTS": seen,
+            "key_positions_BS": padded(key_positions_BS, static.n_rows, n_keys),
+            **texts.tensors,
+        }
+
+        def make() -> Program:
+            buffers = buffers_like(inputs, static)
+
+            def body() -> tuple[Tensor, ...]:
+                mask = tree_mask(
+                    bound.module.config,
+                    buffers["positions_BT"],
+                    seen_BTS=buffers["seen_BTS"],
+                    key_positions_BS=buffers["key_positions_BS"],
+                    dtype=static.layers[0].dtype,
+                )
+                offsets_T = torch.arange(n_tokens, device=static.layers[0].device)
+                return (
+                    run(
+                        bound,
+                        buffers["ids_BT"],
+                        slots_BT=buffers["starts_B"].unsqueeze(1) + offsets_T,
+                        positions_BT=buffers["positions_BT"],
+                        mask=mask,
+                        static=static,
+                        n_keys=n_keys,
+                        n_logits=0,
+                        text_rows=texts.rows(buffers),
+                    ),
+                )
+
+            return Program(buffers, body, watching(bound, static))
+
+        bound = self.recorded
+        (logits_BTV,) = self.stage.recorder.play(key, make, inputs)
+        return Output(logits_BTV[:n_rows, :n_new].clone())
+
+    def caches_for(self, cache: ClockCache, *, n_tokens: int) -> StaticCache | None:
+        """The static cache that holds `cache` from now on, with room for `n_tokens` a row and for padding."""
+        return self.stage.caches.holding(cache, n_tokens=n_tokens + SLACK)
+
+
+def check_static(module: nn.Module) -> None:
+    """Refuse a model whose forward cannot be recorded; see `StaticForward`."""
+    config: Any = module.config
+    check_batches(config)
+    text = config.get_text_config()
+    ropes = getattr(text, "rope_parameters", None) or {}
+    kinds = {ropes.get("rope_type"), *(r.get("rope_type") for r in ropes.values() if isinstance(r, dict))}
+    if kinds & set(_HOST_ROPES):
+        kind = (kinds & set(_HOST_ROPES)).pop()
+        raise InputError(
+            f"graphs are not possible with a {text.model_type!r} model of rope_type={kind}, "
+            "which reads positions on the host; decode without graphs"
+        )
+    devices = {p.device for p in module.parameters()}
+    if len(devices) > 1:
+        raise InputError(f"graphs need the whole model on one device, but it lies on {len(devices)}; leave graphs out")
+
+
+def logits_of(
+    bound: BoundForward,
+    ids_BT: Tensor,
+    starts_B: Tensor,
+    static: StaticCache,
+    *,
+    n_keys: int,
+    n_logits: int,
+    text_rows: TextRows | None,
+) -> Tensor:
+    """Logits of tokens whose rows begin at `starts_B`, a tensor: nothing here is known to the host but shapes."""
+    positions_BT = starts_B.unsqueeze(1) + torch.arange(ids_BT.shape[1], device=ids_BT.device)
+    mask = attention_mask(bound.module.config, positions_BT, n_keys=n_keys, dtype=static.layers[0].dtype)
+    return run(
+        bound,
+        ids_BT,
+        slots_BT=positions_BT,
+        positions_BT=positions_BT,
+        mask=mask,
+        static=static,
+        n_keys=n_keys,
+        n_logits=n_logits,
+        text_rows=text_rows,
+    )
+
+
+def run(
+    bound: BoundForward,
+    ids_BT: Tensor,
+    *,
+    slots_BT: Tensor,
+    positions_BT: Tensor,
+    mask: Any,
+    static: StaticCache,
+    n_keys: int,
+    n_logits: int,
+    text_rows: TextRows | None,
+) -> Tensor:
+    """The module's logits; keys and values go to `slots_BT`."""
+    static.slots_BT, static.n_keys = slots_BT, n_keys
+    more = {} if text_rows is None else {"text_rows": text_rows}
+    logits: Tensor = bound.module(
+        input_ids=ids_BT,
+        attention_mask=additive(mask, static.layers[0].dtype),
+        # Padding may lie beyond the context; what it computes is dead.
+        position_ids=positions_BT.clamp(max=bound.context_length - 1),
+        past_key_values=static,
+        use_cache=True,
+        logits_to_keep=n_logits,
+        **more,
+    ).logits
+    return logits
+
+
+def additive(mask: Any, dtype: torch.dtype) -> Any:
+    """Boolean masks as ones to be added: torch's kernel would otherwise convert them again in every layer."""
+    if isinstance(mask, dict):
+        return {kind: additive(one, dtype) for kind, one in mask.items()}
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedTexts:
+    """The rows of a trimmed head that texts add, padded to a recorded shape; nothing where there are none.
+
+    Attributes:
+        tensors: inputs of a program.
+        shape: tells recordings apart.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, rows: TextRows | None, n_rows: int) -> PaddedTexts:
+        """`rows` for a batch padded to `n_rows`."""
+        if rows is None:
+            return cls()
+        n = key_bucket(len(rows.ids))
+        # The first of them again and again: written twice, a score is the same.
+        again_E = torch.zeros(n, dtype=torch.long, device=rows.ids.device)
+        again_E[: len(rows.ids)] = torch.arange(len(rows.ids), device=rows.ids.device)
+        ceilings = rows.ceilings
+        if ceilings.shape[0] < n_rows:
+            ceilings = pad(ceilings, (0, 0, 0, 0, 0, n_rows - ceilings.shape[0]), value=UNSCORED)
+        tensors = {"text_ids": rows.ids[again_E], "text_weight": rows.weight[again_E], "text_ceilings": ceilings}
+        if rows.bias is not None:
+            tensors["text_bias"] = rows.bias[again_E]
+        return cls(tensors, (n,))
+
+    def rows(self, buffers: dict[str, Tensor]) -> TextRows | None:
+        """The same in a program's buffers."""
+        if not self.tensors:
+            return None
+        return TextRows(buffers["text_ids"], buffers["text_weight"], buffers.get("text_bias"), buffers["text_ceilings"])
+
+
+def padded(tensor_BT: Tensor, n_rows: int, n_columns: int) -> Tensor:
+    """With zeros behind and below."""
+    b, t = tensor_BT.shape
+    return tensor_BT if (b, t) == (n_rows, n_columns) else pad(tensor_BT, (0, n_columns - t, 0, n_rows - b))
+
+
+def padded_starts(starts: Sequence[int], n_rows: int) -> Tensor:
+    """[B]; rows that pad a batch begin at 0."""
+    return torch.tensor([*starts, *([0] * (n_rows - len(starts)))])
+
+
+def buffers_like(inputs: dict[str, Tensor], static: StaticCache) -> dict[str, Tensor]:
+    """Empty buffers for a program's inputs, where the cache lies."""
+    return {name: torch.empty_like(t, device=static.layers[0].device) for name, t in inputs.items()}
+
+
+def watching(bound: BoundForward, static: StaticCache) -> Any:
+    """Tensors that stay where they are as long as a recording holds: first and last weight, first keys, last values."""
+
+    first, *_, last = bound.module.parameters()
+    return lambda: (first, last, static.layers[0].keys, static.layers[-1].values)

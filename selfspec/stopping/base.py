@@ -1,0 +1,172 @@
+"""What stop rules have in common: how a rule is written down and read back, and what a rule does if it says nothing.
+
+A rule of this package is written by its name, `{"name": "threshold", "max_draft": 12, "threshold": 0.6}`. A rule from
+elsewhere is written by where it is imported from, `{"_target_": "rules.Patient", "max_draft": 12}`.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from selfspec.errors import InputError, unknown_name
+from selfspec.stopping.protocol import StopPolicy, StopState
+
+NAME, TARGET = "name", "_target_"
+
+
+class StopRule:
+    """The base of a stop rule: a frozen dataclass with `max_draft` and `begin`.
+
+    Example:
+        @dataclass(frozen=True)
+        class Patient(StopRule):
+            max_draft: int
+            least: float
+
+            def begin(self, after: StopState | None = None) -> StopState:
+                return Waiting(self)
+
+        @dataclass
+        class Waiting(RuleState):
+            rule: Patient
+
+            def more(self, n_drafted: int, confidence: float) -> bool:
+                return n_drafted < self.rule.max_draft and confidence > self.rule.least
+    """
+
+    __slots__ = ()
+    needs_confidence: ClassVar[bool] = True
+
+    if TYPE_CHECKING:  # a field of each rule; a property here would be taken for the field's default
+
+        @property
+        def max_draft(self) -> int: ...
+
+    def begin(self, after: StopState | None = None) -> StopState:
+        """See `StopPolicy`."""
+        raise NotImplementedError(f"{type(self).__name__} has no begin")
+
+    def variants(self) -> Sequence[StopPolicy]:
+        """None, for a rule that does not say what else to try."""
+        return ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `StopPolicy`: the name or the place of the rule, and its settings."""
+        settings = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        kind = type(self)
+        name = kind.__name__.lower()
+        if named_rules().get(name) is kind:
+            return {NAME: name, **settings}
+        return {TARGET: f"{kind.__module__}.{kind.__qualname__}", **settings}
+
+    @staticmethod
+    def from_dict(body: Mapping[str, Any]) -> StopPolicy:
+        """The rule that `to_dict` wrote.
+
+        Raises:
+            InputError: if there is no such rule, it cannot be imported, or it has other settings.
+        """
+        settings = {key: _rebuilt(value) for key, value in body.items() if key not in (NAME, TARGET)}
+        kind = _imported(str(body[TARGET])) if TARGET in body else _named(str(body.get(NAME)))
+        try:
+            return kind(**settings)
+        except TypeError as error:
+            written = body.get(TARGET, body.get(NAME))
+            raise InputError(f"the stop rule {written!r} cannot be made of {settings} ({error})") from None
+
+
+class RuleState:
+    """The base of a rule's state: it always begins to draft, has no threshold and learns nothing."""
+
+    __slots__ = ()
+
+    @property
+    def threshold(self) -> float | None:
+        """See `StopState`."""
+        return None
+
+    def begins(self) -> bool:
+        """See `StopState`."""
+        return True
+
+    def more(self, n_drafted: int, confidence: float) -> bool:
+        """See `StopState`."""
+        raise NotImplementedError(f"{type(self).__name__} has no more")
+
+    def observe(self, n_drafted: int, n_accepted: int) -> None:
+        """See `StopState`."""
+
+
+def check_max_draft(max_draft: int) -> None:
+    """Refuse a round of no tokens."""
+    if max_draft < 1:
+        raise InputError(f"stop.max_draft={max_draft}; a round drafts at least 1 token")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse what is no probability."""
+    if not 0 <= value <= 1:
+        raise InputError(f"stop.{name}={value}; it is a probability, between 0 and 1")
+
+
+def named_rules() -> dict[str, type[StopRule]]:
+    """The rules in the modules of this package, by their names."""
+    folder = import_module(__package__)
+    modules = [import_module(f"{__package__}.{module.name}") for module in pkgutil.iter_modules(folder.__path__)]
+    return {
+        kind.__name__.lower(): kind
+        for module in modules
+        for kind in vars(module).values()
+        if _is_rule(kind) and kind.__module__ == module.__name__
+    }
+
+
+def _is_rule(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, StopRule) and kind is not StopRule
+
+
+def _named(name: str) -> type[StopRule]:
+    rules = named_rules()
+    if name not in rules:
+        raise unknown_name("stop rule", name, list(rules))
+    return rules[name]
+
+
+def _imported(target: str) -> type[StopRule]:
+    """The rule of that place; nothing else is ever called, since records are read from files of others."""
+    module, _, name = target.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"the stop rule {target!r} cannot be imported ({error}); name the folder of its file by --config-dir, or "
+            "run where the file lies"
+        ) from None
+    if not _is_rule(kind):
+        raise InputError(f"{target!r} is no stop rule; it must inherit from selfspec.stop.StopRule")
+    rule: type[StopRule] = kind
+    return rule
+
+
+def _rebuilt(value: Any) -> Any:
+    """A setting: a rule is made anew, and a list becomes a tuple, so that rules can be compared and be keys."""
+    if isinstance(value, Mapping) and (NAME in value or TARGET in value):
+        return StopRule.from_dict(value)
+    return tuple(_rebuilt(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _plain(value: Any) -> Any:
+    """A setting in values that YAML and JSON can hold, whatever kind of list or mapping it came as."""
+    if isinstance(value, StopRule):
+        return value.to_dict()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

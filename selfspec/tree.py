@@ -1,0 +1,158 @@
+"""Drafts as trees: what may be proposed, who sees whom, and the forward of the target that reads them all at once.
+
+Node i of a row's draft is written behind the row's last token at slot i + 1; it stands at the position of its depth and
+sees the text and its own branch. A batch of chains needs none of this: the model's own masks are right for it.
+"""
+
+# B rows, N nodes, T tokens read (the last token and the nodes), S slots of the cache, V vocabulary
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from selfspec.cache import ClockCache
+from selfspec.errors import DrafterError
+from selfspec.model import Decoder
+from selfspec.protocols import ROOT, Draft, Output, Row
+
+SUM_TOLERANCE = 1e-3  # of probabilities: 150 000 of them summed in float32 are right to 1e-5
+
+
+def depths(draft: Draft) -> list[int]:
+    """The depth of each node; the root's children have 1."""
+    if draft.parents is None:
+        return list(range(1, len(draft.tokens) + 1))
+    found: list[int] = []
+    for parent in draft.parents:
+        found.append(1 if parent == ROOT else found[parent] + 1)
+    return found
+
+
+def check_drafts(drafts: Sequence[Draft], rows: Sequence[Row], *, n_vocab: int, by: str) -> None:
+    """Refuse what no target could verify.
+
+    Raises:
+        DrafterError: it names the drafter and says what is wrong.
+    """
+    if len(drafts) != len(rows):
+        raise DrafterError(f"drafter {by} made {len(drafts)} drafts for {len(rows)} rows; it makes one for each")
+    for draft, row in zip(drafts, rows, strict=True):
+        if draft.tokens or draft.parents or draft.probabilities:
+            wrong = _what_is_wrong(draft, row.limit, n_vocab)
+            if wrong:
+                raise DrafterError(f"drafter {by} {wrong}")
+
+
+def _what_is_wrong(draft: Draft, limit: int, n_vocab: int) -> str | None:
+    n = len(draft.tokens)
+    outside = [token for token in draft.tokens if not 0 <= token < n_vocab]
+    if outside:
+        return f"proposed token {outside[0]}, and the vocabulary has 0..{n_vocab - 1}"
+    if draft.parents is not None:
+        if len(draft.parents) != n:
+            return f"gave {len(draft.parents)} parents for {n} tokens; each node has one"
+        for node, parent in enumerate(draft.parents):
+            if not ROOT <= parent < node:
+                return f"gave node {node} the parent {parent}; a parent comes before its children, and the root is -1"
+    longest = max(depths(draft), default=0)
+    if longest > limit:
+        return f"drafted {longest} tokens, and at most {limit} were asked for"
+    if draft.confidences and len(draft.confidences) != n:
+        return f"gave {len(draft.confidences)} confidences for {n} tokens; give one for each, or none"
+    return None if draft.probabilities is None else _wrong_probabilities(draft, n_vocab)
+
+
+def _wrong_probabilities(draft: Draft, n_vocab: int) -> str | None:
+    assert draft.probabilities is not None
+    if len(draft.probabilities) != len(draft.tokens):
+        return f"gave {len(draft.probabilities)} distributions for {len(draft.tokens)} tokens; give one for each"
+    for token, draft_V in zip(draft.tokens, draft.probabilities, strict=True):
+        if draft_V.shape != (n_vocab,):
+            return f"gave a distribution of shape {list(draft_V.shape)}; it is over the {n_vocab} tokens"
+        total, own, least = float(draft_V.sum()), float(draft_V[token]), float(draft_V.min())
+        if not math.isclose(total, 1, abs_tol=SUM_TOLERANCE) or least < 0:
+            return f"gave probabilities that sum to {total:.4f}, the least {least:.4f}; they sum to 1, none below 0"
+        if own <= 0:
+            return f"drew token {token}, whose probability it gave as {own}"
+    return None
+
+
+def read_drafts(
+    decoder: Decoder, rows: Sequence[Row], drafts: Sequence[Draft], cache: ClockCache, *, hidden: tuple[int, ...] = ()
+) -> Output:
+    """The full model on [last token, draft] of each row in one forward; short rows are padded at the end.
+
+    What padding writes lies behind its row's clock, where the next forward overwrites it.
+
+    Args:
+        decoder: the target.
+        rows: before anything of the draft is committed.
+        drafts: one for each row.
+        cache: of keys and values.
+        hidden: layers whose output is wanted.
+
+    Raises:
+        InputError: if a draft branches, and the model takes no explicit mask.
+    """
+    n_new = 1 + max(len(d.tokens) for d in drafts)
+    starts = [len(row.ids) - 1 for row in rows]
+    padded = [[row.ids[-1], *d.tokens] + [0] * (n_new - 1 - len(d.tokens)) for row, d in zip(rows, drafts, strict=True)]
+    ids_BT = torch.tensor(padded, device=decoder.device)
+    if all(d.parents is None for d in drafts):
+        return decoder.full.output(ids_BT, starts=starts, cache=cache, hidden=hidden)
+    cache.set(starts, n_new)
+    positions_BT, seen_BTS, key_positions_BS = tree_layout(starts, drafts, n_new=n_new)
+    return decoder.full.tree_output(
+        ids_BT,
+        positions_BT=positions_BT.to(decoder.device),
+        seen_BTS=seen_BTS.to(decoder.device),
+        key_positions_BS=key_positions_BS.to(decoder.device),
+        cache=cache,
+        hidden=hidden,
+    )
+
+
+def tree_layout(
+    starts: Sequence[int], drafts: Sequence[Draft], *, n_new: int, n_keys: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the last token and the nodes of each row stand, which slots each sees, and where what lies in them stands.
+
+    Args:
+        starts: the position of each row's last token.
+        drafts: one for each row.
+        n_new: T, at least 1 + the nodes of the largest draft; what is more is padding, which sees the text and itself.
+        n_keys: S; None: to the end of the longest row.
+
+    Returns:
+        [B, T], [B, T, S] and [B, S].
+    """
+    n_keys = max(starts) + n_new if n_keys is None else n_keys
+    branches_BTT = torch.zeros(len(starts), n_new, n_new, dtype=torch.bool)
+    depths_BT = torch.zeros(len(starts), n_new, dtype=torch.long)
+    for b, draft in enumerate(drafts):
+        depths_BT[b, 1 : 1 + len(draft.tokens)] = torch.tensor(depths(draft), dtype=torch.long)
+        branches_BTT[b] = torch.tensor(_branches(draft, n_new))
+    starts_B1 = torch.tensor(starts).unsqueeze(1)
+    slots_S = torch.arange(n_keys)
+    positions_BT = starts_B1 + depths_BT
+    # The slot's number among the new ones; where it is none of them, any number will do.
+    new_BS = slots_S - starts_B1
+    is_new_BS = (new_BS >= 0) & (new_BS < n_new)
+    index_BS = new_BS.clamp(0, n_new - 1)
+    key_positions_BS = torch.where(is_new_BS, starts_B1 + depths_BT.gather(1, index_BS), slots_S)
+    own_BTS = branches_BTT.gather(2, index_BS.unsqueeze(1).expand(-1, n_new, -1)) & is_new_BS.unsqueeze(1)
+    return positions_BT, own_BTS | (new_BS < 0).unsqueeze(1), key_positions_BS
+
+
+def _branches(draft: Draft, n_new: int) -> list[list[bool]]:
+    """Row t: which of the T new tokens token t sees: itself and those before it on its branch, the root included."""
+    seen = [[t == other for other in range(n_new)] for t in range(n_new)]
+    for node in range(len(draft.tokens)):
+        parent = node - 1 if draft.parents is None else draft.parents[node]
+        before = seen[parent + 1]  # slot 0 is the root's
+        seen[node + 1] = [own or other for own, other in zip(seen[node + 1], before, strict=True)]
+    return seen

@@ -1,0 +1,219 @@
+"""Drafts trees with a forward of the model: several candidates where the draft is unsure, one forward for each level.
+
+The tree grows level by level as its shape says. All nodes of a level are read in one forward, each of which sees the
+text and its own branch.
+"""
+
+# B rows, W nodes of a level, K children of a node, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from selfspec.cache import ClockCache
+from selfspec.draft import LAYER_SKIP, confidences_of
+from selfspec.errors import InputError
+from selfspec.model import Forward
+from selfspec.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
+from selfspec.tree import tree_layout
+from selfspec.tree_shapes import Node, TreeShape
+
+PRIOR_ROUNDS = 4.0  # the rate starts at 1 (plain decoding) with this weight; chosen, not tuned
+
+
+@dataclass(slots=True)
+class _Growing:
+    """The tree of one row."""
+
+    row: Row
+    start: int
+    rate: float
+    tokens: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    drawn_from: list[Tensor] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)  # the nodes that the draft has read, in the order of their slots
+    level: list[int] = field(default_factory=list)  # the nodes to be read next; ROOT is the row's last token
+    n_forwards: int = 0
+
+    def path(self, node: int) -> list[int]:
+        """The tokens from the root to a node."""
+        found: list[int] = []
+        while node != ROOT:
+            found.append(self.tokens[node])
+            node = self.nodes[node].parent
+        return found[::-1]
+
+    def as_read(self) -> Draft:
+        """What the draft has read and is to read now, as a draft whose nodes lie in the order of their slots."""
+        nodes = [i for i in (*self.read, *self.level) if i != ROOT]
+        place = {node: i for i, node in enumerate(nodes)} | {ROOT: ROOT}
+        return Draft([self.tokens[i] for i in nodes], [place[self.nodes[i].parent] for i in nodes])
+
+
+@dataclass(frozen=True, slots=True)
+class TreeDraft(BaseDrafter):
+    """Drafts trees with a forward that shares the target's cache.
+
+    Attributes:
+        forward: the draft.
+        shape: how a tree grows.
+        sample: draw siblings from the draft's distribution without replacement, if the target samples and the shape is
+            fixed; otherwise they are the likeliest tokens, each a point mass. Both are exact.
+        name: see `Drafter`; the `source` of its drafts.
+    """
+
+    forward: Forward
+    shape: TreeShape
+    sample: bool = False
+    name: str = LAYER_SKIP
+    _gains: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.sample and not self.shape.is_fixed:
+            raise InputError(
+                "drawn siblings need a tree whose size does not depend on what is drawn (tree=static); take "
+                "sample_draft=false, which is as exact"
+            )
+
+    def begin(self, row: Row, prompt: Output) -> None:
+        """See `Drafter`."""
+        self._gains[row.key] = PRIOR_ROUNDS, PRIOR_ROUNDS
+
+    def end(self, row: Row) -> None:
+        """See `Drafter`."""
+        self._gains.pop(row.key, None)
+
+    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
+        """See `Drafter`: what a plain token's cost gives, which prices the nodes of the next tree."""
+        if draft.source != self.name:
+            return
+        row.stop.observe(draft.n_forwards, verdict.n_accepted)
+        tokens, cost = self._gains.get(row.key, (PRIOR_ROUNDS, PRIOR_ROUNDS))
+        draft_cost = getattr(self.shape, "draft_cost", 0.0) * draft.n_forwards
+        verify_cost = getattr(self.shape, "verify_cost", 0.0) * len(draft.tokens)
+        self._gains[row.key] = tokens + verdict.n_accepted + 1, cost + 1 + draft_cost + verify_cost
+
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
+        """See `Drafter`. One forward for each level, of all rows together."""
+        growing = []
+        for row in rows:
+            tokens, cost = self._gains.get(row.key, (1.0, 1.0))
+            tree = _Growing(row, len(row.ids) - 1, max(1.0, tokens / cost))
+            if row.limit > 0 and row.stop.begins():
+                tree.level = [ROOT]
+            growing.append(tree)
+        text_rows = self.forward.text_rows([row.ids for row in rows]) if any(t.level for t in growing) else None
+        while any(tree.level for tree in growing):
+            logits_BWV = self._read(growing, cache, text_rows)
+            for tree, logits_WV in zip(growing, logits_BWV, strict=True):
+                if tree.level:
+                    self._grow(tree, logits_WV)
+        return [self._draft(tree) for tree in growing]
+
+    def _read(self, growing: Sequence[_Growing], cache: ClockCache, text_rows: object) -> Tensor:
+        """The draft's logits after each node of the newest level, [B, W, V]; short levels are padded."""
+        width = max(len(tree.level) for tree in growing)
+        # Slot 0 of a row is its last token's; a node's is its place among those read, and one more.
+        begins = [len(tree.read) for tree in growing]
+        starts = [tree.start for tree in growing]
+        clocks = [start + begin for start, begin in zip(starts, begins, strict=True)]
+        drafts = [tree.as_read() for tree in growing]
+        n_new = max(begins) + width
+        positions_BT, seen_BTS, key_positions_BS = tree_layout(starts, drafts, n_new=n_new, n_keys=max(clocks) + width)
+        at_BW = torch.tensor(begins).unsqueeze(1) + torch.arange(width)
+        ids = [
+            [tree.row.ids[-1] if i == ROOT else tree.tokens[i] for i in tree.level] + [0] * (width - len(tree.level))
+            for tree in growing
+        ]
+        cache.set(clocks, width)
+        device = cache.device
+        return self.forward.tree(
+            torch.tensor(ids, device=device),
+            positions_BT=positions_BT.gather(1, at_BW).to(device),
+            seen_BTS=seen_BTS.gather(1, at_BW.unsqueeze(-1).expand(-1, -1, seen_BTS.shape[-1])).to(device),
+            key_positions_BS=key_positions_BS.to(device),
+            cache=cache,
+            text_rows=text_rows,
+        )
+
+    def _grow(self, tree: _Growing, logits_WV: Tensor) -> None:
+        """The children of the newest level, and which of them are the next."""
+        parents, tree.read = tree.level, [*tree.read, *tree.level]
+        tree.n_forwards += 1
+        newest: list[int] = []
+        for parent, tokens, confidences, draft_V in self._children(tree, parents, logits_WV):
+            above = tree.nodes[parent] if parent != ROOT else Node(ROOT, 0, (), 1.0)
+            for rank, (token, confidence) in enumerate(zip(tokens, confidences, strict=True)):
+                chance = above.path_probability * self.shape.acceptance(confidence)
+                newest.append(len(tree.nodes))
+                tree.nodes.append(Node(parent, above.depth + 1, (*above.ranks, rank), chance))
+                tree.tokens.append(token)
+                tree.confidences.append(confidence)
+                if draft_V is not None:
+                    tree.drawn_from.append(draft_V)
+        tree.level = []
+        if tree.nodes[newest[0]].depth < min(tree.row.limit, self.shape.max_depth):
+            tree.level = self.shape.expands(tree.nodes, newest, rate=tree.rate)
+
+    def _children(
+        self, tree: _Growing, parents: Sequence[int], logits_WV: Tensor
+    ) -> list[tuple[int, list[int], list[float], Tensor | None]]:
+        """For each parent: tokens, their raw probabilities, and the distribution they were drawn from, if they were."""
+        logits_WV = logits_WV[: len(parents)]
+        chooser = tree.row.chooser
+        if self.is_drawn(tree.row):
+            found: list[tuple[int, list[int], list[float], Tensor | None]] = []
+            for parent, logits_V in zip(parents, logits_WV, strict=True):
+                tokens_K, draft_V = self._drawn(tree, parent, logits_V)
+                found.append((parent, tokens_K.tolist(), confidences_of(logits_V, tokens_K).tolist(), draft_V))
+            return found
+        warped_WV = logits_WV
+        if not chooser.is_plain_greedy:
+            warped = [chooser.warp(tree.row.ids + tree.path(p), v) for p, v in zip(parents, logits_WV, strict=True)]
+            warped_WV = torch.stack(warped)
+        tokens_WK = warped_WV.topk(min(self.shape.n_children, warped_WV.shape[-1]), dim=-1).indices
+        confidences_WK = confidences_of(logits_WV, tokens_WK)
+        nothing = [None] * len(parents)
+        return list(zip(parents, tokens_WK.tolist(), confidences_WK.tolist(), nothing, strict=True))
+
+    def is_drawn(self, row: Row) -> bool:
+        """Whether a row's siblings are drawn."""
+        return self.sample and row.chooser.do_sample
+
+    def _drawn(self, tree: _Growing, parent: int, logits_V: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [K] without replacement in the order in which they are drawn, and the distribution of the first.
+
+        Source: Gumbel top-k, Kool et al. 2019 (arXiv:1903.06059): the largest of log q + Gumbel noise are such a draw.
+        """
+        draft_V = tree.row.chooser.probabilities(tree.row.ids + tree.path(parent), logits_V)
+        noise_V = torch.rand(draft_V.shape, generator=tree.row.chooser.draft_rng, dtype=torch.float64)
+        keys_V = draft_V.double().log() - (-noise_V.to(draft_V.device).log()).log()
+        return keys_V.topk(min(self.shape.n_children, int((draft_V > 0).sum()))).indices, draft_V
+
+    def _draft(self, tree: _Growing) -> Draft:
+        """The nodes that are kept; the likeliest path comes first, so that accepting it moves nothing in the cache."""
+        limit = tree.row.limit
+        kept = {i for i in self.shape.keeps(tree.nodes, rate=tree.rate) if tree.nodes[i].depth <= limit}
+        order: list[int] = []
+
+        def walk(parent: int) -> None:
+            for i in sorted(kept):
+                if tree.nodes[i].parent == parent:
+                    order.append(i)
+                    walk(i)
+
+        walk(ROOT)
+        place = {node: i for i, node in enumerate(order)} | {ROOT: ROOT}
+        return Draft(
+            [tree.tokens[i] for i in order],
+            [place[tree.nodes[i].parent] for i in order],
+            [tree.confidences[i] for i in order],
+            [tree.drawn_from[i] for i in order] if tree.drawn_from else None,
+            source=self.name,
+            n_forwards=tree.n_forwards,
+        )

@@ -1,0 +1,312 @@
+"""How a tree of drafted tokens grows: which nodes are worth a forward of the draft, and which a row of verification.
+
+A shape sees depths, ranks and probabilities. It knows nothing of models, caches or tensors, so that any shape can be
+tested with a list of numbers.
+"""
+
+# N nodes
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, Protocol
+
+from selfspec.errors import InputError, unknown_name
+from selfspec.protocols import ROOT
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A drafted token on trial.
+
+    Attributes:
+        parent: its parent's place in the list of nodes, or `ROOT`.
+        depth: 1 for the root's children.
+        ranks: its place among its siblings by the draft's probability, 0 the likeliest, and those of all before it on
+            its path.
+        path_probability: that it and all before it are accepted, as the draft sees it.
+    """
+
+    parent: int
+    depth: int
+    ranks: tuple[int, ...]
+    path_probability: float
+
+
+class TreeShape(Protocol):
+    """A rule for trees, with its settings."""
+
+    @property
+    def max_depth(self) -> int:
+        """The longest path."""
+        ...
+
+    @property
+    def n_children(self) -> int:
+        """The most children of a node: the likeliest so many tokens become candidates."""
+        ...
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether ranks alone decide; only then may siblings be drawn, since what is drawn must be kept."""
+        ...
+
+    def acceptance(self, confidence: float) -> float:
+        """The probability that a token of this raw probability is accepted, if its parent is."""
+        ...
+
+    def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
+        """The nodes of the newest level to draft from, in one forward; none ends the tree.
+
+        Args:
+            nodes: all so far.
+            level: the newest of them.
+            rate: tokens that the cost of one plain token has given so far, at least 1.
+        """
+        ...
+
+    def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
+        """The nodes to verify, rising; with a node its parent."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and settings; `shape_from` is its inverse."""
+        ...
+
+
+class _Described:
+    """What all shapes share."""
+
+    __slots__ = ()
+
+    def acceptance(self, confidence: float) -> float:
+        """See `TreeShape`: the confidence itself."""
+        return confidence
+
+    def to_dict(self) -> dict[str, Any]:
+        """See `TreeShape`."""
+        return {"name": NAMES[type(self)], **asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, slots=True)
+class BestFirst(_Described):
+    """Grown while a node pays: it is verified iff its path probability exceeds what its verification costs.
+
+    A plain token's cost gives `rate` tokens as things stand, so a node that costs v plain tokens must be accepted with
+    a probability above v · rate. A forward of the draft must find that much, and its own cost, among the nodes that it
+    goes on from. For costs that add up this is the best tree.
+
+    Attributes:
+        max_nodes, max_depth, n_children: bounds.
+        draft_cost: of one forward of the draft, in plain tokens; measured.
+        verify_cost: of verifying one token more, in plain tokens; measured.
+        calibration: (confidence, acceptance) knots in rising order, as of the stop rule `Optimal`.
+    """
+
+    max_nodes: int
+    max_depth: int
+    n_children: int
+    draft_cost: float
+    verify_cost: float
+    calibration: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
+    is_fixed = False
+
+    def __post_init__(self) -> None:
+        _check(max_nodes=self.max_nodes, max_depth=self.max_depth, n_children=self.n_children)
+        if self.draft_cost < 0 or self.verify_cost < 0:
+            raise InputError(
+                f"tree.draft_cost={self.draft_cost}, verify_cost={self.verify_cost}: costs are measured in plain "
+                "tokens and not negative"
+            )
+        object.__setattr__(self, "calibration", tuple((float(x), float(y)) for x, y in self.calibration))
+
+    def acceptance(self, confidence: float) -> float:
+        """See `TreeShape`: along straight lines between the knots."""
+        knots = self.calibration
+        for (x0, y0), (x1, y1) in pairwise(knots):
+            if confidence <= x1:
+                return y0 + (y1 - y0) * max(0.0, confidence - x0) / (x1 - x0)
+        return knots[-1][1]
+
+    def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
+        """See `TreeShape`."""
+        if not level or nodes[level[0]].depth >= self.max_depth:
+            return []
+        found = [i for i in level if nodes[i].path_probability > self.verify_cost * rate]
+        pays = sum(nodes[i].path_probability for i in found) > (self.draft_cost + self.verify_cost) * rate
+        return found if pays else []
+
+    def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
+        """See `TreeShape`; the likeliest child of the root is kept whatever it costs: its draft is paid for."""
+        best = _likeliest(nodes, self.max_nodes)
+        first = best[0] if best else ROOT
+        return sorted(i for i in best if i == first or nodes[i].path_probability > self.verify_cost * rate)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandRerank(_Described):
+    """Level by level the likeliest nodes are drafted from, and the likeliest of all are verified.
+
+    Attributes:
+        width: nodes of a level that are drafted from, and children of each.
+        max_depth: levels.
+        max_nodes: nodes that are verified.
+
+    Source: Li et al. 2024, EAGLE-2 (arXiv:2406.16858), sections 4.1 and 4.2; there 10, 6 and 60.
+    """
+
+    width: int
+    max_depth: int
+    max_nodes: int
+    is_fixed = False
+
+    def __post_init__(self) -> None:
+        _check(width=self.width, max_depth=self.max_depth, max_nodes=self.max_nodes)
+
+    @property
+    def n_children(self) -> int:
+        """See `TreeShape`."""
+        return self.width
+
+    def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
+        """See `TreeShape`."""
+        if not level or nodes[level[0]].depth >= self.max_depth:
+            return []
+        return sorted(sorted(level, key=lambda i: -nodes[i].path_probability)[: self.width])
+
+    def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
+        """See `TreeShape`."""
+        return sorted(_likeliest(nodes, self.max_nodes))
+
+
+@dataclass(frozen=True, slots=True)
+class Static(_Described):
+    """The same tree every time.
+
+    Attributes:
+        paths: the ranks on the way to each node: ((0,), (1,), (0, 0)) is a chain of two with a sibling of its first.
+    """
+
+    paths: tuple[tuple[int, ...], ...]
+    is_fixed = True
+
+    def __post_init__(self) -> None:
+        paths = tuple(sorted({tuple(int(rank) for rank in path) for path in self.paths}, key=lambda p: (len(p), p)))
+        object.__setattr__(self, "paths", paths)
+        known = {(), *paths}
+        for path in paths:
+            before = (*path[:-1], path[-1] - 1) if path and path[-1] else path[:-1]
+            if not path or min(path) < 0 or path[:-1] not in known or before not in known:
+                raise InputError(
+                    f"tree.paths has {list(path)} without {list(before)}; each node needs its parent and its likelier "
+                    "siblings"
+                )
+        if not paths:
+            raise InputError("tree.paths is empty; name the ranks on the way to each node, as [[0], [0, 0], [1]]")
+
+    @property
+    def max_depth(self) -> int:
+        """See `TreeShape`."""
+        return max(map(len, self.paths))
+
+    @property
+    def n_children(self) -> int:
+        """See `TreeShape`."""
+        return 1 + max(path[-1] for path in self.paths)
+
+    def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
+        """See `TreeShape`."""
+        parents = {path[:-1] for path in self.paths}
+        return [i for i in level if nodes[i].ranks in parents]
+
+    def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
+        """See `TreeShape`."""
+        known = set(self.paths)
+        return [i for i, node in enumerate(nodes) if node.ranks in known]
+
+
+def comb(widths: Sequence[int]) -> Static:
+    """A chain with siblings that are not gone on from: `widths[d]` nodes at depth d + 1.
+
+    Source: Xia et al. 2024, SWIFT (arXiv:2410.06916), appendix A: candidates at each position of the draft.
+    """
+    return Static(tuple((*(0,) * depth, rank) for depth, width in enumerate(widths) for rank in range(width)))
+
+
+def sequoia(acceptances: Sequence[float], *, draft_cost: float, verify_s: Sequence[float], max_depth: int) -> Static:
+    """The tree with the most accepted tokens for its cost, where acceptance depends on a sibling's rank alone.
+
+    Args:
+        acceptances: the probability that the target's token is the sibling of rank 0, 1, ..., given that the parent is
+            accepted.
+        draft_cost: of one forward of the draft, in plain tokens; a level takes one.
+        verify_s: the cost of a forward of 1, 2, 3, ... tokens in plain tokens; it bounds the size.
+        max_depth: the longest path.
+
+    Source: Chen et al. 2024, Sequoia (arXiv:2402.12374), section 3.1, with measured costs.
+    """
+
+    @cache
+    def best(m: int, depth: int, b: int) -> tuple[float, tuple[tuple[int, ...], ...]]:
+        """Expected tokens of a tree of m nodes, its root among them, of `depth` levels, whose root has b children."""
+        if b == 0:
+            return (1.0, ()) if m == 1 else (float("-inf"), ())
+        if depth == 0 or m <= b:
+            return float("-inf"), ()
+        found: tuple[float, tuple[tuple[int, ...], ...]] = (float("-inf"), ())
+        for n_child in range(1, m - b + 1):
+            rest, paths = best(m - n_child, depth, b - 1)
+            if rest == float("-inf"):
+                continue
+            value, below = max((best(n_child, depth - 1, k) for k in range(min(n_child, n_ranks + 1))), default=(0, ()))
+            total = rest + acceptances[b - 1] * value
+            if total > found[0]:
+                found = total, (*paths, (b - 1,), *((b - 1, *path) for path in below))
+        return found
+
+    n_ranks = len(acceptances)
+    chosen, rate = Static(((0,),)), float("-inf")
+    for m in range(2, len(verify_s) + 1):
+        for depth in range(1, min(max_depth, m - 1) + 1):
+            value, paths = max(best(m, depth, b) for b in range(1, min(m - 1, n_ranks) + 1))
+            if value / (depth * draft_cost + verify_s[m - 1]) > rate:
+                chosen, rate = Static(paths), value / (depth * draft_cost + verify_s[m - 1])
+    return chosen
+
+
+def _likeliest(nodes: Sequence[Node], n: int) -> list[int]:
+    """The n likeliest, best first; a parent is never less likely than its child, and comes before it."""
+    return sorted(range(len(nodes)), key=lambda i: (-nodes[i].path_probability, i))[:n]
+
+
+def _check(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise InputError(f"tree.{name}={value}; it is at least 1")
+
+
+NAMES: Mapping[type, str] = {BestFirst: "best_first", ExpandRerank: "expand_rerank", Static: "static"}
+
+
+def shape_from(body: Mapping[str, Any]) -> TreeShape:
+    """The shape of `TreeShape.to_dict`.
+
+    Raises:
+        InputError: if there is no such shape, or it has other settings.
+    """
+    settings = dict(body)
+    name = str(settings.pop("name", None))
+    shapes = {known: shape for shape, known in NAMES.items()}
+    if name not in shapes:
+        raise unknown_name("tree", name, list(shapes))
+    for key in ("paths", "calibration"):
+        if key in settings:
+            settings[key] = tuple(tuple(entry) for entry in settings[key])
+    try:
+        shape: TreeShape = shapes[name](**settings)
+    except TypeError as error:
+        raise InputError(f"the tree {name!r} cannot be made of {settings} ({error})") from None
+    return shape

@@ -1,0 +1,111 @@
+"""A user's own folder of options: a stop rule, two searchers and a data set, each a YAML file and a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FILES = {
+    "stop/mine.yaml": """
+        _target_: my_rules.Patient
+        max_draft: 3
+        least: 0.01
+    """,
+    "searcher/mine.yaml": """
+        defaults: [_base, _self_]
+        name: mine
+        n_trials: 4
+        sampler:
+          _target_: my_search.Downwards
+          _partial_: true
+    """,
+    "searcher/priced.yaml": """
+        defaults: [_base, _self_]
+        name: priced
+        n_trials: 4
+        sampler:
+          _target_: search.listed.Listed
+          _partial_: true
+        computed:
+          _target_: my_search.cheapest
+          _partial_: true
+    """,
+    "data/mine.yaml": """
+        name: mine
+        chat: true
+        metric: null
+        task:
+          _target_: my_data.Counting
+          n: 6
+    """,
+    "my_rules.py": """
+        from dataclasses import dataclass, replace
+
+        from selfspec.stop import RuleState, StopRule
+
+
+        @dataclass(frozen=True)
+        class Patient(StopRule):
+            max_draft: int
+            least: float
+
+            def begin(self, after=None):
+                return Waiting(self)
+
+            def variants(self):
+                return [replace(self, max_draft=n) for n in range(1, self.max_draft)]
+
+
+        @dataclass
+        class Waiting(RuleState):
+            rule: Patient
+
+            def more(self, n_drafted, confidence):
+                return n_drafted < self.rule.max_draft and confidence > self.rule.least
+    """,
+    "my_search.py": """
+        from search.bits import BitSampler, Exhausted
+        from selfspec.skip import SkipSet
+
+
+        class Downwards(BitSampler):
+            def propose(self, known, order, rng):
+                for i in reversed(range(len(order[0]))):
+                    bits = tuple(j == i for j in range(len(order[0])))
+                    if bits not in known:
+                        return bits
+                raise Exhausted
+
+
+        def cheapest(decoder, references, *, costs):
+            assert costs.plain_s(8) > 0 and references
+            return [SkipSet.parse("a1-2 m2", decoder.n_layers)]
+    """,
+    "my_data.py": """
+        from dataclasses import dataclass
+
+        from selfspec.tasks.base import Example
+
+
+        @dataclass
+        class Counting:
+            n: int
+            name: str = "mine"
+            version: str = "1"
+
+            def examples(self, part):
+                return [Example(f"{part}-{i}", f"{part} number {i}") for i in range(self.n)]
+
+            def facts(self):
+                return {"source": "counted"}
+    """,
+}
+
+
+def write_plugins(folder: Path) -> Path:
+    """The folder, with all of `FILES`."""
+    for name, text in FILES.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = text.strip("\n").splitlines()
+        file.write_text("\n".join(line.removeprefix(" " * 8) for line in lines).rstrip() + "\n", encoding="utf-8")
+    return folder

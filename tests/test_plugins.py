@@ -1,0 +1,226 @@
+"""What a user adds from outside, by --config-dir, is chosen, checked, run, written down and found again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from experiments.composing import composing, config_dir, option, options, split_config_dir
+from experiments.reproduce import PLAN
+from selfspec import records
+from selfspec.errors import InputError
+from tests.commands import Ran, command
+from tests.plugins import FILES, write_plugins
+
+COSTS = {
+    **{"contexts": [16], "attn_s": [1.0], "mlp_s": 2.0, "base_s": 3.0, "full_s": [24.0]},
+    **{"verify_s": [24.0 + n for n in range(17)]},
+}
+RULE = {"_target_": "my_rules.Patient", "max_draft": 3, "least": 0.01}
+
+
+@pytest.fixture
+def mine(empty_folder: Path) -> Iterator[Path]:
+    """The user's folder, in the current one; what was imported from it is forgotten afterwards."""
+    yield write_plugins(empty_folder / "mine")
+    for name in ("my_rules", "my_search", "my_data"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def words(model_folder: Path, empty_folder: Path) -> list[str]:
+    """Settings that make any verb run in a blink."""
+    return ["model=local", f"model.path={model_folder}", "model.dtype=float64", "threads=1", "data=mine"]
+
+
+@pytest.fixture
+def searching(words: list[str], empty_folder: Path) -> list[str]:
+    table = empty_folder / "costs.json"
+    table.write_text(json.dumps({"costs": COSTS}))
+    return [*words, f"costs.path={table}", "starts=[nothing]", "objective.n_prompts=2", "objective.max_new_tokens=6"]
+
+
+SMALL = ("n=2", "max_new_tokens=6", "generate=false")
+FINALS = ("finals.top=1", "finals.n_prompts=1")
+
+
+def finished(ran: Ran) -> Ran:
+    assert ran.status == 0, ran.err
+    return ran
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"], ["-cd=mine"]])
+def test_the_flag_is_read_in_every_form(flag: list[str], mine: Path) -> None:
+    assert split_config_dir(["skip=a1", *flag, "-m"]) == (mine, ["skip=a1", "-m"])
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("asked", "piece"),
+        [
+            (["stop=mine"], "unknown stop rule 'mine'"),
+            (["--config-dir=mine", "stop=min"], "did you mean 'mine'?"),
+            (["--config-dir=mine", "searcher=tpe"], "unknown setting 'searcher'"),
+            (["--config-dir=mine", "stop=mine", "stop.leest=1"], "did you mean 'stop.least'?"),
+            (["--config-dir=mine", "stop=mine", "stop.max_draft=many"], "a whole number"),
+            (["--config-dir=yours"], "--config-dir yours: no such folder"),
+            (["--config-dir"], "--config-dir: no such folder"),
+            (["-m", "--config-dir=mine", "stop=mine,fixd"], "did you mean 'fixed'?"),
+        ],
+    )
+    def test_is_one_line(self, asked: list[str], piece: str, mine: Path) -> None:
+        ran = command("evaluate", *asked)
+        assert (ran.status, len(ran.error_lines)) == (2, 1) and piece in ran.err, ran.err
+
+    def test_a_name_that_the_package_has_is_told(self, mine: Path) -> None:
+        (mine / "stop/fixed.yaml").write_text("_target_: my_rules.Patient\n")
+        ran = command("evaluate", "--config-dir=mine")
+        assert ran.status == 2 and "stop/fixed.yaml has the name of an option of selfspec" in ran.err
+
+    def test_a_class_that_is_not_there_is_told(self, mine: Path, words: list[str]) -> None:
+        (mine / "my_rules.py").unlink()
+        ran = command("evaluate", "--config-dir=mine", *words, "stop=mine")
+        assert ran.status == 2 and len(ran.error_lines) == 1 and "my_rules.Patient" in ran.err, ran.err
+
+
+class TestOptions:
+    def test_are_those_of_the_package_and_the_user_s(self, mine: Path) -> None:
+        alone = options("stop")
+        with composing(mine):
+            assert options("stop") == sorted([*alone, "mine"]) and config_dir() == mine
+            assert option("stop", "mine") == RULE
+            with composing():
+                assert "mine" in options("data")
+        assert options("stop") == alone and config_dir() is None
+
+    def test_an_option_may_start_from_one_of_the_package(self, mine: Path) -> None:
+        (mine / "stop/short.yaml").write_text("defaults: [fixed, _self_]\nmax_draft: 2\n")
+        with composing(mine):
+            assert option("stop", "short") == {"_target_": "selfspec.stop.Fixed", "max_draft": 2}
+
+    def test_nothing_of_a_command_stays_behind(self, mine: Path) -> None:
+        before = sys.path[:]
+        command("evaluate", "--config-dir=mine", "stop=nothing")
+        assert not GlobalHydra.instance().is_initialized() and sys.path == before
+        assert "mine" not in options("stop")
+
+    def test_help_shows_them(self, mine: Path) -> None:
+        assert "mine, optimal" in finished(command("evaluate", "--config-dir=mine", "--help")).out
+
+    def test_files_of_the_folder_take_the_place_of_nothing_installed(self, mine: Path, words: list[str]) -> None:
+        (mine / "yaml.py").write_text("raise AssertionError('imported')\n")
+        (mine / "selfspec.py").write_text("raise AssertionError('imported')\n")
+        finished(command("evaluate", "--config-dir=mine", *words, *SMALL, "skip=a1", "stop=mine"))
+
+
+class TestEvaluate:
+    def test_a_rule_and_a_data_set_and_arms_with_it(self, mine: Path, words: list[str]) -> None:
+        arms = "arms={other: {skip: a2, stop: mine}, short: {skip: a2, stop: {mine: {max_draft: 1}}}}"
+        ran = finished(command("evaluate", "--config-dir", "mine", *words, *SMALL, "skip=a1", "stop=mine", arms))
+        rows = records.read_rows(ran.run / records.RECORDS)
+        assert {row["verdict"] for row in rows} == {"baseline", "identical"}
+        assert {row["prompt_id"] for row in rows} == {"evaluation-0", "evaluation-5"} or len(rows) == 8
+        assert max(max(r["round_drafted"]) for r in rows if r["arm"] == "short") == 1
+        assert max(max(r["round_drafted"]) for r in rows if r["arm"] == "other") > 1
+
+    def test_a_rule_in_the_current_folder_needs_no_flag(self, mine: Path, toy: list[str]) -> None:
+        (mine / "my_rules.py").rename("my_rules.py")
+        asked = ["stop._target_=my_rules.Patient", "+stop.least=0.5"]
+        finished(command("evaluate", *toy, *SMALL, "skip=a1", "stop=fixed", *asked))
+
+
+class TestSearch:
+    @pytest.fixture
+    def found(self, mine: Path, searching: list[str]) -> Ran:
+        asked = ["searcher=mine", "stop=mine", "objective.tune_stop=true", *FINALS]
+        return finished(command("search", "--config-dir=mine", *searching, *asked))
+
+    def test_proposes_what_the_searcher_says_and_tunes_what_the_rule_says(self, found: Ran) -> None:
+        trials = records.read_rows(found.run / records.TRIALS)
+        assert [row["skip"] for row in trials] == ["none", "m3", "a3", "m2"]
+        assert {row["stop"]["_target_"] for row in trials} == {"my_rules.Patient"}
+
+    def test_is_evaluated_with_its_rule_and_with_another(self, found: Ran, words: list[str]) -> None:
+        saved = yaml.safe_load((found.run / "skip_set.yaml").read_text())["stop"]
+        assert saved["name"] == "paying" and saved["rule"]["_target_"] == "my_rules.Patient"
+        for stop, predicted in (("searched", True), ("fixed", False)):
+            ran = finished(
+                command("evaluate", "--config-dir=mine", *words, *SMALL, f"skip={found.run}", f"stop={stop}")
+            )
+            assert bool(json.loads((ran.run / records.SUMMARY).read_text())["predicted"]) == predicted
+
+    def test_without_its_file_another_rule_can_still_be_evaluated(
+        self, found: Ran, words: list[str], mine: Path, toy: list[str]
+    ) -> None:
+        (mine / "my_rules.py").unlink()
+        sys.modules.pop("my_rules")
+        finished(command("evaluate", *toy, *SMALL, f"skip={found.run}", "stop=fixed"))
+        ran = command("evaluate", *toy, *SMALL, f"skip={found.run}", "stop=searched")
+        assert ran.status == 2 and "'my_rules.Patient' cannot be imported" in ran.err
+
+    def test_goes_on_with_the_folder_given_again(self, found: Ran) -> None:
+        more = command("search", "--config-dir=mine", f"resume={found.run}", "searcher.n_trials=6")
+        assert len(records.read_rows(finished(more).run / records.TRIALS)) == 6
+
+    def test_a_computed_searcher_gets_costs_if_it_takes_them(self, mine: Path, searching: list[str]) -> None:
+        asked = ["searcher=priced", "finals.top=0"]
+        ran = finished(command("search", "--config-dir=mine", *searching, *asked))
+        assert [row["skip"] for row in records.read_rows(ran.run / records.TRIALS)] == ["none", "a1-2 m2"]
+        refused = command("search", "--config-dir=mine", *searching, *asked, "objective=matchness")
+        assert refused.status == 2 and "objective=expected_speedup" in refused.error_lines[-1]
+
+    def test_several_data_sets_may_be_the_user_s(self, mine: Path, searching: list[str]) -> None:
+        (mine / "data/other.yaml").write_text("defaults: [mine, _self_]\nname: other\ntask: {n: 4}\n")
+        asked = ["objective.data=[mine,other]", "searcher=mine", "finals.top=0"]
+        ran = finished(command("search", "--config-dir=mine", *searching, *asked))
+        assert yaml.safe_load((ran.run / "skip_set.yaml").read_text())["data"] == "mine,other"
+
+    def test_a_rule_that_proposes_nothing_cannot_be_tuned(self, mine: Path, searching: list[str]) -> None:
+        rules = mine / "my_rules.py"
+        rules.write_text(rules.read_text().replace("def variants", "def others"))
+        ran = command("search", "--config-dir=mine", *searching, "stop=mine", "objective.tune_stop=true")
+        assert ran.status == 2 and "Patient proposes no other settings" in ran.err and ran.out == ""
+
+
+def test_a_sweep_has_them_in_each_job(mine: Path, words: list[str]) -> None:
+    ran = finished(command("evaluate", "-m", "--config-dir=mine", *words, *SMALL, "skip=a1", "stop=mine,fixed"))
+    stops = {yaml.safe_load(file.read_text())["stop"]["_target_"] for file in Path("outputs").rglob("config.yaml")}
+    assert stops == {"my_rules.Patient", "selfspec.stop.Fixed"}, ran.err
+
+
+def test_an_experiment_hands_the_folder_on_to_its_steps(
+    mine: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mine / "experiment").mkdir()
+    steps = {"first": "evaluate skip=a1 stop=mine", "second": "evaluate skip=a2 stop=mine"}
+    body = {"defaults": ["_base", "_self_"], "name": "own", "settings": " ".join([*words, *SMALL]), "steps": steps}
+    (mine / "experiment/own.yaml").write_text("# Own steps.\n" + yaml.safe_dump(body))
+    told = finished(command("reproduce", "--config-dir=mine", "experiment=own", "dry_run=true"))
+    assert told.out.count(f"--config-dir={mine}") == 2
+    ran = finished(command("reproduce", "--config-dir=mine", "experiment=own"))
+    folder = Path(ran.out.splitlines()[-1].removeprefix("run: "))
+    assert [step["words"][0] for step in json.loads((folder / PLAN).read_text())["steps"]] == [
+        f"--config-dir={mine}"
+    ] * 2
+    steps_file = folder / "steps.jsonl"
+    steps_file.write_text(steps_file.read_text().splitlines()[0] + "\n")
+    for run in (folder / "runs/evaluate/second").iterdir():
+        (run / records.SUMMARY).unlink()
+    sys.modules.pop("my_rules")
+    finished(command("reproduce", f"resume={folder}"))
+    assert len(records.read_rows(steps_file)) == 2
+
+
+def test_every_file_of_the_example_is_short() -> None:
+    assert all(len(text.strip().splitlines()) <= 25 for text in FILES.values())
+
+
+def test_a_folder_that_is_none_is_refused() -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        split_config_dir(["--config-dir=/nowhere/at/all"])

@@ -1,0 +1,74 @@
+"""A simulated drafter counts what the real decoder counts, whatever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from search.reference import ReferenceBatch, refer
+from search.simulate import simulate
+from selfspec.decode import Ending, speculate
+from selfspec.draft import ModelDraft
+from selfspec.errors import DrafterError
+from selfspec.lookup import LookupDraft
+from selfspec.merged import MergedDraft
+from selfspec.model import Decoder
+from selfspec.protocols import BaseDrafter, Draft, Drafter
+from selfspec.skip import SkipSet
+from selfspec.stop import Fixed, Threshold
+from selfspec.trace import Round
+from selfspec.tree_draft import TreeDraft
+from selfspec.tree_shapes import BestFirst, ExpandRerank, comb
+from tests.toys import toy
+
+N_NEW = 20
+PROMPTS = [[1, 2, 3, 1, 2, 3, 1, 2], [7, 7, 7, 7, 7], [9, 8, 7, 6, 5, 4, 3], [40]]
+MAKERS: dict[str, Callable[[Decoder], Drafter]] = {
+    "chain": lambda d: ModelDraft(d.bind(SkipSet.parse("m2", 3))),
+    "best first": lambda d: TreeDraft(d.bind(SkipSet.parse("m2", 3)), BestFirst(7, 4, 3, 0.3, 0.03)),
+    "rerank": lambda d: TreeDraft(d.bind(SkipSet.parse("a1", 3)), ExpandRerank(3, 3, 9)),
+    "comb behind lookup": lambda d: LookupDraft(TreeDraft(d.bind(SkipSet.parse("m2", 3)), comb((3, 1, 2)))),
+    "merged": lambda d: MergedDraft(LookupDraft(), ModelDraft(d.bind(SkipSet.parse("m2", 3)))),
+}
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(toy("llama-tied"))  # a tied head repeats its input: there is something to look up
+
+
+@pytest.fixture(scope="module")
+def batches(decoder: Decoder) -> list[ReferenceBatch]:
+    return refer(decoder, PROMPTS, ending=Ending(N_NEW), batch_starts=40)
+
+
+def known(rounds: list[Round]) -> list[tuple[object, ...]]:
+    return [(r.drafted, r.accepted, r.committed, r.n_forwards, r.source) for r in rounds]
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_simulation_counts_what_the_decoder_counts(
+    decoder: Decoder, batches: list[ReferenceBatch], make: Callable[[Decoder], Drafter]
+) -> None:
+    stop = Threshold(5, 0.1)
+    before = [layer.keys.clone() for batch in batches for layer in batch.cache.layers]
+    found = [rounds for batch in batches for rounds in simulate(decoder, make(decoder), batch, stop)]
+    real = [
+        speculate(decoder, [r.prompt], drafter=make(decoder), stops=[stop.begin()], ending=Ending(N_NEW))[0].rounds
+        for batch in batches
+        for r in batch.references
+    ]
+    assert [known(rounds) for rounds in found] == [known(rounds) for rounds in real]
+    assert sum(r.accepted for rounds in real for r in rounds) > 0
+    after = [layer.keys for batch in batches for layer in batch.cache.layers]
+    assert all((a == b).all() for a, b in zip(before, after, strict=True)), "the references were changed"
+
+
+def test_a_drafter_that_breaks_the_rules_is_named(decoder: Decoder, batches: list[ReferenceBatch]) -> None:
+    class Stray(BaseDrafter):
+        def propose(self, rows: object, *, cache: object) -> list[Draft]:  # type: ignore[override]
+            return [Draft([999]) for _ in rows]  # type: ignore[attr-defined]
+
+    with pytest.raises(DrafterError, match="Stray proposed token 999"):
+        simulate(decoder, Stray(), batches[0], Fixed(2))
