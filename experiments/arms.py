@@ -19,7 +19,8 @@ from selfspec.errors import InputError, unknown_name
 from selfspec.model import Decoder
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, StopState
+from selfspec.spec import DraftSpec
+from selfspec.stop import StopState
 from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult, Finish
 
@@ -88,25 +89,32 @@ class DraftArm:
     name: str
     skip: SkipSet | None
     stop: str | None
-    policy: StopPolicy
+    spec: DraftSpec
     drafter: Drafter
-    draft: str | None = None
-    lookup: str | None = None
-    memory: int | None = None  # tokens that prompt lookup searches beside the row's own
     states: list[StopState] = field(default_factory=list)  # of each row, as the last batch that had it left them
     is_lossless: ClassVar[bool] = True
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Arm`."""
-        skip = None if self.skip is None else str(self.skip)
-        return {"skip": skip, "stop": self.stop, "draft": self.draft, "lookup": self.lookup, "memory": self.memory}
+        """See `Arm`. `memory`: tokens that prompt lookup searches beside the row's own."""
+        spec = self.spec
+        memory = None if spec.plan.memory is None or not spec.lookup else len(spec.plan.memory)
+        draft = None if spec.lookup == "only" else str(spec.plan)
+        own = {"drafter": dict(spec.drafter)} if spec.drafter else {}
+        return {
+            "skip": None if self.skip is None else str(self.skip),
+            "stop": self.stop,
+            "draft": draft,
+            "lookup": spec.lookup,
+            "memory": memory,
+            **own,
+        }
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
         last = self.states[-1] if self.states else None
         before = chain(self.states, repeat(last))
-        states = [self.policy.begin(after) for _, after in zip(prompts, before, strict=False)]
+        states = [self.spec.stop.begin(after) for _, after in zip(prompts, before, strict=False)]
         results = speculate(
             self.decoder,
             prompts,

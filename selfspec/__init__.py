@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfspec.attention import use_grouped
+    from selfspec.build_drafter import build_drafter
     from selfspec.decode import Ending, autoregress, speculate
     from selfspec.draft import ModelDraft, NoDraft
-    from selfspec.errors import InputError
+    from selfspec.errors import DrafterError, InputError
     from selfspec.hf import as_custom_generate, generate
     from selfspec.model import Decoder
     from selfspec.packed import pack
@@ -23,14 +24,17 @@ if TYPE_CHECKING:
     from selfspec.sampling import Sampling
     from selfspec.skip import SkipSet
     from selfspec.skipfile import load_skip_set, save_skip_set
+    from selfspec.spec import DraftSpec
+    from selfspec.specfile import load_spec, save_spec
     from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Threshold
     from selfspec.trace import DecodeResult, Round
 
 _HOME = {
     "attention": ("use_grouped",),
+    "build_drafter": ("build_drafter",),
     "decode": ("Ending", "autoregress", "speculate"),
     "draft": ("ModelDraft", "NoDraft"),
-    "errors": ("InputError",),
+    "errors": ("DrafterError", "InputError"),
     "hf": ("as_custom_generate", "generate"),
     "model": ("Decoder",),
     "packed": ("pack",),
@@ -39,6 +43,8 @@ _HOME = {
     "sampling": ("Sampling",),
     "skip": ("SkipSet",),
     "skipfile": ("load_skip_set", "save_skip_set"),
+    "spec": ("DraftSpec",),
+    "specfile": ("load_spec", "save_spec"),
     "stop": ("Adaptive", "Fixed", "Heuristic", "Optimal", "Threshold"),
     "trace": ("DecodeResult", "Round"),
 }
@@ -49,6 +55,8 @@ __all__ = [
     "DecodeResult",
     "Decoder",
     "DraftPlan",
+    "DraftSpec",
+    "DrafterError",
     "Ending",
     "Fixed",
     "Heuristic",
@@ -62,12 +70,15 @@ __all__ = [
     "Threshold",
     "as_custom_generate",
     "autoregress",
+    "build_drafter",
     "generate",
     "load_plan",
     "load_skip_set",
+    "load_spec",
     "pack",
     "save_plan",
     "save_skip_set",
+    "save_spec",
     "speculate",
     "use_grouped",
 ]

@@ -30,6 +30,8 @@ from selfspec.protocols import Output
 from selfspec.quantised import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skip import SkipSet
 
+N_HEADS = 6  # trimmed heads that are kept: a search may try several, in turn; chosen, not tuned
+
 
 class Forward(Protocol):
     """One resolved draft or target: no membership test per token."""
@@ -244,7 +246,7 @@ class Decoder:
         config: Any = model.config
         self.config = config.get_text_config()
         self.n_layers = self.sublayers.n_layers
-        self._head: tuple[Tensor, Precision, TrimmedHead] | None = None
+        self._heads: dict[tuple[bytes, Precision], TrimmedHead] = {}
         self._rounded = RoundedCopies(model)
         self.full: Forward = BoundForward(model, self.context_length, layers=self.sublayers.path)
         self._leave_out_everything()
@@ -317,13 +319,16 @@ class Decoder:
         return BoundForward(copied, self.context_length, head, self.sublayers.path)
 
     def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
-        """Its rows are copied once for many drafts."""
-        if self._head is None or self._head[0] is not ids_N or self._head[1] != precision:
+        """Its rows are copied once for many drafts, of the last few heads."""
+        key = ids_N.cpu().numpy().tobytes(), precision
+        if key not in self._heads:
             head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
             if precision != "same":
                 head.add_module("rows", round_linear(head.rows, precision))
-            self._head = ids_N, precision, head
-        return self._head[2]
+            if len(self._heads) == N_HEADS:
+                del self._heads[next(iter(self._heads))]
+            self._heads[key] = head
+        return self._heads[key]
 
     def _round(self, copied: nn.Module, plan: DraftPlan) -> None:
         """Put rounded copies in the place of the linear layers that a plan keeps, and of a whole head."""
