@@ -34,6 +34,7 @@ from selfspec.specfile import load_spec, read_draft
 from selfspec.stop import Paying, StopPolicy, StopRule
 from selfspec.targets import TARGET
 from selfspec.tasks.base import Example, Part, select
+from selfspec.tree_shapes import TreeShape
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +185,23 @@ def _drafter_of(settings: DictConfig | None) -> dict[str, Any] | None:
     return {str(key): value for key, value in found.items() if key != "name"}
 
 
+def tree(cfg: DictConfig) -> TreeShape | None:
+    """The shape of the run's drafts; None: chains."""
+    return _tree_of(cfg.get("tree"))
+
+
+def tree_by_name(name: str) -> TreeShape | None:
+    """The shape of that name, with the settings of its file; None: chains."""
+    return _tree_of(option("tree", name))
+
+
+def _tree_of(settings: DictConfig | None) -> TreeShape | None:
+    if settings is None or not settings.get(TARGET):
+        return None
+    found: TreeShape = instance(settings)
+    return found
+
+
 def plan(draft: str, loaded: Loaded) -> DraftPlan:
     """The plan of the draft that was asked for; see `spec`."""
     return read_draft(draft, loaded.decoder, loaded.facts)[0]
@@ -197,6 +215,7 @@ def spec(
     *,
     lookup: str | None,
     drafter: Mapping[str, Any] | None,
+    tree: TreeShape | None = None,
 ) -> DraftSpec:
     """The draft that was asked for, as the run samples.
 
@@ -207,6 +226,7 @@ def spec(
         policy: the stop rule.
         lookup: `front`: prompt lookup before the draft; `only`: instead of it; None: none.
         drafter: a user's own; None: that of the draft's file, or else the built-in one.
+        tree: the shape of the draft; None: that of the draft's file, or else a chain.
 
     Raises:
         InputError: if there is no such draft, or any other lookup.
@@ -215,6 +235,7 @@ def spec(
     asked: dict[str, Any] = {"lookup": lookup, "sample_draft": cfg.sampling.sample_draft}
     asked |= {"lookup_settings": {}} if lookup is None else {}
     asked |= {"drafter": drafter} if drafter or lookup == "only" else {}
+    asked |= {"tree": tree} if tree or drafter or lookup == "only" else {}
     return replace(found, **asked)
 
 

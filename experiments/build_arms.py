@@ -26,7 +26,7 @@ from search.drafts import Text, continued, heads, remembered
 from search.fits import Fits, observe
 from search.reference import ReferenceBatch, refer
 from search.replay import draft_everything, looked_up
-from selfspec.build_drafter import build_drafter, lookup_of
+from selfspec.build_drafter import lookup_of
 from selfspec.decode import Ending
 from selfspec.errors import InputError
 from selfspec.load import Loaded
@@ -34,13 +34,15 @@ from selfspec.plan import PLAIN as SKIP
 from selfspec.plan import DraftPlan
 from selfspec.quantised import check_kernel
 from selfspec.spec import DraftSpec
+from selfspec.speculator import Speculator
 from selfspec.stop import Optimal
 from selfspec.targets import TARGET
 from selfspec.timing import Stopwatch
+from selfspec.tree_shapes import TreeShape
 
 log = logging.getLogger(__name__)
 
-KEYS = ("skip", "stop", "lookup", "drafter", "draft", "head", "precision", "memory", "tune_stop", "draft_only")
+KEYS = ("skip", "stop", "lookup", "drafter", "tree", "draft", "head", "precision", "memory", "tune_stop", "draft_only")
 N_TUNED_ON = 8  # prompts that a stop rule is tuned on, and no draft is fitted on; chosen, not tuned
 
 
@@ -72,8 +74,11 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
         asked = settings.get("stop")
         policy = build.stop(cfg, own) if asked is None else build.stop_by_name(asked, draft)
         drafter = _drafter(cfg, settings, lookup)
-        spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter)
+        tree = _tree(cfg, settings, lookup, drafter)
+        spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
         spec = replace(spec, plan=_changed(spec.plan, settings, calibration))
+        if not tune.is_priced(spec):
+            spec = calibration.priced(spec)
         if settings.get("tune_stop"):
             spec = replace(spec, stop=calibration.tuned(name, spec))
         rule = build.stop_name(spec.stop)
@@ -83,8 +88,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
                 name=name or f"{_in_short(spec)}, {rule}",
                 skip=spec.skip,
                 stop=rule,
-                spec=spec,
-                drafter=build_drafter(spec, loaded.decoder),
+                speculator=Speculator(loaded.decoder, spec),
             )
         )
     names = [a.name for a in found]
@@ -126,7 +130,7 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
             f"arms.{name} has {sorted(map(str, settings))}; an arm has a skip or a lookup and, if they are not the "
             f"run's or the plan's, any of {', '.join(KEYS[1:])}; or it has generate alone"
         )
-    idle = [key for key in ("stop", "lookup", "drafter", "tune_stop") if key in settings]
+    idle = [key for key in ("stop", "lookup", "drafter", "tree", "tune_stop") if key in settings]
     if settings.get("draft_only") and idle:
         raise InputError(f"arms.{name} has draft_only, which nothing verifies; leave out its {', '.join(idle)}")
 
@@ -148,6 +152,15 @@ def _drafter(cfg: DictConfig, settings: Mapping[str, Any], lookup: str | None) -
         return build.drafter_by_name(str(settings["drafter"]))
     is_copy = lookup == "only" and "lookup" in settings
     return None if is_copy else build.own_drafter(cfg)
+
+
+def _tree(
+    cfg: DictConfig, settings: Mapping[str, Any], lookup: str | None, drafter: Mapping[str, Any] | None
+) -> TreeShape | None:
+    """The shape of an arm's drafts: its own, or the run's where the built-in drafter drafts."""
+    if "tree" in settings:
+        return build.tree_by_name(str(settings["tree"]))
+    return None if drafter or lookup == "only" else build.tree(cfg)
 
 
 def _in_short(spec: DraftSpec) -> str:
@@ -219,6 +232,13 @@ class Calibration:
     def references(self) -> list[ReferenceBatch]:
         """What a stop rule is tuned on."""
         return refer(self._decoder, self.prompts[:N_TUNED_ON], ending=Ending(self._cfg.max_new_tokens))
+
+    def priced(self, spec: DraftSpec) -> DraftSpec:
+        """A spec whose tree has the measured costs of its draft."""
+        repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
+        ((_, draft_cost),) = check(self._decoder, self.costs, [spec.plan], repeats=repeats, stopwatch=watch)
+        context = len(self.prompts[0])
+        return tune.priced(spec, draft_cost=draft_cost, costs=self.costs, context=context)
 
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
         """The rule of a spec with the measured costs of its draft, and its calibration from confidence to acceptance.

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.build import check_count, instance, own_drafter, stop
+from experiments.build import check_count, instance, own_drafter, stop, tree
 from experiments.build_space import choices, searched
 from experiments.composing import option, options
 from search.cost import FORM, CostTable, measure, measure_drafts
@@ -35,7 +35,7 @@ from selfspec.model import Decoder
 from selfspec.plan import PLAIN, Precision
 from selfspec.quantised import check_kernel
 from selfspec.skip import SkipSet
-from selfspec.targets import TARGET
+from selfspec.targets import TARGET, find_class
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -102,13 +102,29 @@ def check_lookup(cfg: DictConfig) -> None:
 
 
 def check_drafter(cfg: DictConfig) -> None:
-    """Refuse an objective that replays the built-in draft for a drafter that is not the built-in one."""
-    drafter = own_drafter(cfg)
-    if drafter and cfg.objective.name != "tokens_per_second":
+    """Refuse an objective that replays drafts for a drafter that cannot be, and a shape for one that has its own.
+
+    Raises:
+        InputError: if that was asked for.
+    """
+    drafter, shape = own_drafter(cfg), tree(cfg)
+    if drafter and shape:
+        raise InputError(f"drafter={drafter[TARGET]} drafts as it likes; leave tree out")
+    timed = cfg.objective.name == "tokens_per_second"
+    is_replayable = not drafter or getattr(find_class(str(drafter[TARGET]), method="propose"), "is_replayable", False)
+    if not timed and not is_replayable:
         raise InputError(
-            f"drafter={drafter[TARGET]} cannot be replayed, as objective={cfg.objective.name} does; use "
+            f"drafter={(drafter or {})[TARGET]} cannot be replayed, as objective={cfg.objective.name} does; use "
             "objective=tokens_per_second"
         )
+    if timed and not getattr(shape, "is_priced", True):
+        raise InputError(
+            "tree=best_first takes its costs from a table, which objective=tokens_per_second does not measure; give "
+            "tree.draft_cost and tree.verify_cost"
+        )
+    if (drafter or shape) and (cfg.objective.name == "matchness" or cfg.objective.get("tune_stop")):
+        what = "objective=matchness scores" if cfg.objective.name == "matchness" else "objective.tune_stop is for"
+        raise InputError(f"{what} chains of the built-in drafter; leave {'drafter' if drafter else 'tree'} out")
 
 
 def _kinds(cfg: DictConfig) -> list[str]:
@@ -166,6 +182,7 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
         lookup=cfg.lookup,
         memory=cfg.memory,
         drafter=own_drafter(cfg),
+        tree=tree(cfg),
         other_heads=tuple(cfg.head.others) if cfg.head.n is not None else (),
     )
     if not needs_texts(cfg):
@@ -303,6 +320,8 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
     identity |= {"memory": str(cfg.memory)} if cfg.memory else {}
     drafter = own_drafter(cfg)
     identity |= {"drafter": provenance.digest(str(drafter))} if drafter else {}
+    shape = tree(cfg)
+    identity |= {"tree": provenance.digest(str(shape.to_dict()))} if shape else {}
     sampler = instance(cfg.searcher.sampler)
     make_sampler = sampler if sets is None else partial(sampler, sets=sets)
     where: dict[str, Any] = {"journal": journal}

@@ -38,7 +38,9 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     )
     policy, how, ending = build.stop(cfg, str(cfg.skip)), build.sampling(cfg), build.ending(cfg, loaded)
     lookup = build.searched(str(cfg.skip)).get("lookup") if cfg.lookup == "searched" else cfg.lookup
-    chosen = build.spec(cfg, str(cfg.skip), loaded, policy, lookup=lookup, drafter=build.own_drafter(cfg))
+    chosen = build.spec(
+        cfg, str(cfg.skip), loaded, policy, lookup=lookup, drafter=build.own_drafter(cfg), tree=build.tree(cfg)
+    )
     drafter = build_drafter(chosen, decoder)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)

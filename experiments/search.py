@@ -230,7 +230,7 @@ def _starts(cfg: DictConfig, setup: Setup) -> Starts:
     starts = warm_starts(setup.space, kinds, [Path(p).expanduser() for p in paths])
     alone = sum(len(skip) == 1 for skip in starts)
     by_speedup = cfg.objective.name == "expected_speedup" and build_search.is_plain(cfg) and not cfg.lookup
-    by_speedup = by_speedup and not setup.space.dimensions and not setup.drafts.drafter
+    by_speedup = by_speedup and not setup.space.dimensions and not (setup.drafts.drafter or setup.drafts.tree)
     has_map = by_speedup and "nothing" in kinds and alone == 2 * n_layers
     return starts, has_map
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from experiments import build, build_search, build_space
+from search import tune
 from search.draft_costs import DraftCosts
 from search.drafts import Drafts
 from search.objective import Objective
@@ -18,6 +19,7 @@ from search.robust import Robust
 from search.space import Space
 from selfspec.load import Loaded
 from selfspec.prompt import Prompt
+from selfspec.spec import DraftSpec
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,8 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
     drafts = build_search.drafts(cfg, loaded, rest)
     costs = build_search.draft_costs(cfg, loaded, drafts, resumed=resumed / COSTS if resumed else None)
     context = 0 if costs is None else costs.table.contexts[0]
+    if costs is not None:
+        drafts = replace(drafts, price=_pricing(costs, context))
     space = build_space.space(cfg, loaded, costs, drafts, context=context)
     objective = objective_on(cfg, loaded, prompts, drafts, costs)
     facts = build.facts(
@@ -103,8 +107,21 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
         seed=cfg.searcher.seed,
         **({"space": [d.name for d in space.dimensions]} if space.dimensions else {}),
         **({"drafter": drafts.drafter[TARGET]} if drafts.drafter else {}),
+        **({"tree": drafts.tree.to_dict()} if drafts.tree else {}),
     )
     return Setup(loaded, prompts, fresh, drafts, costs, objective, space, facts)
+
+
+def _pricing(costs: DraftCosts, context: int) -> Callable[[DraftSpec], DraftSpec]:
+    """Tells a tree what its nodes cost on this machine."""
+
+    def price(spec: DraftSpec) -> DraftSpec:
+        if tune.is_priced(spec):
+            return spec
+        table = costs.for_plan(spec.plan)
+        return tune.priced(spec, draft_cost=table.draft_cost(spec.plan, context), costs=table, context=context)
+
+    return price
 
 
 def _shares(data: str, n_found: int, n_search: int, n_finals: int) -> tuple[int, int]:

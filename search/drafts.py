@@ -9,7 +9,7 @@ is the run's own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -63,6 +63,7 @@ class Drafts:
         memories: these texts by their size, as `lookup.Memory` takes them.
         tree, sample_draft, drafter: see `DraftSpec`.
         other_heads: that the best points of a search are tried with as well.
+        price: tells a draft what its nodes cost, where its shape wants to know; None: nobody knows.
     """
 
     stop: StopPolicy
@@ -80,6 +81,7 @@ class Drafts:
     sample_draft: bool = True
     drafter: Mapping[str, Any] | None = None
     other_heads: Sequence[int] = ()
+    price: Callable[[DraftSpec], DraftSpec] | None = None
 
     def __call__(self, draft: Point | SkipSet) -> DraftSpec:
         """The spec of a point.
@@ -156,7 +158,7 @@ class Drafts:
         if self.kind != PLAIN:
             assert self.fits is not None
             plan = self.fits.plan(skip, kind=self.kind, merge=self.merge, rank=self.rank)
-        return DraftSpec(
+        spec = DraftSpec(
             replace(plan, **self._kept()),
             self.stop,
             self.lookup,
@@ -164,6 +166,7 @@ class Drafts:
             sample_draft=self.sample_draft,
             drafter=self.drafter,
         )
+        return spec if self.price is None else self.price(spec)
 
     def _outline(self, skip: SkipSet) -> DraftPlan:
         bridges = {}

@@ -6,7 +6,7 @@ Nothing is verified and no clock is read into a value, so that two runs give the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,8 +19,9 @@ from search.point import Point
 from search.reference import Reference, ReferenceBatch
 from search.replay import NOTHING, draft_everything, looked_up, replay, replay_in_turn
 from search.robust import Robust
+from search.simulate import simulate
 from search.tune import Widest, fitted, variants
-from selfspec.build_drafter import lookup_of
+from selfspec.build_drafter import build_drafter, lookup_of
 from selfspec.errors import InputError
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
@@ -43,28 +44,25 @@ class Replayed:
     plain_drafted_s: float  # had the tokens that the model drafted been plain ones
 
 
-def cost_of(
-    rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable, *, copied: Container[int] = ()
-) -> Replayed:
+def cost_of(rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable) -> Replayed:
     """One prompt's rounds with their seconds, each at the context where it happens.
+
+    A forward of a draft that reads several nodes of a tree is taken to cost as much as one that reads one.
 
     Args:
         rounds: of the prompt.
         reference: the prompt and its answer.
         plan: of the draft.
         costs: of its forwards.
-        copied: the numbers of committed tokens after which prompt lookup proposed, which costs nothing.
     """
-    n_prompt = len(reference.prompt)
-    context = n_prompt
+    context = len(reference.prompt)
     draft_s = verify_s = plain_s = plain_drafted_s = 0.0
     for r in rounds:
         one = costs.plain_s(context)
-        n_forwards = 0 if context - n_prompt + 1 in copied else r.drafted
-        draft_s += n_forwards * costs.draft_s(plan, context)
-        verify_s += costs.verification_s(r.drafted + 1, context) + (costs.round_s if n_forwards else 0.0)
+        draft_s += r.n_forwards * costs.draft_s(plan, context)
+        verify_s += costs.verification_s(r.drafted + 1, context) + (costs.round_s if r.n_forwards else 0.0)
         plain_s += r.committed * one
-        plain_drafted_s += n_forwards * one
+        plain_drafted_s += r.n_forwards * one
         context += r.committed
     return Replayed(rounds, draft_s, verify_s, plain_s, plain_drafted_s)
 
@@ -172,8 +170,13 @@ class ReplayObjective:
 
     def _batches(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
         """The replayed prompts of one batch after the other, by stop rule."""
-        if not spec.is_plan or spec.lookup == "only":
+        if spec.lookup == "only":
             raise InputError(f"{spec} cannot be replayed; search with objective=tokens_per_second")
+        if not spec.is_plan:
+            if self.tune_stop:
+                raise InputError(f"{spec} has no stop rule that a replay could tune; leave objective.tune_stop out")
+            yield from self._simulated(spec)
+            return
         assert self.copied is not None
         plan, costs = spec.plan, self.costs.for_plan(spec.plan)
         forward = self.decoder.bind(plan)
@@ -195,11 +198,21 @@ class ReplayObjective:
                 else:
                     found = replay(chains, rule, copied=copied)
                 prompts = zip(found, batch.references, strict=True)
-                replayed[rule] = [
-                    cost_of(rounds, reference, plan, costs, copied={n for r, n in copied if r == row})
-                    for row, (rounds, reference) in enumerate(prompts)
-                ]
+                replayed[rule] = [cost_of(rounds, reference, plan, costs) for rounds, reference in prompts]
             yield replayed
+
+    def _simulated(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
+        """The same of a drafter that runs as it does in a decode: a tree, or a user's own.
+
+        A rule that is carried goes on from batch to batch; the prompts of one begin with the same state.
+        """
+        drafter = build_drafter(spec, self.decoder)
+        costs, state = self.costs.for_plan(spec.plan), None
+        for batch in self.batches:
+            found, states = simulate(self.decoder, drafter, batch, spec.stop, after=state)
+            state = states[-1] if self.is_carried else None
+            prompts = zip(found, batch.references, strict=True)
+            yield {spec.stop: [cost_of(rounds, reference, spec.plan, costs) for rounds, reference in prompts]}
 
 
 def as_raced(objective: Objective, spec: DraftSpec) -> Objective:

@@ -17,8 +17,9 @@ from search.objective import Draft, GoOn, Score
 from search.point import Point
 from search.reference import ReferenceBatch
 from selfspec.errors import InputError
+from selfspec.forward import Forward
 from selfspec.metrics import ratio
-from selfspec.model import Decoder, Forward
+from selfspec.model import Decoder
 from selfspec.sampling import largest
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
     from selfspec.packed import pack
     from selfspec.plan import DraftPlan
     from selfspec.planfile import load_plan, save_plan
+    from selfspec.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
     from selfspec.sampling import Sampling
     from selfspec.skip import SkipSet
     from selfspec.skipfile import load_skip_set, save_skip_set
     from selfspec.spec import DraftSpec
     from selfspec.specfile import load_spec, save_spec
+    from selfspec.speculator import Speculator
     from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Threshold
     from selfspec.trace import DecodeResult, Round
+    from selfspec.tree_draft import TreeDraft
+    from selfspec.tree_shapes import BestFirst, ExpandRerank, Static, comb, sequoia
 
 _HOME = {
     "attention": ("use_grouped",),
@@ -40,37 +44,54 @@ _HOME = {
     "packed": ("pack",),
     "plan": ("DraftPlan",),
     "planfile": ("load_plan", "save_plan"),
+    "protocols": ("BaseDrafter", "Draft", "Drafter", "Needs", "Output", "Row", "Verdict"),
     "sampling": ("Sampling",),
     "skip": ("SkipSet",),
     "skipfile": ("load_skip_set", "save_skip_set"),
     "spec": ("DraftSpec",),
     "specfile": ("load_spec", "save_spec"),
+    "speculator": ("Speculator",),
     "stop": ("Adaptive", "Fixed", "Heuristic", "Optimal", "Threshold"),
     "trace": ("DecodeResult", "Round"),
+    "tree_draft": ("TreeDraft",),
+    "tree_shapes": ("BestFirst", "ExpandRerank", "Static", "comb", "sequoia"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Adaptive",
+    "BaseDrafter",
+    "BestFirst",
     "DecodeResult",
     "Decoder",
+    "Draft",
     "DraftPlan",
     "DraftSpec",
+    "Drafter",
     "DrafterError",
     "Ending",
+    "ExpandRerank",
     "Fixed",
     "Heuristic",
     "InputError",
     "ModelDraft",
+    "Needs",
     "NoDraft",
     "Optimal",
+    "Output",
     "Round",
+    "Row",
     "Sampling",
     "SkipSet",
+    "Speculator",
+    "Static",
     "Threshold",
+    "TreeDraft",
+    "Verdict",
     "as_custom_generate",
     "autoregress",
     "build_drafter",
+    "comb",
     "generate",
     "load_plan",
     "load_skip_set",
@@ -79,6 +100,7 @@ __all__ = [
     "save_plan",
     "save_skip_set",
     "save_spec",
+    "sequoia",
     "speculate",
     "use_grouped",
 ]

@@ -397,8 +397,9 @@ def test_the_sets_that_a_table_is_made_from_fit_any_number_of_layers(n_layers: i
 def test_a_round_in_which_the_model_drafts_nothing_costs_its_verification_alone() -> None:
     costs = replace(COSTS, round_s=7.0)
     reference = Reference([1, 2, 3], [4, 5, 6, 7, 8, 9], 6)
-    plain, looked_up, drafted = Round(0, 0, 1, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0)
+    plain, looked_up = Round(0, 0, 1, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0)
+    drafted = Round(2, 1, 2, 0.0, 0.0, n_forwards=2)
     plan = DraftPlan.of(SkipSet(4))
-    found = cost_of([plain, looked_up, drafted], reference, plan, costs, copied={2})
+    found = cost_of([plain, looked_up, drafted], reference, plan, costs)
     assert found.verify_s == pytest.approx(15 + 17 + 17 + 7)
     assert cost_of([plain] * 5, reference, plan, costs).verify_s == pytest.approx(5 * 15)

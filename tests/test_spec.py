@@ -20,8 +20,9 @@ from selfspec.build_drafter import build_drafter, lookup_of
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import Drafter, ModelDraft, NoDraft
 from selfspec.errors import InputError
+from selfspec.forward import Forward
 from selfspec.lookup import LookupDraft, joined
-from selfspec.model import Decoder, Forward
+from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.planfile import load_plan
 from selfspec.skip import SkipSet
