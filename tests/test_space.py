@@ -25,7 +25,8 @@ from search.study import Encoding, SearchStudy
 from selfspec.errors import DrafterError, InputError
 from selfspec.skip import SkipSet
 from selfspec.spec import DraftSpec
-from selfspec.stop import Heuristic, Threshold
+from selfspec.stop import Fixed, Heuristic, Threshold
+from selfspec.tree_shapes import ExpandRerank
 from tests.scripted import JOURNAL, N_LAYERS, ROWS, Scripted, planted, rows_of, score, ticking, tpe
 
 STARTS = (SkipSet(N_LAYERS), SkipSet.parse("a1-2 m1-2", N_LAYERS))
@@ -349,6 +350,11 @@ class TestDrafts:
         assert (self.spec(lookup="front").lookup, self.spec(lookup=None).lookup) == ("front", None)
         assert self.spec(memory=0).plan.memory is None and self.spec(memory=8).plan.memory is self.drafts.memories[8]
         assert self.spec(drafter__width=5).drafter == {"_target_": "a.B", "width": 5}
+
+    def test_a_tree_has_its_settings_searched(self) -> None:
+        drafts = Drafts(Fixed(3), tree=ExpandRerank(width=2, max_depth=3, max_nodes=6))
+        check_dimensions(drafts, dimensions({"tree": {"width": {"low": 1, "high": 4}}}))
+        assert drafts(Point(STARTS[1], {"tree.width": 4})).tree == ExpandRerank(4, 3, 6)
 
     @pytest.mark.parametrize(
         ("name", "values", "piece"),
