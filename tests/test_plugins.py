@@ -294,3 +294,12 @@ class TestTree:
         assert ran.status == 2 and "give tree.draft_cost and tree.verify_cost" in ran.error_lines[-1]
         ran = command("decode", *searching[:4], "prompt=hello", "tree=best_first", "max_new_tokens=4")
         assert ran.status == 2 and "has no costs yet" in ran.error_lines[-1]
+
+    @pytest.mark.parametrize("tree", ["chain", "static", "best_first"])
+    def test_samples_by_the_command_line(self, tree: str, words: list[str], mine: Path) -> None:
+        costs = ["tree.draft_cost=0.4", "tree.verify_cost=0.05"] if tree == "best_first" else []
+        how = ["sampling=sample", "sampling.by_block=true", f"tree={tree}", *costs]
+        finished(command("evaluate", "--config-dir=mine", *words, *SMALL, "skip=m2", "stop=fixed", *how))
+        (run,) = Path("outputs/evaluate").glob("*/*")
+        rows = [row for row in records.read_rows(run / records.RECORDS) if row["arm"] != "plain"]
+        assert sum(row["drafted"] for row in rows) > 0
