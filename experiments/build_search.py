@@ -94,8 +94,10 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
 
 def check_lookup(cfg: DictConfig) -> None:
     """Refuse a lookup that a search has no use for, and a memory that nobody would look in."""
-    if cfg.lookup not in (None, "front"):
-        raise InputError(f"lookup={cfg.lookup}; in a search it is front (before the draft) or null")
+    if cfg.lookup not in (None, "front", "beside"):
+        raise InputError(
+            f"lookup={cfg.lookup}; in a search it is front (before the draft), beside (a branch of it) or null"
+        )
     if cfg.memory and not any(choices(cfg, "lookup", cfg.lookup)):
         raise InputError(f"memory={cfg.memory} is for prompt lookup to look in; set lookup=front, or leave memory out")
     check_count("memory", cfg.memory)

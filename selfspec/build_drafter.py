@@ -11,6 +11,7 @@ from torch import Tensor
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.lookup import LookupDraft, Memory
+from selfspec.merged import MergedDraft
 from selfspec.model import Decoder
 from selfspec.protocols import Drafter
 from selfspec.spec import DraftSpec
@@ -31,6 +32,8 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     """
     drafter: Drafter
     lookup = lookup_of(spec)
+    # What is looked up is a point mass, and so must be what shares a tree with it.
+    sample = spec.sample_draft and spec.lookup != "beside"
     if spec.lookup == "only":
         assert lookup is not None
         return lookup
@@ -38,10 +41,13 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
         drafter = _own(spec, decoder)
     elif spec.tree is not None:
         # Where siblings cannot be drawn each is a point mass, which is as exact.
-        is_drawn = spec.sample_draft and spec.tree.is_fixed
+        is_drawn = sample and spec.tree.is_fixed
         drafter = TreeDraft(decoder.bind(spec.plan), spec.tree, is_drawn)
     else:
-        drafter = ModelDraft(decoder.bind(spec.plan), spec.sample_draft, spec.stop.needs_confidence)
+        drafter = ModelDraft(decoder.bind(spec.plan), sample, spec.stop.needs_confidence)
+    if spec.lookup == "beside":
+        assert lookup is not None
+        return MergedDraft(lookup, drafter)
     return drafter if lookup is None else LookupDraft(drafter, memory=lookup.memory, **_settings(spec))
 
 

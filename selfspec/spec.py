@@ -21,7 +21,7 @@ from selfspec.stop import StopPolicy, StopRule
 from selfspec.targets import TARGET
 from selfspec.tree_shapes import TreeShape, shape_from
 
-Lookup = Literal["front", "only"]
+Lookup = Literal["front", "beside", "only"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +31,8 @@ class DraftSpec:
     Attributes:
         plan: skip set, bridges, head, precision, and the memory that prompt lookup searches.
         stop: when to stop drafting.
-        lookup: prompt lookup before the draft (`front`) or instead of it (`only`); None: none.
+        lookup: prompt lookup before the draft (`front`), as a branch beside it (`beside`) or instead of it (`only`);
+            None: none.
         lookup_settings: of prompt lookup, by the names of `LookupDraft`, where they are not the default.
         tree: the shape of the draft; None: a chain.
         sample_draft: when sampling, draw drafted tokens from the draft's distribution; otherwise take its maximum.
@@ -52,7 +53,8 @@ class DraftSpec:
     def __post_init__(self) -> None:
         if self.lookup not in (None, *get_args(Lookup)):
             raise InputError(
-                f"lookup={self.lookup}; it is front (before the draft), only (instead of it) or null (neither)"
+                f"lookup={self.lookup}; it is front (before the draft), beside (a branch of it), only (instead of it) "
+                "or null"
             )
         if self.lookup is None and self.lookup_settings:
             raise InputError(f"lookup settings {dict(self.lookup_settings)} without lookup; set lookup=front")
@@ -71,7 +73,7 @@ class DraftSpec:
     @property
     def is_plan(self) -> bool:
         """Whether it is a chain of the built-in drafter: what can be replayed, and has a place in a cost table."""
-        return self.drafter is None and self.tree is None
+        return self.drafter is None and self.tree is None and self.lookup != "beside"
 
     def settings(self) -> dict[str, Any]:
         """All but the plan, for YAML; of the rarer parts only those that are not the default."""

@@ -276,6 +276,16 @@ class TestDrafter:
 class TestTree:
     """Trees of the built-in drafter, chosen by name."""
 
+    def test_has_a_looked_up_branch_beside_it(self, searching: list[str], mine: Path) -> None:
+        asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
+        finished(command("search", *asked, "lookup=beside"))
+        (run,) = Path("outputs/search").glob("*/*")
+        assert {row["state"] for row in records.read_rows(run / records.TRIALS)} == {"complete"}
+        searched = ["stop=searched", "lookup=searched"]
+        finished(command("evaluate", "--config-dir=mine", *searching[:5], *SMALL, f"skip={run}", *searched))
+        (evaluated,) = Path("outputs/evaluate").glob("*/*")
+        assert '"lookup": "beside"' in (evaluated / records.PROVENANCE).read_text()
+
     @pytest.mark.parametrize("tree", ["best_first", "expand_rerank", "static"])
     def test_is_searched_by_replay_raced_and_evaluated(self, tree: str, searching: list[str], mine: Path) -> None:
         asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
