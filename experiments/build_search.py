@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.build import check_count, instance, stop
 from experiments.composing import option, options
+from experiments.given_costs import check_parts, given_table
 from search.constraints import Constraints
 from search.cost import FORM, CostTable, measure, measure_drafts
 from search.drafts import Drafts, continued
@@ -74,15 +75,14 @@ def constraints(cfg: DictConfig, loaded: Loaded, table: CostTable | None, made: 
 
 
 def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
-    """The cost table of this model on this machine, its file, and whether it was measured just now.
+    """The cost table, its file, and whether it was measured just now: of this machine, or as given for another device.
 
     Raises:
         InputError: if `costs.path` names no table.
     """
-    if cfg.costs.get("table"):  # of another device, in a file of conf/costs
-        table = OmegaConf.to_container(cfg.costs.table)
-        assert isinstance(table, dict)
-        return CostTable.of({str(k): v for k, v in table.items()}), Path(f"costs={cfg.costs.name}"), False
+    of_device = given_table(cfg)
+    if of_device is not None:
+        return of_device, Path(f"costs={cfg.costs.name}"), False
     if cfg.costs.path:
         given = Path(cfg.costs.path)
         return CostTable.read(given), given, False
@@ -168,9 +168,16 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
 
 
 def draft_costs(cfg: DictConfig, loaded: Loaded, table: CostTable, made: Drafts) -> CostTable:
-    """The table with what these drafts' bridges and head cost, and what their precision saves."""
+    """The table with what these drafts' bridges and head cost, and what their precision saves.
+
+    Raises:
+        InputError: if the table is another device's and lacks one of these; they are not measured here then.
+    """
     has_maps = made.kind in ("linear", "lowrank")
     if not has_maps and made.head is None and made.precision == "same":
+        return table
+    if given_table(cfg) is not None:
+        check_parts(cfg, table, has_maps=has_maps, has_head=made.head is not None)
         return table
     return measure_drafts(
         loaded.decoder,

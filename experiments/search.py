@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import build, build_search, figures, so_far
 from experiments.finals import finals
 from experiments.folder import Folder, open_folder, reopen_folder
+from experiments.given_costs import check_given
 from experiments.progress import progress
-from experiments.setup import COSTS, Setup, set_up
+from experiments.setup import COSTS, NEEDS_COSTS, Setup, set_up
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from search.fidelity import Pruning
@@ -87,6 +88,7 @@ def _check(cfg: DictConfig) -> None:
     """What can be refused before a model is loaded."""
     Ending(cfg.objective.max_new_tokens)
     build_search.check_lookup(cfg)
+    check_given(cfg, is_used=cfg.objective.name in NEEDS_COSTS)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
     if cfg.objective.get("tune_stop"):
         variants(build.stop(cfg))

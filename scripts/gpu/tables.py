@@ -68,6 +68,7 @@ def as_group(name: str, table: CostTable, machine: dict[str, Any]) -> str:
     """A file for `conf/costs/`: `costs=h100/NAME` then searches for this device anywhere."""
     settings = {
         "name": name,
+        "device": machine.get("device", machine["cpu"]),
         "path": None,
         "refresh": False,
         "contexts": list(table.contexts),
@@ -76,12 +77,11 @@ def as_group(name: str, table: CostTable, machine: dict[str, Any]) -> str:
         "table": table.as_dict(),
     }
     body = "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
-    where = machine.get("device", machine["cpu"])
     versions = f"torch {machine['torch']}, transformers {machine['transformers']}"
     return (
         "# @package costs\n"
-        f"# Choose this to search on any machine for {where}: measured there by scripts/check_gpu.sh, with graphs,\n"
-        f"# in bfloat16, random weights of {name}'s shape ({versions}).\n{body}\n"
+        f"# Choose this to search on any machine for {name} on this device. Measured there by scripts/check_gpu.sh,\n"
+        f"# with graphs, in bfloat16, with random weights of this shape ({versions}).\n{body}\n"
     )
 
 

@@ -1,0 +1,69 @@
+"""A cost table of another device, given by the configuration (`costs=h100/NAME`): what it can and cannot be used for.
+
+Nothing of it may be measured on this machine: a table of two machines' seconds would predict the speed of neither.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from omegaconf import DictConfig, OmegaConf
+
+from search.cost import CostTable
+from selfspec.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def given_table(cfg: DictConfig) -> CostTable | None:
+    """The table in the configuration; None: the costs are this machine's."""
+    if not cfg.costs.get("table"):
+        return None
+    table = OmegaConf.to_container(cfg.costs.table)
+    assert isinstance(table, dict)
+    return CostTable.of({str(key): value for key, value in table.items()})
+
+
+def check_given(cfg: DictConfig, *, is_used: bool) -> None:
+    """Refuse, before a model is loaded, a search that the given table does not know the costs of.
+
+    Warns where it is of a model of another name, and where the finals would race on another device than it is of.
+
+    Raises:
+        InputError: if the objective does not use costs, or drafts have parts that the table lacks.
+    """
+    table = given_table(cfg)
+    if table is None:
+        return
+    if not is_used:
+        raise InputError(f"{_of(cfg)} has no effect: objective={cfg.objective.name} uses no costs; leave it out")
+    check_parts(cfg, table, has_maps=cfg.draft.kind in ("linear", "lowrank"), has_head=cfg.head.n is not None)
+    if cfg.costs.name != cfg.model.name:
+        log.warning("%s; the run's model is %s: right only if both have the same shape", _of(cfg), cfg.model.name)
+    if cfg.finals.top:
+        log.warning("%s, but the finals race by this machine's clock; finals.top=0 leaves them out", _of(cfg))
+
+
+def check_parts(cfg: DictConfig, table: CostTable, *, has_maps: bool, has_head: bool) -> None:
+    """Refuse drafts whose parts the given table holds no seconds of.
+
+    Raises:
+        InputError: for the first such part.
+    """
+    is_rounded = cfg.precision != "same"
+    knows_rounded = any((table.attn_saved_s, table.mlp_saved_s, table.head_saved_s))
+    for part, is_wanted, is_known in (
+        (f"draft={cfg.draft.kind}", has_maps, table.map_s > 0),
+        (f"head.n={cfg.head.n}", has_head, table.head_saved_s != 0),
+        (f"precision={cfg.precision}", is_rounded, knows_rounded),
+    ):
+        if is_wanted and not is_known:
+            raise InputError(
+                f"{_of(cfg)}, and does not hold what {part} costs there; leave {part} out, or measure on that device "
+                "with costs=default"
+            )
+
+
+def _of(cfg: DictConfig) -> str:
+    device = cfg.costs.get("device") or "another device"
+    return f"the cost table is {cfg.costs.name}'s on {device}"
