@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,13 +12,12 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
-from selfspec.decode import Criterion, Ending, autoregress, speculate
-from selfspec.draft import Drafter
+from selfspec.decode import Criterion, Ending, autoregress
 from selfspec.errors import InputError, unknown_name
 from selfspec.model import Decoder
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, StopState
+from selfspec.speculator import Speculator
 from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult, Finish
 
@@ -88,37 +86,35 @@ class DraftArm:
     name: str
     skip: SkipSet | None
     stop: str | None
-    policy: StopPolicy
-    drafter: Drafter
-    draft: str | None = None
-    lookup: str | None = None
-    memory: int | None = None  # tokens that prompt lookup searches beside the row's own
-    states: list[StopState] = field(default_factory=list)  # of each row, as the last batch that had it left them
+    speculator: Speculator
     is_lossless: ClassVar[bool] = True
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Arm`."""
-        skip = None if self.skip is None else str(self.skip)
-        return {"skip": skip, "stop": self.stop, "draft": self.draft, "lookup": self.lookup, "memory": self.memory}
+        """See `Arm`. `memory`: tokens that prompt lookup searches beside the row's own."""
+        spec = self.speculator.spec
+        memory = None if spec.plan.memory is None or not spec.lookup else len(spec.plan.memory)
+        draft = None if spec.lookup == "only" else str(spec.plan)
+        own = {"drafter": dict(spec.drafter)} if spec.drafter else {}
+        own |= {"tree": spec.tree.to_dict()} if spec.tree else {}
+        return {
+            "skip": None if self.skip is None else str(self.skip),
+            "stop": self.stop,
+            "draft": draft,
+            "lookup": spec.lookup,
+            "memory": memory,
+            **own,
+        }
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
-        last = self.states[-1] if self.states else None
-        before = chain(self.states, repeat(last))
-        states = [self.policy.begin(after) for _, after in zip(prompts, before, strict=False)]
-        results = speculate(
-            self.decoder,
+        return self.speculator(
             prompts,
-            drafter=self.drafter,
-            stops=states,
             ending=self.ending,
             sampling=self.sampling,
             first_row=first_row,
             stopwatch=self.stopwatch,
         )
-        self.states[: len(states)] = states
-        return results
 
 
 @dataclass(slots=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,19 @@ from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
 from selfspec import provenance, records
 from selfspec.decode import Ending
-from selfspec.draft import Drafter, ModelDraft
 from selfspec.errors import InputError
 from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
-from selfspec.lookup import LookupDraft, Memory
-from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
-from selfspec.planfile import NAME as PLAN
-from selfspec.planfile import load_plan
 from selfspec.prompt import Prompt, encode, ends_with_any
 from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
 from selfspec.skipfile import NAME as SKIP_SET
-from selfspec.skipfile import load_skip_set
+from selfspec.spec import DraftSpec
+from selfspec.specfile import load_spec, read_draft
 from selfspec.stop import Paying, StopPolicy, StopRule
+from selfspec.targets import TARGET
 from selfspec.tasks.base import Example, Part, select
+from selfspec.tree_shapes import TreeShape
 
 log = logging.getLogger(__name__)
 
@@ -164,47 +161,82 @@ def stop_name(policy: StopPolicy) -> str:
     return type(policy).__name__.lower()
 
 
-def skip(text: str, n_layers: int) -> SkipSet:
-    """The skip set that was asked for: written out, a file, the folder of a search, published, or `none`."""
-    if "/" in text or text.endswith((".yaml", ".yml")) or os.path.exists(os.path.expanduser(text)):
-        return load_skip_set(text, n_layers=n_layers)
-    return SkipSet.parse(text, n_layers)
-
-
 def sampling(cfg: DictConfig) -> Sampling:
     """How tokens are chosen."""
     settings = {key: value for key, value in cfg.sampling.items() if key != "sample_draft"}
     return Sampling(**settings)
 
 
-def plan(text: str, loaded: Loaded) -> DraftPlan:
-    """The plan that was asked for: that of a search or of a file, or the plain one of a skip set."""
-    path = os.path.expanduser(text)
-    if os.path.isfile(os.path.join(path, PLAN)) or os.path.basename(path) == PLAN:
-        return load_plan(path, loaded.decoder, loaded.facts)
-    return DraftPlan.of(skip(text, loaded.decoder.n_layers))
+def own_drafter(cfg: DictConfig) -> dict[str, Any] | None:
+    """The user's drafter that `cfg.drafter` names, with its settings; None: the built-in one."""
+    return _drafter_of(cfg.get("drafter"))
 
 
-def drafter(cfg: DictConfig, decoder: Decoder, plan: DraftPlan, policy: StopPolicy, *, lookup: str | None) -> Drafter:
-    """The draft of a plan, as the run samples and as the stop rule needs it, alone or behind prompt lookup.
+def drafter_by_name(name: str) -> dict[str, Any] | None:
+    """The drafter of that name, with the settings of its file; None: the built-in one."""
+    return _drafter_of(option("drafter", name))
+
+
+def _drafter_of(settings: DictConfig | None) -> dict[str, Any] | None:
+    if settings is None or not settings.get(TARGET):
+        return None
+    found = OmegaConf.to_container(settings, resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items() if key != "name"}
+
+
+def tree(cfg: DictConfig) -> TreeShape | None:
+    """The shape of the run's drafts; None: chains."""
+    return _tree_of(cfg.get("tree"))
+
+
+def tree_by_name(name: str) -> TreeShape | None:
+    """The shape of that name, with the settings of its file; None: chains."""
+    return _tree_of(option("tree", name))
+
+
+def _tree_of(settings: DictConfig | None) -> TreeShape | None:
+    if settings is None or not settings.get(TARGET):
+        return None
+    found: TreeShape = instance(settings)
+    return found
+
+
+def plan(draft: str, loaded: Loaded) -> DraftPlan:
+    """The plan of the draft that was asked for; see `spec`."""
+    return read_draft(draft, loaded.decoder, loaded.facts)[0]
+
+
+def spec(
+    cfg: DictConfig,
+    draft: str,
+    loaded: Loaded,
+    policy: StopPolicy,
+    *,
+    lookup: str | None,
+    drafter: Mapping[str, Any] | None,
+    tree: TreeShape | None = None,
+) -> DraftSpec:
+    """The draft that was asked for, as the run samples.
 
     Args:
         cfg: of the run.
-        decoder: the model.
-        plan: of the draft.
+        draft: a skip set, the file of one or of a plan, the folder of a search, a published name, or `none`.
+        loaded: the model.
         policy: the stop rule.
-        lookup: `front`: before the draft; `only`: instead of it; None: none. It searches the plan's memory as well.
+        lookup: `front`: prompt lookup before the draft; `only`: instead of it; None: none.
+        drafter: a user's own; None: that of the draft's file, or else the built-in one.
+        tree: the shape of the draft; None: that of the draft's file, or else a chain.
 
     Raises:
-        InputError: for any other lookup.
+        InputError: if there is no such draft, or any other lookup.
     """
-    memory = Memory.of(plan.memory)
-    if lookup == "only":
-        return LookupDraft(memory=memory)
-    if lookup not in (None, "front"):
-        raise InputError(f"lookup={lookup}; it is front (before the draft), only (instead of it) or null")
-    draft = ModelDraft(decoder.bind(plan), cfg.sampling.sample_draft, policy.needs_confidence)
-    return LookupDraft(draft, memory=memory) if lookup else draft
+    found = load_spec(draft, loaded.decoder, loaded.facts, stop=policy)
+    asked: dict[str, Any] = {"lookup": lookup, "sample_draft": cfg.sampling.sample_draft}
+    asked |= {"lookup_settings": {}} if lookup is None else {}
+    asked |= {"drafter": drafter} if drafter or lookup == "only" else {}
+    asked |= {"tree": tree} if tree or drafter or lookup == "only" else {}
+    return replace(found, **asked)
 
 
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:

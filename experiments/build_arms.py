@@ -22,23 +22,27 @@ from experiments.setup import ALL
 from search import tune
 from search.chains import Chains
 from search.cost import CostTable, check
-from search.drafts import Text, continued, drafts, remembered
+from search.drafts import Text, continued, heads, remembered
 from search.fits import Fits, observe
 from search.reference import ReferenceBatch, refer
 from search.replay import draft_everything, looked_up
+from selfspec.build_drafter import lookup_of
 from selfspec.decode import Ending
 from selfspec.errors import InputError
 from selfspec.load import Loaded
-from selfspec.lookup import LookupDraft, Memory
 from selfspec.plan import PLAIN as SKIP
 from selfspec.plan import DraftPlan
 from selfspec.quantised import check_kernel
-from selfspec.stop import Optimal, StopPolicy
+from selfspec.spec import DraftSpec
+from selfspec.speculator import Speculator
+from selfspec.stop import Optimal
+from selfspec.targets import TARGET
 from selfspec.timing import Stopwatch
+from selfspec.tree_shapes import TreeShape
 
 log = logging.getLogger(__name__)
 
-KEYS = ("skip", "stop", "lookup", "draft", "head", "precision", "memory", "tune_stop", "draft_only")
+KEYS = ("skip", "stop", "lookup", "drafter", "tree", "draft", "head", "precision", "memory", "tune_stop", "draft_only")
 N_TUNED_ON = 8  # prompts that a stop rule is tuned on, and no draft is fitted on; chosen, not tuned
 
 
@@ -59,30 +63,32 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
             found.append(GenerateArm(*common, name=name, settings=_generate(cfg, name, settings)))
             continue
         _check(name, settings)
-        plan = _plan(settings, loaded, calibration)
+        own, draft = str(cfg.skip), str(settings.get("skip", "none"))
         if settings.get("draft_only"):
+            plan = _changed(build.plan(draft, loaded), settings, calibration)
             found.append(DraftOnlyArm(*common, name=name or "draft alone", plan=plan))
             continue
-        own, draft = str(cfg.skip), str(settings.get("skip", "none"))
         lookup = settings.get("lookup", cfg.lookup)
         if lookup == "searched":
             lookup = build.searched(draft if "lookup" in settings else own).get("lookup")
         asked = settings.get("stop")
         policy = build.stop(cfg, own) if asked is None else build.stop_by_name(asked, draft)
+        drafter = _drafter(cfg, settings, lookup)
+        tree = _tree(cfg, settings, lookup, drafter)
+        spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
+        spec = replace(spec, plan=_changed(spec.plan, settings, calibration))
+        if not tune.is_priced(spec):
+            spec = calibration.priced(spec)
         if settings.get("tune_stop"):
-            policy = calibration.tuned(name, policy, plan, lookup)
-        rule, skip = build.stop_name(policy), plan.skip
+            spec = replace(spec, stop=calibration.tuned(name, spec))
+        rule = build.stop_name(spec.stop)
         found.append(
             DraftArm(
                 *common,
-                name=name or (f"skip {len(skip)}, {rule}" if len(skip) else f"skip nothing, {rule}"),
-                skip=skip,
+                name=name or f"{_in_short(spec)}, {rule}",
+                skip=spec.skip,
                 stop=rule,
-                policy=policy,
-                drafter=build.drafter(cfg, loaded.decoder, plan, policy, lookup=lookup),
-                draft=None if lookup == "only" else str(plan),
-                lookup=lookup,
-                memory=None if plan.memory is None or not lookup else len(plan.memory),
+                speculator=Speculator(loaded.decoder, spec),
             )
         )
     names = [a.name for a in found]
@@ -124,7 +130,7 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
             f"arms.{name} has {sorted(map(str, settings))}; an arm has a skip or a lookup and, if they are not the "
             f"run's or the plan's, any of {', '.join(KEYS[1:])}; or it has generate alone"
         )
-    idle = [key for key in ("stop", "lookup", "tune_stop") if key in settings]
+    idle = [key for key in ("stop", "lookup", "drafter", "tree", "tune_stop") if key in settings]
     if settings.get("draft_only") and idle:
         raise InputError(f"arms.{name} has draft_only, which nothing verifies; leave out its {', '.join(idle)}")
 
@@ -140,9 +146,32 @@ def _generate(cfg: DictConfig, name: str, settings: Mapping[str, Any]) -> dict[s
     return generation(name, asked, batch=cfg.batch)
 
 
-def _plan(settings: Mapping[str, Any], loaded: Loaded, calibration: Calibration) -> DraftPlan:
+def _drafter(cfg: DictConfig, settings: Mapping[str, Any], lookup: str | None) -> dict[str, Any] | None:
+    """The user's drafter of an arm: its own, or the run's where the arm drafts at all."""
+    if "drafter" in settings:
+        return build.drafter_by_name(str(settings["drafter"]))
+    is_copy = lookup == "only" and "lookup" in settings
+    return None if is_copy else build.own_drafter(cfg)
+
+
+def _tree(
+    cfg: DictConfig, settings: Mapping[str, Any], lookup: str | None, drafter: Mapping[str, Any] | None
+) -> TreeShape | None:
+    """The shape of an arm's drafts: its own, or the run's where the built-in drafter drafts."""
+    if "tree" in settings:
+        return build.tree_by_name(str(settings["tree"]))
+    return None if drafter or lookup == "only" else build.tree(cfg)
+
+
+def _in_short(spec: DraftSpec) -> str:
+    """What an arm without a name does: `skip 5`, or the class of the user's drafter."""
+    if spec.drafter:
+        return str(spec.drafter[TARGET]).rpartition(".")[2]
+    return f"skip {len(spec.skip)}" if len(spec.skip) else "skip nothing"
+
+
+def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibration) -> DraftPlan:
     """The plan that an arm names, with what it has in the place of the plan's own."""
-    plan = build.plan(str(settings.get("skip", "none")), loaded)
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
     if kind is not None:
         d = option("draft", kind)
@@ -183,11 +212,10 @@ class Calibration:
         """Of bridges."""
         return Fits(observe(self._decoder, self.texts, n_tokens=self._cfg.calibration.n_tokens))
 
-    def head(self, n: int) -> Tensor | None:
+    def head(self, n: int) -> Tensor:
         """The `n` tokens that a draft's head should score."""
         build.check_count("head", n)
-        n_tokens = self._cfg.calibration.n_tokens
-        return drafts(self._decoder, self.texts, kind=SKIP, merge=True, rank=None, n_tokens=n_tokens, n_scored=n).head
+        return heads(self._decoder, self.texts, [n])[n]
 
     def memory(self, n: int) -> Tensor:
         """`n` tokens of the texts' answers, for prompt lookup to search as well; fewer where there are no more."""
@@ -205,24 +233,32 @@ class Calibration:
         """What a stop rule is tuned on."""
         return refer(self._decoder, self.prompts[:N_TUNED_ON], ending=Ending(self._cfg.max_new_tokens))
 
-    def tuned(self, name: str, rule: StopPolicy, plan: DraftPlan, lookup: str | None) -> Optimal:
-        """The rule with the measured costs of a plan's draft, and its calibration from confidence to acceptance.
+    def priced(self, spec: DraftSpec) -> DraftSpec:
+        """A spec whose tree has the measured costs of its draft."""
+        repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
+        ((_, draft_cost),) = check(self._decoder, self.costs, [spec.plan], repeats=repeats, stopwatch=watch)
+        context = len(self.prompts[0])
+        return tune.priced(spec, draft_cost=draft_cost, costs=self.costs, context=context)
+
+    def tuned(self, name: str, spec: DraftSpec) -> Optimal:
+        """The rule of a spec with the measured costs of its draft, and its calibration from confidence to acceptance.
 
         Raises:
             InputError: for a rule that has no costs, and a draft that has none.
         """
-        if not isinstance(rule, Optimal) or lookup == "only":
+        rule, plan = spec.stop, spec.plan
+        if not isinstance(rule, Optimal) or spec.lookup == "only" or not spec.is_plan:
             raise InputError(
                 f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="
-                f"{build.stop_name(rule)}, lookup={lookup}; leave tune_stop out"
+                f"{build.stop_name(rule)}, lookup={spec.lookup}; leave tune_stop out"
             )
         repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
         ((_, draft_cost),) = check(self._decoder, self.costs, [plan], repeats=repeats, stopwatch=watch)
         forward, everywhere = self._decoder.bind(plan), []
-        memory = Memory.of(plan.memory)
+        lookup = lookup_of(spec)
         for batch in self.references:
             chains = Chains(forward, batch, max_draft=rule.max_draft)
-            copied = looked_up(batch.references, LookupDraft(memory=memory)) if lookup else {}
+            copied = looked_up(batch.references, lookup) if lookup else {}
             draft_everything(chains, rule, copied=copied)
             everywhere.append(chains)
         found = tune.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)

@@ -5,39 +5,43 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
-from experiments.build import check_count, instance, stop
+from experiments.build import check_count, instance, own_drafter, stop, tree
+from experiments.build_space import choices, searched
 from experiments.composing import option, options
 from experiments.given_costs import check_parts, given_table
-from search.constraints import Constraints
 from search.cost import FORM, CostTable, measure, measure_drafts
-from search.drafts import Drafts, continued
-from search.drafts import drafts as make_drafts
+from search.draft_costs import DraftCosts
+from search.drafts import FULL, Drafts, check_dimensions, continued, heads, remembered
 from search.expected import ReplayObjective, accepted_fraction, expected_speedup
+from search.fits import Fits, observe
 from search.matchness import Matchness
 from search.objective import Objective, TokensPerSecond
 from search.reference import BATCH_STARTS, Reference, ReferenceBatch, refer
-from search.shared import Sharing
+from search.shared import Sharing, agree, open_storage
 from search.space import Space
 from search.study import SearchStudy
 from selfspec import provenance, records
 from selfspec.decode import Ending
 from selfspec.errors import InputError, unknown_name
 from selfspec.load import Loaded
-from selfspec.lookup import LookupDraft, Memory
 from selfspec.model import Decoder
 from selfspec.plan import PLAIN, Precision
 from selfspec.quantised import check_kernel
 from selfspec.skip import SkipSet
+from selfspec.targets import TARGET, find_class
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
+NEEDS_COSTS = ("expected_speedup", "acceptance")
 _REPLAYED = {"expected_speedup": (expected_speedup, "x plain decoding"), "acceptance": (accepted_fraction, "accepted")}
 
 
@@ -55,23 +59,6 @@ def data_sets(cfg: DictConfig) -> list[DictConfig]:
         other.data = option("data", name)
         found.append(other)
     return found
-
-
-def constraints(cfg: DictConfig, loaded: Loaded, table: CostTable | None, made: Drafts) -> Constraints:
-    """What a skip set must be; caps are on the drafts that sets stand for."""
-    settings: dict[str, Any] = {str(k): v for k, v in cfg.constraints.items()}
-    decoder = loaded.decoder
-    if settings["max_cost"] is not None:
-        if table is None:
-            raise InputError(
-                f"constraints.max_cost={settings['max_cost']} needs a cost table, which objective={cfg.objective.name} "
-                "does not measure; use objective=expected_speedup"
-            )
-        settings["cost"] = cache(lambda skip: table.draft_cost(made.outline(skip), table.contexts[0]))
-    if settings["max_memory"] is not None:
-        whole = decoder.weight_bytes(SkipSet(decoder.n_layers))
-        settings["memory"] = cache(lambda skip: decoder.weight_bytes(made.outline(skip)) / whole)
-    return Constraints(**settings)
 
 
 def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
@@ -109,85 +96,156 @@ def check_lookup(cfg: DictConfig) -> None:
     """Refuse a lookup that a search has no use for, and a memory that nobody would look in."""
     if cfg.lookup not in (None, "front"):
         raise InputError(f"lookup={cfg.lookup}; in a search it is front (before the draft) or null")
-    if cfg.memory and not cfg.lookup:
+    if cfg.memory and not any(choices(cfg, "lookup", cfg.lookup)):
         raise InputError(f"memory={cfg.memory} is for prompt lookup to look in; set lookup=front, or leave memory out")
     check_count("memory", cfg.memory)
 
 
-def lookup(cfg: DictConfig, drafts: Drafts) -> LookupDraft | None:
-    """Prompt lookup in front of every draft of the search; None: none."""
-    return LookupDraft(memory=Memory.of(drafts.memory)) if cfg.lookup else None
+def check_drafter(cfg: DictConfig) -> None:
+    """Refuse an objective that replays drafts for a drafter that cannot be, and a shape for one that has its own.
+
+    Raises:
+        InputError: if that was asked for.
+    """
+    drafter, shape = own_drafter(cfg), tree(cfg)
+    if drafter and shape:
+        raise InputError(f"drafter={drafter[TARGET]} drafts as it likes; leave tree out")
+    timed = cfg.objective.name == "tokens_per_second"
+    is_replayable = not drafter or getattr(find_class(str(drafter[TARGET]), method="propose"), "is_replayable", False)
+    if not timed and not is_replayable:
+        raise InputError(
+            f"drafter={(drafter or {})[TARGET]} cannot be replayed, as objective={cfg.objective.name} does; use "
+            "objective=tokens_per_second"
+        )
+    if timed and not getattr(shape, "is_priced", True):
+        raise InputError(
+            "tree=best_first takes its costs from a table, which objective=tokens_per_second does not measure; give "
+            "tree.draft_cost and tree.verify_cost"
+        )
+    if (drafter or shape) and (cfg.objective.name == "matchness" or cfg.objective.get("tune_stop")):
+        what = "objective=matchness scores" if cfg.objective.name == "matchness" else "objective.tune_stop is for"
+        raise InputError(f"{what} chains of the built-in drafter; leave {'drafter' if drafter else 'tree'} out")
+
+
+def _kinds(cfg: DictConfig) -> list[str]:
+    """The bridges that a draft of the search may have."""
+    return choices(cfg, "draft", cfg.draft.kind)
+
+
+def _sizes(cfg: DictConfig, name: str, own: int | None, *others: int) -> list[int]:
+    """The sizes that a head or a memory of the search may have; the whole and none are no sizes."""
+    found = [n for n in (*choices(cfg, name, own), *others) if n not in (None, 0, FULL)]
+    for n in found:
+        check_count(name, n)
+    return list(dict.fromkeys(found))
+
+
+def _heads(cfg: DictConfig) -> list[int]:
+    return _sizes(cfg, "head", cfg.head.n, *(cfg.head.others if cfg.head.n is not None else ()))
 
 
 def needs_texts(cfg: DictConfig) -> bool:
     """Whether the drafts are made of what the full model says: calibration prompts beyond those of the search."""
-    return cfg.draft.kind != PLAIN or cfg.head.n is not None or cfg.memory is not None
+    return set(_kinds(cfg)) != {PLAIN} or bool(_heads(cfg) or _sizes(cfg, "memory", cfg.memory))
 
 
 def is_plain(cfg: DictConfig) -> bool:
     """Whether a draft is nothing but the model without its skip set: no plan is needed to tell what it is."""
-    return not needs_texts(cfg) and cfg.precision == "same"
+    return not needs_texts(cfg) and choices(cfg, "precision", cfg.precision) == ["same"]
 
 
 def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Drafts:
-    """What a skip set means in this run; `prompts` are those that no draft is judged on.
+    """What a point means in this run; `prompts` are those that no draft is judged on.
 
     Raises:
-        InputError: if there are none and the drafts are made of them.
+        InputError: if there are none and the drafts are made of them, or a dimension has a value that cannot be.
     """
-    if cfg.precision not in get_args(Precision):
-        raise unknown_name("precision", cfg.precision, list(get_args(Precision)))
-    if cfg.precision != "same":
-        check_kernel(cfg.precision, loaded.decoder.device)
-    if not needs_texts(cfg):
-        return Drafts(precision=cfg.precision)
-    if not prompts:
+    for precision in choices(cfg, "precision", cfg.precision):
+        if precision not in get_args(Precision):
+            raise unknown_name("precision", str(precision), list(get_args(Precision)))
+        if precision != "same":
+            check_kernel(precision, loaded.decoder.device)
+    if needs_texts(cfg) and not prompts:
         raise InputError(
             f"draft={cfg.draft.kind}, head.n={cfg.head.n} and memory={cfg.memory} are made from calibration prompts "
             "beyond those of the search and its finals, and none are left; give data with more of them, as by "
             "data.calibration_n where it has that"
         )
+    d = cfg.draft
+    made = Drafts(
+        stop(cfg),
+        d.kind,
+        merge=d.merge,
+        rank=d.rank,
+        head=cfg.head.n,
+        precision=cfg.precision,
+        lookup=cfg.lookup,
+        memory=cfg.memory,
+        drafter=own_drafter(cfg),
+        tree=tree(cfg),
+        other_heads=tuple(cfg.head.others) if cfg.head.n is not None else (),
+    )
+    if not needs_texts(cfg):
+        check_dimensions(made, searched(cfg))
+        return made
     c = cfg.calibration
     check_count("calibration.n_tokens", c.n_tokens)
     check_count("head.n", cfg.head.n)
-    n_tokens = max(c.n_tokens, cfg.memory or 0)
+    memories = _sizes(cfg, "memory", cfg.memory)
+    n_tokens = max(c.n_tokens, *memories, 0)
     texts = continued(loaded.decoder, prompts, max_new_tokens=c.max_new_tokens, n_tokens=n_tokens)
-    d = cfg.draft
-    return make_drafts(
-        loaded.decoder,
-        texts,
-        kind=d.kind,
-        merge=d.merge,
-        rank=d.rank,
-        n_tokens=c.n_tokens,
-        n_scored=cfg.head.n,
-        other_sizes=tuple(cfg.head.others),
-        precision=cfg.precision,
-        n_remembered=cfg.memory,
+    made = replace(
+        made,
+        fits=None if set(_kinds(cfg)) == {PLAIN} else Fits(observe(loaded.decoder, texts, n_tokens=c.n_tokens)),
+        heads=heads(loaded.decoder, texts, _heads(cfg)),
+        memories={n: remembered(texts, n) for n in memories},
     )
+    check_dimensions(made, searched(cfg))
+    return made
 
 
-def draft_costs(cfg: DictConfig, loaded: Loaded, table: CostTable, made: Drafts) -> CostTable:
-    """The table with what these drafts' bridges and head cost, and what their precision saves.
+def draft_costs(cfg: DictConfig, loaded: Loaded, made: Drafts, *, resumed: Path | None) -> DraftCosts | None:
+    """What the drafts of the run cost; None where the objective takes the time itself.
+
+    Args:
+        cfg: of the run.
+        loaded: the model.
+        made: what a point is drafted with.
+        resumed: the file in which the run that goes on has its tables.
 
     Raises:
-        InputError: if the table is another device's and lacks one of these; they are not measured here then.
+        InputError: if the table is another device's and lacks a part of these drafts, which is not measured here then.
     """
-    has_maps = made.kind in ("linear", "lowrank")
-    if not has_maps and made.head is None and made.precision == "same":
+
+    def measured(table: CostTable, name: str, head: Tensor | None, precision: Precision, has_maps: bool) -> CostTable:
+        if given_table(cfg) is not None:
+            check_parts(cfg, table, has_maps=has_maps, has_head=head is not None, is_rounded=precision != "same")
+        elif has_maps or head is not None or precision != "same":
+            watch, repeats = Stopwatch(loaded.decoder.device), cfg.costs.repeats
+            settings: dict[str, Any] = {"head": head, "precision": precision, "repeats": repeats, "stopwatch": watch}
+            table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)
+        if cfg.storage:  # values of different tables could not be compared
+            where = f"{cfg.name} costs" + (f", {name}" if name else "")
+            table = CostTable.of(agree(open_storage(cfg.storage), where, table.as_dict()))
         return table
-    if given_table(cfg) is not None:
-        check_parts(cfg, table, has_maps=has_maps, has_head=made.head is not None)
-        return table
-    return measure_drafts(
-        loaded.decoder,
-        table,
-        has_maps=has_maps,
-        head=made.head,
-        precision=made.precision,
-        repeats=cfg.costs.repeats,
-        stopwatch=Stopwatch(loaded.decoder.device),
+
+    n_layers = loaded.decoder.n_layers
+    own = made.outline(Space(n_layers, dimensions=searched(cfg)).point(SkipSet(n_layers)))
+    is_known = resumed is not None and resumed.exists()
+    if resumed is not None and is_known:
+        table = CostTable.read(resumed)
+    elif cfg.objective.name in NEEDS_COSTS:
+        table, *_ = costs(cfg, loaded)
+        has_maps = bool({"linear", "lowrank"} & set(_kinds(cfg)))
+        table = measured(table, "", own.head, own.precision, has_maps)
+    else:
+        return None
+    found = DraftCosts(
+        table, own=own, measure=lambda name, head, precision: measured(table, name, head, precision, False)
     )
+    if resumed is not None and is_known:
+        found.recall(resumed)
+    return found
 
 
 def references(cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]]) -> list[ReferenceBatch]:
@@ -203,7 +261,7 @@ def objective(
     calibration: Sequence[Sequence[int]],
     *,
     drafts: Drafts,
-    table: CostTable | None,
+    costs: DraftCosts | None,
 ) -> Objective:
     """What the search maximises.
 
@@ -211,21 +269,21 @@ def objective(
         cfg: of the run.
         loaded: the model.
         calibration: token ids of the prompts.
-        drafts: what a skip set means.
-        table: what drafts cost; None where the objective takes the time itself.
+        drafts: what a point is drafted with.
+        costs: of drafts; None where the objective takes the time itself.
     """
     o, decoder = cfg.objective, loaded.decoder
-    policy, watch, behind = stop(cfg), Stopwatch(decoder.device), lookup(cfg, drafts)
+    watch = Stopwatch(decoder.device)
     if o.name == "tokens_per_second":
-        return TokensPerSecond(decoder, calibration, policy, o.max_new_tokens, watch, drafts, behind)
+        return TokensPerSecond(decoder, calibration, o.max_new_tokens, watch, drafts)
     batches = references(cfg, loaded, calibration)
     if o.name == "matchness":
         return Matchness(decoder, batches, watch, drafts)
     if o.name not in _REPLAYED:
         raise unknown_name("objective", o.name, options("objective"))
-    assert table is not None
+    assert costs is not None
     value, unit = _REPLAYED[o.name]
-    return ReplayObjective(o.name, unit, value, decoder, batches, policy, table, watch, drafts, o.tune_stop, behind)
+    return ReplayObjective(o.name, unit, value, decoder, batches, costs, watch, drafts, o.tune_stop)
 
 
 def computed_sets(
@@ -265,6 +323,10 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
     identity |= {"lookup": cfg.lookup} if cfg.lookup else {}
     identity |= {"precision": cfg.precision} if cfg.precision != "same" else {}
     identity |= {"memory": str(cfg.memory)} if cfg.memory else {}
+    drafter = own_drafter(cfg)
+    identity |= {"drafter": provenance.digest(str(drafter))} if drafter else {}
+    shape = tree(cfg)
+    identity |= {"tree": provenance.digest(str(shape.to_dict()))} if shape else {}
     sampler = instance(cfg.searcher.sampler)
     make_sampler = sampler if sets is None else partial(sampler, sets=sets)
     where: dict[str, Any] = {"journal": journal}

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments import build
+from selfspec.build_drafter import build_drafter
 from selfspec.decode import Ending, Kind, autoregress, speculate
 from selfspec.errors import InputError
 from selfspec.exactness import compare
@@ -36,9 +37,11 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         max_new_tokens=cfg.max_new_tokens,
     )
     policy, how, ending = build.stop(cfg, str(cfg.skip)), build.sampling(cfg), build.ending(cfg, loaded)
-    chosen = build.plan(str(cfg.skip), loaded)
     lookup = build.searched(str(cfg.skip)).get("lookup") if cfg.lookup == "searched" else cfg.lookup
-    drafter = build.drafter(cfg, decoder, chosen, policy, lookup=lookup)
+    chosen = build.spec(
+        cfg, str(cfg.skip), loaded, policy, lookup=lookup, drafter=build.own_drafter(cfg), tree=build.tree(cfg)
+    )
+    drafter = build_drafter(chosen, decoder)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
     speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
@@ -62,7 +65,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         console.print(legend.append(" · ", "default").append("bonus", STYLES["bonus"]))
     say(_speed("draft and verify", result))
     say(
-        f"  skip={chosen}, stop={build.stop_name(policy)}: "
+        f"  skip={chosen.plan}, stop={build.stop_name(policy)}: "
         f"acceptance {acceptance(result.accepted, result.drafted):.3f}, "
         f"{tokens_per_round(result.accepted, len(result.rounds)):.2f} tokens per round"
     )

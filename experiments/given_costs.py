@@ -9,7 +9,9 @@ import logging
 
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.build_space import choices
 from search.cost import CostTable
+from search.drafts import FULL
 from selfspec.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -37,30 +39,35 @@ def check_given(cfg: DictConfig, *, is_used: bool) -> None:
         return
     if not is_used:
         raise InputError(f"{_of(cfg)} has no effect: objective={cfg.objective.name} uses no costs; leave it out")
-    check_parts(cfg, table, has_maps=cfg.draft.kind in ("linear", "lowrank"), has_head=cfg.head.n is not None)
+    check_parts(
+        cfg,
+        table,
+        has_maps=bool({"linear", "lowrank"} & set(choices(cfg, "draft", cfg.draft.kind))),
+        has_head=bool(set(choices(cfg, "head", cfg.head.n)) - {None, FULL}),
+        is_rounded=choices(cfg, "precision", cfg.precision) != ["same"],
+    )
     if cfg.costs.name != cfg.model.name:
         log.warning("%s; the run's model is %s: right only if both have the same shape", _of(cfg), cfg.model.name)
     if cfg.finals.top:
         log.warning("%s, but the finals race by this machine's clock; finals.top=0 leaves them out", _of(cfg))
 
 
-def check_parts(cfg: DictConfig, table: CostTable, *, has_maps: bool, has_head: bool) -> None:
+def check_parts(cfg: DictConfig, table: CostTable, *, has_maps: bool, has_head: bool, is_rounded: bool) -> None:
     """Refuse drafts whose parts the given table holds no seconds of.
 
     Raises:
         InputError: for the first such part.
     """
-    is_rounded = cfg.precision != "same"
     knows_rounded = any((table.attn_saved_s, table.mlp_saved_s, table.head_saved_s))
-    for part, is_wanted, is_known in (
-        (f"draft={cfg.draft.kind}", has_maps, table.map_s > 0),
-        (f"head.n={cfg.head.n}", has_head, table.head_saved_s != 0),
-        (f"precision={cfg.precision}", is_rounded, knows_rounded),
+    for part, setting, is_wanted, is_known in (
+        ("a bridge with a matrix costs", "draft=linear and lowrank", has_maps, table.map_s > 0),
+        ("a trimmed head saves", "head", has_head, table.head_saved_s != 0),
+        ("rounded weights save", "precision", is_rounded, knows_rounded),
     ):
         if is_wanted and not is_known:
             raise InputError(
-                f"{_of(cfg)}, and does not hold what {part} costs there; leave {part} out, or measure on that device "
-                "with costs=default"
+                f"{_of(cfg)} and does not hold what {part} there; leave {setting} out, or search on that device with "
+                "costs=default"
             )
 
 

@@ -44,7 +44,10 @@ def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
     except InputError:  # a rule that is not to be had here is not the arm's
         return False
     rules = [rule, rule.rule] if isinstance(rule, Paying) else [rule]
-    return isinstance(arm, DraftArm) and arm.policy in rules and arm.lookup == body.get("lookup")
+    if not isinstance(arm, DraftArm):
+        return False
+    spec = arm.speculator.spec
+    return spec.stop in rules and spec.lookup == body.get("lookup")
 
 
 def promised(draft: str) -> float | None:

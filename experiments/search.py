@@ -12,12 +12,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build, build_search, figures, so_far
+from experiments import build, build_search, build_space, figures, so_far
 from experiments.finals import finals
 from experiments.folder import Folder, open_folder, reopen_folder
 from experiments.given_costs import check_given
 from experiments.progress import progress
-from experiments.setup import COSTS, NEEDS_COSTS, Setup, set_up
+from experiments.setup import COSTS, Setup, set_up
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from search.fidelity import Pruning
@@ -25,14 +25,15 @@ from search.finals import Raced
 from search.importance import Importance, Verdict, predict
 from search.loop import Budget, Found, row_of, run_search, top
 from search.pareto import write_front
+from search.point import Point, row_text
 from search.starts import warm_starts
 from search.study import SearchStudy
 from search.tune import variants
 from selfspec import provenance, records, skipfile
 from selfspec.decode import Ending
-from selfspec.errors import InputError
-from selfspec.planfile import save_plan
+from selfspec.errors import DrafterError, InputError
 from selfspec.skip import SkipSet
+from selfspec.specfile import save_spec
 from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,10 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
 def _check(cfg: DictConfig) -> None:
     """What can be refused before a model is loaded."""
     Ending(cfg.objective.max_new_tokens)
+    build_space.check_space(cfg)
     build_search.check_lookup(cfg)
-    check_given(cfg, is_used=cfg.objective.name in NEEDS_COSTS)
+    build_search.check_drafter(cfg)
+    check_given(cfg, is_used=cfg.objective.name in build_search.NEEDS_COSTS)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
     if cfg.objective.get("tune_stop"):
         variants(build.stop(cfg))
@@ -111,10 +114,10 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
         setup.space,
         folder.path / JOURNAL,
         sets=_computed_sets(cfg, setup, folder.path / SETS),
-        table=provenance.digest(str(setup.costs)) if setup.costs else "",
+        table=provenance.digest(str(setup.costs.table)) if setup.costs else "",
     )
     if setup.costs:
-        records.write_json(folder.path / COSTS, {"costs": setup.costs.as_dict()})
+        setup.costs.keep(folder.path / COSTS)
     found, verdict = _search(cfg, setup, study, starts, folder, tracker)
     unit = setup.objective.unit
     say(_told(found, unit, cfg.searcher.name))
@@ -129,7 +132,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
         )
     raced: list[Raced] = []
     if cfg.worker == 0 and cfg.finals.top and found.ended != "interrupted":
-        rules = {t.user_attrs["skip"]: t.user_attrs.get("stop") for t in study.trials}
+        rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}
         raced = finals(cfg, setup, top(study, cfg.finals.top), rules)
         (folder.path / records.FINALS).unlink(missing_ok=True)
         for r in raced:
@@ -157,7 +160,8 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
         return [SkipSet.parse(text, setup.space.n_layers) for text in json.loads(path.read_text())["sets"]]
     ids = [p.ids for found in setup.prompts.values() for p in found]
     texts = [r for batch in build_search.references(cfg, setup.loaded, ids) for r in batch.references]
-    sets = build_search.computed_sets(cfg.searcher, setup.loaded.decoder, texts, setup.costs)
+    table = setup.costs.table if setup.costs else None
+    sets = build_search.computed_sets(cfg.searcher, setup.loaded.decoder, texts, table)
     records.write_json(path, {"sets": [str(skip) for skip in sets]})
     return sets
 
@@ -171,8 +175,8 @@ def _search(
     # of earlier sittings, and of other workers
     earlier = [row_of(trial, number) for number, trial in enumerate(study.trials)]
     if not earlier:
-        with suppress(RuntimeError):  # of which the first trial will tell
-            setup.objective(SkipSet(setup.space.n_layers))  # warm-up: its seconds are nobody's
+        with suppress(RuntimeError, DrafterError):  # of which the first trial will tell
+            setup.objective(setup.space.point(SkipSet(setup.space.n_layers)))  # warm-up: its seconds are nobody's
     panel = progress(
         "trial",
         n_trials,
@@ -187,7 +191,7 @@ def _search(
 
         def on_trial(row: dict[str, Any]) -> None:
             show(row)
-            log.info("trial %d: %s -> %s %s", row["number"], row["skip"], row["value"], unit)
+            log.info("trial %d: %s -> %s %s", row["number"], row_text(row), row["value"], unit)
             advance(row)
 
         def go(n: int) -> Found:
@@ -213,7 +217,7 @@ def _search(
             return found, None
         rows = records.read_rows(folder.path / records.TRIALS)
         importance = Importance.of(rows, setup.space.n_layers)
-        verdict = predict(importance, setup.costs, context=setup.context, max_draft=build.stop(cfg).max_draft)
+        verdict = predict(importance, setup.costs.table, context=setup.context, max_draft=build.stop(cfg).max_draft)
         log.info("%s", verdict.text())
         return (go(n_trials) if verdict.pays() or cfg.force else found), verdict
 
@@ -228,6 +232,7 @@ def _starts(cfg: DictConfig, setup: Setup) -> Starts:
     starts = warm_starts(setup.space, kinds, [Path(p).expanduser() for p in paths])
     alone = sum(len(skip) == 1 for skip in starts)
     by_speedup = cfg.objective.name == "expected_speedup" and build_search.is_plain(cfg) and not cfg.lookup
+    by_speedup = by_speedup and not setup.space.dimensions and not (setup.drafts.drafter or setup.drafts.tree)
     has_map = by_speedup and "nothing" in kinds and alone == 2 * n_layers
     return starts, has_map
 
@@ -255,9 +260,11 @@ def _finish(
     cfg: DictConfig, setup: Setup, folder: Folder, found: Found, verdict: Verdict | None, raced: Sequence[Raced]
 ) -> None:
     winner = raced[0] if raced else None
-    skip = winner.finalist.skip if winner else found.skip
-    rule = winner.finalist.stop if winner else build.stop(cfg)
-    measured: dict[str, Any] = {"stop": rule.to_dict(), "lookup": cfg.lookup}  # what `searched` asks for
+    point = winner.finalist.point if winner else found.point
+    spec = winner.finalist.spec if winner else setup.drafts(point)
+    measured: dict[str, Any] = spec.settings()  # what `searched` asks for
+    if point.settings:
+        measured["settings"] = dict(point.settings)
     if winner:
         low, high = winner.interval
         if winner.finalist.score:  # on fresh prompts: what to expect of it
@@ -267,7 +274,7 @@ def _finish(
             measured["interval"] = [round(low, 4), round(high, 4)]
     skipfile.save_skip_set(
         folder.path / skipfile.NAME,
-        skip,
+        point.skip,
         model=cfg.model.name,
         objective=setup.objective.name,
         value=winner.finalist.trial_value if winner else found.value,
@@ -278,9 +285,9 @@ def _finish(
         **measured,
     )
     if not build_search.is_plain(cfg):
-        save_plan(
+        save_spec(
             folder.path,
-            winner.finalist.plan if winner else setup.drafts(skip),
+            spec,
             model=cfg.model.name,
             decoder=setup.loaded.decoder,
             facts=setup.loaded.facts,
@@ -292,7 +299,7 @@ def _finish(
         {
             "verb": "search",
             "n_trials": found.n_trials,
-            "best": {"number": found.number, "skip": str(found.skip), "value": found.value},
+            "best": {"number": found.number, **_row(found.point), "value": found.value},
             "nothing_value": found.nothing_value,
             "unit": setup.objective.unit,
             "elapsed_s": found.elapsed_s,
@@ -301,6 +308,11 @@ def _finish(
             "winner": winner.row if winner else None,
         }
     )
+
+
+def _row(point: Point) -> dict[str, Any]:
+    """A point as rows have it."""
+    return {"skip": str(point.skip), **({"settings": dict(point.settings)} if point.settings else {})}
 
 
 def _told(found: Found, unit: str, searcher: str) -> str:
@@ -313,7 +325,7 @@ def _told(found: Found, unit: str, searcher: str) -> str:
         "interrupted": " (interrupted; resume=RUN goes on)",
     }[found.ended]
     return (
-        f"best of {found.n_trials} trials in {found.elapsed_s:.0f} s{why}: skip={found.skip} "
+        f"best of {found.n_trials} trials in {found.elapsed_s:.0f} s{why}: skip={found.point} "
         f"({len(found.skip)} of {2 * found.skip.n_layers} sublayers), {found.value:.2f} {unit}{compared}"
     )
 
@@ -327,6 +339,6 @@ def _told_race(raced: Sequence[Raced], *, predicted: bool) -> str:
     doubt = "; slower than plain decoding" if high < 1 else doubt
     n = len(best.finalist.times)
     return (
-        f"raced on {n} prompts against plain decoding: skip={best.finalist.skip}, {best.speedup:.2f}x "
+        f"raced on {n} prompts against plain decoding: skip={best.finalist.point}, {best.speedup:.2f}x "
         f"[{low:.2f}, {high:.2f}]{told}{doubt}"
     )

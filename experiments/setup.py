@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import build, build_search
-from search.cost import CostTable
+from experiments import build, build_search, build_space
+from search import tune
+from search.draft_costs import DraftCosts
 from search.drafts import Drafts
 from search.objective import Objective
 from search.robust import Robust
-from search.shared import agree, open_storage
 from search.space import Space
 from selfspec.load import Loaded
 from selfspec.prompt import Prompt
+from selfspec.spec import DraftSpec
+from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
 
 COSTS = "costs.json"
 ALL = 1_000_000  # prompts; null would leave them in their own order, which is no selection by the seed
-NEEDS_COSTS = ("expected_speedup", "acceptance")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Setup:
         loaded: the model.
         prompts: of the search, by data set.
         fresh: calibration prompts that the search does not see, for its finals, by data set; may be empty.
-        drafts: what a skip set means: the bridges and the head.
-        costs: None where the objective takes the time itself.
+        drafts: what a point of the space is drafted with.
+        costs: of drafts; None where the objective takes the time itself.
         objective: on `prompts`.
         space: what is searched.
         facts: for provenance.
@@ -46,7 +47,7 @@ class Setup:
     prompts: Mapping[str, list[Prompt]]
     fresh: Mapping[str, list[Prompt]]
     drafts: Drafts
-    costs: CostTable | None
+    costs: DraftCosts | None
     objective: Objective
     space: Space
     facts: Mapping[str, Any]
@@ -82,17 +83,12 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
         rest += [p.ids for p in found[n + n_finals :]]
         prompts[data.data.name], fresh[data.data.name] = found[:n], found[n : n + n_finals]
     drafts = build_search.drafts(cfg, loaded, rest)
-    known = resumed / COSTS if resumed else None
-    table = None
-    if known and known.exists():
-        table = CostTable.read(known)
-    elif o.name in NEEDS_COSTS:
-        table, *_ = build_search.costs(cfg, loaded)
-        table = build_search.draft_costs(cfg, loaded, table, drafts)
-        if cfg.storage:  # values of different tables could not be compared
-            agreed = agree(open_storage(cfg.storage), f"{cfg.name} costs", table.as_dict())
-            table = CostTable.of(agreed)
-    objective = objective_on(cfg, loaded, prompts, drafts, table)
+    costs = build_search.draft_costs(cfg, loaded, drafts, resumed=resumed / COSTS if resumed else None)
+    context = 0 if costs is None else costs.table.contexts[0]
+    if costs is not None:
+        drafts = replace(drafts, price=_pricing(costs, context))
+    space = build_space.space(cfg, loaded, costs, drafts, context=context)
+    objective = objective_on(cfg, loaded, prompts, drafts, costs)
     facts = build.facts(
         cfg,
         loaded,
@@ -103,15 +99,29 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
         head=cfg.head.n,
         precision=cfg.precision,
         lookup=cfg.lookup,
-        memory=None if drafts.memory is None else len(drafts.memory),
+        memory=None if drafts.memory is None else len(drafts.memories[drafts.memory]),
         calibration_tokens=None if drafts.fits is None else drafts.fits.observed.n_tokens,
         n_prompts=sum(map(len, prompts.values())),
         prompt_ids=[p.example.id for found in prompts.values() for p in found],
         fresh_ids=[p.example.id for found in fresh.values() for p in found],
         seed=cfg.searcher.seed,
+        **({"space": [d.name for d in space.dimensions]} if space.dimensions else {}),
+        **({"drafter": drafts.drafter[TARGET]} if drafts.drafter else {}),
+        **({"tree": drafts.tree.to_dict()} if drafts.tree else {}),
     )
-    space = Space(loaded.decoder.n_layers, build_search.constraints(cfg, loaded, table, drafts))
-    return Setup(loaded, prompts, fresh, drafts, table, objective, space, facts)
+    return Setup(loaded, prompts, fresh, drafts, costs, objective, space, facts)
+
+
+def _pricing(costs: DraftCosts, context: int) -> Callable[[DraftSpec], DraftSpec]:
+    """Tells a tree what its nodes cost on this machine."""
+
+    def price(spec: DraftSpec) -> DraftSpec:
+        if tune.is_priced(spec):
+            return spec
+        table = costs.for_plan(spec.plan)
+        return tune.priced(spec, draft_cost=table.draft_cost(spec.plan, context), costs=table, context=context)
+
+    return price
 
 
 def _shares(data: str, n_found: int, n_search: int, n_finals: int) -> tuple[int, int]:
@@ -132,11 +142,11 @@ def _shares(data: str, n_found: int, n_search: int, n_finals: int) -> tuple[int,
 
 
 def objective_on(
-    cfg: DictConfig, loaded: Loaded, prompts: Mapping[str, list[Prompt]], drafts: Drafts, table: CostTable | None
+    cfg: DictConfig, loaded: Loaded, prompts: Mapping[str, list[Prompt]], drafts: Drafts, costs: DraftCosts | None
 ) -> Objective:
     """The objective on these prompts: one for each data set, combined where there are several."""
     each = {
-        name: build_search.objective(cfg, loaded, [p.ids for p in found], drafts=drafts, table=table)
+        name: build_search.objective(cfg, loaded, [p.ids for p in found], drafts=drafts, costs=costs)
         for name, found in prompts.items()
     }
     return Robust(each, cfg.objective.combine) if len(each) > 1 else next(iter(each.values()))

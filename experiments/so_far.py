@@ -11,6 +11,7 @@ from rich.text import Text
 from experiments.blocks import skip_map
 from experiments.progress import Row, Show
 from experiments.tables import number
+from search.point import settings_text
 from selfspec import metrics
 from selfspec.metrics import Timed
 from selfspec.skip import SkipSet
@@ -33,6 +34,7 @@ def best_set(n_layers: int, unit: str) -> Show:
         best = max(valued, key=lambda row: float(row["value"]))
         skip = SkipSet.parse(best["skip"], n_layers)
         told = f"best {worth(best['value'], unit, 3)}, acceptance {_of_draft(best)}"
+        told += f", {settings_text(best['settings'])}" if best.get("settings") else ""
         return Group(Text(f"{told}, {len(skip)} of {2 * n_layers} sublayers skipped{failed}"), skip_map(("", skip)))
 
     return show

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from experiments.arms import Arm
-from selfspec.errors import InputError
+from selfspec.errors import DrafterError, InputError
 from selfspec.tasks.base import Example
 from selfspec.trace import DecodeResult
 
@@ -90,5 +90,5 @@ def _decode(arm: Arm, prompts: list[list[int]], first_row: int) -> Sequence[Deco
     """The results of a batch, or for each prompt why there is none: a row with its reason, not a lost run."""
     try:
         return arm(prompts, first_row=first_row) if prompts else []
-    except RuntimeError as error:  # torch's out-of-memory is one
+    except (RuntimeError, DrafterError) as error:  # torch's out-of-memory is one
         return [str(error).splitlines()[0]] * len(prompts)

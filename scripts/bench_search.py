@@ -26,6 +26,7 @@ from experiments import build_search, figures
 from experiments.setup import Setup, set_up
 from search.loop import run_search
 from search.objective import GoOn, Score
+from search.point import Point
 from search.starts import warm_starts
 from search.study import SearchStudy
 from selfspec.records import read_rows
@@ -47,13 +48,14 @@ class Remembered:
     def __init__(self, setup: Setup) -> None:
         self._objective = setup.objective
         self.name, self.unit = setup.objective.name, setup.objective.unit
-        self._known: dict[SkipSet, Score] = {}
+        self._known: dict[Point, Score] = {}
 
-    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
-        if skip not in self._known:
-            self._known[skip] = self._objective(skip)
-        return self._known[skip]
+        point = Point.of(draft)
+        if point not in self._known:
+            self._known[point] = self._objective(point)
+        return self._known[point]
 
 
 def main() -> None:
@@ -101,7 +103,7 @@ def _run(cfg: Any, setup: Setup, objective: Remembered, folder: Path, seed: int,
     sets = None
     if cfg.searcher.get("computed"):
         ids = [p.ids for found in setup.prompts.values() for p in found]
-        sets = build_search.computed_sets(cfg, setup.loaded, ids, setup.costs)
+        sets = build_search.computed_sets(cfg, setup.loaded, ids, setup.costs.table if setup.costs else None)
     cfg.searcher.seed, cfg.searcher.n_trials = seed, args.evaluations
     study: SearchStudy = build_search.study(cfg, setup.space, folder / f"{name}-{seed}.journal", sets=sets, table="")
     found = run_search(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def main() -> None:
         cfg = compose("evaluate", overrides=words)
     loaded = build.model(cfg)
     decoder, ending = loaded.decoder, Ending(cfg.max_new_tokens)
-    plan = build.plan(str(cfg.skip), loaded)
+    plan = replace(build.plan(str(cfg.skip), loaded), precision=args.precision)
     forward = decoder.bind(plan)
 
     def batches(part: Any) -> list[ReferenceBatch]:
@@ -110,7 +110,7 @@ def main() -> None:
 
     def counted(make: Callable[[], Drafter], stop: StopPolicy, on: Sequence[ReferenceBatch]) -> tuple[Counts, Watched]:
         watched = Watched(make())
-        rounds = [r for batch in on for rs in simulate(decoder, watched, batch, stop) for r in rs]
+        rounds = [r for batch in on for rs in simulate(decoder, watched, batch, stop)[0] for r in rs]
         sizes: dict[int, int] = {}
         for r in rounds:
             sizes[r.drafted + 1] = sizes.get(r.drafted + 1, 0) + 1
@@ -173,6 +173,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--curve", action="append", default=[], help="NAME=1,1.1,... ; may be given several times")
     parser.add_argument("--draft-cost", type=float, default=0.45, help="c of one forward of the draft, in plain tokens")
+    parser.add_argument("--precision", default="same", choices=("same", "int8", "int4"), help="of the draft's weights")
     parser.add_argument("--max-draft", type=int, default=6)
     parser.add_argument("--max-nodes", type=int, default=16)
     parser.add_argument("--batch-starts", type=int, default=1024, help="places to draft from in one batch")

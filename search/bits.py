@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from search.space import Space
+from search.space import in_order
 
 Bits = tuple[bool, ...]
 Unit = tuple[int, ...]  # bits that change together
@@ -100,7 +100,10 @@ class BitSampler(BaseSampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """See `BaseSampler`: all bits at once, as soon as a told trial shows how many there are."""
-        return _told(study)[0].distributions if _told(study) else {}
+        if not _told(study):
+            return {}
+        kinds = _told(study)[0].distributions
+        return {name: kinds[name] for name in in_order(kinds)[0]}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -108,7 +111,7 @@ class BitSampler(BaseSampler):
         """See `BaseSampler`."""
         if not search_space:
             return {}
-        names = Space(len(search_space) // 2).names
+        names = in_order(search_space)[0]
         known: dict[Bits, float] = {}
         states: dict[Bits, int] = {}
         for told in _told(study):
@@ -122,8 +125,10 @@ class BitSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """See `BaseSampler`: nothing is told, so nothing is skipped."""
-        return False
+        """See `BaseSampler`: nothing is told, so nothing is skipped; of other dimensions the study sets the default."""
+        if isinstance(param_distribution, CategoricalDistribution):
+            return param_distribution.choices[0]
+        return param_distribution.low  # type: ignore[attr-defined]
 
 
 def flipped(bits: Bits, unit: Unit) -> Bits:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from search.reference import ReferenceBatch
-from selfspec.model import Forward
+from selfspec.forward import Forward
 from selfspec.sampling import largest
 
 Start = tuple[int, int]  # (row of the batch, committed tokens of its reference)

@@ -22,16 +22,17 @@ from torch import Tensor
 
 from search.turns import Turns
 from selfspec.bridges import Bridge
+from selfspec.build_drafter import build_drafter
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, speculate
-from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan, Precision
 from selfspec.protocols import Row
 from selfspec.sampling import Chooser, Sampling, largest
 from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
+from selfspec.spec import DraftSpec
+from selfspec.stop import Threshold
 from selfspec.timing import Stopwatch
 
 FORM = 2  # of a table: what it measures; one of an older form can be read, but is not what is measured now
@@ -75,6 +76,10 @@ class CostTable:
     attn_saved_s: float = 0.0
     mlp_saved_s: float = 0.0
     beside_s: tuple[tuple[float, ...], ...] = ()
+
+    def for_plan(self, plan: DraftPlan) -> CostTable:
+        """Itself: a table of one head and precision is for all plans that have them."""
+        return self
 
     def draft_s(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Seconds of one drafted token with a skip set left out or as planned, after `context` tokens."""
@@ -301,7 +306,8 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
     memory is busy and one whose is not, and a round is mostly forwards.
     """
     nothing = SkipSet(decoder.n_layers)
-    drafter, plain = ModelDraft(decoder.bind(nothing)), _plain(decoder, 1, context)
+    spec = DraftSpec(DraftPlan.of(nothing), _always(N_DRAFTED))
+    drafter, plain = build_drafter(spec, decoder), _plain(decoder, 1, context)
     forwards = {"draft": _drafting(decoder, nothing, context), "verify": _plain(decoder, N_DRAFTED + 1, context)}
     left = []
     for _ in range(OVERHEAD_REPEATS):
@@ -311,7 +317,7 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
             decoder,
             [[5] * context],
             drafter=drafter,
-            stops=[Fixed(N_DRAFTED).begin()],
+            stops=[spec.stop.begin()],
             ending=Ending((N_DRAFTED + 1) * OVERHEAD_ROUNDS + 1, frozenset()),
             stopwatch=stopwatch,
         )
@@ -325,13 +331,19 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
 def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Callable[[], None]:
     """Drafting one token after `context` tokens, ready to be timed."""
     cache, ids = _prefilled(decoder, context, 1)
-    drafter = ModelDraft(decoder.bind(draft))
-    row = Row(0, [*ids, 5], 1, Fixed(1).begin(), Chooser(Sampling()))
+    spec = DraftSpec(draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft), _always(1))
+    drafter = build_drafter(spec, decoder)
+    row = Row(0, [*ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
 
     def call() -> None:
         drafter.propose([row], cache=cache)
 
     return call
+
+
+def _always(n_tokens: int) -> Threshold:
+    """Drafts so many tokens, whose confidence is read as a rule that stops by it would."""
+    return Threshold(n_tokens, 0.0)
 
 
 def _plain(decoder: Decoder, n_tokens: int, context: int) -> Callable[[], None]:

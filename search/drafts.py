@@ -1,6 +1,7 @@
-"""From a skip set to the draft that is run with it: what stands in for what is skipped, and which tokens it scores.
+"""From a point of the search space to the draft that it stands for.
 
-A search moves over skip sets alone; this says what a skip set means.
+A search moves over skip sets and values by name; this says what they mean. A setting that is no dimension of the space
+is the run's own.
 """
 
 # V tokens that the draft's head scores
@@ -8,20 +9,32 @@ A search moves over skip sets alone; this says what a skip set means.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from torch import Tensor
 
-from search.fits import Fits, observe
+from search.dimensions import Choice, Dimension
+from search.fits import Fits
+from search.point import Point, Value
 from search.vocabulary import most_useful
+from selfspec.bridges import KINDS
 from selfspec.decode import Ending, autoregress
+from selfspec.errors import InputError, unknown_name
 from selfspec.lookup import joined
 from selfspec.model import Decoder
 from selfspec.plan import PLAIN, DraftPlan, Precision
 from selfspec.skip import SkipSet
+from selfspec.spec import DraftSpec, Lookup
+from selfspec.stop import StopPolicy
+from selfspec.targets import changed
+from selfspec.tree_shapes import TreeShape
 
 BATCH = 8  # prompts decoded at once for calibration
+NAMES = ("head", "precision", "draft", "lookup", "memory")  # of dimensions; and those of GROUPS with a dot
+GROUPS = ("stop", "tree", "drafter")
+FULL = "full"  # the head that scores all tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,44 +47,160 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """What is drafted with when a skip set is asked for.
+    """What is drafted with when a point is asked for.
 
     Attributes:
+        stop: the stop rule.
         kind: of the bridges: skip (none), mean, linear or lowrank.
-        fits: of the bridges; None for skip.
+        fits: of the bridges; None where no draft of the run has any.
         merge: one map for a run of adjacent skipped sublayers instead of one for each.
         rank: of lowrank maps.
-        head: the tokens that the draft scores, [V]; None: all.
+        head: how many tokens the draft scores; None: all.
+        heads: these tokens by their number, each [V], for every head that a draft of the run may have.
         precision: of the weights that are kept.
-        memory: texts that prompt lookup searches as well, see `DraftPlan`.
-        other_heads: that the best sets of a search are tried with as well.
+        lookup: prompt lookup in front of the draft; None: none.
+        memory: how many tokens of other texts prompt lookup searches as well; None: none.
+        memories: these texts by their size, as `lookup.Memory` takes them.
+        tree, sample_draft, drafter: see `DraftSpec`.
+        other_heads: that the best points of a search are tried with as well.
+        price: tells a draft what its nodes cost, where its shape wants to know; None: nobody knows.
     """
 
+    stop: StopPolicy
     kind: str = PLAIN
     fits: Fits | None = None
     merge: bool = True
     rank: int | None = None
-    head: Tensor | None = None
+    head: int | None = None
+    heads: Mapping[int, Tensor] = field(default_factory=dict)
     precision: Precision = "same"
-    memory: Tensor | None = None
-    other_heads: Sequence[Tensor] = ()
+    lookup: Lookup | None = None
+    memory: int | None = None
+    memories: Mapping[int, Tensor] = field(default_factory=dict)
+    tree: TreeShape | None = None
+    sample_draft: bool = True
+    drafter: Mapping[str, Any] | None = None
+    other_heads: Sequence[int] = ()
+    price: Callable[[DraftSpec], DraftSpec] | None = None
 
-    def __call__(self, skip: SkipSet) -> DraftPlan:
-        """The plan of a skip set."""
+    def __call__(self, draft: Point | SkipSet) -> DraftSpec:
+        """The spec of a point.
+
+        Raises:
+            RuntimeError: if its values cannot be together: there is no such draft.
+        """
+        point = Point.of(draft)
+        try:
+            chosen = self.at(point.settings)
+        except InputError as error:
+            raise RuntimeError(str(error)) from None
+        return chosen._spec(point.skip)
+
+    def outline(self, draft: Point | SkipSet) -> DraftPlan:
+        """The plan of a point with nothing fitted: it costs what the plan costs, and has its size."""
+        point = Point.of(draft)
+        return self.at(point.settings)._outline(point.skip)
+
+    def at(self, settings: Mapping[str, Value]) -> Drafts:
+        """The drafts with these values for the run's own settings.
+
+        Raises:
+            InputError: for a name that no dimension has, or a value that cannot be.
+        """
+        parts: dict[str, dict[str, Value]] = {}
+        found = self
+        for name, value in settings.items():
+            group, dot, part = name.partition(".")
+            if dot and group in GROUPS:
+                parts.setdefault(group, {})[part] = value
+            else:
+                found = found._with(name, value)
+        for group, values in parts.items():
+            found = found._with_part(group, values)
+        return found
+
+    def variants(self, point: Point) -> list[Drafts]:
+        """These drafts, then the same with each of the other heads, if the point does not choose its head."""
+        found, n_scored = [self], {None if self.head is None else len(self.heads[self.head])}
+        for n in self.other_heads if "head" not in point.settings else ():
+            if len(self.heads[n]) not in n_scored:
+                n_scored.add(len(self.heads[n]))
+                found.append(replace(self, head=n))
+        return found
+
+    def _with(self, name: str, value: Any) -> Drafts:
+        """One setting of `NAMES` changed."""
+        if name == "head":
+            return replace(self, head=_member(name, None if value == FULL else value, (None, *self.heads)))
+        if name == "precision":
+            return replace(self, precision=_member(name, value, get_args(Precision)))
+        if name == "draft":
+            kind = _member(name, value, (PLAIN, *KINDS))
+            if kind == "lowrank" and self.rank is None:
+                raise InputError("draft=lowrank needs a rank; set draft.rank")
+            return replace(self, kind=kind, rank=self.rank if kind == "lowrank" else None)
+        if name == "lookup":
+            return replace(self, lookup=_member(name, value, (None, "front")))
+        if name == "memory":
+            return replace(self, memory=_member(name, value or None, (None, *self.memories)))
+        raise unknown_name("dimension of the space", name, [*NAMES, *(f"{group}.SETTING" for group in GROUPS)])
+
+    def _with_part(self, group: str, values: Mapping[str, Value]) -> Drafts:
+        """Some settings of the stop rule, the tree or the user's drafter changed."""
+        part = getattr(self, group)
+        if part is None:
+            raise InputError(f"the run has no {group}, of which {', '.join(values)} could be searched; choose one")
+        changes: dict[str, Any] = {group: {**part, **values} if group == "drafter" else changed(part, group, **values)}
+        return replace(self, **changes)
+
+    def _spec(self, skip: SkipSet) -> DraftSpec:
         plan = DraftPlan(skip)
-        if self.fits is not None:
+        if self.kind != PLAIN:
+            assert self.fits is not None
             plan = self.fits.plan(skip, kind=self.kind, merge=self.merge, rank=self.rank)
-        return replace(plan, head=self.head, precision=self.precision, memory=self.memory)
+        spec = DraftSpec(
+            replace(plan, **self._kept()),
+            self.stop,
+            self.lookup,
+            tree=self.tree,
+            sample_draft=self.sample_draft,
+            drafter=self.drafter,
+        )
+        return spec if self.price is None else self.price(spec)
 
-    def outline(self, skip: SkipSet) -> DraftPlan:
-        """The plan of a skip set with nothing fitted: it costs what the plan costs, and has its size."""
-        bridges = {} if self.fits is None else self.fits.blanks(skip, kind=self.kind, merge=self.merge, rank=self.rank)
-        kind = self.kind if bridges else PLAIN
-        return DraftPlan(skip, bridges, self.head, kind, self.precision, self.memory)
+    def _outline(self, skip: SkipSet) -> DraftPlan:
+        bridges = {}
+        if self.kind != PLAIN and self.fits is not None:
+            bridges = self.fits.blanks(skip, kind=self.kind, merge=self.merge, rank=self.rank)
+        return DraftPlan(skip, bridges, kind=self.kind if bridges else PLAIN, **self._kept())
 
-    def variants(self) -> list[Drafts]:
-        """These drafts, then the same with each of the other heads."""
-        return [self, *(replace(self, head=head, other_heads=()) for head in self.other_heads)]
+    def _kept(self) -> dict[str, Any]:
+        head = None if self.head is None else self.heads[self.head]
+        memory = None if self.memory is None else self.memories[self.memory]
+        return {"head": head, "precision": self.precision, "memory": memory}
+
+
+def check_dimensions(drafts: Drafts, dimensions: Sequence[Dimension]) -> None:
+    """Nothing, if a draft can have every value of every dimension, taken by itself.
+
+    Raises:
+        InputError: if not, or if a dimension of tensors has a range instead of values.
+    """
+    for d in dimensions:
+        if d.name in NAMES and not isinstance(d.domain, Choice):
+            raise InputError(f"space.{d.name} is a range; what is made beforehand has a list of values: [a, b]")
+        for value in d.domain.extremes:
+            try:
+                drafts.at({d.name: value})
+            except InputError as error:
+                raise InputError(f"space.{d.name}: {error}") from None
+
+
+def _member(name: str, value: Any, known: Iterable[Any]) -> Any:
+    if not any(value is k or (value == k and type(value) is type(k)) for k in known):
+        none = FULL if name == "head" else "null"
+        raise InputError(f"{name}={value}; it is one of {', '.join(none if k is None else str(k) for k in known)}")
+    return value
 
 
 def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens: int, n_tokens: int) -> list[Text]:
@@ -97,44 +226,14 @@ def remembered(texts: Sequence[Text], n_tokens: int) -> Tensor:
     return joined([*t.prompt, *t.tokens] for t, n_before in zip(texts, until, strict=False) if n_before < n_tokens)
 
 
-def drafts(
-    decoder: Decoder,
-    texts: Sequence[Text],
-    *,
-    kind: str,
-    merge: bool,
-    rank: int | None,
-    n_tokens: int,
-    n_scored: int | None,
-    precision: Precision = "same",
-    n_remembered: int | None = None,
-    other_sizes: Sequence[int] = (),
-) -> Drafts:
-    """Fit what `kind` needs on calibration texts.
+def heads(decoder: Decoder, texts: Sequence[Text], sizes: Iterable[int]) -> dict[int, Tensor]:
+    """For each size the tokens that a draft's head should score, [V]; all of them where there are fewer.
 
     Args:
         decoder: the model.
-        texts: see `continued`; none of the prompts that drafts are judged on.
-        kind, merge, rank: see `Drafts`.
-        n_tokens: the most positions whose states are kept.
-        n_scored: tokens that the draft's head scores; None: all.
-        precision: of the weights that are kept.
-        n_remembered: tokens of the answers among the texts that prompt lookup searches as well; None: it does not.
-        other_sizes: tokens that the `other_heads` score.
+        texts: see `continued`.
+        sizes: how many tokens.
     """
-    fits = None if kind == PLAIN else Fits(observe(decoder, texts, n_tokens=n_tokens))
-    memory = None if n_remembered is None else remembered(texts, n_remembered)
-    if n_scored is None:
-        return Drafts(kind, fits, merge, rank, None, precision, memory)
     n_vocab = int(decoder.config.vocab_size)
-    head, *others = (
-        most_useful(
-            [t.tokens for t in texts],
-            n,
-            n_vocab=n_vocab,
-            prompts=[t.prompt for t in texts],
-            always=sorted(decoder.eos_ids),
-        )
-        for n in dict.fromkeys(min(n, n_vocab) for n in (n_scored, *other_sizes))
-    )
-    return Drafts(kind, fits, merge, rank, head, precision, memory, others)
+    answers, prompts, always = [t.tokens for t in texts], [t.prompt for t in texts], sorted(decoder.eos_ids)
+    return {n: most_useful(answers, min(n, n_vocab), n_vocab=n_vocab, prompts=prompts, always=always) for n in sizes}

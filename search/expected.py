@@ -6,22 +6,28 @@ Nothing is verified and no clock is read into a value, so that two runs give the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from search.chains import Chains, Start
 from search.cost import CostTable
-from search.objective import GoOn, Objective, Score
+from search.draft_costs import Costs
+from search.matchness import Matchness
+from search.objective import Draft, GoOn, Objective, Score, TokensPerSecond
+from search.point import Point
 from search.reference import Reference, ReferenceBatch
 from search.replay import NOTHING, draft_everything, looked_up, replay, replay_in_turn
 from search.robust import Robust
+from search.simulate import simulate
 from search.tune import Widest, fitted, variants
+from selfspec.build_drafter import build_drafter, lookup_of
 from selfspec.errors import InputError
-from selfspec.lookup import LookupDraft
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
+from selfspec.spec import DraftSpec
 from selfspec.stop import Optimal, StopPolicy, StopState
 from selfspec.timing import Stopwatch
 from selfspec.trace import Round
@@ -38,28 +44,25 @@ class Replayed:
     plain_drafted_s: float  # had the tokens that the model drafted been plain ones
 
 
-def cost_of(
-    rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable, *, copied: Container[int] = ()
-) -> Replayed:
+def cost_of(rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable) -> Replayed:
     """One prompt's rounds with their seconds, each at the context where it happens.
+
+    A forward of a draft that reads several nodes of a tree is taken to cost as much as one that reads one.
 
     Args:
         rounds: of the prompt.
         reference: the prompt and its answer.
         plan: of the draft.
         costs: of its forwards.
-        copied: the numbers of committed tokens after which prompt lookup proposed, which costs nothing.
     """
-    n_prompt = len(reference.prompt)
-    context = n_prompt
+    context = len(reference.prompt)
     draft_s = verify_s = plain_s = plain_drafted_s = 0.0
     for r in rounds:
         one = costs.plain_s(context)
-        n_forwards = 0 if context - n_prompt + 1 in copied else r.drafted
-        draft_s += n_forwards * costs.draft_s(plan, context)
-        verify_s += costs.verification_s(r.drafted + 1, context) + (costs.round_s if n_forwards else 0.0)
+        draft_s += r.n_forwards * costs.draft_s(plan, context)
+        verify_s += costs.verification_s(r.drafted + 1, context) + (costs.round_s if r.n_forwards else 0.0)
         plain_s += r.committed * one
-        plain_drafted_s += n_forwards * one
+        plain_drafted_s += r.n_forwards * one
         context += r.committed
     return Replayed(rounds, draft_s, verify_s, plain_s, plain_drafted_s)
 
@@ -77,22 +80,43 @@ def accepted_fraction(prompts: Sequence[Replayed]) -> float:
     return 1.0 if math.isnan(value) else value
 
 
+class LookedUp:
+    """Where prompt lookup proposes something in the references: it depends on them and on the lookup alone.
+
+    Args:
+        batches: of references.
+    """
+
+    def __init__(self, batches: Sequence[ReferenceBatch]) -> None:
+        self._batches = batches
+        self._found: dict[Any, tuple[Any, list[Mapping[Start, list[int]]]]] = {}
+
+    def __call__(self, spec: DraftSpec) -> Sequence[Mapping[Start, list[int]]]:
+        """For each batch what the lookup of `spec` proposes, by place."""
+        lookup, memory = lookup_of(spec), spec.plan.memory
+        if lookup is None:
+            return [NOTHING for _ in self._batches]
+        key = (tuple(sorted(spec.lookup_settings.items())), id(memory))
+        if key not in self._found:  # the memory is kept with it: no other has its id meanwhile
+            self._found[key] = memory, [looked_up(b.references, lookup) for b in self._batches]
+        return self._found[key][1]
+
+
 @dataclass(frozen=True, slots=True)
 class ReplayObjective:
-    """Replays every calibration prompt with a skip set's drafts, and values what comes out.
+    """Replays every calibration prompt with a point's drafts, and values what comes out.
 
     Attributes:
         name, unit: of the value.
         value: from the replayed prompts.
         decoder: the model.
         batches: what the full model says on the calibration prompts.
-        stop: the stop rule; every prompt begins afresh, but where it is carried.
         costs: measured on this machine.
         stopwatch: for the seconds that scoring takes.
-        draft: the plan of a skip set.
-        tune_stop: choose the rule's settings for each skip set, those of the best value; the score says which.
-        lookup: prompt lookup in front of the draft; None: none.
+        draft: what a point is drafted with; its stop rule begins afresh with every prompt, but where it is carried.
+        tune_stop: choose the rule's settings for each point, those of the best value; the score says which.
         is_carried: the rule goes on from prompt to prompt, as when one after the other is decoded.
+        copied: what prompt lookup proposes; None: found out.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
@@ -103,30 +127,25 @@ class ReplayObjective:
     value: Callable[[Sequence[Replayed]], float]
     decoder: Decoder
     batches: Sequence[ReferenceBatch]
-    stop: StopPolicy
-    costs: CostTable
+    costs: Costs
     stopwatch: Stopwatch
-    draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
+    draft: Draft
     tune_stop: bool = False
-    lookup: LookupDraft | None = None
     is_carried: bool = False
-    rules: Sequence[StopPolicy] = field(init=False)
-    copied: Sequence[Mapping[Start, list[int]]] = field(init=False)
+    copied: LookedUp | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.batches:
             raise InputError("every calibration prompt ended at its first token, so there is nothing to draft")
-        object.__setattr__(self, "rules", variants(self.stop) if self.tune_stop else [self.stop])
-        lookup = self.lookup
-        copied = [looked_up(b.references, lookup) if lookup else NOTHING for b in self.batches]
-        object.__setattr__(self, "copied", copied)
+        if self.copied is None:
+            object.__setattr__(self, "copied", LookedUp(self.batches))
 
-    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
         began = self.stopwatch.now()
         by_rule: dict[StopPolicy, list[Replayed]] = {}
         pruned = False
-        for n_done, drafted in enumerate(self._batches(skip), start=1):
+        for n_done, drafted in enumerate(self._batches(self.draft(Point.of(point))), start=1):
             for rule, prompts in drafted.items():
                 by_rule.setdefault(rule, []).extend(prompts)
             best = max(by_rule, key=lambda rule: self.value(by_rule[rule]))
@@ -149,19 +168,29 @@ class ReplayObjective:
             stop=best.to_dict() if self.tune_stop else None,
         )
 
-    def _batches(self, skip: SkipSet) -> Iterator[dict[StopPolicy, list[Replayed]]]:
+    def _batches(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
         """The replayed prompts of one batch after the other, by stop rule."""
-        plan = self.draft(skip)
+        if spec.lookup == "only":
+            raise InputError(f"{spec} cannot be replayed; search with objective=tokens_per_second")
+        if not spec.is_plan:
+            if self.tune_stop:
+                raise InputError(f"{spec} has no stop rule that a replay could tune; leave objective.tune_stop out")
+            yield from self._simulated(spec)
+            return
+        assert self.copied is not None
+        plan, costs = spec.plan, self.costs.for_plan(spec.plan)
         forward = self.decoder.bind(plan)
-        rules = list(self.rules)
+        rules = variants(spec.stop) if self.tune_stop else [spec.stop]
         learnt: dict[StopPolicy, StopState] = {}
-        for n_done, (batch, copied) in enumerate(zip(self.batches, self.copied, strict=True)):
+        for n_done, (batch, copied) in enumerate(zip(self.batches, self.copied(spec), strict=True)):
             widest = Widest(rules)
             chains = Chains(forward, batch, max_draft=widest.max_draft, with_confidence=widest.needs_confidence)
             if self.tune_stop:
                 draft_everything(chains, widest, copied=copied)
-                if isinstance(self.stop, Optimal) and not n_done:
-                    rules.append(self._fitted(self.stop, chains, plan))
+                if isinstance(spec.stop, Optimal) and not n_done:
+                    context = len(batch.references[0].prompt)
+                    draft_cost = costs.draft_cost(plan, context)
+                    rules.append(fitted(spec.stop, [chains], draft_cost=draft_cost, costs=costs))
             replayed = {}
             for rule in rules:
                 if self.is_carried:
@@ -169,28 +198,34 @@ class ReplayObjective:
                 else:
                     found = replay(chains, rule, copied=copied)
                 prompts = zip(found, batch.references, strict=True)
-                replayed[rule] = [
-                    cost_of(rounds, reference, plan, self.costs, copied={n for r, n in copied if r == row})
-                    for row, (rounds, reference) in enumerate(prompts)
-                ]
+                replayed[rule] = [cost_of(rounds, reference, plan, costs) for rounds, reference in prompts]
             yield replayed
 
-    def _fitted(self, stop: Optimal, chains: Chains, plan: DraftPlan) -> Optimal:
-        """The rule with the costs and the calibration of this draft."""
-        context = len(chains.batch.references[0].prompt)
-        return fitted(stop, [chains], draft_cost=self.costs.draft_cost(plan, context), costs=self.costs)
+    def _simulated(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
+        """The same of a drafter that runs as it does in a decode: a tree, or a user's own.
+
+        A rule that is carried goes on from batch to batch; the prompts of one begin with the same state.
+        """
+        drafter = build_drafter(spec, self.decoder)
+        costs, state = self.costs.for_plan(spec.plan), None
+        for batch in self.batches:
+            found, states = simulate(self.decoder, drafter, batch, spec.stop, after=state)
+            state = states[-1] if self.is_carried else None
+            prompts = zip(found, batch.references, strict=True)
+            yield {spec.stop: [cost_of(rounds, reference, spec.plan, costs) for rounds, reference in prompts]}
 
 
-def with_rule(objective: Objective, rule: StopPolicy) -> Objective:
-    """`objective` with `rule` for its stop rule, as it is and as the race has it, carried from prompt to prompt.
+def as_raced(objective: Objective, spec: DraftSpec) -> Objective:
+    """`objective` that scores `spec`, whatever the point, with its rule carried from prompt to prompt as in a race.
 
-    An objective that replays nothing has no rule to change.
+    An objective that carries and tunes no rule has none to change.
     """
     if isinstance(objective, Robust):
-        return replace(objective, objectives={k: with_rule(o, rule) for k, o in objective.objectives.items()})
-    if not isinstance(objective, ReplayObjective):
-        return objective
-    return replace(objective, stop=rule, tune_stop=False, is_carried=True)
+        return replace(objective, objectives={k: as_raced(o, spec) for k, o in objective.objectives.items()})
+    if isinstance(objective, ReplayObjective):
+        return replace(objective, draft=lambda _: spec, tune_stop=False, is_carried=True)
+    assert isinstance(objective, TokensPerSecond | Matchness)
+    return replace(objective, draft=lambda _: spec)
 
 
 def _or_none(value: float) -> float | None:

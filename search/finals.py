@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from search.objective import Objective, Score
+from search.point import Point
+from selfspec.build_drafter import build_drafter
 from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import Drafter, ModelDraft
-from selfspec.lookup import LookupDraft
 from selfspec.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
 from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, StopState
+from selfspec.spec import DraftSpec
+from selfspec.stop import StopState
 from selfspec.timing import Stopwatch
 from selfspec.trace import DecodeResult
 
@@ -28,21 +27,19 @@ MIN_PROMPTS = 4  # before one may be out; chosen, not tuned
 
 @dataclass(slots=True)
 class Finalist:
-    """A skip set on its way through the finals.
+    """A point on its way through the finals.
 
     Attributes:
-        skip: the set.
-        plan: what it drafts with.
-        stop: the stop rule that it is raced with.
+        point: of the search space.
+        spec: what it is raced with.
         trial_value: of the trial that brought it here.
         score: on fresh prompts.
         times, results: of the race, a prompt each.
         out_after: prompts after which it was out; None if it was not.
     """
 
-    skip: SkipSet
-    plan: DraftPlan
-    stop: StopPolicy
+    point: Point
+    spec: DraftSpec
     trial_value: float
     score: Score | None = None
     times: list[Timed] = field(default_factory=list)
@@ -65,9 +62,10 @@ class Raced:
         """For a JSON line."""
         f, (low, high) = self.finalist, self.interval
         row = {
-            "skip": str(f.skip),
-            "head": None if f.plan.head is None else len(f.plan.head),
-            "stop": f.stop.to_dict(),
+            "skip": str(f.point.skip),
+            **({"settings": dict(f.point.settings)} if f.point.settings else {}),
+            "head": None if f.spec.plan.head is None else len(f.spec.plan.head),
+            "stop": f.spec.stop.to_dict(),
             "trial_value": f.trial_value,
             "fresh_value": None if f.score is None else f.score.value,
             "speedup": self.speedup,
@@ -84,7 +82,7 @@ class Raced:
 def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int) -> list[Finalist]:
     """The best `n_kept`, each on the prompts and with the drafts of its objective, best first."""
     for finalist, objective in entries:
-        finalist.score = objective(finalist.skip)
+        finalist.score = objective(finalist.point)
     return sorted((f for f, _ in entries), key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
 
 
@@ -95,7 +93,6 @@ def race(
     *,
     ending: Ending,
     stopwatch: Stopwatch,
-    lookup: LookupDraft | None = None,
     listener: Callable[[int], None] | None = None,
 ) -> list[Raced]:
     """Decode every prompt plainly and with each finalist, in turns; best first, those that were out at the end.
@@ -109,23 +106,18 @@ def race(
         finalists: who races.
         ending: of each answer.
         stopwatch: where seconds come from.
-        lookup: prompt lookup in front of every finalist's draft; None: none.
         listener: told the number of prompts that are done.
     """
     plain: list[Timed] = []
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
-    drafters: list[Drafter] = [
-        ModelDraft(decoder.bind(f.plan), needs_confidence=f.stop.needs_confidence) for f in finalists
-    ]
-    if lookup:
-        drafters = [replace(lookup, inner=drafter) for drafter in drafters]
+    drafters = [build_drafter(f.spec, decoder) for f in finalists]
 
     def run(i: int, ids: Sequence[int]) -> DecodeResult:
         """By the i-th finalist, or plainly for -1."""
         if i < 0:
             (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch)
             return result
-        states[i] = state = finalists[i].stop.begin(states[i])
+        states[i] = state = finalists[i].spec.stop.begin(states[i])
         (result,) = speculate(decoder, [ids], drafter=drafters[i], stops=[state], ending=ending, stopwatch=stopwatch)
         return result
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from search.hidden import Text
 from selfspec.bridges import KINDS, Bridge
 from selfspec.errors import InputError, unknown_name
-from selfspec.model import BoundForward, Decoder, share
+from selfspec.forward import BoundForward
+from selfspec.model import Decoder, share
 from selfspec.plan import PLAIN, DraftPlan, Sublayer, position, sublayer
 from selfspec.skip import SkipSet
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from selfspec.cache import ClockCache, ClockLayer
 from selfspec.errors import InputError
+from selfspec.forward import BoundForward, Forward
 from selfspec.mask import check_batches
-from selfspec.model import BoundForward, Decoder, Forward, share
+from selfspec.model import Decoder, share
 from selfspec.sampling import largest
 from selfspec.skip import SkipSet
 

@@ -74,6 +74,9 @@ class Importance:
             InputError: if no row that skips nothing has a score.
         """
         tried: dict[str, Tried] = {}
+        # Rows with other settings than the first, a start, are of another draft.
+        settings = rows[0].get("settings") if rows else None
+        rows = [row for row in rows if row.get("settings") == settings]
         for row in sorted(rows, key=lambda row: row["state"] != "complete"):
             if row["state"] != "failed" and row.get("drafted"):
                 tried.setdefault(row["skip"], Tried.of(row))

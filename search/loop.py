@@ -22,9 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from search.bits import Exhausted
 from search.fidelity import Pruning
 from search.objective import GoOn, Objective, Score
+from search.point import Point
 from search.space import Space
 from search.study import Proposal, SearchStudy
-from selfspec.errors import InputError
+from selfspec.errors import DrafterError, InputError
 from selfspec.records import append_row, drop_partial_line, read_rows
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
@@ -78,22 +79,27 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best skip set that was scored to its end, with its value and trial; and how the search went.
+    """The best point that was scored to its end, with its value and trial; and how the search went.
 
     Attributes:
-        skip, value, number: of the best; `number` is its row's.
+        point, value, number: of the best; `number` is its row's.
         nothing_value: of skipping nothing; None if that was not scored to its end.
         n_trials, elapsed_s: of all sittings.
         ended: the budget that was spent, or what else ended the search.
     """
 
-    skip: SkipSet
+    point: Point
     value: float
     number: int
     nothing_value: float | None
     n_trials: int
     elapsed_s: float
     ended: Ended
+
+    @property
+    def skip(self) -> SkipSet:
+        """Its skip set."""
+        return self.point.skip
 
 
 def run_search(
@@ -117,9 +123,9 @@ def run_search(
 
     Args:
         space: what is searched.
-        objective: scores a skip set.
+        objective: scores a point.
         study: proposes and remembers.
-        starts: scored first, in order, and always to their end.
+        starts: scored first, in order, and always to their end; other dimensions than the skip set at their defaults.
         n_trials, max_s, patience: see `Budget`.
         seed: written into each row.
         rows_path: JSON lines, one row a trial.
@@ -165,20 +171,20 @@ def run_search(
     return _found(study.trials, space, ended)
 
 
-def top(study: SearchStudy, k: int) -> list[tuple[SkipSet, float]]:
-    """The best `k` distinct skip sets that were scored to their end, with their values, best first."""
-    values: dict[str, float] = {}
+def top(study: SearchStudy, k: int) -> list[tuple[Point, float]]:
+    """The best `k` distinct points that were scored to their end, with their values, best first."""
+    values: dict[Point, float] = {}
     for trial in study.trials:
         if trial.state == TrialState.COMPLETE:
-            values.setdefault(trial.user_attrs["skip"], float(trial.user_attrs["value"]))
-    best = sorted(values, key=lambda skip: -values[skip])[:k]
-    return [(SkipSet.parse(skip, study.space.n_layers), values[skip]) for skip in best]
+            values.setdefault(study.point(trial), float(trial.user_attrs["value"]))
+    return sorted(values.items(), key=lambda item: -item[1])[:k]
 
 
 def row_of(trial: FrozenTrial, number: int) -> dict[str, Any]:
     """The JSON row of a finished trial; a pruned one's numbers are of the prompts it was scored on."""
     scored = [f.name for f in fields(Score) if f.name != "pruned"]  # the state tells that
-    names = ("origin", "skip", "attn", "mlp", "acceptance", *scored, "elapsed_s", "seed")
+    settings = ["settings"] if "settings" in trial.user_attrs else []
+    names = ("origin", "skip", "attn", "mlp", *settings, "acceptance", *scored, "elapsed_s", "seed")
     return {
         "number": number,
         **{name: trial.user_attrs.get(name) for name in names},
@@ -237,7 +243,7 @@ def _uninterrupted() -> Iterator[None]:
 def _score(
     proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], pruning: Pruning | None
 ) -> tuple[Score | None, str | None]:
-    """The score, from memory where this set was run before, and where it comes from; or None and why there is none."""
+    """The score, from memory where this point was run before, and where that is; or None and why there is none."""
     number = _earlier(trials, proposal)
     if number is not None:
         attrs = trials[number].user_attrs
@@ -248,16 +254,19 @@ def _score(
     if pruning is not None and best is not None:
         go_on = pruning.against(trials[best].user_attrs.get("values", ()))
     try:
-        score = objective(proposal.skip, go_on=go_on)
-    except RuntimeError as error:  # torch's out-of-memory is one; anything else ends the search
+        score = objective(proposal.point, go_on=go_on)
+    except (RuntimeError, DrafterError) as error:  # torch's out-of-memory is one; anything else ends the search
         return None, str(error).splitlines()[0]
     return score, f"behind trial {best} after {len(score.values)} prompts" if score.pruned else None
 
 
 def _earlier(trials: Sequence[FrozenTrial], proposal: Proposal) -> int | None:
-    """The first trial that ran this very set, to its end if any did; for a start no other counts."""
+    """The first trial that ran this very point, to its end if any did; for a start no other counts."""
     states = [TrialState.COMPLETE] if proposal.origin == "start" else [TrialState.COMPLETE, TrialState.PRUNED]
-    same = [(n, t.state) for n, t in enumerate(trials) if t.user_attrs["skip"] == str(proposal.skip)]
+    point = str(proposal.skip), dict(proposal.point.settings)
+    same = [
+        (n, t.state) for n, t in enumerate(trials) if (t.user_attrs["skip"], t.user_attrs.get("settings", {})) == point
+    ]
     return next((n for wanted in states for n, state in same if state == wanted), None)
 
 
@@ -274,9 +283,10 @@ def _found(trials: Sequence[FrozenTrial], space: Space, ended: Ended) -> Found:
         raise InputError(f"none of {len(trials)} trials could be scored{why}")
     best = trials[number].user_attrs
     done = (t.user_attrs for t in trials if t.state == TrialState.COMPLETE)
-    nothing = next((attrs for attrs in done if attrs["skip"] == "none"), None)
+    default = dict(space.point(SkipSet(space.n_layers)).settings)
+    nothing = next((a for a in done if a["skip"] == "none" and a.get("settings", {}) == default), None)
     return Found(
-        skip=SkipSet.parse(best["skip"], space.n_layers),
+        point=Point.from_row(best, space.n_layers),
         value=float(best["value"]),
         number=number,
         nothing_value=None if nothing is None else float(nothing["value"]),

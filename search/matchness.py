@@ -8,17 +8,18 @@ values of the whole answer, where a real one sees the full model's up to the las
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from search.objective import GoOn, Score
+from search.objective import Draft, GoOn, Score
+from search.point import Point
 from search.reference import ReferenceBatch
 from selfspec.errors import InputError
+from selfspec.forward import Forward
 from selfspec.metrics import ratio
-from selfspec.model import Decoder, Forward
-from selfspec.plan import DraftPlan
+from selfspec.model import Decoder
 from selfspec.sampling import largest
 from selfspec.skip import SkipSet
 from selfspec.timing import Stopwatch
@@ -34,7 +35,7 @@ class Matchness:
         decoder: the model.
         batches: what the full model says on the calibration prompts.
         stopwatch: for the seconds that scoring takes.
-        draft: the plan of a skip set.
+        draft: what a point is drafted with; of it the plan alone counts.
 
     Source: Xia et al. 2025, SWIFT (arXiv:2410.06916), section 4.
     """
@@ -42,7 +43,7 @@ class Matchness:
     decoder: Decoder
     batches: Sequence[ReferenceBatch]
     stopwatch: Stopwatch
-    draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
+    draft: Draft
     name: str = "matchness"
     unit: str = "agreed"
 
@@ -50,10 +51,10 @@ class Matchness:
         if not self.batches:
             raise InputError("every calibration prompt ended at its first token, so there is nothing to read")
 
-    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
         began = self.stopwatch.now()
-        forward = self.decoder.bind(self.draft(skip))
+        forward = self.decoder.bind(self.draft(Point.of(point)).plan)
         agreed: list[int] = []
         n_read: list[int] = []
         pruned = False

@@ -1,36 +1,35 @@
-"""How good a skip set is. Larger is better, always."""
+"""How good a draft is. Larger is better, always."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from search.point import Point
+from selfspec.build_drafter import build_drafter
 from selfspec.decode import Ending, speculate
-from selfspec.draft import Drafter, ModelDraft
-from selfspec.lookup import LookupDraft
 from selfspec.metrics import acceptance, ratio
 from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy
+from selfspec.spec import DraftSpec
 from selfspec.timing import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What scoring a skip set found: the value, and the counts it comes from.
+    """What scoring a point found: the value, and the counts it comes from.
 
     Attributes:
         value: larger is better; its unit is the objective's.
         n_tokens, n_rounds, drafted, accepted: pooled over prompts, without first tokens (the prefill's).
         seconds: spent decoding those tokens.
         draft_cost: of one drafted token, in plain tokens, pooled over the drafted tokens; None: unknown.
-        values: of each prompt scored, in the order of the prompts, which is the same for every skip set; empty where
+        values: of each prompt scored, in the order of the prompts, which is the same for every point; empty where
             the objective has none.
         pruned: scoring ended before the last prompt, since the others would not have made it the best.
-        stop: name and settings of the stop rule, where the objective chose them for this skip set.
+        stop: name and settings of the stop rule, where the objective chose them for this point.
     """
 
     value: float
@@ -60,10 +59,11 @@ class Score:
 
 
 GoOn = Callable[[Sequence[float]], bool]  # the values of the prompts so far -> whether to score the others
+Draft = Callable[[Point], DraftSpec]  # what a point is drafted with
 
 
 class Objective(Protocol):
-    """Scores skip sets."""
+    """Scores points of the search space."""
 
     @property
     def name(self) -> str:
@@ -75,16 +75,16 @@ class Objective(Protocol):
         """Of the value."""
         ...
 
-    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
-        """The score of `skip`.
+    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+        """The score of `point`.
 
         Args:
-            skip: what is left out.
+            point: what is scored; a skip set is a point without other dimensions.
             go_on: asked now and then with the values of the prompts so far; where it says no, scoring ends. An
                 objective that has no value of a prompt never asks.
 
         Raises:
-            RuntimeError: if it could not be scored; the trial is recorded as failed, with the reason.
+            RuntimeError, DrafterError: if it could not be scored; the trial is recorded as failed, with the reason.
         """
         ...
 
@@ -96,39 +96,33 @@ class TokensPerSecond:
     Attributes:
         decoder: the model.
         prompts: token ids of the calibration prompts.
-        stop: the stop rule; its state carries over from prompt to prompt if the rule says so.
         max_new_tokens: of each prompt.
         stopwatch: where seconds come from.
-        draft: the plan of a skip set.
-        lookup: prompt lookup in front of the draft; None: none.
+        draft: what a point is drafted with; its stop rule goes on from prompt to prompt if the rule says so.
 
     Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.2. Prefill is not counted here, since no draft changes it.
     """
 
     decoder: Decoder
     prompts: Sequence[Sequence[int]]
-    stop: StopPolicy
     max_new_tokens: int
     stopwatch: Stopwatch
-    draft: Callable[[SkipSet], DraftPlan] = DraftPlan.of
-    lookup: LookupDraft | None = None
+    draft: Draft
     name: str = "tokens_per_second"
     unit: str = "tokens/s"
 
     def __post_init__(self) -> None:
         Ending(self.max_new_tokens)  # refuses what no trial could do, before there is a run
 
-    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`."""
-        forward = self.decoder.bind(self.draft(skip))
-        drafter: Drafter = ModelDraft(forward, needs_confidence=self.stop.needs_confidence)
-        if self.lookup:
-            drafter = replace(self.lookup, inner=drafter)
+        spec = self.draft(Point.of(point))
+        drafter = build_drafter(spec, self.decoder)
         ending = Ending(self.max_new_tokens)
         n_tokens = n_rounds = drafted = accepted = 0
         seconds, state = 0.0, None
         for ids in self.prompts:
-            state = self.stop.begin(state)
+            state = spec.stop.begin(state)
             (result,) = speculate(
                 self.decoder, [ids], drafter=drafter, stops=[state], ending=ending, stopwatch=self.stopwatch
             )

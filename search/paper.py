@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from search.space import Space
+from search.space import in_order
 from selfspec.errors import InputError
 
 
@@ -52,7 +52,8 @@ class Paper(BaseSampler):
         """See `BaseSampler`."""
         if not search_space:
             return {}
-        names = Space(len(search_space) // 2).names
+        bits, others = in_order(search_space)
+        names = bits + others
         optimizer = self._package.BayesianOptimization(
             None,
             dict.fromkeys(names, (0, 1)),

@@ -16,7 +16,7 @@ from selfspec.records import write_text
 
 Row = Mapping[str, Any]
 
-FIELDS = ("skip", "draft_cost", "acceptance", "value")
+FIELDS = ("skip", "settings", "draft_cost", "acceptance", "value")
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
@@ -44,6 +44,6 @@ def front(rows: Sequence[Row]) -> list[Row]:
 
 def write_front(path: Path, rows: Sequence[Row], *, model: str, n_layers: int, **provenance: Any) -> None:
     """Write the front of the rows as YAML, with the model and any facts about where it comes from."""
-    sets = [{name: row[name] for name in FIELDS} for row in front(rows)]
+    sets = [{name: row[name] for name in FIELDS if name in row} for row in front(rows)]
     body = {"model": model, "n_layers": n_layers, **provenance, "sets": sets}
     write_text(path, yaml.safe_dump(body, sort_keys=False, width=120, allow_unicode=True))

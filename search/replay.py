@@ -15,7 +15,8 @@ from itertools import islice
 
 from search.chains import Chain, Chains, Start
 from search.reference import Reference
-from selfspec.lookup import LookupDraft
+from selfspec.draft import LAYER_SKIP
+from selfspec.lookup import LOOKUP, LookupDraft
 from selfspec.protocols import Draft
 from selfspec.stop import StopPolicy, StopState
 from selfspec.trace import Round
@@ -139,7 +140,7 @@ class _Prompt:
         while self.n_committed < len(self.reference.tokens):
             copied = self.copied.get(self.start)
             if copied:
-                self._make(copied, ())
+                self._make(copied, (), source=LOOKUP)
                 continue
             chain = chains[self.start]
             limit = min(stop.max_draft, chain.limit)
@@ -150,14 +151,15 @@ class _Prompt:
             self.state.observe(made.drafted, made.accepted)
         return True
 
-    def _make(self, drafted: list[int], confidences: tuple[float, ...]) -> Round:
-        """The round of these drafted tokens."""
+    def _make(self, drafted: list[int], confidences: tuple[float, ...], *, source: str = LAYER_SKIP) -> Round:
+        """The round of these drafted tokens; what was looked up took no forward."""
         known = self.reference.tokens[self.n_committed :]
         # Past the end of the reference nothing is compared: what was drafted there is never committed.
         target = known + [-1] * (len(drafted) + 1 - len(known))
         n_accepted = judge_greedy(Draft(drafted), target).n_accepted
         n_committed = min(n_accepted + 1, len(known))
-        made = Round(len(drafted), n_accepted, n_committed, 0.0, 0.0, None, confidences)
+        n_forwards = 0 if source == LOOKUP else len(drafted)
+        made = Round(len(drafted), n_accepted, n_committed, 0.0, 0.0, None, confidences, n_forwards, source)
         self.rounds.append(made)
         self.n_committed += n_committed
         return made

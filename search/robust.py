@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Literal
 
 from search.objective import GoOn, Objective, Score
+from search.point import Point
 from selfspec.skip import SkipSet
 
 Combine = Literal["mean", "worst"]
@@ -15,7 +16,7 @@ Combine = Literal["mean", "worst"]
 
 @dataclass(frozen=True, slots=True)
 class Robust:
-    """Scores a skip set on each data set, and takes the mean or the worst value; counts are pooled.
+    """Scores a point on each data set, and takes the mean or the worst value; counts are pooled.
 
     Attributes:
         objectives: one objective for each data set, all of one kind.
@@ -35,9 +36,9 @@ class Robust:
         """See `Objective`."""
         return next(iter(self.objectives.values())).unit
 
-    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
         """See `Objective`. Every data set is scored to its end: half of them would be another objective."""
-        scores = [objective(skip) for objective in self.objectives.values()]
+        scores = [objective(point) for objective in self.objectives.values()]
         value = fmean(s.value for s in scores) if self.combine == "mean" else min(s.value for s in scores)
         costs = [(s.draft_cost, s.drafted) for s in scores if s.draft_cost is not None and s.drafted]
         return Score(

@@ -1,11 +1,13 @@
-"""Optuna's samplers, made for skip sets: each a function from a seed to a sampler."""
+"""Optuna's samplers, made for searches: each a function from a seed to a sampler."""
 
 from __future__ import annotations
 
 import warnings
 
 import optuna
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 
 def tpe(seed: int, *, n_startup_trials: int) -> BaseSampler:
@@ -39,3 +41,18 @@ def nsga2(seed: int, *, population_size: int, mutation_prob: float | None) -> Ba
         mutation_prob: with which a child's bit is drawn anew; None: 1 / bits.
     """
     return NSGAIISampler(seed=seed, population_size=population_size, mutation_prob=mutation_prob)
+
+
+class NSGAIISampler(optuna.samplers.NSGAIISampler):
+    """Optuna's, whose parents stand in the same order after an interruption.
+
+    Optuna takes them in the order of their rank for the first child of a generation, and by number for the others,
+    which it tells by a note in memory. The name stays, since trials are marked with it.
+    """
+
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        """See `BaseGASampler`."""
+        parents = super().select_parent(study, generation)
+        mine = (t for t in study.get_trials(deepcopy=False) if t.state != TrialState.RUNNING)
+        has_begun = any(t.system_attrs.get(self._get_generation_key()) == generation for t in mine)
+        return sorted(parents, key=lambda t: t.number) if has_begun else parents

@@ -80,8 +80,8 @@ class _Replayed:
 @torch.inference_mode()
 def simulate(
     decoder: Decoder, drafter: Drafter, batch: ReferenceBatch, stop: StopPolicy, *, after: StopState | None = None
-) -> list[list[Round]]:
-    """The rounds that `speculate` would make of every prompt of a batch, without seconds.
+) -> tuple[list[list[Round]], list[StopState]]:
+    """The rounds that `speculate` would make of every prompt of a batch, without seconds; and the rules' last states.
 
     Args:
         decoder: the target.
@@ -109,7 +109,7 @@ def simulate(
     cache = _copied(batch.cache, [one.in_batch for one in live])
     while live:
         live = _round(decoder, drafter, batch, cache, live)
-    return [one.rounds for one in everyone]
+    return [one.rounds for one in everyone], [one.row.stop for one in everyone]
 
 
 def _round(

@@ -1,21 +1,35 @@
-"""The skip sets that a search may choose from, and their names as Optuna parameters."""
+"""What a search may choose: skip sets and other dimensions, and their names as Optuna parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.constraints import Constraints
+from search.dimensions import Dimension, active
+from search.point import Point, Value
 from selfspec.errors import InputError
 from selfspec.skip import SkipSet
+
+Settings = Mapping[str, Value]
+BIT = re.compile(r"(attn|mlp)_\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All skip sets of a model of `n_layers` layers: 2·n_layers booleans, `attn_00`, `mlp_00`, `attn_01`, ...
+    """All skip sets of a model of `n_layers` layers, with each value of the other dimensions.
 
-    What the constraints do not allow can be written in these booleans all the same: it is projected before it is run.
+    A skip set is 2·n_layers booleans, `attn_00`, `mlp_00`, `attn_01`, ... What the constraints do not allow can be
+    written in these booleans all the same: it is projected before it is run. A dimension whose condition is not met has
+    a parameter, too, which then is its default.
+
+    Attributes:
+        n_layers: of the model.
+        constraints: of the skip sets.
+        dimensions: the others, each after those that it depends on.
+        constraints_at: the constraints where the other dimensions have these values; None: everywhere the same.
 
     Raises:
         InputError: for a model without layers, or constraints that leave nothing to search.
@@ -23,6 +37,8 @@ class Space:
 
     n_layers: int
     constraints: Constraints = field(default_factory=Constraints)
+    dimensions: tuple[Dimension, ...] = ()
+    constraints_at: Callable[[Settings], Constraints] | None = None
 
     def __post_init__(self) -> None:
         if self.n_layers < 1:
@@ -34,10 +50,31 @@ class Space:
         """One parameter name per sublayer, in the order of `SkipSet.bits`."""
         return [f"{kind}_{i:02d}" for i in range(self.n_layers) for kind in ("attn", "mlp")]
 
+    @property
+    def defaults(self) -> dict[str, Value]:
+        """The default of each other dimension."""
+        return {d.name: d.default for d in self.dimensions}
+
     def skip(self, values: Mapping[str, Any]) -> SkipSet:
         """The skip set of parameter values: booleans, or numbers of which those above ½ are true."""
         return SkipSet.from_bits([float(values[name]) > 0.5 for name in self.names])
 
+    def point(self, skip: SkipSet, settings: Settings | None = None) -> Point:
+        """A skip set with values of the other dimensions, by default theirs; those that are not searched left out."""
+        return Point(skip, active(self.dimensions, self.defaults | dict(settings or {})))
+
     def project(self, skip: SkipSet) -> SkipSet:
         """The allowed set next to `skip`: itself if it is allowed."""
         return self.constraints.project(skip)
+
+    def allowed(self, point: Point) -> Point:
+        """The allowed point next to `point`, with its settings."""
+        at = self.constraints_at(point.settings) if self.constraints_at else self.constraints
+        return replace(point, skip=at.project(point.skip))
+
+
+def in_order(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The parameters that are bits, in the order of `SkipSet.bits`, and the others."""
+    names = list(names)
+    n_bits = sum(BIT.fullmatch(name) is not None for name in names)
+    return Space(n_bits // 2).names if n_bits else [], [name for name in names if not BIT.fullmatch(name)]

@@ -1,4 +1,4 @@
-"""The memory of a search: an Optuna study of skip sets, kept in memory and mirrored to a storage.
+"""The memory of a search: an Optuna study of points, kept in memory and mirrored to a storage.
 
 Every `suggest` on a shared storage is a write, so the study that is asked lives in memory and each finished trial is
 copied to the storage in one piece. What a sampler remembers lies in its trials, so a study read back from its storage
@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from search.bits import Bits, BitSampler
 from search.constraints import Constraints
+from search.dimensions import Choice, Dimension
 from search.objective import Score
+from search.point import Point, Value
 from search.shared import Claims, Sharing, open_storage, open_study, shown
 from search.space import Space
 from selfspec.errors import InputError
@@ -39,15 +41,20 @@ LOCK_S = 3  # how long a killed search's lock is waited for: Optuna's least; one
 
 @dataclass(slots=True)
 class Proposal:
-    """A skip set to be scored."""
+    """A point to be scored."""
 
-    skip: SkipSet
+    point: Point
     origin: Origin
     trial: Trial | None
 
+    @property
+    def skip(self) -> SkipSet:
+        """Its skip set."""
+        return self.point.skip
+
 
 class SearchStudy:
-    """Asks a sampler for skip sets and tells it what was run.
+    """Asks a sampler for points and tells it what was run.
 
     Args:
         space: what is searched.
@@ -55,8 +62,8 @@ class SearchStudy:
         seed: of the whole search.
         identity: what must be equal for a study to belong to this search (model, objective, ...).
         journal: where the finished trials of a search by one worker are mirrored; None: nowhere.
-        encoding: what the sampler sees: booleans (`bits`), or numbers in [0, 1] of which those above ½ are true
-            (`floats`, for samplers that know only numbers).
+        encoding: what the sampler sees: booleans, and each dimension as it is (`bits`); or numbers in [0, 1] of which
+            those above ½ are true, and a dimension's values have equal parts (`floats`, for samplers of numbers).
         storage: where several workers meet, instead of a journal: see `open_storage`.
         sharing: which of them this is.
         name: of the study in its storage.
@@ -89,8 +96,8 @@ class SearchStudy:
         kind: BaseDistribution = (
             CategoricalDistribution([False, True]) if encoding == "bits" else FloatDistribution(0, 1)
         )
-        self._distributions = dict.fromkeys(space.names, kind)
         self._encoding = encoding
+        self._distributions = dict.fromkeys(space.names, kind) | {d.name: self._kind(d) for d in space.dimensions}
         self._mirror: optuna.Study | None = None
         self._claims: Claims | None = None
         self._place: int | None = None
@@ -99,6 +106,7 @@ class SearchStudy:
         if where := storage or journal:
             opened = open_storage(where) if storage else open_storage(where, lock_s=LOCK_S)
             mine = {**(identity or {}), "n_layers": space.n_layers}
+            mine |= {"space": str(space.dimensions)} if space.dimensions else {}
             self._mirror = open_study(opened, name, mine, shown(where))
             if storage:
                 self._claims = Claims(opened, name, sharing or Sharing())
@@ -108,6 +116,10 @@ class SearchStudy:
     def trials(self) -> list[FrozenTrial]:
         """Finished trials, in the order in which they were told; failed ones included."""
         return [t for t in self._study.get_trials(deepcopy=False) if "skip" in t.user_attrs]
+
+    def point(self, trial: FrozenTrial) -> Point:
+        """What a finished trial ran."""
+        return Point.from_row(trial.user_attrs, self.space.n_layers)
 
     def sync(self) -> None:
         """Read what other workers finished."""
@@ -135,28 +147,34 @@ class SearchStudy:
             self._claims.release(reason)
 
     def ask(self) -> Proposal:
-        """The sampler's next skip set; where the space has constraints, the nearest one that meets them."""
+        """The sampler's next point; where the space has constraints, the nearest one that meets them.
+
+        A searcher that knows skip sets alone leaves the other dimensions at their defaults.
+        """
         seed = (self._seed * 1_000_003 + self._worker * 15_485_863 + len(self.trials)) % 2**31
         self._study.sampler = self._make_sampler(seed)
         if isinstance(self._study.sampler, BitSampler) and self.space.constraints != Constraints():
             self._study.sampler.project = self._project
+        knows_bits_alone = isinstance(self._study.sampler, BitSampler)
         trial = self._study.ask(fixed_distributions=self._distributions)
-        proposed = self.space.skip(trial.params)
-        skip = self.space.project(proposed)
+        proposed = {d.name: self._decoded(d, trial.params[d.name]) for d in self.space.dimensions}
+        skip = self.space.skip(trial.params)
+        point = self.space.allowed(self.space.point(skip, None if knows_bits_alone else proposed))
         # The trial stays the same one: CMA-ES has its memory there. What is as it was proposed keeps its number.
-        for name, was, bit in zip(self.space.names, proposed.bits(), skip.bits(), strict=True):
-            if bit != was:
+        was = dict(zip(self.space.names, skip.bits(), strict=True)) | proposed
+        for name, value in self._values(point).items():
+            if value != was[name]:
                 kind = self._distributions[name]
-                value = kind.to_internal_repr(self._value(bit))
-                self._memory.set_trial_param(trial._trial_id, name, value, kind)
-        return Proposal(skip, "searcher", trial)
+                inner = kind.to_internal_repr(self._encoded(name, value))
+                self._memory.set_trial_param(trial._trial_id, name, inner, kind)
+        return Proposal(point, "searcher", trial)
 
-    def start(self, skip: SkipSet) -> Proposal:
-        """A skip set that somebody else chose."""
-        return Proposal(skip, "start", None)
+    def start(self, point: Point | SkipSet) -> Proposal:
+        """What somebody else chose; of a skip set, with the defaults of the other dimensions."""
+        return Proposal(self.space.point(point) if isinstance(point, SkipSet) else point, "start", None)
 
     def tell(self, proposal: Proposal, score: Score | None, **facts: Any) -> FrozenTrial:
-        """Record what was run: `score` of `proposal.skip`, or a failure (None). `facts` go into the trial's record.
+        """Record what was run: `score` of `proposal.point`, or a failure (None). `facts` go into the trial's record.
 
         Returns:
             The trial on record at the claimed place: another worker's, if this one was so silent that its place was
@@ -184,6 +202,7 @@ class SearchStudy:
             "skip": str(proposal.skip),
             "attn": sorted(proposal.skip.attn),
             "mlp": sorted(proposal.skip.mlp),
+            **({"settings": dict(proposal.point.settings)} if self.space.dimensions else {}),
             "origin": proposal.origin,
             **({**score.as_dict(), "values": list(score.values)} if score else {}),
             **facts,
@@ -193,7 +212,7 @@ class SearchStudy:
         # Optuna takes the value of a pruned trial from its last report.
         step = len(score.values) if score and score.pruned else None
         if proposal.trial is None:
-            params = {name: self._value(bit) for name, bit in zip(self.space.names, proposal.skip.bits(), strict=True)}
+            params = {name: self._encoded(name, value) for name, value in self._values(proposal.point).items()}
             trial = create_trial(
                 params=params,
                 distributions=self._distributions,
@@ -238,6 +257,31 @@ class SearchStudy:
     def _project(self, bits: Bits) -> Bits:
         return self.space.project(SkipSet.from_bits(bits)).bits()
 
-    def _value(self, bit: bool) -> bool | float:
-        """A boolean, or the middle of its half of [0, 1]."""
-        return bit if self._encoding == "bits" else 0.75 if bit else 0.25
+    def _values(self, point: Point) -> dict[str, Value]:
+        """By parameter: the bits, and every dimension, those not searched at their defaults."""
+        bits = dict(zip(self.space.names, point.skip.bits(), strict=True))
+        return {**bits, **self.space.defaults, **point.settings}
+
+    def _kind(self, d: Dimension) -> BaseDistribution:
+        """How the sampler sees a dimension."""
+        if self._encoding == "floats":
+            return FloatDistribution(0, 1)
+        if isinstance(d.domain, Choice):
+            return CategoricalDistribution(d.domain.values)
+        if d.domain.is_whole:
+            return IntDistribution(int(d.domain.low), int(d.domain.high), log=d.domain.log)
+        return FloatDistribution(d.domain.low, d.domain.high, log=d.domain.log)
+
+    def _decoded(self, d: Dimension, value: Any) -> Value:
+        """What the sampler's value of a dimension means."""
+        found: Value = d.domain.at(value) if self._encoding == "floats" else value
+        return found
+
+    def _encoded(self, name: str, value: Value) -> Value:
+        """What the sampler is told of a value: itself, or the middle of its part of [0, 1]."""
+        if self._encoding == "bits":
+            return value
+        dimension = next((d for d in self.space.dimensions if d.name == name), None)
+        if dimension is None:
+            return 0.75 if value else 0.25
+        return dimension.domain.place(value)

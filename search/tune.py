@@ -13,7 +13,9 @@ from search.cost import CostTable
 from search.reference import Reference
 from selfspec.errors import InputError
 from selfspec.plan import DraftPlan
+from selfspec.spec import DraftSpec
 from selfspec.stop import Optimal, Paying, RuleState, StopPolicy, StopRule, StopState
+from selfspec.tree_shapes import BestFirst
 
 MAX_KNOTS = 12  # of a calibration; chosen, not tuned
 
@@ -102,6 +104,28 @@ def verify_cost(costs: CostTable, n_tokens: int, *, context: int) -> float:
     """What verifying one token more costs, in plain tokens, on average over the first `n_tokens`."""
     more_s = costs.verification_s(n_tokens + 1, context) - costs.verification_s(1, context)
     return max(0.0, more_s / n_tokens / costs.plain_s(context))
+
+
+def is_priced(spec: DraftSpec) -> bool:
+    """Whether a spec's tree, if it has one, knows what its nodes cost."""
+    return bool(getattr(spec.tree, "is_priced", True))
+
+
+def priced(spec: DraftSpec, *, draft_cost: float, costs: CostTable, context: int) -> DraftSpec:
+    """A spec whose tree, if it wants to know, is told what its nodes cost.
+
+    Args:
+        spec: of the draft.
+        draft_cost: of one forward of it, in plain tokens.
+        costs: of verifications.
+        context: tokens, at which these are taken.
+    """
+    tree = spec.tree
+    if tree is None or is_priced(spec):
+        return spec
+    assert isinstance(tree, BestFirst)
+    step = verify_cost(costs, tree.max_nodes, context=context)
+    return replace(spec, tree=tree.priced(max(0.0, draft_cost), step))
 
 
 def judged(reference: Reference, n_committed: int, chain: Chain) -> list[tuple[float, bool]]:

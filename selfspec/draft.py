@@ -7,12 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from selfspec.cache import ClockCache
-from selfspec.model import Forward
+from selfspec.forward import Forward
 from selfspec.protocols import BaseDrafter, Draft, Drafter, Output, Row, Verdict
 from selfspec.sampling import draw, largest
 
@@ -44,6 +45,7 @@ class ModelDraft(BaseDrafter):
     sample: bool = True
     needs_confidence: bool = True
     name: str = LAYER_SKIP
+    is_replayable: ClassVar[bool] = True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """See `Drafter`. A row that has stopped is carried along until the last one stops; its work is dead."""

@@ -19,9 +19,10 @@ from torch import Tensor
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending
 from selfspec.errors import InputError
+from selfspec.forward import BoundForward
 from selfspec.fused import fused
 from selfspec.graphs import CudaGraphs, Recorder, Tape
-from selfspec.model import BoundForward, Decoder
+from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.sampling import largest
 from selfspec.skip import SkipSet

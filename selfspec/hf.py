@@ -1,4 +1,4 @@
-"""The door that Hugging Face users expect: `model.generate(..., custom_generate=as_custom_generate(skip=...))`.
+"""The door that Hugging Face users expect: `model.generate(..., custom_generate=as_custom_generate("RUN"))`.
 
 Everything else of `generate` stays: its configuration, logits processors, stopping criteria, padding, return type.
 """
@@ -7,7 +7,6 @@ Everything else of `generate` stays: its configuration, logits processors, stopp
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,19 +15,12 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
 
-from selfspec.decode import Ending, Kind, speculate
-from selfspec.draft import Drafter, ModelDraft
+from selfspec.decode import Ending, Kind
 from selfspec.errors import InputError
-from selfspec.lookup import LookupDraft, Memory
 from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.planfile import NAME as PLAN
-from selfspec.planfile import load_plan
 from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, Threshold
-
-DEFAULT_STOP = Threshold(max_draft=12, threshold=0.6)  # the paper's K and first threshold, without its adaptation
+from selfspec.speculator import Draft, kept
+from selfspec.stop import StopPolicy
 
 _UNSUPPORTED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
@@ -37,21 +29,19 @@ def generate(
     model: Any,
     inputs: Tensor | Sequence[int] | str,
     *,
-    skip: SkipSet | DraftPlan | str,
-    stop: StopPolicy = DEFAULT_STOP,
-    lookup: bool = False,
+    draft: Draft,
+    stop: StopPolicy | None = None,
+    lookup: bool | None = None,
     tokenizer: Any = None,
     streamer: Any = None,
     **settings: Any,
 ) -> Any:
-    """What `model.generate` would return, drafted with `skip` left out.
+    """What `model.generate` would return, in fewer passes.
 
     Args:
         model: a decoder-only transformers model.
         inputs: token ids ([B, T] or one list), or one text, for which `tokenizer` is needed.
-        skip: a skip set, one written as `a3,5-9 m7`, a draft plan, or the file or folder of one.
-        stop: when to stop drafting.
-        lookup: prompt lookup before the draft, in the text and in the memory of a plan that has one.
+        draft, stop, lookup: see `Speculator`; the folder of a search is enough.
         tokenizer: to encode a text, and for `stop_strings`.
         streamer: as of `model.generate`; told of tokens as they are committed.
         **settings: as of `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
@@ -71,7 +61,7 @@ def generate(
         settings["stopping_criteria"] = _with_stop_strings(settings, tokenizer)
     output = model.generate(
         ids_BT,
-        custom_generate=as_custom_generate(skip=skip, stop=stop, lookup=lookup),
+        custom_generate=as_custom_generate(draft, stop=stop, lookup=lookup),
         token_streamer=streamer,
         **settings,
     )
@@ -82,22 +72,20 @@ def generate(
 
 
 def as_custom_generate(
+    draft: Draft,
     *,
-    skip: SkipSet | DraftPlan | str,
-    stop: StopPolicy = DEFAULT_STOP,
-    lookup: bool = False,
-    sample_draft: bool = True,
+    stop: StopPolicy | None = None,
+    lookup: bool | None = None,
+    sample_draft: bool | None = None,
 ) -> Callable[..., Any]:
-    """A callable for `model.generate(ids, custom_generate=...)` that drafts with `skip` left out.
+    """A callable for `model.generate(ids, custom_generate=...)` that drafts and verifies.
 
-    `generate` drops `streamer` when it is given a callable: pass it as `token_streamer=` instead. When sampling,
-    `torch.manual_seed` makes the output reproducible.
+    The model is bound to the draft once: later calls with the same draft, and the stop rule's memory, go on from there
+    (`speculator.kept`). `generate` drops `streamer` when it is given a callable: pass it as `token_streamer=` instead.
+    When sampling, `torch.manual_seed` makes the output reproducible.
 
     Args:
-        skip: a skip set, one written as `a3,5-9 m7`, a draft plan, or the file or folder of one.
-        stop: when to stop drafting.
-        lookup: prompt lookup before the draft, in the text and in the memory of a plan that has one.
-        sample_draft: when sampling, draw drafted tokens from the draft's distribution; otherwise take its maximum.
+        draft, stop, lookup, sample_draft: see `Speculator`.
     """
 
     def custom_generate(
@@ -114,19 +102,12 @@ def as_custom_generate(
         if asked or (config.num_beams or 1) > 1:
             what = asked[0] if asked else f"num_beams={config.num_beams}"
             raise InputError(f"self-speculative decoding does not offer {what}; leave it out, or decode without")
-        decoder = Decoder(model)
-        plan = _plan(skip, decoder)
-        drafter: Drafter = ModelDraft(decoder.bind(plan), sample_draft, stop.needs_confidence)
-        if lookup:
-            drafter = LookupDraft(drafter, memory=Memory.of(plan.memory))
+        speculator = kept(model, draft, stop=stop, lookup=lookup, sample_draft=sample_draft)
         prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
         if token_streamer is not None:
             token_streamer.put(input_ids.cpu())
-        results = speculate(
-            decoder,
+        results = speculator(
             prompts,
-            drafter=drafter,
-            stops=[stop.begin() for _ in prompts],
             ending=_ending(config, stopping_criteria, input_ids),
             sampling=Sampling(
                 do_sample=bool(config.do_sample),
@@ -138,7 +119,7 @@ def as_custom_generate(
         )
         if token_streamer is not None:
             token_streamer.end()
-        sequences = _padded(input_ids, [r.tokens for r in results], _pad_id(config, decoder))
+        sequences = _padded(input_ids, [r.tokens for r in results], _pad_id(config, speculator.decoder))
         if config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=sequences)
         return sequences
@@ -195,14 +176,3 @@ def _with_stop_strings(settings: dict[str, Any], tokenizer: Any) -> StoppingCrit
     criteria = StoppingCriteriaList(settings.get("stopping_criteria") or [])
     criteria.append(StopStringCriteria(tokenizer, settings.pop("stop_strings")))
     return criteria
-
-
-def _plan(asked: SkipSet | DraftPlan | str, decoder: Decoder) -> DraftPlan:
-    """What to draft with."""
-    if isinstance(asked, DraftPlan):
-        return asked
-    if isinstance(asked, SkipSet):
-        return DraftPlan.of(asked)
-    if asked.endswith(PLAN) or os.path.isfile(os.path.join(asked, PLAN)):
-        return load_plan(asked, decoder)
-    return DraftPlan.of(SkipSet.parse(asked, decoder.n_layers))

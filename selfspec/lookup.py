@@ -147,6 +147,11 @@ class LookupDraft(BaseDrafter):
         return self.inner.name
 
     @property
+    def is_replayable(self) -> bool:  # type: ignore[override]  # the class's where the base has its own
+        """See `BaseDrafter`."""
+        return bool(getattr(self.inner, "is_replayable", False))
+
+    @property
     def needs(self) -> Needs:
         """See `Drafter`."""
         return self.inner.needs

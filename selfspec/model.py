@@ -8,11 +8,9 @@ plan puts there. The model itself is never changed, so any number of drafts can 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,211 +19,14 @@ from selfspec.adapters import Patch, Sublayers, find_sublayers
 from selfspec.bridges import stand_in
 from selfspec.cache import ClockCache
 from selfspec.errors import InputError
-from selfspec.head import TextRows, TrimmedHead, trimmed
-from selfspec.hidden_states import caught
-from selfspec.mask import attention_mask, tree_mask
+from selfspec.forward import BoundForward, Forward
+from selfspec.head import TrimmedHead, trimmed
 from selfspec.packed import n_bytes
 from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
-from selfspec.protocols import Output
 from selfspec.quantised import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skip import SkipSet
 
-
-class Forward(Protocol):
-    """One resolved draft or target: no membership test per token."""
-
-    @property
-    def module(self) -> nn.Module:
-        """The model, or the draft that shares its parameters."""
-        ...
-
-    def __call__(
-        self,
-        ids_BT: Tensor,
-        *,
-        starts: Sequence[int],
-        cache: ClockCache,
-        n_logits: int = 0,
-        text_rows: TextRows | None = None,
-    ) -> Tensor:
-        """Logits of `ids_BT`, whose rows begin at the positions `starts`.
-
-        Sets the cache's clocks to `starts` and writes the new keys and values there.
-
-        Args:
-            ids_BT: the tokens.
-            starts: a position for each row.
-            cache: of keys and values.
-            n_logits: of how many of the last tokens; 0: of all.
-            text_rows: what a trimmed head scores as well, see `text_rows` below.
-
-        Returns:
-            [B, T, V], or [B, n_logits, V].
-        """
-        ...
-
-    def output(
-        self,
-        ids_BT: Tensor,
-        *,
-        starts: Sequence[int],
-        cache: ClockCache,
-        n_logits: int = 0,
-        text_rows: TextRows | None = None,
-        hidden: Sequence[int] = (),
-    ) -> Output:
-        """The same, with the hidden states of all tokens behind the layers `hidden`; -1: what enters the head."""
-        ...
-
-    def tree_output(
-        self,
-        ids_BT: Tensor,
-        *,
-        positions_BT: Tensor,
-        seen_BTS: Tensor,
-        key_positions_BS: Tensor,
-        cache: ClockCache,
-        text_rows: TextRows | None = None,
-        hidden: Sequence[int] = (),
-    ) -> Output:
-        """The output for tokens that may stand at any positions, several of them at one.
-
-        Their keys and values go where the caller has set the cache's clocks.
-
-        Args:
-            ids_BT: the tokens.
-            positions_BT: of the tokens.
-            seen_BTS: which keys each token sees, itself and those written with it included.
-            key_positions_BS: the position of each key.
-            cache: its clocks are set by the caller.
-            text_rows: what a trimmed head scores as well, see `text_rows`.
-            hidden: layers whose output is wanted.
-
-        Raises:
-            InputError: if the model takes no explicit mask (`mask.check_trees`).
-        """
-        ...
-
-    def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
-        """The logits of `tree_output`, [B, T, V]."""
-        ...
-
-    def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """What a trimmed head scores beside its own tokens where the rows' texts are these; None: nothing.
-
-        See `TrimmedHead.text_rows` for `lengths_BT`.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class BoundForward:
-    """The forward of a transformers model whose positions, cache and masks are given by the clocks.
-
-    Attributes:
-        module: the model, or a draft that shares its parameters.
-        context_length: the longest sequence, in tokens.
-        head: the module's own, if it is trimmed.
-        layers: where the module has its layers.
-    """
-
-    module: nn.Module
-    context_length: int
-    head: TrimmedHead | None = None
-    layers: str = ""
-
-    def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """See `Forward`."""
-        return None if self.head is None else self.head.text_rows(texts, lengths_BT)
-
-    def __call__(
-        self,
-        ids_BT: Tensor,
-        *,
-        starts: Sequence[int],
-        cache: ClockCache,
-        n_logits: int = 0,
-        text_rows: TextRows | None = None,
-    ) -> Tensor:
-        """See `Forward`."""
-        return self.output(ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows).logits_BTV
-
-    def output(
-        self,
-        ids_BT: Tensor,
-        *,
-        starts: Sequence[int],
-        cache: ClockCache,
-        n_logits: int = 0,
-        text_rows: TextRows | None = None,
-        hidden: Sequence[int] = (),
-    ) -> Output:
-        """See `Forward`."""
-        n_new = ids_BT.shape[1]
-        cache.set(starts, n_new)
-        offsets_T = torch.arange(n_new, device=ids_BT.device)
-        if cache.is_uniform:
-            positions_BT = (offsets_T + starts[0]).unsqueeze(0)
-            mask = None  # the model builds its own from the clock
-        else:
-            positions_BT = torch.tensor(starts, device=ids_BT.device).unsqueeze(1) + offsets_T
-            dtype = next(self.module.parameters()).dtype
-            mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
-            # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
-            positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        return self._run(ids_BT, positions_BT, mask, cache, n_logits, text_rows, hidden)
-
-    def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
-        """The logits of `tree_output`, [B, T, V]."""
-        return self.tree_output(ids_BT, **where).logits_BTV
-
-    def tree_output(
-        self,
-        ids_BT: Tensor,
-        *,
-        positions_BT: Tensor,
-        seen_BTS: Tensor,
-        key_positions_BS: Tensor,
-        cache: ClockCache,
-        text_rows: TextRows | None = None,
-        hidden: Sequence[int] = (),
-    ) -> Output:
-        """See `Forward`."""
-        dtype = next(self.module.parameters()).dtype
-        mask = tree_mask(
-            self.module.config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=key_positions_BS, dtype=dtype
-        )
-        positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        return self._run(ids_BT, positions_BT, mask, cache, 0, text_rows, hidden)
-
-    def _run(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor,
-        mask: Any,
-        cache: ClockCache,
-        n_logits: int,
-        text_rows: TextRows | None,
-        hidden: Sequence[int],
-    ) -> Output:
-        def logits() -> Tensor:
-            found: Tensor = self.module(
-                input_ids=ids_BT,
-                attention_mask=mask,
-                position_ids=positions_BT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=n_logits,
-                # Only the forward of a trimmed head takes this.
-                **({} if text_rows is None else {"text_rows": text_rows}),
-            ).logits
-            return found
-
-        if not hidden:
-            return Output(logits())
-        layers: Any = self.module.get_submodule(self.layers)
-        with caught(self.module, layers, hidden) as states:
-            return Output(logits(), states)
+N_HEADS = 6  # trimmed heads that are kept: a search may try several, in turn; chosen, not tuned
 
 
 class Decoder:
@@ -244,7 +45,7 @@ class Decoder:
         config: Any = model.config
         self.config = config.get_text_config()
         self.n_layers = self.sublayers.n_layers
-        self._head: tuple[Tensor, Precision, TrimmedHead] | None = None
+        self._heads: dict[tuple[bytes, Precision], TrimmedHead] = {}
         self._rounded = RoundedCopies(model)
         self.full: Forward = BoundForward(model, self.context_length, layers=self.sublayers.path)
         self._leave_out_everything()
@@ -317,13 +118,16 @@ class Decoder:
         return BoundForward(copied, self.context_length, head, self.sublayers.path)
 
     def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
-        """Its rows are copied once for many drafts."""
-        if self._head is None or self._head[0] is not ids_N or self._head[1] != precision:
+        """Its rows are copied once for many drafts, of the last few heads."""
+        key = ids_N.cpu().numpy().tobytes(), precision
+        if key not in self._heads:
             head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
             if precision != "same":
                 head.add_module("rows", round_linear(head.rows, precision))
-            self._head = ids_N, precision, head
-        return self._head[2]
+            if len(self._heads) == N_HEADS:
+                del self._heads[next(iter(self._heads))]
+            self._heads[key] = head
+        return self._heads[key]
 
     def _round(self, copied: nn.Module, plan: DraftPlan) -> None:
         """Put rounded copies in the place of the linear layers that a plan keeps, and of a whole head."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -78,6 +78,60 @@ class DraftPlan:
         """The skipped sublayers in the order in which they run."""
         return [sublayer(i) for i, bit in enumerate(self.skip.bits()) if bit]
 
+    def to_dict(self) -> dict[str, Any]:
+        """All but its numbers, for YAML; `tensors` has these, and `from_dict` takes both."""
+        runs = self._runs()
+        return {
+            "n_layers": self.skip.n_layers,
+            "skip": str(self.skip),
+            "kind": self.kind,
+            "precision": self.precision,
+            "bridges": [
+                {"at": written(at), "for": [written(a) for a in runs[at]], "shapes": [list(t.shape) for t in b.tensors]}
+                for at, b in self.bridges.items()
+            ],
+            "head_size": None if self.head is None else self.head.numel(),
+            "memory_size": None if self.memory is None else self.memory.numel(),
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its numbers by name: those of the bridges, `head` and `memory`; on the CPU."""
+        named = {f"{written(at)}.{i}": t for at, bridge in self.bridges.items() for i, t in enumerate(bridge.tensors)}
+        named |= {name: t for name, t in (("head", self.head), ("memory", self.memory)) if t is not None}
+        return {name: t.detach().cpu().contiguous() for name, t in named.items()}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> DraftPlan:
+        """The plan of `to_dict` and `tensors`.
+
+        Raises:
+            InputError: if it says what cannot be.
+            AttributeError, KeyError, IndexError, TypeError, ValueError: if it is not whole.
+        """
+        bridges = {}
+        for entry in body["bridges"]:
+            parts = [tensors[f"{entry['at']}.{i}"] for i in range(len(entry["shapes"]))]
+            bridges[_parsed(entry["at"])] = Bridge(parts[0], tuple(parts[1:]))
+        return cls(
+            SkipSet.parse(body["skip"], body["n_layers"]),
+            bridges,
+            head=None if body["head_size"] is None else tensors["head"],
+            kind=body["kind"],
+            precision=body["precision"],
+            memory=None if body.get("memory_size") is None else tensors["memory"],  # plans of 0.1.0 know of none
+        )
+
+    def _runs(self) -> dict[Sublayer, list[Sublayer]]:
+        """What each bridge stands for: its sublayer, and those behind it skipped without a bridge, up to a gap."""
+        runs: dict[Sublayer, list[Sublayer]] = {}
+        at: Sublayer | None = None
+        for place in self.skipped:
+            if place in self.bridges:
+                at, runs[place] = place, [place]
+            elif at is not None and position(place) == position(runs[at][-1]) + 1:
+                runs[at].append(place)
+        return runs
+
     def digest(self) -> str:
         """The first 12 hexadecimal digits of the SHA-256 of all it holds; reads all weights."""
         found = hashlib.sha256(f"{self.skip.n_layers} {self.skip} {self.kind} {self.precision}".encode())
@@ -125,3 +179,7 @@ def sublayer(position: int) -> Sublayer:
 def written(at: Sublayer) -> str:
     """As in a written skip set: `a3`, `m7`."""
     return f"{at[0][0]}{at[1]}"
+
+
+def _parsed(text: str) -> Sublayer:
+    return sublayer(2 * int(text[1:]) + "am".index(text[0]))

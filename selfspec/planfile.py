@@ -17,12 +17,10 @@ from safetensors.torch import load as tensors_from
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
-from selfspec.bridges import Bridge
 from selfspec.errors import InputError
 from selfspec.model import Decoder
-from selfspec.plan import DraftPlan, Sublayer, position, sublayer, written
+from selfspec.plan import DraftPlan
 from selfspec.records import write_bytes, write_text
-from selfspec.skip import SkipSet
 
 NAME = "plan.yaml"
 _KEYS = ("n_layers", "hidden_size", "dtype", "weights", "skip", "kind", "precision", "bridges", "head_size", "tensors")
@@ -42,30 +40,8 @@ def save_plan(
         **provenance: objective, value, run, date, calibration text, ...
     """
     file = _file(Path(path))
-    runs = _runs(plan)
-    body = {
-        "model": model,
-        **_identity(decoder, facts),
-        "skip": str(plan.skip),
-        "kind": plan.kind,
-        "precision": plan.precision,
-        "bridges": [
-            {"at": written(at), "for": [written(a) for a in runs[at]], "shapes": [list(t.shape) for t in b.tensors]}
-            for at, b in plan.bridges.items()
-        ],
-        "head_size": None if plan.head is None else plan.head.numel(),
-        "memory_size": None if plan.memory is None else plan.memory.numel(),
-        "tensors": None,
-    }
-    tensors = {
-        f"{written(at)}.{i}": t.detach().cpu().contiguous()
-        for at, bridge in plan.bridges.items()
-        for i, t in enumerate(bridge.tensors)
-    }
-    if plan.head is not None:
-        tensors["head"] = plan.head.detach().cpu().contiguous()
-    if plan.memory is not None:
-        tensors["memory"] = plan.memory.detach().cpu().contiguous()
+    body = {"model": model, **_identity(decoder, facts), **plan.to_dict(), "tensors": None}
+    tensors = plan.tensors()
     if tensors:
         data = bytes_of(tensors)
         beside = file.with_suffix(".safetensors")
@@ -89,7 +65,7 @@ def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any] | Non
         InputError: if it cannot be read, is for other weights or another dtype, or its tensors are not its own.
     """
     file = _file(Path(path))
-    body = _read(file)
+    body = read_plan_file(file)
     for name, here in _identity(decoder, facts or {}).items():
         if name == "weights" and facts is None:
             continue
@@ -101,14 +77,7 @@ def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any] | Non
             )
     tensors = _tensors(file, body["tensors"])
     try:
-        skip = SkipSet.parse(body["skip"], body["n_layers"])
-        bridges = {}
-        for entry in body["bridges"]:
-            parts = [tensors[f"{entry['at']}.{i}"] for i in range(len(entry["shapes"]))]
-            bridges[_sublayer(entry["at"])] = Bridge(parts[0], tuple(parts[1:]))
-        head = None if body["head_size"] is None else tensors["head"]
-        memory = None if body.get("memory_size") is None else tensors["memory"]  # plans of 0.1.0 know of none
-        return DraftPlan(skip, bridges, head=head, kind=body["kind"], precision=body["precision"], memory=memory)
+        return DraftPlan.from_dict(body, tensors)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
@@ -138,23 +107,12 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _runs(plan: DraftPlan) -> dict[Sublayer, list[Sublayer]]:
-    """What each bridge stands for: its sublayer, and those behind it that are skipped without a bridge, up to a gap."""
-    runs: dict[Sublayer, list[Sublayer]] = {}
-    at: Sublayer | None = None
-    for place in plan.skipped:
-        if place in plan.bridges:
-            at, runs[place] = place, [place]
-        elif at is not None and position(place) == position(runs[at][-1]) + 1:
-            runs[at].append(place)
-    return runs
+def read_plan_file(file: Path) -> dict[str, Any]:
+    """What the YAML of a plan says, its tensors left aside.
 
-
-def _sublayer(text: str) -> Sublayer:
-    return sublayer(2 * int(text[1:]) + "am".index(text[0]))
-
-
-def _read(file: Path) -> dict[str, Any]:
+    Raises:
+        InputError: if it is no plan.
+    """
     try:
         body = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
@@ -174,7 +174,14 @@ class Drafter(Protocol):
 
 
 class BaseDrafter:
-    """A drafter without memory: a subclass writes `propose` alone, and other methods where it needs them."""
+    """A drafter without memory: a subclass writes `propose` alone, and other methods where it needs them.
+
+    Attributes:
+        is_replayable: whether all that a draft costs is its `n_forwards` forwards of the plan's draft, so that a search
+            can replay it at the costs of a table; otherwise it is timed.
+    """
+
+    is_replayable: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -21,10 +21,10 @@ from torch.nn.functional import pad
 
 from selfspec.cache import ClockCache
 from selfspec.errors import InputError
+from selfspec.forward import BoundForward
 from selfspec.graphs import Program, Recorder
 from selfspec.head import UNSCORED, TextRows
 from selfspec.mask import attention_mask, check_batches, tree_mask
-from selfspec.model import BoundForward
 from selfspec.protocols import Output
 from selfspec.static_cache import TOKENS, StaticCache, StaticCaches, bucket, key_bucket
 

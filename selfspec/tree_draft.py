@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from selfspec.cache import ClockCache
 from selfspec.draft import LAYER_SKIP, confidences_of
 from selfspec.errors import InputError
-from selfspec.model import Forward
+from selfspec.forward import Forward
 from selfspec.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
 from selfspec.tree import tree_layout
 from selfspec.tree_shapes import Node, TreeShape
@@ -71,6 +72,7 @@ class TreeDraft(BaseDrafter):
     shape: TreeShape
     sample: bool = False
     name: str = LAYER_SKIP
+    is_replayable: ClassVar[bool] = True
     _gains: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +80,11 @@ class TreeDraft(BaseDrafter):
             raise InputError(
                 "drawn siblings need a tree whose size does not depend on what is drawn (tree=static); take "
                 "sample_draft=false, which is as exact"
+            )
+        if not getattr(self.shape, "is_priced", True):
+            raise InputError(
+                "tree=best_first has no costs yet; a search and an evaluation measure them, or give tree.draft_cost "
+                "and tree.verify_cost, in plain tokens"
             )
 
     def begin(self, row: Row, prompt: Output) -> None:
@@ -94,9 +101,8 @@ class TreeDraft(BaseDrafter):
             return
         row.stop.observe(draft.n_forwards, verdict.n_accepted)
         tokens, cost = self._gains.get(row.key, (PRIOR_ROUNDS, PRIOR_ROUNDS))
-        draft_cost = getattr(self.shape, "draft_cost", 0.0) * draft.n_forwards
-        verify_cost = getattr(self.shape, "verify_cost", 0.0) * len(draft.tokens)
-        self._gains[row.key] = tokens + verdict.n_accepted + 1, cost + 1 + draft_cost + verify_cost
+        spent = self.shape.cost(n_forwards=draft.n_forwards, n_nodes=len(draft.tokens))
+        self._gains[row.key] = tokens + verdict.n_accepted + 1, cost + 1 + spent
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """See `Drafter`. One forward for each level, of all rows together."""

@@ -9,13 +9,14 @@ tested with a list of numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
 
 from selfspec.errors import InputError, unknown_name
 from selfspec.protocols import ROOT
+from selfspec.targets import TARGET, find_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ class TreeShape(Protocol):
         """The probability that a token of this raw probability is accepted, if its parent is."""
         ...
 
+    def cost(self, *, n_forwards: int, n_nodes: int) -> float:
+        """What a draft takes beside one plain token, in plain tokens, as far as the shape knows."""
+        ...
+
     def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
         """The nodes of the newest level to draft from, in one forward; none ends the tree.
 
@@ -73,12 +78,12 @@ class TreeShape(Protocol):
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and settings; `shape_from` is its inverse."""
+        """Its name, or `_target_` for a shape from elsewhere, and its settings; `shape_from` is the inverse."""
         ...
 
 
-class _Described:
-    """What all shapes share."""
+class Shape:
+    """The base of a shape, a frozen dataclass: it takes confidences for probabilities, and can be written down."""
 
     __slots__ = ()
 
@@ -86,13 +91,19 @@ class _Described:
         """See `TreeShape`: the confidence itself."""
         return confidence
 
+    def cost(self, *, n_forwards: int, n_nodes: int) -> float:
+        """See `TreeShape`: a shape without prices knows of none."""
+        return 0.0
+
     def to_dict(self) -> dict[str, Any]:
         """See `TreeShape`."""
-        return {"name": NAMES[type(self)], **asdict(self)}  # type: ignore[call-overload]
+        name = NAMES.get(type(self))
+        place = {"name": name} if name else {TARGET: f"{type(self).__module__}.{type(self).__qualname__}"}
+        return {**place, **asdict(self)}  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, slots=True)
-class BestFirst(_Described):
+class BestFirst(Shape):
     """Grown while a node pays: it is verified iff its path probability exceeds what its verification costs.
 
     A plain token's cost gives `rate` tokens as things stand, so a node that costs v plain tokens must be accepted with
@@ -101,22 +112,22 @@ class BestFirst(_Described):
 
     Attributes:
         max_nodes, max_depth, n_children: bounds.
-        draft_cost: of one forward of the draft, in plain tokens; measured.
-        verify_cost: of verifying one token more, in plain tokens; measured.
+        draft_cost: of one forward of the draft, in plain tokens; None: still to be measured, see `priced`.
+        verify_cost: of verifying one token more, in plain tokens; None: the same.
         calibration: (confidence, acceptance) knots in rising order, as of the stop rule `Optimal`.
     """
 
     max_nodes: int
     max_depth: int
     n_children: int
-    draft_cost: float
-    verify_cost: float
+    draft_cost: float | None
+    verify_cost: float | None
     calibration: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
     is_fixed = False
 
     def __post_init__(self) -> None:
         _check(max_nodes=self.max_nodes, max_depth=self.max_depth, n_children=self.n_children)
-        if self.draft_cost < 0 or self.verify_cost < 0:
+        if min(self.draft_cost or 0.0, self.verify_cost or 0.0) < 0:
             raise InputError(
                 f"tree.draft_cost={self.draft_cost}, verify_cost={self.verify_cost}: costs are measured in plain "
                 "tokens and not negative"
@@ -131,23 +142,48 @@ class BestFirst(_Described):
                 return y0 + (y1 - y0) * max(0.0, confidence - x0) / (x1 - x0)
         return knots[-1][1]
 
+    @property
+    def is_priced(self) -> bool:
+        """Whether its costs are known."""
+        return self.draft_cost is not None and self.verify_cost is not None
+
+    def priced(self, draft_cost: float, verify_cost: float) -> BestFirst:
+        """With these costs for those that are not known."""
+        return replace(
+            self,
+            draft_cost=draft_cost if self.draft_cost is None else self.draft_cost,
+            verify_cost=verify_cost if self.verify_cost is None else self.verify_cost,
+        )
+
     def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
         """See `TreeShape`."""
         if not level or nodes[level[0]].depth >= self.max_depth:
             return []
-        found = [i for i in level if nodes[i].path_probability > self.verify_cost * rate]
-        pays = sum(nodes[i].path_probability for i in found) > (self.draft_cost + self.verify_cost) * rate
+        found = [i for i in level if nodes[i].path_probability > self._verify_cost * rate]
+        pays = sum(nodes[i].path_probability for i in found) > (self._draft_cost + self._verify_cost) * rate
         return found if pays else []
 
     def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
         """See `TreeShape`; the likeliest child of the root is kept whatever it costs: its draft is paid for."""
         best = _likeliest(nodes, self.max_nodes)
         first = best[0] if best else ROOT
-        return sorted(i for i in best if i == first or nodes[i].path_probability > self.verify_cost * rate)
+        return sorted(i for i in best if i == first or nodes[i].path_probability > self._verify_cost * rate)
+
+    def cost(self, *, n_forwards: int, n_nodes: int) -> float:
+        """See `TreeShape`."""
+        return n_forwards * self._draft_cost + n_nodes * self._verify_cost
+
+    @property
+    def _draft_cost(self) -> float:
+        return self.draft_cost or 0.0
+
+    @property
+    def _verify_cost(self) -> float:
+        return self.verify_cost or 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class ExpandRerank(_Described):
+class ExpandRerank(Shape):
     """Level by level the likeliest nodes are drafted from, and the likeliest of all are verified.
 
     Attributes:
@@ -183,7 +219,7 @@ class ExpandRerank(_Described):
 
 
 @dataclass(frozen=True, slots=True)
-class Static(_Described):
+class Static(Shape):
     """The same tree every time.
 
     Attributes:
@@ -297,10 +333,12 @@ def shape_from(body: Mapping[str, Any]) -> TreeShape:
     Raises:
         InputError: if there is no such shape, or it has other settings.
     """
-    settings = dict(body)
-    name = str(settings.pop("name", None))
+    settings = {key: value for key, value in body.items() if key not in ("name", TARGET)}
     shapes = {known: shape for shape, known in NAMES.items()}
-    if name not in shapes:
+    name = str(body.get(TARGET, body.get("name")))
+    if TARGET in body:
+        shapes[name] = find_class(name, method="expands")
+    elif name not in shapes:
         raise unknown_name("tree", name, list(shapes))
     for key in ("paths", "calibration"):
         if key in settings:

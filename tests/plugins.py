@@ -1,4 +1,4 @@
-"""A user's own folder of options: a stop rule, two searchers and a data set, each a YAML file and a class."""
+"""A user's own folder: a stop rule, two searchers, a data set and a drafter, each a YAML file and a class."""
 
 from __future__ import annotations
 
@@ -36,6 +36,41 @@ FILES = {
         task:
           _target_: my_data.Counting
           n: 6
+    """,
+    "drafter/pairs.yaml": """
+        _target_: my_drafts.Pairs
+        depth: 2
+    """,
+    "my_drafts.py": """
+        import torch
+
+        from selfspec import BaseDrafter, Draft
+
+
+        class Pairs(BaseDrafter):
+            \"\"\"A chain of likeliest tokens, beside each the runner-up.\"\"\"
+
+            is_replayable = True
+
+            def __init__(self, forward, depth):
+                self.forward, self.depth = forward, depth
+
+            def propose(self, rows, *, cache):
+                drafts = [Draft(parents=[], source=self.name) for _ in rows]
+                last, at = [row.ids[-1] for row in rows], [-1] * len(rows)
+                for step in range(self.depth):
+                    if not any(step < row.limit for row in rows):
+                        break
+                    ids = torch.tensor(last, device=cache.device).unsqueeze(1)
+                    starts = [len(row.ids) - 1 + step for row in rows]
+                    best = self.forward(ids, starts=starts, cache=cache, n_logits=1)[:, -1].topk(2).indices.tolist()
+                    for b, (row, draft) in enumerate(zip(rows, drafts)):
+                        if step < row.limit:
+                            draft.tokens += best[b]
+                            draft.parents += [at[b], at[b]]
+                            last[b], at[b] = best[b][0], len(draft.tokens) - 2
+                            draft.n_forwards += 1
+                return drafts
     """,
     "my_rules.py": """
         from dataclasses import dataclass, replace

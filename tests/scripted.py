@@ -23,6 +23,7 @@ from search import samplers
 from search.bits import Exhausted
 from search.loop import Found, run_search
 from search.objective import GoOn, Score
+from search.point import Point
 from search.space import Space
 from search.starts import warm_starts
 from search.study import SearchStudy
@@ -86,7 +87,8 @@ class Scripted:
     name: str = "planted"
     unit: str = "points"
 
-    def __call__(self, skip: SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+        skip = Point.of(draft).skip
         self.calls.append(str(skip))
         time.sleep(self.sleep_s)
         if self.fails(skip):

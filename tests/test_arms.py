@@ -12,11 +12,13 @@ import pytest
 from experiments.arms import DraftArm, GenerateArm, generation
 from selfspec import records
 from selfspec.decode import Criterion, Ending, autoregress
-from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
 from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
 from selfspec.sampling import Sampling
 from selfspec.skip import SkipSet
+from selfspec.spec import DraftSpec
+from selfspec.speculator import Speculator
 from selfspec.stop import RuleState, StopRule, StopState
 from selfspec.timing import Stopwatch
 from tests.commands import Ran, command
@@ -162,26 +164,26 @@ class TestStateOfEachRow:
 
     def arm(self) -> DraftArm:
         decoder = Decoder(toy_model("llama"))
-        draft = ModelDraft(decoder.bind(SkipSet(decoder.n_layers)))
         common = (decoder, Ending(3), Sampling(), Stopwatch())
-        return DraftArm(*common, name="x", skip=None, stop=None, policy=Following(), drafter=draft)
+        spec = DraftSpec(DraftPlan.of(SkipSet(decoder.n_layers)), Following())
+        return DraftArm(*common, name="x", skip=None, stop=None, speculator=Speculator(decoder, spec))
 
     def test_each_row_goes_on_from_itself_and_a_new_one_from_the_last(self) -> None:
         arm, prompts = self.arm(), [[1, 2], [3, 4], [5, 6], [7, 8], [9, 1]]
         arm(prompts[:3])
-        first = list(arm.states)
+        first = list(arm.speculator.states)
         assert [state.after for state in first] == [None] * 3
         arm(prompts[:2])
-        second = list(arm.states)
+        second = list(arm.speculator.states)
         assert [state.after for state in second[:2]] == first[:2] and second[2] is first[2]
         arm(prompts)
-        assert [state.after for state in arm.states] == [*second, second[2], second[2]]
+        assert [state.after for state in arm.speculator.states] == [*second, second[2], second[2]]
 
     def test_one_after_another_each_goes_on_from_the_one_before(self) -> None:
         arm, seen = self.arm(), [None]
         for prompt in ([1, 2], [3, 4], [5, 6]):
             arm([prompt])
-            (state,) = arm.states
+            (state,) = arm.speculator.states
             assert state.after is seen[-1]
             seen.append(state)
 

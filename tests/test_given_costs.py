@@ -8,11 +8,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments import build_search
+from experiments import build, build_search
 from experiments.given_costs import check_given
 from search.cost import CostTable
-from search.drafts import Drafts
 from selfspec.errors import InputError
+from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from tests.commands import Ran, command
 
@@ -57,7 +57,9 @@ def test_a_table_of_a_model_of_another_name_is_warned_of_in_one_line(toy: list[s
     assert not [line for line in own.error_lines if "cost table" in line]
 
 
-@pytest.mark.parametrize("words", [["draft=linear"], ["head=trimmed"], ["precision=int8"]])
+@pytest.mark.parametrize(
+    "words", [["draft=linear"], ["head=trimmed"], ["precision=int8"], ["space={precision: [same, int4]}"]]
+)
 def test_drafts_with_parts_that_the_table_lacks_are_refused_in_one_line(
     words: list[str], toy: list[str], empty_folder: Path
 ) -> None:
@@ -66,14 +68,14 @@ def test_drafts_with_parts_that_the_table_lacks_are_refused_in_one_line(
     assert "does not hold what" in ran.err and not (empty_folder / "outputs" / "search").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "made"), [(["draft=linear"], Drafts(kind="linear")), (["precision=int8"], Drafts(precision="int8"))]
-)
-def test_what_the_table_lacks_is_not_measured_here(words: list[str], made: Drafts) -> None:
-    cfg = composed("costs=h100/smollm2-135m", *words)
-    table, _, _ = build_search.costs(cfg, None)  # type: ignore[arg-type]
+def test_what_the_table_lacks_is_not_measured_here(toy: list[str], empty_folder: Path) -> None:
+    cfg = composed(*toy, "costs=h100/smollm2-135m")
+    loaded = build.model(cfg)
+    costs = build_search.draft_costs(cfg, loaded, build_search.drafts(cfg, loaded, []), resumed=None)
+    assert costs
+    skip = SkipSet(loaded.decoder.n_layers)
     with pytest.raises(InputError, match="does not hold"):
-        build_search.draft_costs(cfg, None, table, made)  # type: ignore[arg-type]
+        costs.for_plan(DraftPlan(skip, precision="int8"))
 
 
 def test_a_table_that_an_objective_does_not_use_is_refused() -> None:

@@ -17,8 +17,9 @@ from selfspec.cache import ClockCache
 from selfspec.decode import autoregress
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
+from selfspec.forward import BoundForward
 from selfspec.head import UNSCORED, TrimmedHead, trimmed
-from selfspec.model import BoundForward, Decoder, share
+from selfspec.model import Decoder, share
 from selfspec.packed import PackedLinear, pack, packs
 from selfspec.protocols import BaseDrafter, Draft, Drafter, Row
 from selfspec.sampling import Sampling

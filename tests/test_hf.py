@@ -35,7 +35,7 @@ def model() -> PreTrainedModel:
 
 
 def drafted(model: PreTrainedModel, ids: torch.Tensor = IDS, skip: str = "a1 m2", **settings: Any) -> Any:
-    return model.generate(ids, custom_generate=as_custom_generate(skip=skip, stop=Fixed(3)), **{**SETTINGS, **settings})
+    return model.generate(ids, custom_generate=as_custom_generate(skip, stop=Fixed(3)), **{**SETTINGS, **settings})
 
 
 @pytest.mark.parametrize("skip", ["none", "a1 m2", "a0-2 m0-2"])
@@ -56,7 +56,7 @@ def test_lookup_looks_in_the_text_and_in_the_memory_of_a_plan(model: PreTrainedM
 
     for skip in ("a1 m2", plan):
         taken.clear()
-        output = selfspec.generate(model, IDS, skip=skip, stop=Fixed(1), lookup=True, streamer=Lengths(), **SETTINGS)
+        output = selfspec.generate(model, IDS, draft=skip, stop=Fixed(1), lookup=True, streamer=Lengths(), **SETTINGS)
         assert torch.equal(output, answer)
     assert max(taken[1:]) == 7, "as many remembered tokens as the longest match has, six, and a bonus token"
 
@@ -91,7 +91,7 @@ def test_logits_processors_are_applied_to_every_token(model: PreTrainedModel) ->
 
 def test_generation_config_and_penalty_are_honoured(model: PreTrainedModel) -> None:
     config = GenerationConfig(max_new_tokens=11, repetition_penalty=1.7, no_repeat_ngram_size=2, eos_token_id=None)
-    fn = as_custom_generate(skip="a1 m2", stop=Fixed(3))
+    fn = as_custom_generate("a1 m2", stop=Fixed(3))
     expected = model.generate(IDS, generation_config=config)
     assert torch.equal(model.generate(IDS, generation_config=config, custom_generate=fn), expected)
 
@@ -129,7 +129,7 @@ def test_streamer_hears_the_prompt_and_every_token_once(model: PreTrainedModel) 
 
     streamer = Heard()
     streamer.ids = []
-    output = selfspec.generate(model, IDS, skip="a1 m2", streamer=streamer, **SETTINGS)
+    output = selfspec.generate(model, IDS, draft="a1 m2", streamer=streamer, **SETTINGS)
     assert (streamer.ids, streamer.ended) == (output[0].tolist(), 1)
 
 
@@ -144,7 +144,7 @@ def test_a_manual_seed_reproduces_samples_and_another_gives_others(model: PreTra
 
 def test_a_text_needs_a_tokenizer(model: PreTrainedModel) -> None:
     with pytest.raises(InputError, match="tokenizer"):
-        selfspec.generate(model, "some text", skip="a1")
+        selfspec.generate(model, "some text", draft="a1")
 
 
 def test_the_model_still_generates_by_itself_afterwards(model: PreTrainedModel) -> None:
@@ -195,4 +195,4 @@ def test_a_plan_is_taken_as_a_value_or_from_its_folder(model: PreTrainedModel, t
     selfspec.save_plan(tmp_path, plan, model="toy", decoder=decoder, facts={})
     expected = model.generate(IDS, **SETTINGS)
     for skip in (plan, str(tmp_path), str(tmp_path / "plan.yaml")):
-        assert torch.equal(selfspec.generate(model, IDS, skip=skip, **SETTINGS), expected)
+        assert torch.equal(selfspec.generate(model, IDS, draft=skip, **SETTINGS), expected)

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from search.chains import Chains
+from search.drafts import Drafts
 from search.loop import run_search
 from search.objective import TokensPerSecond
 from search.reference import refer
@@ -66,7 +67,7 @@ def random_set(seed: int) -> SkipSet:
 
 def searched_set(loaded: Loaded, prompts: list[list[int]], folder: Path) -> SkipSet:
     """What a search of a few trials finds."""
-    objective = TokensPerSecond(loaded.decoder, prompts[:1], Fixed(4), 8, Stopwatch())
+    objective = TokensPerSecond(loaded.decoder, prompts[:1], 8, Stopwatch(), Drafts(Fixed(4)))
     study = SearchStudy(Space(30), random_sampler, seed=0)
     starts = [SkipSet.parse("a12 m20", 30), SkipSet.parse("a20-24", 30)]
     return run_search(

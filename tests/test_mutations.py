@@ -15,7 +15,8 @@ from selfspec.cache import ClockCache, ClockLayer
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft
 from selfspec.errors import DrafterError
-from selfspec.model import BoundForward, Decoder
+from selfspec.forward import BoundForward
+from selfspec.model import Decoder
 from selfspec.protocols import Draft, Verdict
 from selfspec.request import Request
 from selfspec.sampling import Chooser, Sampling

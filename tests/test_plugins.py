@@ -29,7 +29,7 @@ RULE = {"_target_": "my_rules.Patient", "max_draft": 3, "least": 0.01}
 def mine(empty_folder: Path) -> Iterator[Path]:
     """The user's folder, in the current one; what was imported from it is forgotten afterwards."""
     yield write_plugins(empty_folder / "mine")
-    for name in ("my_rules", "my_search", "my_data"):
+    for name in ("my_rules", "my_search", "my_data", "my_drafts"):
         sys.modules.pop(name, None)
 
 
@@ -224,3 +224,73 @@ def test_every_file_of_the_example_is_short() -> None:
 def test_a_folder_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="no such folder"):
         split_config_dir(["--config-dir=/nowhere/at/all"])
+
+
+class TestDrafter:
+    """A drafter of thirty lines: a tree by the draft of a skip set, evaluated and searched like the built-in one."""
+
+    def test_is_evaluated_beside_the_built_in_one(self, words: list[str], mine: Path) -> None:
+        arms = "arms={chain: {skip: m2, drafter: layer_skip}}"
+        ran = finished(
+            command("evaluate", "--config-dir=mine", *words, *SMALL, "skip=m2", "drafter=pairs", "arm=own", arms)
+        )
+        (run,) = Path("outputs/evaluate").glob("*/*")
+        rows = [row for row in records.read_rows(run / records.RECORDS) if row["arm"] == "own"]
+        assert rows and {row["verdict"] for row in rows} == {"identical"}
+        assert sum(row["drafted"] for row in rows) > sum(row["accepted"] for row in rows) > 0
+        assert max(drafted for row in rows for drafted in row["round_drafted"]) == 4
+        assert "own" in ran.out
+
+    @pytest.mark.parametrize("objective", ["expected_speedup", "tokens_per_second"])
+    def test_is_searched_and_raced(self, objective: str, searching: list[str], mine: Path) -> None:
+        asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=4", f"objective={objective}"]
+        finished(command("search", *asked, "drafter=pairs", "force=true", *FINALS))
+        (run,) = Path("outputs/search").glob("*/*")
+        rows = records.read_rows(run / records.TRIALS)
+        assert len(rows) == 4 and {row["state"] for row in rows} == {"complete"}
+        finals = records.read_rows(run / records.FINALS)
+        assert finals[0]["n_prompts"] == 1
+        ran = finished(command("evaluate", "--config-dir=mine", *searching[:5], *SMALL, f"skip={run}", "stop=searched"))
+        assert "Pairs" in json.dumps(
+            json.loads((next(Path("outputs/evaluate").glob("*/*")) / records.PROVENANCE).read_text())
+        )
+        assert ran.status == 0
+
+    def test_one_that_breaks_the_rules_fails_its_trials_with_the_reason_and_the_search_goes_on(
+        self, searching: list[str], mine: Path
+    ) -> None:
+        file = mine / "my_drafts.py"
+        text = file.read_text().replace(
+            "return drafts", "drafts[0].tokens = [9999] * len(drafts[0].tokens)\n        return drafts"
+        )
+        file.write_text(text)
+        asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
+        ran = command("search", *asked, "drafter=pairs")
+        assert ran.status == 2 and "drafter Pairs proposed token 9999" in ran.error_lines[-1]
+        (run,) = Path("outputs/search").glob("*/*")
+        rows = records.read_rows(run / records.TRIALS)
+        assert [row["state"] for row in rows] == ["failed"] * 3
+        assert all("Pairs" in row["reason"] for row in rows)
+
+
+class TestTree:
+    """Trees of the built-in drafter, chosen by name."""
+
+    @pytest.mark.parametrize("tree", ["best_first", "expand_rerank", "static"])
+    def test_is_searched_by_replay_raced_and_evaluated(self, tree: str, searching: list[str], mine: Path) -> None:
+        asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
+        finished(command("search", *asked, f"tree={tree}"))
+        (run,) = Path("outputs/search").glob("*/*")
+        assert {row["state"] for row in records.read_rows(run / records.TRIALS)} == {"complete"}
+        finished(command("evaluate", "--config-dir=mine", *searching[:5], *SMALL, f"skip={run}", "stop=searched"))
+        (evaluated,) = Path("outputs/evaluate").glob("*/*")
+        facts = json.loads((evaluated / records.PROVENANCE).read_text())["run"]["arms"]
+        assert tree in json.dumps(facts)
+        verdicts = {row["verdict"] for row in records.read_rows(evaluated / records.RECORDS)}
+        assert verdicts == {"baseline", "identical"}
+
+    def test_a_shape_without_costs_is_measured_or_refused_in_a_line(self, searching: list[str], mine: Path) -> None:
+        ran = command("search", "--config-dir=mine", *searching, "tree=best_first", "objective=tokens_per_second")
+        assert ran.status == 2 and "give tree.draft_cost and tree.verify_cost" in ran.error_lines[-1]
+        ran = command("decode", *searching[:4], "prompt=hello", "tree=best_first", "max_new_tokens=4")
+        assert ran.status == 2 and "has no costs yet" in ran.error_lines[-1]

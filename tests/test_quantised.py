@@ -35,6 +35,7 @@ from selfspec.quantised import (
     rounded,
 )
 from selfspec.skip import SkipSet
+from selfspec.stop import Fixed
 from selfspec.timing import Stopwatch
 from tests.commands import command
 from tests.contracts.architecture import ENDING, LONG, RULES, SHORT, random_sets
@@ -285,8 +286,9 @@ def test_what_int8_saves_is_measured_for_each_kind_of_sublayer() -> None:
 
 def test_a_search_turns_a_skip_set_into_a_plan_in_int8() -> None:
     skip, head = SkipSet.parse("a1", N_LAYERS), torch.arange(9)
-    assert Drafts(precision="int8")(skip) == DraftPlan(skip, precision="int8")
-    assert Drafts(head=head, precision="int8")(skip) == DraftPlan(skip, head=head, precision="int8")
+    assert Drafts(Fixed(3), precision="int8")(skip).plan == DraftPlan(skip, precision="int8")
+    trimmed = Drafts(Fixed(3), head=9, heads={9: head}, precision="int8")
+    assert trimmed(skip).plan == trimmed.outline(skip) == DraftPlan(skip, head=head, precision="int8")
 
 
 SMALL = (

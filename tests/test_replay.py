@@ -15,7 +15,8 @@ from torch import Tensor
 
 from search.chains import Chains
 from search.cost import GRID, CostTable, _spread, check, measure
-from search.expected import ReplayObjective, accepted_fraction, cost_of, expected_speedup, with_rule
+from search.drafts import Drafts
+from search.expected import ReplayObjective, accepted_fraction, as_raced, cost_of, expected_speedup
 from search.matchness import count_agreed
 from search.reference import Reference, ReferenceBatch, refer
 from search.replay import draft_everything, replay, replay_in_turn
@@ -152,7 +153,7 @@ def test_a_rule_that_is_carried_on_counts_as_in_a_race(stop: StopPolicy, decoder
 def test_a_score_of_a_carried_rule_does_not_depend_on_the_batches(decoder: Decoder, ending: Ending) -> None:
     skip, rule = SkipSet.parse("a0,1 m2", decoder.n_layers), Paying(Fixed(2), draft_cost=0.9, verify_cost=0.02)
     whole, single = (refer(decoder, PROMPTS, ending=ending, batch_starts=n) for n in (10_000, 1))
-    scores = [with_rule(objective(decoder, batches, rule), rule)(skip) for batches in (whole, single)]
+    scores = [as_raced(objective(decoder, batches, rule), Drafts(rule)(skip))(skip) for batches in (whole, single)]
     assert scores[0].value == pytest.approx(scores[1].value)
     assert scores[0].drafted == scores[1].drafted
     assert scores[0].drafted < objective(decoder, single, rule)(skip).drafted, "nothing was carried: no proof"
@@ -186,7 +187,7 @@ def test_a_model_without_explicit_masks_is_refused() -> None:
 
 def objective(decoder: Decoder, batches: Sequence[ReferenceBatch], stop: StopPolicy, **more: bool) -> ReplayObjective:
     return ReplayObjective(
-        "expected_speedup", "x", expected_speedup, decoder, batches, stop, COSTS, Stopwatch(), **more
+        "expected_speedup", "x", expected_speedup, decoder, batches, COSTS, Stopwatch(), Drafts(stop), **more
     )
 
 
@@ -218,10 +219,13 @@ def test_what_goes_to_the_race_is_scored_with_the_rule_it_races_with(
 ) -> None:
     skip, raced = SkipSet.parse("a1", decoder.n_layers), Paying(Fixed(2), draft_cost=0.9, verify_cost=0.02)
     tuned = objective(decoder, batches, Threshold(6, 0.5), tune_stop=True)
-    score, own = with_rule(tuned, raced)(skip), replace(objective(decoder, batches, raced), is_carried=True)(skip)
+    score, own = (
+        as_raced(tuned, Drafts(raced)(skip))(skip),
+        replace(objective(decoder, batches, raced), is_carried=True)(skip),
+    )
     assert (score.value, score.drafted, score.stop) == (own.value, own.drafted, None)
     assert score.value != tuned(skip).value, "the rule made no difference: this test proves nothing"
-    several = with_rule(Robust({"one": tuned, "other": tuned}, "mean"), raced)
+    several = as_raced(Robust({"one": tuned, "other": tuned}, "mean"), Drafts(raced)(skip))
     assert several(skip).value == pytest.approx(own.value)
 
 
@@ -247,7 +251,7 @@ def test_a_draft_that_skips_nothing_is_worth_its_closed_form(decoder: Decoder) -
     # Everything is accepted: 16 tokens in 4 rounds of 3 drafted tokens, each round 3 · 15 + v(4), v(4) = 18.
     batches = refer(decoder, [[1, 2, 3]], ending=Ending(17, frozenset()))
     costs = CostTable((64,), (1.0,), 2.0, 15.0 - 3 * decoder.n_layers, (15.0,), (15.0, 16.0, 17.0))
-    score = ReplayObjective("", "", expected_speedup, decoder, batches, Fixed(3), costs, Stopwatch())(
+    score = ReplayObjective("", "", expected_speedup, decoder, batches, costs, Stopwatch(), Drafts(Fixed(3)))(
         SkipSet(decoder.n_layers)
     )
     assert (score.n_tokens, score.n_rounds, score.drafted, score.accepted) == (16, 4, 12, 12)
@@ -256,7 +260,7 @@ def test_a_draft_that_skips_nothing_is_worth_its_closed_form(decoder: Decoder) -
 
 
 def test_acceptance_is_that_of_the_counts(decoder: Decoder, batches: list[ReferenceBatch]) -> None:
-    value = ReplayObjective("acceptance", "", accepted_fraction, decoder, batches, Fixed(3), COSTS, Stopwatch())
+    value = ReplayObjective("acceptance", "", accepted_fraction, decoder, batches, COSTS, Stopwatch(), Drafts(Fixed(3)))
     for skip in skip_sets(decoder.n_layers):
         score = value(skip)
         assert score.value == score.accepted / score.drafted
@@ -393,8 +397,9 @@ def test_the_sets_that_a_table_is_made_from_fit_any_number_of_layers(n_layers: i
 def test_a_round_in_which_the_model_drafts_nothing_costs_its_verification_alone() -> None:
     costs = replace(COSTS, round_s=7.0)
     reference = Reference([1, 2, 3], [4, 5, 6, 7, 8, 9], 6)
-    plain, looked_up, drafted = Round(0, 0, 1, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0)
+    plain, looked_up = Round(0, 0, 1, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0)
+    drafted = Round(2, 1, 2, 0.0, 0.0, n_forwards=2)
     plan = DraftPlan.of(SkipSet(4))
-    found = cost_of([plain, looked_up, drafted], reference, plan, costs, copied={2})
+    found = cost_of([plain, looked_up, drafted], reference, plan, costs)
     assert found.verify_s == pytest.approx(15 + 17 + 17 + 7)
     assert cost_of([plain] * 5, reference, plan, costs).verify_s == pytest.approx(5 * 15)

@@ -11,9 +11,11 @@ import yaml
 
 from experiments.runs import find_runs
 from search.chains import Chains
+from search.drafts import Drafts
 from search.expected import ReplayObjective, expected_speedup
 from search.finals import Finalist, race
 from search.objective import TokensPerSecond
+from search.point import Point
 from search.reference import Reference, ReferenceBatch, refer
 from search.replay import draft_everything, looked_up, replay
 from search.tune import fitted
@@ -21,7 +23,6 @@ from selfspec.decode import Ending, speculate
 from selfspec.draft import ModelDraft
 from selfspec.lookup import LookupDraft, Memory, joined
 from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed, Optimal, StopPolicy
 from selfspec.timing import Stopwatch
@@ -99,7 +100,7 @@ def objective(
     decoder: Decoder, batches: Sequence[ReferenceBatch], stop: StopPolicy, *, tune_stop: bool = False
 ) -> ReplayObjective:
     return ReplayObjective(
-        "", "", expected_speedup, decoder, batches, stop, COSTS, Stopwatch(), tune_stop=tune_stop, lookup=LOOKUPS[0]
+        "", "", expected_speedup, decoder, batches, COSTS, Stopwatch(), Drafts(stop, lookup="front"), tune_stop
     )
 
 
@@ -146,17 +147,17 @@ def test_nothing_is_proposed_where_one_token_is_left() -> None:
 
 def test_the_race_and_the_clock_decode_with_lookup_in_front(decoder: Decoder) -> None:
     stop = Fixed(2)
+    drafts = Drafts(stop, lookup="front")
     real = [r for ids in REPETITIVE for r in real_rounds(decoder, ids, LOOKUPS[0], SKIP, stop)]
     (raced,) = race(
         decoder,
         REPETITIVE,
-        [Finalist(SKIP, DraftPlan.of(SKIP), stop, 1.0)],
+        [Finalist(Point(SKIP), drafts(SKIP), 1.0)],
         ending=Ending(N_NEW),
         stopwatch=Stopwatch(),
-        lookup=LOOKUPS[0],
     )
     assert counts([r for result in raced.finalist.results for r in result.rounds]) == counts(real)
-    score = TokensPerSecond(decoder, REPETITIVE, stop, N_NEW, Stopwatch(), lookup=LOOKUPS[0])(SKIP)
+    score = TokensPerSecond(decoder, REPETITIVE, N_NEW, Stopwatch(), drafts)(SKIP)
     assert (score.drafted, score.accepted) == (sum(r.drafted for r in real), sum(r.accepted for r in real))
 
 

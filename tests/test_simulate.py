@@ -53,7 +53,7 @@ def test_a_simulation_counts_what_the_decoder_counts(
 ) -> None:
     stop = Threshold(5, 0.1)
     before = [layer.keys.clone() for batch in batches for layer in batch.cache.layers]
-    found = [rounds for batch in batches for rounds in simulate(decoder, make(decoder), batch, stop)]
+    found = [rounds for batch in batches for rounds in simulate(decoder, make(decoder), batch, stop)[0]]
     real = [
         speculate(decoder, [r.prompt], drafter=make(decoder), stops=[stop.begin()], ending=Ending(N_NEW))[0].rounds
         for batch in batches

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from search.drafts import Text, drafts
+from search.drafts import Drafts, Text, heads
+from search.point import Point
 from search.vocabulary import most_useful
 from selfspec.errors import InputError
 from selfspec.model import Decoder
+from selfspec.skip import SkipSet
+from selfspec.stop import Fixed
 from tests.toys import toy
 
 ANSWERS = [[7, 3, 7, 9], [3, 7, 5]]  # 7 three times, 3 twice, 5 and 9 once
@@ -75,9 +78,13 @@ def test_no_other_choice_covers_more() -> None:
 def test_drafts_of_other_heads_differ_in_nothing_else() -> None:
     decoder = Decoder(toy("llama"))
     texts = [Text([1, 2, 3], [4, 5, 4, 6])]
-    made = drafts(decoder, texts, kind="skip", merge=True, rank=None, n_tokens=9, n_scored=8, other_sizes=[4, 8, 10**6])
-    first, *others = made.variants()
+    sizes = [8, 4, 8, 10**6, 10**7]
+    made = Drafts(Fixed(3), head=8, heads=heads(decoder, texts, sizes), other_heads=sizes[1:])
+    nothing = Point(SkipSet(3))
+    first, *others = made.variants(nothing)
     assert first is made
-    assert [len(v.head) for v in made.variants() if v.head is not None] == [8, 4, decoder.config.vocab_size]
-    assert all(replace(other, head=made.head, other_heads=made.other_heads) == made for other in others)
-    assert set(others[0].head.tolist()) < set(made.head.tolist())  # type: ignore[union-attr]
+    scored = [v(nothing).plan.head for v in made.variants(nothing)]
+    assert [len(head) for head in scored if head is not None] == [8, 4, decoder.config.vocab_size]
+    assert all(replace(other, head=8) == made for other in others)
+    assert set(made.heads[4].tolist()) < set(made.heads[8].tolist())
+    assert made.variants(Point(SkipSet(3), {"head": 4})) == [made], "a search of heads has tried them already"

@@ -12,6 +12,7 @@ from experiments.charts import comparing, searching
 from experiments.charts.theme import Row, unit
 from experiments.dashboard import scan, shown
 from experiments.dashboard.scan import Entry
+from search.point import row_text
 from selfspec.errors import InputError
 from selfspec.skip import SkipSet
 
@@ -58,7 +59,7 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
     best = max(searching.complete(trials), key=lambda t: float(t["value"]), default=None)
     if best is not None:
         st.subheader("Best set so far")
-        st.code(str(best["skip"]), language=None)
+        st.code(row_text(best), language=None)
         drawn = _sets(best, entry, n_layers)
         lines = [{"set": name, "skip": str(skip)} for name, skip in drawn.items()]
         shown.chart(comparing.skip_map(drawn), lines, name="best-set", alt="sublayers that the best set skips")

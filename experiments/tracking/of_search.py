@@ -11,6 +11,7 @@ import yaml
 from experiments.tracking import drawn
 from experiments.tracking.skip_sets import set_row
 from experiments.tracking.tracker import Picture, Shown, Table, Tracker
+from search.point import settings_text
 from selfspec import records, skipfile
 from selfspec.metrics import tokens_per_round
 from selfspec.planfile import NAME as PLAN
@@ -69,7 +70,7 @@ def show_search(
     draft = ("skip", "value", "acceptance", "tokens_per_round", "draft_cost", "fraction_skipped", "speedup")
     tracker.show({f"draft/{key}": mine[key] for key in draft})
     tracker.show({"skip_sets": Table(sorted(rows.values(), key=lambda row: -row["value"]))})
-    tracker.show({"trials": Table([{key: row.get(key) for key in FIRST} for row in trials])})
+    tracker.show({"trials": Table([_trial(row) for row in trials])})
     if raced:
         tracker.show({"finals": Table(raced)})
     tracker.show({png.stem: Picture(png) for png in sorted(folder.glob("*.png"))})
@@ -80,6 +81,12 @@ def show_search(
     for kind, files in kept.items():
         if files:
             tracker.keep(f"{name}-{objective}-{kind}", files, kind=kind, is_best=is_best)
+
+
+def _trial(row: Row) -> Row:
+    """A trial's line; where more than skip sets were searched, with the other settings."""
+    found = {key: row.get(key) for key in FIRST}
+    return found | ({"settings": settings_text(row["settings"])} if "settings" in row else {})
 
 
 def is_best_of_its_kind(folder: Path) -> bool:

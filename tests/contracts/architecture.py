@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft
 from selfspec.errors import InputError
-from selfspec.model import BoundForward, Decoder
+from selfspec.forward import BoundForward
+from selfspec.model import Decoder
 from selfspec.skip import SkipSet
 from selfspec.stop import Adaptive, Fixed, StopPolicy, Threshold
 from selfspec.trace import DecodeResult

@@ -1,0 +1,88 @@
+"""The cost tables of a search whose drafts have several heads or precisions: each measured when it is first needed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from search.cost import CostTable
+from selfspec import records
+from selfspec.errors import InputError
+from selfspec.plan import DraftPlan, Precision
+
+log = logging.getLogger(__name__)
+
+Measure = Callable[[str, Tensor | None, Precision], CostTable]  # from a table's name, a head and a precision
+
+
+class Costs(Protocol):
+    """What drafts cost."""
+
+    def for_plan(self, plan: DraftPlan) -> CostTable:
+        """The table for drafts with a plan's head and precision."""
+        ...
+
+
+class DraftCosts:
+    """The run's own table, and those of other heads and precisions.
+
+    Args:
+        table: of the run's own head and precision, with the cost of a bridge.
+        own: a plan of these.
+        measure: makes another table.
+    """
+
+    def __init__(self, table: CostTable, *, own: DraftPlan, measure: Measure) -> None:
+        self.table = table
+        self._own, self._measure = _name(own), measure
+        self._others: dict[str, CostTable] = {}
+        self._path: Path | None = None
+
+    def for_plan(self, plan: DraftPlan) -> CostTable:
+        """See `Costs`; measures it if need be. The machine must be quiet."""
+        name = _name(plan)
+        if name == self._own:
+            return self.table
+        if name not in self._others:
+            if plan.head is None and plan.precision == "same":
+                found = replace(self.table, head_saved_s=0.0, attn_saved_s=0.0, mlp_saved_s=0.0)
+            else:
+                log.info("measuring what drafts cost with %s", name)
+                found = replace(self._measure(name, plan.head, plan.precision), map_s=self.table.map_s)
+            self._others[name] = found
+            self._write()
+        return self._others[name]
+
+    def keep(self, path: Path) -> None:
+        """Write all tables to a JSON file, now and whenever another is measured; `CostTable.read` reads the own one."""
+        self._path = path
+        self._write()
+
+    def recall(self, path: Path) -> None:
+        """Take the other tables from the file of `keep`.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        try:
+            others = json.loads(path.read_text(encoding="utf-8")).get("others", {})
+            self._others |= {name: CostTable.of(body) for name, body in others.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} holds no cost tables ({error}); `selfspec profile` makes one") from None
+
+    def _write(self) -> None:
+        if self._path:
+            others = {name: table.as_dict() for name, table in self._others.items()}
+            body = {"costs": self.table.as_dict(), **({"others": others} if others else {})}
+            records.write_json(self._path, body)
+
+
+def _name(plan: DraftPlan) -> str:
+    """What tells tables apart: `head full, int4`."""
+    return f"head {'full' if plan.head is None else plan.head.numel()}, {plan.precision}"

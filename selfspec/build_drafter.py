@@ -1,0 +1,81 @@
+"""The one way from a draft spec to a drafter."""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from selfspec.draft import ModelDraft
+from selfspec.errors import InputError
+from selfspec.lookup import LookupDraft, Memory
+from selfspec.model import Decoder
+from selfspec.protocols import Drafter
+from selfspec.spec import DraftSpec
+from selfspec.targets import TARGET, find_class
+from selfspec.tree_draft import TreeDraft
+
+N_MEMORIES = 4  # of which the index is kept, so that drafters of one memory share it; chosen, not tuned
+
+
+def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
+    """What drafts as `spec` says; its stop rule is begun by the caller, row by row.
+
+    A user's own drafter is made as `Class(decoder=decoder, spec=spec, forward=decoder.bind(spec.plan), **settings)`,
+    of the first three with those alone that its signature names.
+
+    Raises:
+        InputError: if the plan is for another model, or the user's drafter cannot be made.
+    """
+    drafter: Drafter
+    lookup = lookup_of(spec)
+    if spec.lookup == "only":
+        assert lookup is not None
+        return lookup
+    if spec.drafter is not None:
+        drafter = _own(spec, decoder)
+    elif spec.tree is not None:
+        # Where siblings cannot be drawn each is a point mass, which is as exact.
+        is_drawn = spec.sample_draft and spec.tree.is_fixed
+        drafter = TreeDraft(decoder.bind(spec.plan), spec.tree, is_drawn)
+    else:
+        drafter = ModelDraft(decoder.bind(spec.plan), spec.sample_draft, spec.stop.needs_confidence)
+    return drafter if lookup is None else LookupDraft(drafter, memory=lookup.memory, **_settings(spec))
+
+
+def lookup_of(spec: DraftSpec) -> LookupDraft | None:
+    """The prompt lookup of a spec without a drafter behind it; None where it has none."""
+    if spec.lookup is None:
+        return None
+    memory = None if spec.plan.memory is None else _memory(spec.plan.memory)
+    return LookupDraft(memory=memory, **_settings(spec))
+
+
+def _settings(spec: DraftSpec) -> dict[str, Any]:
+    known = {name for name in inspect.signature(LookupDraft).parameters if name not in ("inner", "memory")}
+    for name in spec.lookup_settings.keys() - known:
+        raise InputError(f"prompt lookup has no setting {name!r}; it has {', '.join(sorted(known))}")
+    return dict(spec.lookup_settings)
+
+
+@lru_cache(maxsize=N_MEMORIES)  # by the tensor's identity
+def _memory(ids_N: Tensor) -> Memory:
+    return Memory(ids_N)
+
+
+def _own(spec: DraftSpec, decoder: Decoder) -> Drafter:
+    """The drafter of a user's own class."""
+    assert spec.drafter is not None
+    target = str(spec.drafter[TARGET])
+    made = find_class(target, method="propose")  # nothing else is ever called: a spec may come from a file of others
+    settings = {key: value for key, value in spec.drafter.items() if key != TARGET}
+    try:
+        taken = inspect.signature(made).parameters
+        given: dict[str, Any] = {"decoder": decoder, "spec": spec}
+        given |= {"forward": decoder.bind(spec.plan)} if "forward" in taken else {}
+        drafter: Drafter = made(**{key: value for key, value in given.items() if key in taken}, **settings)
+    except TypeError as error:
+        raise InputError(f"the drafter {target} cannot be made of {settings} ({error})") from None
+    return drafter

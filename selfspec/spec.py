@@ -1,0 +1,148 @@
+"""The draft spec: one value that says everything that decoding with a draft needs.
+
+Search, race, arms, cost table, replay, `decode` and the Hugging Face door all turn it into a drafter by the one
+builder, `build_drafter`. It holds settings and tensors, and knows nothing of the model but its number of layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from selfspec.errors import InputError
+from selfspec.plan import DraftPlan
+from selfspec.skip import SkipSet
+from selfspec.stop import StopPolicy, StopRule
+from selfspec.targets import TARGET
+from selfspec.tree_shapes import TreeShape, shape_from
+
+Lookup = Literal["front", "only"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftSpec:
+    """Everything that a draft is; two specs of the same content are equal.
+
+    Attributes:
+        plan: skip set, bridges, head, precision, and the memory that prompt lookup searches.
+        stop: when to stop drafting.
+        lookup: prompt lookup before the draft (`front`) or instead of it (`only`); None: none.
+        lookup_settings: of prompt lookup, by the names of `LookupDraft`, where they are not the default.
+        tree: the shape of the draft; None: a chain.
+        sample_draft: when sampling, draw drafted tokens from the draft's distribution; otherwise take its maximum.
+        drafter: `{"_target_": "module.Class", **settings}` of a user's own; None: the model without its skip set.
+
+    Raises:
+        InputError: for a lookup that there is not, or parts of which one would have no effect.
+    """
+
+    plan: DraftPlan
+    stop: StopPolicy
+    lookup: Lookup | None = None
+    lookup_settings: Mapping[str, int | float] = field(default_factory=dict)
+    tree: TreeShape | None = None
+    sample_draft: bool = True
+    drafter: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.lookup not in (None, *get_args(Lookup)):
+            raise InputError(
+                f"lookup={self.lookup}; it is front (before the draft), only (instead of it) or null (neither)"
+            )
+        if self.lookup is None and self.lookup_settings:
+            raise InputError(f"lookup settings {dict(self.lookup_settings)} without lookup; set lookup=front")
+        if self.drafter is not None and not isinstance(self.drafter.get(TARGET), str):
+            raise InputError(f"the drafter {dict(self.drafter)} names no class; give it {TARGET}: module.Class")
+        if self.lookup == "only" and self.drafter is not None:
+            raise InputError(
+                f"lookup=only leaves no place for drafter {self.drafter[TARGET]}; use front, or no drafter"
+            )
+
+    @property
+    def skip(self) -> SkipSet:
+        """The sublayers that its draft leaves out."""
+        return self.plan.skip
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether it is a chain of the built-in drafter: what can be replayed, and has a place in a cost table."""
+        return self.drafter is None and self.tree is None
+
+    def settings(self) -> dict[str, Any]:
+        """All but the plan, for YAML; of the rarer parts only those that are not the default."""
+        found: dict[str, Any] = {"stop": self.stop.to_dict(), "lookup": self.lookup}
+        if self.lookup_settings:
+            found["lookup_settings"] = dict(self.lookup_settings)
+        if self.tree is not None:
+            found["tree"] = self.tree.to_dict()
+        if not self.sample_draft:
+            found["sample_draft"] = False
+        if self.drafter is not None:
+            found["drafter"] = dict(self.drafter)
+        return found
+
+    @classmethod
+    def from_settings(
+        cls, plan: DraftPlan, settings: Mapping[str, Any], *, stop: StopPolicy | None = None
+    ) -> DraftSpec:
+        """The spec of a plan and of `settings`, among which other keys are ignored.
+
+        Args:
+            plan: of the draft.
+            settings: as of `settings()`.
+            stop: the stop rule instead of theirs, which is then not read.
+
+        Raises:
+            InputError: if they name no stop rule and none is given, or say what cannot be.
+        """
+        if stop is None and "stop" not in settings:
+            raise InputError(f"nothing says when to stop drafting with {plan}; give a stop rule")
+        tree = settings.get("tree")
+        return cls(
+            plan,
+            StopRule.from_dict(settings["stop"]) if stop is None else stop,
+            settings.get("lookup"),
+            settings.get("lookup_settings") or {},
+            None if tree is None else shape_from(tree),
+            settings.get("sample_draft", True),
+            settings.get("drafter"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the numbers of the plan (`plan.tensors()`), for YAML."""
+        return {**self.plan.to_dict(), **self.settings()}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> DraftSpec:
+        """The spec of `to_dict` and of the plan's tensors.
+
+        Raises:
+            InputError: if it says what cannot be.
+            AttributeError, KeyError, IndexError, TypeError, ValueError: if it is not whole.
+        """
+        return cls.from_settings(DraftPlan.from_dict(body, tensors or {}), body)
+
+    def digest(self) -> str:
+        """The first 12 hexadecimal digits of the SHA-256 of all it holds; reads all weights."""
+        text = json.dumps(self.settings(), sort_keys=True, default=str)
+        return hashlib.sha256(f"{self.plan.digest()} {text}".encode()).hexdigest()[:12]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DraftSpec):
+            return NotImplemented
+        return self is other or (hash(self) == hash(other) and self.digest() == other.digest())
+
+    def __hash__(self) -> int:
+        return hash((self.plan, self.lookup, self.sample_draft))
+
+    def __str__(self) -> str:
+        parts = [] if self.lookup == "only" else [str(self.plan)]
+        parts += [f"lookup {self.lookup}"] if self.lookup else []
+        parts += [f"tree {self.tree.to_dict()['name']}"] if self.tree is not None else []
+        parts += [f"drafter {str(self.drafter[TARGET]).rpartition('.')[2]}"] if self.drafter else []
+        return "; ".join([*parts, f"stop {type(self.stop).__name__.lower()}"])

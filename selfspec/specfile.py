@@ -1,0 +1,96 @@
+"""Draft specs on disk, and whatever else names a draft: plans, skip sets, folders of searches, published names.
+
+A spec's file is that of its plan with the other parts as further keys, so that it refuses other weights, and what reads
+plans reads it. A search also writes these keys beside its skip set: where that is all of the draft there is no plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from selfspec import planfile, skipfile
+from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
+from selfspec.skip import SYNTAX, SkipSet
+from selfspec.spec import DraftSpec
+from selfspec.stop import StopPolicy
+
+
+def save_spec(
+    path: Path | str, spec: DraftSpec, *, model: str, decoder: Decoder, facts: Mapping[str, Any], **provenance: Any
+) -> None:
+    """Write `spec` with the weights it is for; `load_spec` reads it, and `load_plan` its plan.
+
+    Args:
+        path: the YAML file, or the folder for it; tensors go beside it, under the same name.
+        spec: what to write.
+        model: the name of the model.
+        decoder: the model.
+        facts: `Loaded.facts` of it, which tell the weights.
+        **provenance: objective, value, run, date, calibration text, ...
+    """
+    settings = spec.settings() | provenance
+    planfile.save_plan(path, spec.plan, model=model, decoder=decoder, facts=facts, **settings)
+
+
+def load_spec(
+    draft: Path | str,
+    decoder: Decoder,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    stop: StopPolicy | None = None,
+    default_stop: StopPolicy | None = None,
+) -> DraftSpec:
+    """The spec of a draft, whatever names it.
+
+    Args:
+        draft: a file of `save_spec`, `save_plan` or `save_skip_set`, the folder of one or of a search, a published
+            name, or a skip set written as `a3,5-9 m7`.
+        decoder: the model it is wanted for.
+        facts: `Loaded.facts` of it; without them the revision and the sum of the weights are not compared.
+        stop: the stop rule, instead of the saved one.
+        default_stop: the stop rule where none was saved.
+
+    Raises:
+        InputError: if there is no such draft, it is for other weights, or nothing says when to stop.
+    """
+    plan, settings = read_draft(draft, decoder, facts)
+    if stop is None and "stop" not in settings:
+        stop = default_stop
+    return DraftSpec.from_settings(plan, settings, stop=stop)
+
+
+def read_draft(
+    draft: Path | str, decoder: Decoder, facts: Mapping[str, Any] | None = None
+) -> tuple[DraftPlan, dict[str, Any]]:
+    """The plan of a draft, and all that its file says; see `load_spec`."""
+    text = str(draft)
+    path = Path(text).expanduser()
+    if text == "none" or (SYNTAX.fullmatch(text) and not path.exists()):
+        return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}
+    if file := _plan_file(path):
+        return planfile.load_plan(file, decoder, facts), planfile.read_plan_file(file)
+    if "/" not in text and path.suffix not in (".yaml", ".yml") and not path.exists():
+        return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}  # which says what is wrong with it
+    skip = skipfile.load_skip_set(text, n_layers=decoder.n_layers)
+    file = path / skipfile.NAME if path.is_dir() else path
+    return DraftPlan.of(skip), dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _plan_file(path: Path) -> Path | None:
+    """The file of a plan that a path names; None if it names none, or a skip set."""
+    if path.is_dir():
+        return path / planfile.NAME if (path / planfile.NAME).is_file() else None
+    if path.name == planfile.NAME:
+        return path
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        return None
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return path if isinstance(body, Mapping) and "bridges" in body else None

@@ -1,0 +1,179 @@
+"""A model and a draft, ready to decode again and again: what is bound, rounded and learnt once is kept.
+
+A stop rule that carries something over goes on from call to call, as it did in the race that chose it. `kept` finds the
+speculator of an earlier call on the same model again, for those who have no place to keep one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from selfspec import planfile, skipfile
+from selfspec.build_drafter import build_drafter
+from selfspec.decode import Ending, speculate
+from selfspec.model import Decoder
+from selfspec.plan import DraftPlan
+from selfspec.sampling import Sampling
+from selfspec.schedule import Listener
+from selfspec.skip import SkipSet
+from selfspec.spec import DraftSpec
+from selfspec.specfile import load_spec
+from selfspec.stop import StopPolicy, StopState, Threshold
+from selfspec.timing import Stopwatch
+from selfspec.trace import DecodeResult
+
+DEFAULT_STOP = Threshold(max_draft=12, threshold=0.6)  # the paper's K and first threshold, without its adaptation
+MOST_KEPT = 4  # speculators of a model: each may hold rounded copies of its weights; chosen, not tuned
+
+Draft = DraftSpec | DraftPlan | SkipSet | str | Path
+
+
+class Speculator:
+    """Decodes with one draft.
+
+    Args:
+        model: a causal language model in eval mode, or a decoder of one.
+        draft: a spec, a plan, a skip set, one written as `a3,5-9 m7`, a published name, or the file or folder of any of
+            these; the folder of a search stands for what won its race, with its stop rule, pauses and lookup.
+        stop: when to stop drafting, instead of what the draft says; where neither says it, `DEFAULT_STOP`.
+        lookup: prompt lookup before the draft (true) or none (false), instead of what the draft says.
+        sample_draft: when sampling, draw drafted tokens (true) or take the likeliest (false), instead of what the draft
+            says.
+
+    Raises:
+        InputError: if there is no such draft, or it is for another model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Decoder,
+        draft: Draft,
+        *,
+        stop: StopPolicy | None = None,
+        lookup: bool | None = None,
+        sample_draft: bool | None = None,
+    ) -> None:
+        self.decoder = model if isinstance(model, Decoder) else Decoder(model)
+        spec = _spec(draft, self.decoder, stop)
+        if lookup is not None:
+            spec = replace(spec, lookup="front" if lookup else None)
+        if sample_draft is not None:
+            spec = replace(spec, sample_draft=sample_draft)
+        self.spec = spec
+        self.drafter = build_drafter(spec, self.decoder)
+        self.states: list[StopState] = []  # of each row, as the last call that had it left them
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        ending: Ending,
+        sampling: Sampling | None = None,
+        first_row: int = 0,
+        listener: Listener | None = None,
+        stopwatch: Stopwatch | None = None,
+    ) -> list[DecodeResult]:
+        """The target's own output for each prompt; arguments as of `decode.speculate`.
+
+        The rule of row i goes on from row i of the call before, or from its last row where it had fewer, if the rule
+        carries anything over.
+        """
+        before = chain(self.states, repeat(self.states[-1] if self.states else None))
+        states = [self.spec.stop.begin(after) for _, after in zip(prompts, before, strict=False)]
+        results = speculate(
+            self.decoder,
+            prompts,
+            drafter=self.drafter,
+            stops=states,
+            ending=ending,
+            sampling=sampling,
+            first_row=first_row,
+            listener=listener,
+            stopwatch=stopwatch,
+        )
+        self.states[: len(states)] = states
+        return results
+
+
+def _spec(draft: Draft, decoder: Decoder, stop: StopPolicy | None) -> DraftSpec:
+    if isinstance(draft, DraftSpec):
+        return draft if stop is None else replace(draft, stop=stop)
+    if isinstance(draft, SkipSet):
+        draft = DraftPlan.of(draft)
+    if isinstance(draft, DraftPlan):
+        return DraftSpec(draft, stop or DEFAULT_STOP)
+    return load_spec(draft, decoder, stop=stop, default_stop=DEFAULT_STOP)
+
+
+class _Kept:
+    """What is kept of a model, at the model itself, so that it goes when the model goes.
+
+    A copy of the model, or a saved one, takes none of it along.
+    """
+
+    def __init__(self) -> None:
+        self.weights: tuple[tuple[int, int], ...] = ()
+        self.decoder: Decoder | None = None
+        self.speculators: OrderedDict[Hashable, Speculator] = OrderedDict()
+
+    def __deepcopy__(self, memo: Any) -> _Kept:
+        return _Kept()
+
+    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
+        return _Kept, ()
+
+
+_PLACE = "_selfspec_kept"
+
+
+def kept(
+    model: nn.Module,
+    draft: Draft,
+    *,
+    stop: StopPolicy | None = None,
+    lookup: bool | None = None,
+    sample_draft: bool | None = None,
+) -> Speculator:
+    """The speculator of the last call with the same arguments, as long as weights and files are the same; or a new one.
+
+    Arguments as of `Speculator`. Weights are the same where every parameter is the same tensor and was not written to.
+    """
+    found: _Kept | None = model.__dict__.get(_PLACE)
+    if found is None:
+        found = model.__dict__[_PLACE] = _Kept()
+    weights = tuple((id(p), _version(p)) for p in model.parameters())
+    if found.decoder is None or found.weights != weights:
+        found.decoder, found.weights = Decoder(model), weights
+        found.speculators.clear()
+    key = _key(draft), None if stop is None else json.dumps(stop.to_dict(), sort_keys=True), lookup, sample_draft
+    if key not in found.speculators:
+        made = Speculator(found.decoder, draft, stop=stop, lookup=lookup, sample_draft=sample_draft)
+        while len(found.speculators) >= MOST_KEPT:
+            found.speculators.popitem(last=False)
+        found.speculators[key] = made
+    found.speculators.move_to_end(key)
+    return found.speculators[key]
+
+
+def _key(draft: Draft) -> Hashable:
+    """Tells drafts apart; of a file or folder, also its versions."""
+    if not isinstance(draft, str | Path):
+        return draft
+    path = Path(draft).expanduser()
+    files = [path, path / planfile.NAME, path / skipfile.NAME] if path.exists() else []
+    return str(draft), tuple(f.stat().st_mtime_ns for f in files if f.is_file())
+
+
+def _version(parameter: nn.Parameter) -> int:
+    try:
+        return int(parameter._version)
+    except RuntimeError:  # of an inference tensor, which nobody writes to
+        return 0

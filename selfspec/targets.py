@@ -1,0 +1,59 @@
+"""Classes that a file names by where they are, and frozen values with other settings.
+
+A class of the user's own module is found as one of this package is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import import_module
+from typing import Any
+
+from selfspec.errors import InputError
+
+TARGET = "_target_"
+
+
+def find_class(target: str, *, method: str) -> Any:
+    """The class that `module.Class` names.
+
+    Args:
+        target: where it is.
+        method: that it must have.
+
+    Raises:
+        InputError: if there is none, or it has no such method.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{target} cannot be imported ({error}); name the folder of its file by --config-dir, or run where the "
+            "file lies"
+        ) from None
+    if not (isinstance(found, type) and callable(getattr(found, method, None))):
+        raise InputError(f"{target} is no class with a method {method}")
+    return found
+
+
+def changed(value: Any, name: str, **settings: Any) -> Any:
+    """A frozen dataclass with other settings.
+
+    Args:
+        value: what is changed.
+        name: what the user calls it, for messages.
+        **settings: by field.
+
+    Raises:
+        InputError: if it has no such field, or refuses the value.
+    """
+    fields = [f.name for f in dataclasses.fields(value) if f.init] if dataclasses.is_dataclass(value) else []
+    for key in settings:
+        if key not in fields:
+            known = f"its settings are {', '.join(fields)}" if fields else "there is nothing to set"
+            raise InputError(f"{name}.{key} is no setting of {type(value).__name__}; {known}")
+    try:
+        return dataclasses.replace(value, **settings)
+    except TypeError as error:
+        raise InputError(f"{name} of {settings} cannot be ({error})") from None
