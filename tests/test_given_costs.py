@@ -18,7 +18,7 @@ from tests.commands import Ran, command
 
 CONF = Path(__file__).parents[1] / "conf"
 SHIPPED = sorted(str(p.relative_to(CONF / "costs").with_suffix("")) for p in (CONF / "costs").glob("*/*.yaml"))
-N_LAYERS = {"llama-3.1-8b": 32, "qwen2.5-0.5b": 24, "smollm2-135m": 30}
+N_LAYERS = {"h100/llama-3.1-8b": 32, "h100/qwen2.5-0.5b": 24, "h100/smollm2-135m": 30}
 SMALL = "objective.n_prompts=2", "objective.max_new_tokens=8", "finals.top=0", "searcher.n_trials=6"
 
 
@@ -50,11 +50,11 @@ def test_a_search_takes_the_seconds_of_the_table_alone(toy: list[str], empty_fol
 
 
 def test_a_table_of_a_model_of_another_name_is_warned_of_in_one_line(toy: list[str], empty_folder: Path) -> None:
-    lines = [line for line in search(toy).error_lines if "cost table" in line]
-    expected = "the cost table is smollm2-135m's on NVIDIA H100 80GB HBM3; the run's model is local"
+    lines = [line for line in search(toy).error_lines if "costs=" in line]
+    expected = "costs=h100/smollm2-135m is of NVIDIA H100 80GB HBM3, and the run's model is local"
     assert len(lines) == 1 and expected in lines[0]
-    own = search(toy, "costs.name=local")
-    assert not [line for line in own.error_lines if "cost table" in line]
+    own = search(toy, "costs.name=h100/local")
+    assert not [line for line in own.error_lines if "costs=" in line]
 
 
 @pytest.mark.parametrize(

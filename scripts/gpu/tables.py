@@ -66,9 +66,11 @@ def forwards(
 
 def as_group(name: str, table: CostTable, machine: dict[str, Any]) -> str:
     """A file for `conf/costs/`: `costs=h100/NAME` then searches for this device anywhere."""
+    device = str(machine.get("device", machine["cpu"]))
+    folder = device.lower().removeprefix("nvidia ").split()[0]
     settings = {
-        "name": name,
-        "device": machine.get("device", machine["cpu"]),
+        "name": f"{folder}/{name}",
+        "device": device,
         "path": None,
         "refresh": False,
         "contexts": list(table.contexts),
