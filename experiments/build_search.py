@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments.build import check_count, instance, own_drafter, stop, tree
 from experiments.build_space import choices, searched
 from experiments.composing import option, options
+from experiments.given_costs import check_parts, given_table
 from search.cost import FORM, CostTable, measure, measure_drafts
 from search.draft_costs import DraftCosts
 from search.drafts import FULL, Drafts, check_dimensions, continued, heads, remembered
@@ -61,15 +62,14 @@ def data_sets(cfg: DictConfig) -> list[DictConfig]:
 
 
 def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
-    """The cost table of this model on this machine, its file, and whether it was measured just now.
+    """The cost table, its file, and whether it was measured just now: of this machine, or as given for another device.
 
     Raises:
         InputError: if `costs.path` names no table.
     """
-    if cfg.costs.get("table"):  # of another device, in a file of conf/costs
-        table = OmegaConf.to_container(cfg.costs.table)
-        assert isinstance(table, dict)
-        return CostTable.of({str(k): v for k, v in table.items()}), Path(f"costs={cfg.costs.name}"), False
+    of_device = given_table(cfg)
+    if of_device is not None:
+        return of_device, Path(f"costs={cfg.costs.name}"), False
     if cfg.costs.path:
         given = Path(cfg.costs.path)
         return CostTable.read(given), given, False
@@ -214,10 +214,15 @@ def draft_costs(cfg: DictConfig, loaded: Loaded, made: Drafts, *, resumed: Path 
         loaded: the model.
         made: what a point is drafted with.
         resumed: the file in which the run that goes on has its tables.
+
+    Raises:
+        InputError: if the table is another device's and lacks a part of these drafts, which is not measured here then.
     """
 
     def measured(table: CostTable, name: str, head: Tensor | None, precision: Precision, has_maps: bool) -> CostTable:
-        if has_maps or head is not None or precision != "same":
+        if given_table(cfg) is not None:
+            check_parts(cfg, table, has_maps=has_maps, has_head=head is not None, is_rounded=precision != "same")
+        elif has_maps or head is not None or precision != "same":
             watch, repeats = Stopwatch(loaded.decoder.device), cfg.costs.repeats
             settings: dict[str, Any] = {"head": head, "precision": precision, "repeats": repeats, "stopwatch": watch}
             table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)

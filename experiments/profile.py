@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import build, build_search, figures
 from experiments.folder import open_folder
+from experiments.given_costs import given_table
 from experiments.setup import COSTS
 from search.cost import CostTable, check, random_sets
 from selfspec import records
@@ -23,6 +24,11 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     """Measure or read the cost table, and check it; returns the run folder."""
     if cfg.check < 0:
         raise InputError(f"check={cfg.check}; give the number of random skip sets, or 0 for none")
+    if cfg.check and given_table(cfg) is not None:
+        raise InputError(
+            f"costs={cfg.costs.name} is a table of another device, and check={cfg.check} would time skip sets on this "
+            "machine; check=0 shows the table"
+        )
     outputs = Path(cfg.paths.outputs)
     records.make_writable(outputs)
     loaded = build.model(cfg)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import build, build_search, build_space, figures, so_far
 from experiments.finals import finals
 from experiments.folder import Folder, open_folder, reopen_folder
+from experiments.given_costs import check_given
 from experiments.progress import progress
 from experiments.setup import COSTS, Setup, set_up
 from experiments.tracking import Tracker
@@ -90,6 +91,7 @@ def _check(cfg: DictConfig) -> None:
     build_space.check_space(cfg)
     build_search.check_lookup(cfg)
     build_search.check_drafter(cfg)
+    check_given(cfg, is_used=cfg.objective.name in build_search.NEEDS_COSTS)
     Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
     if cfg.objective.get("tune_stop"):
         variants(build.stop(cfg))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+from shortened import shorter
 
 from experiments.tables import markdown_table
 from selfspec.decode import Ending, autoregress, speculate
@@ -128,34 +131,6 @@ def peers(decoder: Decoder, *, skip: SkipSet, n_exit: int, n_tokens: int) -> dic
         f"selfspec: skip={early}": skipping(early),
         f"selfspec: skip={skip}": skipping(skip),
     }
-
-
-def shorter(decoder: Decoder, skip: SkipSet) -> Any:
-    """The model without the layers of `skip`, sharing its weights, as transformers takes an assistant.
-
-    Raises:
-        ValueError: if `skip` does not leave out whole layers.
-    """
-    if skip.attn != skip.mlp:
-        raise ValueError(f"skip={skip}: an assistant can only lack whole layers, attention and MLP")
-    model: Any = share(decoder.model)
-    config = copy.deepcopy(decoder.model.config)
-    text: Any = config.get_text_config()  # type: ignore[operator, union-attr]
-    kept = [i for i in range(decoder.n_layers) if i not in skip.attn]
-    text.num_hidden_layers = len(kept)
-    if getattr(text, "layer_types", None):
-        text.layer_types = [text.layer_types[i] for i in kept]
-    path, _, name = decoder.sublayers.path.rpartition(".")
-    parent = model.get_submodule(path)
-    setattr(parent, name, nn.ModuleList(getattr(parent, name)[i] for i in kept))
-    for module in model.modules():
-        if hasattr(module, "config"):
-            module.config = config
-    for i, layer in enumerate(getattr(parent, name)):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = i  # where its keys and values are in the assistant's own cache
-    return model
 
 
 def bench(decoder: Decoder, ways: Mapping[str, Way], prompts: Sequence[list[int]], *, repeats: int) -> str:

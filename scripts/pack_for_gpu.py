@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from gguf import GGUFReader
-from gpu_pieces import BYTES, CONFIG, INDEX, PROMPTS, keep, read_weights, split
+from gpu.pieces import BYTES, CONFIG, INDEX, PROMPTS, keep, read_weights, split
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import build_search
 from search.cost import CostTable
+from selfspec.decode import Ending, autoregress
+from selfspec.model import Decoder
 from selfspec.skip import SkipSet
+from selfspec.trace import DecodeResult
+from tests import toys
 
 ROOT = Path(__file__).parents[1]
 TABLE = CostTable((128, 1024), (1e-5, 2e-5), 2e-5, 1e-4, (1e-3, 2e-3), (1e-3, 1.1e-3), (2e-3, 2.1e-3))
@@ -36,7 +44,11 @@ def test_every_section_of_the_script_runs_on_a_toy(tmp_path: Path) -> None:
     found = run(tmp_path)
     assert {"environment", "lossless", "speed", "verification", "tables", "precisions"} <= set(found)
     verdicts = [v for v in found["lossless"].values() if isinstance(v, dict)]
-    assert len(verdicts) == 12 and all(v == {"identical": 3} for v in verdicts)
+    assert len(verdicts) == 8 and all(v == {"identical": 3} for v in verdicts)
+    ways = {n: v for section in ("speed", "compiled") for n, v in found[section].items() if isinstance(v, dict)}
+    assert "generate, assisted, a1 m1" in ways and "plain by graphs" in ways
+    assert [name for name, way in ways.items() if way["verdicts"] != {"identical": 2}] == []
+    assert not [v for section in found.values() for v in section.values() if "Traceback" in str(v)]
     costs = found["tables"]["toy"]["costs"]  # type: ignore[index]
     assert CostTable.of(costs).draft_cost(SkipSet(3), 16) > 0
 
@@ -45,6 +57,39 @@ def test_every_section_of_the_script_runs_on_a_toy(tmp_path: Path) -> None:
 def test_a_section_whose_time_is_over_says_so_and_costs_the_others_nothing(tmp_path: Path) -> None:
     found = run(tmp_path, "--only", "precisions")
     assert "speed" not in found and "seconds" in found["precisions"]
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("gpu.turns")
+
+
+def test_turns_before_a_time_out_are_on_disk(turns: ModuleType, tmp_path: Path) -> None:
+    check = importlib.import_module("gpu.check").Check(argparse.Namespace(out=tmp_path, toy=True), torch.device("cpu"))
+    calls = []
+
+    def late(ids: list[int]) -> DecodeResult:
+        calls.append(ids)
+        if len(calls) > 4:
+            raise TimeoutError("4 s are over")
+        return DecodeResult([1, 2, 3], [], 1.0, 5.0, "length")
+
+    ways = {turns.BASE: late}
+    with pytest.raises(TimeoutError):
+        turns.take_turns(check, "speed", ways, [[7]], decoder=None, expected=[[1, 2, 3]], n_turns=9)
+    found = json.loads((tmp_path / "check_gpu.json").read_text())["speed"]
+    assert found[turns.BASE]["tokens_per_s"] == [0.5, 0.5, 0.5] and found["turns"] == 3
+
+
+def test_generate_does_not_end_at_the_models_own_end_of_sequence_token(turns: ModuleType) -> None:
+    peers = importlib.import_module("gpu.peers")
+    decoder = Decoder(toys.toy("llama"))
+    ending = Ending(8, frozenset())
+    expected = autoregress(decoder, [[1, 2, 3]], ending=ending)[0].tokens
+    decoder.model.config.eos_token_id = expected[2]  # type: ignore[union-attr]
+    way = peers.generate(peers.never_ending(decoder.model), 8)
+    assert way([1, 2, 3]).tokens == expected
 
 
 def test_a_cost_table_of_another_device_is_found_by_its_name(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Weights and prompts in pieces small enough to be carried to a machine without a network, and joined there.
 
 The weights are the bytes of a GGUF file's 4-bit blocks, tensor by tensor, under the names that transformers uses; the
-prompts are token ids, so that no tokenizer is needed. `pack_for_gpu.py` writes the pieces, `check_gpu.py` joins them.
+prompts are token ids, so that no tokenizer is needed. `pack_for_gpu.py` writes the pieces, `gpu.models` joins them.
 """
 
 from __future__ import annotations
