@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -242,7 +242,15 @@ def computed_sets(
     return list(compute(decoder, references, costs=table))
 
 
-def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSet] | None, table: str) -> SearchStudy:
+def study(
+    cfg: DictConfig,
+    space: Space,
+    journal: Path,
+    *,
+    sets: Sequence[SkipSet] | None,
+    table: str,
+    weights: Mapping[str, Any] | None = None,
+) -> SearchStudy:
     """The study of a search, new or read back from its storage.
 
     Args:
@@ -251,6 +259,7 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
         journal: where trials are kept if the configuration names no storage for several workers.
         sets: what a searcher proposes that computes its sets beforehand.
         table: the digest of the cost table: values of other costs are not comparable.
+        weights: `Loaded.facts["weights"]`: a folder may hold another model than when the search began.
     """
     same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
     identity = {key: provenance.digest(str(OmegaConf.to_container(cfg[key], resolve=True))) for key in same}
@@ -258,6 +267,8 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
     identity |= {"lookup": cfg.lookup} if cfg.lookup else {}
     identity |= {"precision": cfg.precision} if cfg.precision != "same" else {}
     identity |= {"memory": str(cfg.memory)} if cfg.memory else {}
+    if weights and weights["origin"] == "path":  # others are pinned by the configuration and the hub's cache
+        identity["weights"] = str(weights["sha256"])
     sampler = instance(cfg.searcher.sampler)
     make_sampler = sampler if sets is None else partial(sampler, sets=sets)
     where: dict[str, Any] = {"journal": journal}

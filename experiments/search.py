@@ -110,6 +110,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
         folder.path / JOURNAL,
         sets=_computed_sets(cfg, setup, folder.path / SETS),
         table=provenance.digest(str(setup.costs)) if setup.costs else "",
+        weights=setup.loaded.facts["weights"],
     )
     if setup.costs:
         records.write_json(folder.path / COSTS, {"costs": setup.costs.as_dict()})
