@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
 from experiments.turns import Asked, Encode
 from selfspec import provenance, records
+from selfspec.answer_text import text_after
 from selfspec.errors import InputError
 from selfspec.load import Loaded
 from selfspec.prompt import check_room, encode_turns, fit
@@ -130,12 +132,13 @@ def set_up(cfg: DictConfig) -> Setup:
         loaded.tokenizer,
         build.examples(cfg, "evaluation", n=cfg.n, seed=cfg.seed),
         chat=cfg.data.chat,
+        template=build.template(cfg),
         context_length=loaded.decoder.context_length,
         max_new_tokens=cfg.max_new_tokens,
     )
     _check_room(encoder(cfg, loaded), examples)
     (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
-    warm_up_ids = encode_turns(loaded.tokenizer, [warm_up.prompt], chat=cfg.data.chat)
+    warm_up_ids = encode_turns(loaded.tokenizer, [warm_up.prompt], chat=cfg.data.chat, template=build.template(cfg))
     room = max(1, loaded.decoder.context_length - cfg.max_new_tokens)
     arms = build_arms(cfg, loaded, build.ending(cfg, loaded))
     facts = build.facts(
@@ -167,8 +170,10 @@ def set_up(cfg: DictConfig) -> Setup:
 def encoder(cfg: DictConfig, loaded: Loaded) -> Encode:
     """From a conversation to token ids that leave room for the answer; raises InputError where there is none."""
 
+    arguments = build.template(cfg)
+
     def encode(name: str, texts: Sequence[str]) -> list[int]:
-        ids = encode_turns(loaded.tokenizer, texts, chat=cfg.data.chat)
+        ids = encode_turns(loaded.tokenizer, texts, chat=cfg.data.chat, template=arguments)
         check_room(name, ids, context_length=loaded.decoder.context_length, max_new_tokens=cfg.max_new_tokens)
         return ids
 
@@ -205,7 +210,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
             batch=cfg.batch,
             warm_up=setup.warm_up,
             encode=encoder(cfg, loaded),
-            to_text=lambda ids: str(loaded.tokenizer.decode(ids, skip_special_tokens=True)),
+            to_text=partial(text_after, loaded.tokenizer),
             is_greedy=not cfg.sampling.do_sample,
             rows_path=path,
             done=done,
@@ -218,9 +223,10 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
     folder.finish(summary | {"predicted": setup.speedups})
-    if verdicts["failed"] == len(rows):
+    plain = [row for row in rows.values() if row["arm"] == setup.arms[0].name]
+    if all(row.get("error") for row in plain):
         tracker.finish()
-        raise InputError(f"no prompt could be decoded, see {path}; the first: {next(iter(rows.values()))['error']}")
+        raise InputError(f"no prompt could be decoded, see {path}; the first: {plain[0]['error']}")
     if cfg.ablation:
         ablation.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))

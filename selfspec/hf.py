@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
 
+from selfspec.answer_text import text_after
 from selfspec.decode import Ending, Kind, speculate
 from selfspec.draft import Drafter, ModelDraft
 from selfspec.errors import InputError
@@ -78,7 +79,7 @@ def generate(
     if not isinstance(inputs, str):
         return output
     sequences = output if isinstance(output, Tensor) else output.sequences
-    return tokenizer.decode(sequences[0, ids_BT.shape[1] :], skip_special_tokens=True)
+    return text_after(tokenizer, ids_BT[0].tolist(), sequences[0, ids_BT.shape[1] :].tolist())
 
 
 def as_custom_generate(
