@@ -71,6 +71,7 @@ def _resume(path: Path, overrides: list[str], say: Callable[[str], None]) -> Pat
     records.make_writable(path)
     setup = set_up(cfg)
     _check_same(path, setup.facts)
+    records.drop_partial_line(path / records.PROMPTS)
     if records.drop_partial_line(path / records.RECORDS):
         log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", records.RECORDS)
     (path / records.SUMMARY).unlink(missing_ok=True)
@@ -167,13 +168,30 @@ def set_up(cfg: DictConfig) -> Setup:
     )
 
 
-def encoder(cfg: DictConfig, loaded: Loaded) -> Encode:
-    """From a conversation to token ids that leave room for the answer; raises InputError where there is none."""
+def encoder(cfg: DictConfig, loaded: Loaded, kept: Path | None = None) -> Encode:
+    """From a conversation to token ids that leave room for the answer; raises InputError where there is none.
+
+    A chat template may write the time, so a conversation is rendered once: for all arms, and for a run that goes on.
+
+    Args:
+        cfg: of the run.
+        loaded: the model.
+        kept: JSON lines of what was rendered; read if it is there, and added to.
+    """
+    rows = records.read_rows(kept) if kept and kept.is_file() else []
+    rendered: dict[str, list[int]] = {row["conversation"]: row["ids"] for row in rows}
 
     arguments = build.template(cfg)
 
     def encode(name: str, texts: Sequence[str]) -> list[int]:
-        ids = encode_turns(loaded.tokenizer, texts, chat=cfg.data.chat, template=arguments)
+        conversation = provenance.digest(json.dumps([name, *texts]))
+        ids = rendered.get(conversation)
+        if ids is None:
+            ids = encode_turns(loaded.tokenizer, texts, chat=cfg.data.chat, template=arguments)
+            rendered[conversation] = ids
+            if kept and cfg.data.chat:
+                row = {"conversation": conversation, "prompt_id": name, "turn": len(texts) // 2, "ids": ids}
+                records.append_row(kept, row)
         check_room(name, ids, context_length=loaded.decoder.context_length, max_new_tokens=cfg.max_new_tokens)
         return ids
 
@@ -209,7 +227,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
             setup.asked,
             batch=cfg.batch,
             warm_up=setup.warm_up,
-            encode=encoder(cfg, loaded),
+            encode=encoder(cfg, loaded, folder.path / records.PROMPTS),
             to_text=partial(text_after, loaded.tokenizer),
             is_greedy=not cfg.sampling.do_sample,
             rows_path=path,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from selfspec.attention import use_grouped
@@ -26,6 +26,8 @@ from selfspec.packed import pack as pack_linears
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+# Settings of a generation config that count, or that say nothing of what is written.
+_USED = ("eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "use_cache", "cache_implementation")
 LONGEST = 400  # characters of a loader's message that are shown; chosen to stay readable
 
 
@@ -139,6 +141,7 @@ def load(
             "token, fetch that file",
             *(where, GENERATION_CONFIG, model.generation_config.eos_token_id),
         )
+    _tell_generation(model.generation_config)
     model = model.eval() if device_map else model.eval().to(place)
     n_parameters = sum(p.numel() for p in model.parameters())
     if pack and not can_pack(model):
@@ -147,6 +150,7 @@ def load(
         use_grouped(model)
     n_packed = pack_linears(model) if pack or (pack is None and can_pack(model)) else 0
     decoder = Decoder(model)
+    _tell_ends(tokenizer, decoder)
     facts = {
         "model_type": model.config.model_type,
         "n_layers": decoder.n_layers,
@@ -195,6 +199,30 @@ def _check_report(where: str, model: Any, report: Mapping[str, Any]) -> None:
         )
     if extra:
         log.warning("%s: %d tensors are not part of the model and are left out, as %s", where, len(extra), extra[0])
+
+
+def _tell_generation(config: Any) -> None:
+    """Say which settings of the model's generation config have no effect: a run decodes as its own settings say."""
+    neutral = GenerationConfig()._get_default_generation_params()
+    unused = {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if name not in _USED and value not in (None, False, neutral.get(name)) and not name.startswith(("_", "output_"))
+    }
+    if unused:
+        text = ", ".join(f"{k}={v}" for k, v in sorted(unused.items()))
+        log.warning("of the model's generation config only the end tokens are used; these are not: %s", text)
+
+
+def _tell_ends(tokenizer: Any, decoder: Decoder) -> None:
+    """Warn where the tokenizer's end token ends no answer: a chat model then goes on with turns of its own making."""
+    end = tokenizer.eos_token_id
+    if end is not None and end not in decoder.eos_ids:
+        log.warning(
+            "the tokenizer's end token %d (%s) does not end an answer, since the model's generation config ends it at "
+            "%s; if answers run on, add it to eos_token_id there",
+            *(end, tokenizer.eos_token, sorted(decoder.eos_ids) or "no token"),
+        )
 
 
 def _any_number(name: str) -> str:
