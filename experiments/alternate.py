@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.arms import Arm
-from experiments.turns import Answer, Asked, Encode, answers
+from experiments.turns import Answer, Asked, Encode, ToText, answers, decoded
+from selfspec.answer_text import opens_thought
 from selfspec.exactness import Comparison, compare
 from selfspec.model import Decoder
 from selfspec.records import append_row
 from selfspec.trace import DecodeResult
+
+log = logging.getLogger(__name__)
+
+LAST = 16  # tokens of a prompt that hold the mark which opens a thought, if one does
 
 Row = dict[str, Any]
 Key = tuple[str, int, int, str]
@@ -26,7 +32,7 @@ def alternate(
     batch: int,
     warm_up: list[int],
     encode: Encode,
-    to_text: Callable[[list[int]], str],
+    to_text: ToText,
     is_greedy: bool,
     rows_path: Path,
     done: Collection[tuple[str, int]] = (),
@@ -44,14 +50,16 @@ def alternate(
         batch: prompts decoded at once.
         warm_up: token ids.
         encode: from a conversation to token ids; raises InputError if it does not fit.
-        to_text: from token ids to text.
+        to_text: from the token ids of prompt and answer to the answer's text.
         is_greedy: whether outputs can be compared; sampled ones are equal in distribution only.
         rows_path: JSON lines.
         done: keys of what needs no answer any more; a batch that is not done as a whole is decoded as a whole.
         listener: told each row.
     """
     for arm in arms:
-        arm([warm_up])
+        (found,) = decoded(arm, [warm_up])
+        if isinstance(found, str):
+            log.warning("%s could not decode the warm-up prompt: %s", arm.name, found)
     for i, start in enumerate(range(0, len(asked), batch)):
         group = asked[start : start + batch]
         if all(a.key in done for a in group):
@@ -91,7 +99,7 @@ def _rows(
     talk: Sequence[Answer],
     expected: Sequence[Answer] | None,
     is_greedy: bool,
-    to_text: Callable[[list[int]], str],
+    to_text: ToText,
 ) -> list[Row]:
     """One row for each turn, with its verdict where there is a baseline to compare with."""
     rows: list[Row] = []
@@ -130,9 +138,7 @@ def _judged(verdict: str, comparison: Comparison | None) -> Row:
     }
 
 
-def _counts(
-    decoder: Decoder, arm: Arm, ids: Sequence[int], result: DecodeResult, to_text: Callable[[list[int]], str]
-) -> Row:
+def _counts(decoder: Decoder, arm: Arm, ids: Sequence[int], result: DecodeResult, to_text: ToText) -> Row:
     rounds = result.rounds
     draft_s, verify_s = sum(r.draft_s for r in rounds), sum(r.verify_s for r in rounds)
     return {
@@ -156,5 +162,7 @@ def _counts(
         "round_accepted": [r.accepted for r in rounds] if result.drafted else [],
         "round_threshold": [r.threshold for r in rounds] if result.drafted else [],
         "tokens": result.tokens,
-        "text": to_text(result.tokens),
+        "text": to_text(ids, result.tokens),
+        # Some chat templates open a thought: only its end is in the answer.
+        **({"begins_in_thought": True} if opens_thought(to_text([], ids[-LAST:])) else {}),
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -159,18 +160,30 @@ class GenerateArm:
         padded = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=self.decoder.device)
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=padded.device)
         began = self.stopwatch.now()
-        output = model.generate(
-            padded,
-            attention_mask=mask,
-            generation_config=config,
-            # A streamer takes one row only; what the prefill of a batch took stays unknown.
-            streamer=first if len(prompts) == 1 else None,
-            stopping_criteria=_criteria(self.ending, longest),
-        )
+        with _own_settings_only(model):
+            output = model.generate(
+                padded,
+                attention_mask=mask,
+                generation_config=config,
+                # A streamer takes one row only; what the prefill of a batch took stays unknown.
+                streamer=first if len(prompts) == 1 else None,
+                stopping_criteria=_criteria(self.ending, longest),
+            )
         share = (self.stopwatch.now() - began) / len(prompts)
         prefill_s = first.at - began if first.at is not None else math.nan
         rows = zip(prompts, output[:, longest:].tolist(), strict=True)
         return [_result(ids, row, eos_ids, self.ending.criterion, prefill_s, share) for ids, row in rows]
+
+
+@contextmanager
+def _own_settings_only(model: Any) -> Iterator[None]:
+    """`generate` fills up what a call leaves open from the model's generation config; plain decoding does not."""
+    of_model = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = of_model
 
 
 def generation(name: str, asked: Mapping[str, Any], *, batch: int) -> dict[str, Any]:

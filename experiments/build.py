@@ -82,9 +82,18 @@ def prompts(
         loaded.tokenizer,
         examples(cfg, part, n=n, seed=seed),
         chat=cfg.data.chat,
+        template=template(cfg),
         context_length=loaded.decoder.context_length,
         max_new_tokens=max_new_tokens,
     )
+
+
+def template(cfg: DictConfig) -> dict[str, Any] | None:
+    """The arguments of the chat template; None: none."""
+    asked = cfg.data.get("template")
+    if asked is not None and not isinstance(asked, DictConfig):
+        raise InputError(f"data.template={asked}; write it like data.template={{enable_thinking: false}}")
+    return {str(k): v for k, v in OmegaConf.to_container(asked).items()} if asked else None  # type: ignore[union-attr]
 
 
 def check_count(name: str, value: Any) -> None:
@@ -95,7 +104,7 @@ def check_count(name: str, value: Any) -> None:
 
 def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
     """What readers of a run need to know of it, without reading its configuration."""
-    template = getattr(loaded.tokenizer, "chat_template", None)
+    text, arguments = getattr(loaded.tokenizer, "chat_template", None), template(cfg)
     task = instance(cfg.data.task)
     return {
         "name": cfg.name,
@@ -105,7 +114,8 @@ def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
         "task_version": task.version,
         "task": task.facts(),
         "vocabulary": provenance.digest(str(sorted(loaded.tokenizer.get_vocab().items()))),
-        "chat_template": provenance.digest(str(template)) if template else None,
+        "chat_template": provenance.digest(str(text)) if text else None,
+        **({"template": arguments} if arguments else {}),
         **loaded.facts,
         **more,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -309,7 +309,15 @@ def computed_sets(
     return list(compute(decoder, references, costs=table))
 
 
-def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSet] | None, table: str) -> SearchStudy:
+def study(
+    cfg: DictConfig,
+    space: Space,
+    journal: Path,
+    *,
+    sets: Sequence[SkipSet] | None,
+    table: str,
+    weights: Mapping[str, Any] | None = None,
+) -> SearchStudy:
     """The study of a search, new or read back from its storage.
 
     Args:
@@ -318,6 +326,7 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
         journal: where trials are kept if the configuration names no storage for several workers.
         sets: what a searcher proposes that computes its sets beforehand.
         table: the digest of the cost table: values of other costs are not comparable.
+        weights: `Loaded.facts["weights"]`: a folder may hold another model than when the search began.
     """
     same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
     identity = {key: provenance.digest(str(OmegaConf.to_container(cfg[key], resolve=True))) for key in same}
@@ -329,6 +338,8 @@ def study(cfg: DictConfig, space: Space, journal: Path, *, sets: Sequence[SkipSe
     identity |= {"drafter": provenance.digest(str(drafter))} if drafter else {}
     shape = tree(cfg)
     identity |= {"tree": provenance.digest(str(shape.to_dict()))} if shape else {}
+    if weights and weights["origin"] == "path":  # others are pinned by the configuration and the hub's cache
+        identity["weights"] = str(weights["sha256"])
     sampler = instance(cfg.searcher.sampler)
     make_sampler = sampler if sets is None else partial(sampler, sets=sets)
     where: dict[str, Any] = {"journal": journal}

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments import build
+from selfspec.answer_text import context, is_unfinished, text_after
 from selfspec.build_drafter import build_drafter
 from selfspec.decode import Ending, Kind, autoregress, speculate
 from selfspec.errors import InputError
@@ -33,6 +34,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         loaded.tokenizer,
         [Example("prompt", str(cfg.prompt))],
         chat=cfg.data.chat and bool(loaded.tokenizer.chat_template),
+        template=build.template(cfg),
         context_length=decoder.context_length,
         max_new_tokens=cfg.max_new_tokens,
     )
@@ -48,7 +50,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
 
     # Colours go to a terminal only, unless NO_COLOR says not even there.
     console = Console(highlight=False, soft_wrap=True)
-    stream = _Stream(loaded.tokenizer, console)
+    stream = _Stream(loaded.tokenizer, console, prompt.ids)
     (result,) = speculate(
         decoder,
         [prompt.ids],
@@ -94,20 +96,21 @@ def _speed(what: str, result: DecodeResult) -> str:
 class _Stream:
     """Writes text as its tokens come; a character that several tokens make waits for the last of them."""
 
-    def __init__(self, tokenizer: Any, console: Console) -> None:
+    def __init__(self, tokenizer: Any, console: Console, prompt_ids: list[int]) -> None:
         self._tokenizer, self._console = tokenizer, console
+        self._before = context(tokenizer, prompt_ids)
         self._ids: list[int] = []
         self._written = ""
 
     def put(self, row: int, tokens: list[int], kinds: list[Kind]) -> None:
         for token, kind in zip(tokens, kinds, strict=True):
             self._ids.append(token)
-            text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
-            if text.endswith("�"):
+            text = text_after(self._tokenizer, self._before, self._ids)
+            if is_unfinished(text):
                 continue
             self._console.print(Text(text[len(self._written) :], STYLES[kind]), end="")
             self._written = text
 
     def end(self) -> None:
-        rest = self._tokenizer.decode(self._ids, skip_special_tokens=True)[len(self._written) :]
+        rest = text_after(self._tokenizer, self._before, self._ids)[len(self._written) :]
         self._console.print(rest)

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
 from experiments.turns import Asked, Encode
 from selfspec import provenance, records
+from selfspec.answer_text import text_after
 from selfspec.errors import InputError
 from selfspec.load import Loaded
 from selfspec.prompt import check_room, encode_turns, fit
@@ -69,6 +71,7 @@ def _resume(path: Path, overrides: list[str], say: Callable[[str], None]) -> Pat
     records.make_writable(path)
     setup = set_up(cfg)
     _check_same(path, setup.facts)
+    records.drop_partial_line(path / records.PROMPTS)
     if records.drop_partial_line(path / records.RECORDS):
         log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", records.RECORDS)
     (path / records.SUMMARY).unlink(missing_ok=True)
@@ -130,12 +133,13 @@ def set_up(cfg: DictConfig) -> Setup:
         loaded.tokenizer,
         build.examples(cfg, "evaluation", n=cfg.n, seed=cfg.seed),
         chat=cfg.data.chat,
+        template=build.template(cfg),
         context_length=loaded.decoder.context_length,
         max_new_tokens=cfg.max_new_tokens,
     )
     _check_room(encoder(cfg, loaded), examples)
     (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
-    warm_up_ids = encode_turns(loaded.tokenizer, [warm_up.prompt], chat=cfg.data.chat)
+    warm_up_ids = encode_turns(loaded.tokenizer, [warm_up.prompt], chat=cfg.data.chat, template=build.template(cfg))
     room = max(1, loaded.decoder.context_length - cfg.max_new_tokens)
     arms = build_arms(cfg, loaded, build.ending(cfg, loaded))
     facts = build.facts(
@@ -164,11 +168,30 @@ def set_up(cfg: DictConfig) -> Setup:
     )
 
 
-def encoder(cfg: DictConfig, loaded: Loaded) -> Encode:
-    """From a conversation to token ids that leave room for the answer; raises InputError where there is none."""
+def encoder(cfg: DictConfig, loaded: Loaded, kept: Path | None = None) -> Encode:
+    """From a conversation to token ids that leave room for the answer; raises InputError where there is none.
+
+    A chat template may write the time, so a conversation is rendered once: for all arms, and for a run that goes on.
+
+    Args:
+        cfg: of the run.
+        loaded: the model.
+        kept: JSON lines of what was rendered; read if it is there, and added to.
+    """
+    rows = records.read_rows(kept) if kept and kept.is_file() else []
+    rendered: dict[str, list[int]] = {row["conversation"]: row["ids"] for row in rows}
+
+    arguments = build.template(cfg)
 
     def encode(name: str, texts: Sequence[str]) -> list[int]:
-        ids = encode_turns(loaded.tokenizer, texts, chat=cfg.data.chat)
+        conversation = provenance.digest(json.dumps([name, *texts]))
+        ids = rendered.get(conversation)
+        if ids is None:
+            ids = encode_turns(loaded.tokenizer, texts, chat=cfg.data.chat, template=arguments)
+            rendered[conversation] = ids
+            if kept and cfg.data.chat:
+                row = {"conversation": conversation, "prompt_id": name, "turn": len(texts) // 2, "ids": ids}
+                records.append_row(kept, row)
         check_room(name, ids, context_length=loaded.decoder.context_length, max_new_tokens=cfg.max_new_tokens)
         return ids
 
@@ -204,8 +227,8 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
             setup.asked,
             batch=cfg.batch,
             warm_up=setup.warm_up,
-            encode=encoder(cfg, loaded),
-            to_text=lambda ids: str(loaded.tokenizer.decode(ids, skip_special_tokens=True)),
+            encode=encoder(cfg, loaded, folder.path / records.PROMPTS),
+            to_text=partial(text_after, loaded.tokenizer),
             is_greedy=not cfg.sampling.do_sample,
             rows_path=path,
             done=done,
@@ -218,9 +241,10 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
     folder.finish(summary | {"predicted": setup.speedups})
-    if verdicts["failed"] == len(rows):
+    plain = [row for row in rows.values() if row["arm"] == setup.arms[0].name]
+    if all(row.get("error") for row in plain):
         tracker.finish()
-        raise InputError(f"no prompt could be decoded, see {path}; the first: {next(iter(rows.values()))['error']}")
+        raise InputError(f"no prompt could be decoded, see {path}; the first: {plain[0]['error']}")
     if cfg.ablation:
         ablation.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))

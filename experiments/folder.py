@@ -17,7 +17,8 @@ from selfspec.errors import InputError
 
 OWN_LOAD = 0.5  # of a machine that does nothing else: its services; chosen, not tuned
 
-OF_EVERY_RUN = {records.CONFIG, records.OVERRIDES, records.PROVENANCE, records.LOG}  # before it does anything
+# before it does anything
+OF_EVERY_RUN = {records.CONFIG, records.OVERRIDES, records.PROVENANCE, records.LOG, records.PROMPTS}
 
 log = logging.getLogger(__name__)
 

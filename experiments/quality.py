@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.tables import markdown_table, number
 from selfspec import records
+from selfspec.answer_text import without_thoughts
 from selfspec.errors import InputError, unknown_name
 from selfspec.metrics import bootstrap_interval
 from selfspec.quality import gsm8k
@@ -115,7 +116,7 @@ def assess(measure: Measure, examples: Iterable[Example], rows: Iterable[Mapping
     """
     by_id = {example.id: example for example in examples}
     answered = {
-        (row["prompt_id"], row["arm"], row.get("sample", 0)): row.get("text")
+        (row["prompt_id"], row["arm"], row.get("sample", 0)): _answer(row)
         for row in rows
         if row.get("turn", 0) == 0 and row["prompt_id"] in by_id
     }
@@ -125,10 +126,16 @@ def assess(measure: Measure, examples: Iterable[Example], rows: Iterable[Mapping
     return [
         {"prompt_id": id, "arm": arm, "sample": sample, "metric": metric, "value": value, **_reason(said)}
         for (id, arm, sample), text in answered.items()
-        if (said := judged.get((id, text)))
+        if text is not None and (said := judged.get((id, text)))
         for metric, value in said.items()
         if metric != "reason"
     ]
+
+
+def _answer(row: Mapping[str, Any]) -> str | None:
+    """What is judged of a row: its text without thoughts, whose numbers and drafts of code are no answer."""
+    text = row.get("text")
+    return None if text is None else without_thoughts(text, begins_in_thought=bool(row.get("begins_in_thought")))
 
 
 def _reason(said: Mapping[str, Any]) -> Row:

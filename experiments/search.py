@@ -115,6 +115,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
         folder.path / JOURNAL,
         sets=_computed_sets(cfg, setup, folder.path / SETS),
         table=provenance.digest(str(setup.costs.table)) if setup.costs else "",
+        weights=setup.loaded.facts["weights"],
     )
     if setup.costs:
         setup.costs.keep(folder.path / COSTS)

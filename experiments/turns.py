@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from experiments.arms import Arm
-from selfspec.errors import DrafterError, InputError
+from selfspec.errors import DrafterError, InputError, PromptError
 from selfspec.tasks.base import Example
 from selfspec.trace import DecodeResult
 
 Encode = Callable[[str, Sequence[str]], list[int]]
 """From a prompt's id and its texts so far, the user's and the model's in turn, to token ids."""
+
+ToText = Callable[[Sequence[int], Sequence[int]], str]
+"""From the token ids of a prompt and of what follows it to the text of the latter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def answers(
     first_row: int,
     n_rows: int,
     encode: Encode,
-    to_text: Callable[[list[int]], str],
+    to_text: ToText,
 ) -> list[list[Answer]]:
     """The arm's answers to each of a group that is decoded together, one per turn.
 
@@ -60,7 +63,7 @@ def answers(
         first_row: number of the first of the group in the run; each draws from the random streams of its number.
         n_rows: of the run, so that a second turn draws from streams of its own.
         encode: raises InputError if a conversation does not fit the model.
-        to_text: from token ids to text.
+        to_text: from the token ids of prompt and answer to the answer's text.
     """
     found: list[list[Answer]] = [[] for _ in group]
     texts: list[list[str]] = [[] for _ in group]
@@ -78,17 +81,17 @@ def answers(
                 ready[j] = encode(asked.example.id, texts[j])
             except InputError as error:
                 found[j].append(Answer([], str(error)))
-        results = _decode(arm, list(ready.values()), turn * n_rows + first_row)
+        results = decoded(arm, list(ready.values()), turn * n_rows + first_row)
         for (j, ids), result in zip(ready.items(), results, strict=True):
             found[j].append(Answer(ids, result))
             if not isinstance(result, str):
-                texts[j].append(to_text(result.tokens))
+                texts[j].append(to_text(ids, result.tokens))
     return found
 
 
-def _decode(arm: Arm, prompts: list[list[int]], first_row: int) -> Sequence[DecodeResult | str]:
+def decoded(arm: Arm, prompts: list[list[int]], first_row: int = 0) -> Sequence[DecodeResult | str]:
     """The results of a batch, or for each prompt why there is none: a row with its reason, not a lost run."""
     try:
         return arm(prompts, first_row=first_row) if prompts else []
-    except (RuntimeError, DrafterError) as error:  # torch's out-of-memory is one
+    except (RuntimeError, DrafterError, PromptError) as error:  # torch's out-of-memory is a RuntimeError
         return [str(error).splitlines()[0]] * len(prompts)

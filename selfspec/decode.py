@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfspec.cache import ClockCache
 from selfspec.draft import NoDraft
-from selfspec.errors import InputError
+from selfspec.errors import InputError, PromptError
 from selfspec.mask import check_batches
 from selfspec.model import Decoder
 from selfspec.protocols import Drafter, Kind, Output, Row, Schedule, Verifier
@@ -90,6 +90,7 @@ def speculate(
 
     Raises:
         InputError: if a prompt is empty or leaves no room in the model's context.
+        PromptError: if a prompt holds what is no token of the model, or the model's logits are no numbers.
         DrafterError: if the drafter proposes what no drafter may.
     """
     if len(prompts) > 1:
@@ -119,6 +120,12 @@ def _request(
         raise InputError(
             f"prompt {index} has {len(prompt)} tokens, and the model's context holds {decoder.context_length}; "
             + ("shorten it" if prompt else "give it at least one token")
+        )
+    if not 0 <= min(prompt) <= max(prompt) < decoder.n_vocab:
+        alien = next(token for token in prompt if not 0 <= token < decoder.n_vocab)
+        raise PromptError(
+            f"prompt {index} holds token {alien}, but the model's vocabulary has {decoder.n_vocab}; use the tokenizer "
+            "of this model, or resize its embedding"
         )
     return Request(
         index=index,

@@ -106,7 +106,7 @@ class ModelDraft(BaseDrafter):
     def _pick(self, row: Row, draft: Draft, logits_V: Tensor) -> int:
         ids = row.ids + draft.tokens
         if draft.probabilities is None:
-            return row.chooser.greedy(ids, logits_V)
+            return int(largest(row.chooser.warp(ids, logits_V)))  # a bad draft is the verifier's to reject
         draft_V = row.chooser.probabilities(ids, logits_V)
         draft.probabilities.append(draft_V)
         return draw(draft_V, row.chooser.draft_rng)

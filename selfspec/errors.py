@@ -14,6 +14,13 @@ class DrafterError(InputError):
     """
 
 
+class PromptError(InputError):
+    """A prompt that cannot be decoded, while others may.
+
+    In an evaluation its row holds this reason, and the evaluation goes on.
+    """
+
+
 def unknown_name(kind: str, name: str, available: list[str]) -> InputError:
     """The error for a name that is not there, with the nearest one that is."""
     from difflib import get_close_matches

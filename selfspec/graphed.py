@@ -24,7 +24,7 @@ from selfspec.fused import fused
 from selfspec.graphs import CudaGraphs, Recorder, Tape
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
-from selfspec.sampling import largest
+from selfspec.sampling import check_choice, choices
 from selfspec.skip import SkipSet
 from selfspec.static_cache import StaticCaches
 from selfspec.static_chain import StaticChain
@@ -99,7 +99,8 @@ class GraphedDecoder(Decoder):
         eos_ids = self.eos_ids if ending.eos_ids is None else ending.eos_ids
         cache = self.new_cache(n_rows=1, capacity=len(prompt) + n_max)
         ids_1T = torch.tensor([prompt], device=self.device)
-        tokens = [int(largest(self.full.bound(ids_1T, starts=[0], cache=cache, n_logits=1)[0, -1]))]
+        logits_V = self.full.bound(ids_1T, starts=[0], cache=cache, n_logits=1)[0, -1]
+        tokens = [check_choice(int(choices(logits_V)))]
         prefill_s = watch.now() - begin
         finish = _finish(prompt, tokens, n_max, eos_ids, ending)
         if finish is None:

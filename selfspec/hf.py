@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
 
+from selfspec.answer_text import text_after
 from selfspec.decode import Ending, Kind
 from selfspec.errors import InputError
 from selfspec.model import Decoder
@@ -68,7 +69,7 @@ def generate(
     if not isinstance(inputs, str):
         return output
     sequences = output if isinstance(output, Tensor) else output.sequences
-    return tokenizer.decode(sequences[0, ids_BT.shape[1] :], skip_special_tokens=True)
+    return text_after(tokenizer, ids_BT[0].tolist(), sequences[0, ids_BT.shape[1] :].tolist())
 
 
 def as_custom_generate(

@@ -26,6 +26,7 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from selfspec.errors import InputError
+from selfspec.model_files import GENERATION_CONFIG, check_files, digest, has_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Located:
         folder_or_id: first argument of `from_pretrained`.
         revision: the hub's commit, if origin is "hub".
         origin: where the weights come from.
-        sha256: digest of the registry's file, if origin is "registry".
+        sha256: digest of the registry's file, if origin is "registry"; of the folder's model, if it is "path".
     """
 
     folder_or_id: str
@@ -101,7 +102,7 @@ def locate(
             raise InputError(f"model.revision={revision} has no effect on the folder model.path={path}; drop one")
         folder = Path(path).expanduser()
         _check_folder(folder, asked=f"model.path={path}")
-        return Located(str(folder), None, "path", None)
+        return Located(str(folder), None, "path", digest(folder))
     if hub_id is None:
         raise InputError("the model has neither model.hub_id nor model.path; pass model.path=FOLDER")
     if registry is None or revision is not None:
@@ -164,14 +165,23 @@ def _from_hub(hub_id: str, revision: str | None) -> Located:
         _check_folder(Path(folder), asked=hub_id)
         return Located(folder, Path(folder).name, "hub", None)  # the folder is named by its commit
 
+    cached, lacks = None, ""
     try:
-        return snapshot(local_files_only=True)
+        cached = snapshot(local_files_only=True)
+        lacks = _lacking(Path(cached.folder_or_id))
     except errors.HFValidationError as error:
         raise InputError(f"{hub_id} is no name on the hub") from error
-    except (errors.LocalEntryNotFoundError, InputError):
-        pass  # not in the hub's cache, or only in part, as a tokenizer alone would be
+    except errors.LocalEntryNotFoundError:
+        pass  # not in the hub's cache
+    except InputError as error:
+        lacks = str(error)  # only in part, as a tokenizer alone would be
+    if cached and not lacks:
+        return cached
     if not hub_answers():
-        raise InputError("HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached")
+        if cached and has_tokenizer(Path(cached.folder_or_id)):
+            return cached  # `load` says what the lack of a generation config means
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise InputError(f"{why}, in its cache {lacks}" if lacks else why)
     log.info("fetching %s from the hub", hub_id)
     # Gigabytes deserve a progress bar, but a log file does not.
     bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
@@ -188,8 +198,22 @@ def _from_hub(hub_id: str, revision: str | None) -> Located:
         raise InputError(f"the hub failed ({str(error).splitlines()[0]})") from error
 
 
+def _lacking(folder: Path) -> str:
+    """What a folder of the hub's cache lacks beside its weights, in a clause; empty if nothing.
+
+    transformers fetches file by file, so that a cache may hold weights without a tokenizer. It notes in `.no_exist`
+    which files the hub does not have.
+    """
+    if not has_tokenizer(folder):
+        return f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)"
+    absent = folder.parents[1] / ".no_exist" / folder.name / GENERATION_CONFIG
+    if not (folder / GENERATION_CONFIG).is_file() and not absent.exists():
+        return f"{folder} has no {GENERATION_CONFIG}"
+    return ""
+
+
 def _check_folder(folder: Path, *, asked: str) -> None:
-    """Raises InputError unless `folder` holds a config and all of its safetensors files."""
+    """Raises InputError unless `folder` holds a config and all of its safetensors files, and they are such files."""
     need = "a folder with config.json and *.safetensors files is needed"
     if not folder.exists():
         raise InputError(f"{asked} does not exist; {need}")
@@ -205,12 +229,7 @@ def _check_folder(folder: Path, *, asked: str) -> None:
                 "convert them with save_pretrained"
             )
         raise InputError(f"{asked} has no *.safetensors file; {need}")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if missing:
-            raise InputError(f"{asked} lacks {len(missing)} of {len(shards)} weight files, as {missing[0]}; add them")
+    check_files(folder)
 
 
 def _copy_folder(cache_dir: Path, hub_id: str, source: RegistrySource) -> Path:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from selfspec.attention import use_grouped
 from selfspec.errors import InputError, unknown_name
 from selfspec.hub import Located
 from selfspec.model import Decoder
+from selfspec.model_files import GENERATION_CONFIG
 from selfspec.packed import can_pack
 from selfspec.packed import pack as pack_linears
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+# Settings of a generation config that count, or that say nothing of what is written.
+_USED = ("eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "use_cache", "cache_implementation")
+LONGEST = 400  # characters of a loader's message that are shown; chosen to stay readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +128,20 @@ def load(
     }
     if device_map:
         settings["device_map"] = device_map
-    try:
-        with _no_progress_bar():
-            tokenizer = AutoTokenizer.from_pretrained(located.folder_or_id, trust_remote_code=trust_remote_code)
-            model = AutoModelForCausalLM.from_pretrained(located.folder_or_id, **settings)
-    except (ValueError, OSError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load the model in {located.folder_or_id}: {first}") from error
+    where = located.folder_or_id
+    with _one_line(where), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            where, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    _check_report(where, model, report)
+    if not (Path(where) / GENERATION_CONFIG).is_file():
+        log.warning(
+            "%s has no %s: answers end where config.json says (token %s); if the model ends its turns with another "
+            "token, fetch that file",
+            *(where, GENERATION_CONFIG, model.generation_config.eos_token_id),
+        )
+    _tell_generation(model.generation_config)
     model = model.eval() if device_map else model.eval().to(place)
     n_parameters = sum(p.numel() for p in model.parameters())
     if pack and not can_pack(model):
@@ -138,6 +150,7 @@ def load(
         use_grouped(model)
     n_packed = pack_linears(model) if pack or (pack is None and can_pack(model)) else 0
     decoder = Decoder(model)
+    _tell_ends(tokenizer, decoder)
     facts = {
         "model_type": model.config.model_type,
         "n_layers": decoder.n_layers,
@@ -153,13 +166,99 @@ def load(
     return Loaded(decoder, tokenizer, facts)
 
 
+def _check_report(where: str, model: Any, report: Mapping[str, Any]) -> None:
+    """Refuse a model of which a tensor was not loaded: transformers draws it at random.
+
+    A tensor that the model has no place for is refused where it belongs to a module as the model's own: then the
+    configuration is of another model. Others, as of a vision tower, are left out with a warning.
+
+    Raises:
+        InputError: names the first such tensor, and how many there are.
+    """
+    wrong = sorted((name, tuple(there), tuple(wanted)) for name, there, wanted in report["mismatched_keys"])
+    if wrong:
+        name, there, wanted = wrong[0]
+        raise InputError(
+            f"{where}: {name} has shape {list(there)}, but config.json wants {list(wanted)} ({len(wrong)} such "
+            "tensors); put the config.json and the weights of one model together"
+        )
+    extra = sorted(report["unexpected_keys"], key=_by_number)
+    missing = sorted(report["missing_keys"], key=_by_number)
+    if missing:
+        also = f", and {len(extra)} others have unknown names, as {extra[0]}" if extra else ""
+        raise InputError(
+            f"{where} lacks {len(missing)} of the model's tensors, as {missing[0]}{also}; fetch the weights again, or "
+            "save them with save_pretrained of the bare model"
+        )
+    modules = {_any_number(name) for name, _ in model.named_modules()}
+    alien = [name for name in extra if _any_number(name.rpartition(".")[0]) in modules]
+    if alien:
+        raise InputError(
+            f"{where} holds {len(alien)} tensors that config.json has no place for, as {alien[0]}; put the config.json "
+            "and the weights of one model together"
+        )
+    if extra:
+        log.warning("%s: %d tensors are not part of the model and are left out, as %s", where, len(extra), extra[0])
+
+
+def _tell_generation(config: Any) -> None:
+    """Say which settings of the model's generation config have no effect: a run decodes as its own settings say."""
+    neutral = GenerationConfig()._get_default_generation_params()
+    unused = {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if name not in _USED and value not in (None, False, neutral.get(name)) and not name.startswith(("_", "output_"))
+    }
+    if unused:
+        text = ", ".join(f"{k}={v}" for k, v in sorted(unused.items()))
+        log.warning("of the model's generation config only the end tokens are used; these are not: %s", text)
+
+
+def _tell_ends(tokenizer: Any, decoder: Decoder) -> None:
+    """Warn where the tokenizer's end token ends no answer: a chat model then goes on with turns of its own making."""
+    end = tokenizer.eos_token_id
+    if end is not None and end not in decoder.eos_ids:
+        log.warning(
+            "the tokenizer's end token %d (%s) does not end an answer, since the model's generation config ends it at "
+            "%s; if answers run on, add it to eos_token_id there",
+            *(end, tokenizer.eos_token, sorted(decoder.eos_ids) or "no token"),
+        )
+
+
+def _any_number(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that puts layer 9 before layer 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Loading takes a second; its bar would be the first thing a user sees of every command."""
-    was_on = transformers_logging.is_progress_bar_enabled()
+def _one_line(where: str) -> Iterator[None]:
+    """Turns whatever a loader raises into one line: it reads files from anywhere."""
+    try:
+        yield
+    except Exception as error:
+        what = " ".join(str(error).split())
+        kind = "" if isinstance(error, ValueError | OSError | ImportError) else f"{type(error).__name__}: "
+        raise InputError(f"cannot load the model in {where}: {kind}{what[:LONGEST]}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar, which would be the first line of every command, and no report, which is judged instead."""
+    had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    reports = logging.getLogger("transformers.modeling_utils")
+    reports.addFilter(_is_no_report)
     try:
         yield
     finally:
-        if was_on:
+        reports.removeFilter(_is_no_report)
+        if had_bar:
             transformers_logging.enable_progress_bar()
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

@@ -7,6 +7,7 @@ worse; and tensors that are not those it was saved with are refused, too.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from selfspec.errors import InputError
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.records import write_bytes, write_text
+
+log = logging.getLogger(__name__)
 
 NAME = "plan.yaml"
 _KEYS = ("n_layers", "hidden_size", "dtype", "weights", "skip", "kind", "precision", "bridges", "head_size", "tensors")
@@ -70,7 +73,9 @@ def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any] | Non
         if name == "weights" and facts is None:
             continue
         there = body.get(name)
-        if there != here:
+        if name == "weights" and isinstance(there, Mapping) and not any(there.values()):
+            log.warning("%s does not say which weights it is for; whether they are these is not known", file)
+        elif there != here:
             raise InputError(
                 f"{file} is for {body.get('model', 'a model')} with {name}={_shown(there)}, but this model has "
                 f"{_shown(here)}; load the model it is for, or make a plan for this one"

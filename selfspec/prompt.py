@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,12 @@ from selfspec.tasks.base import Example
 log = logging.getLogger(__name__)
 
 
+Template = Mapping[str, Any] | None
+"""Arguments of a chat template by name."""
+
+_OWN_ARGUMENTS = ("messages", "add_generation_prompt", "tokenize", "chat_template", "conversation")
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """An example, encoded."""
@@ -27,7 +33,13 @@ class Prompt:
 
 
 def encode(
-    tokenizer: Any, examples: Sequence[Example], *, chat: bool, context_length: int, max_new_tokens: int
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    chat: bool,
+    context_length: int,
+    max_new_tokens: int,
+    template: Template = None,
 ) -> list[Prompt]:
     """The examples as token ids, each with room for its answer; long texts in them are cut as `fit` does.
 
@@ -37,20 +49,28 @@ def encode(
         chat: ask through the model's chat template; otherwise continue the raw text.
         context_length: the longest sequence the model takes.
         max_new_tokens: room to leave.
+        template: see `encode_turns`.
 
     Raises:
         InputError: if there is no chat template, or a prompt is too long.
     """
     prompts = []
-    for example in fit(tokenizer, examples, chat=chat, context_length=context_length, max_new_tokens=max_new_tokens):
-        ids = encode_turns(tokenizer, [example.prompt], chat=chat)
-        check_room(example.id, ids, context_length=context_length, max_new_tokens=max_new_tokens)
+    room = {"context_length": context_length, "max_new_tokens": max_new_tokens}
+    for example in fit(tokenizer, examples, chat=chat, template=template, **room):
+        ids = encode_turns(tokenizer, [example.prompt], chat=chat, template=template)
+        check_room(example.id, ids, **room)
         prompts.append(Prompt(example, ids))
     return prompts
 
 
 def fit(
-    tokenizer: Any, examples: Sequence[Example], *, chat: bool, context_length: int, max_new_tokens: int
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    chat: bool,
+    context_length: int,
+    max_new_tokens: int,
+    template: Template = None,
 ) -> list[Example]:
     """The examples, with the end of a long text cut off at a word where there is no room for all of it.
 
@@ -58,7 +78,7 @@ def fit(
     fit even so is left as it is, for `check_room` to refuse.
 
     Args:
-        tokenizer, chat, context_length, max_new_tokens: as in `encode`.
+        tokenizer, chat, context_length, max_new_tokens, template: as in `encode`.
         examples: what will be encoded.
 
     Source: Zhang et al. 2024 (arXiv:2309.08168), whose code cuts articles just before the instruction that follows.
@@ -66,7 +86,7 @@ def fit(
     room = context_length - max_new_tokens
 
     def n_tokens(text: str) -> int:
-        return len(encode_turns(tokenizer, [text], chat=chat))
+        return len(encode_turns(tokenizer, [text], chat=chat, template=template))
 
     fitted = [_cut(e, room, n_tokens) if e.clip and n_tokens(e.prompt) > room else e for e in examples]
     n_cut = sum(a is not b for a, b in zip(fitted, examples, strict=True))
@@ -89,25 +109,41 @@ def _cut(example: Example, room: int, n_tokens: Callable[[str], int]) -> Example
     return replace(example, prompt=example.prompt[:at] + rest, clip=(start, at))
 
 
-def encode_turns(tokenizer: Any, texts: Sequence[str], *, chat: bool) -> list[int]:
+def encode_turns(tokenizer: Any, texts: Sequence[str], *, chat: bool, template: Template = None) -> list[int]:
     """The token ids of a conversation, up to where the next answer begins.
 
     Args:
         tokenizer: the model's.
         texts: the user's and the model's in turn, the user's first and last.
         chat: in the chat template; otherwise as they stand, with an empty line between two turns.
+        template: arguments of the chat template by name, as `{"enable_thinking": False}`.
 
     Raises:
-        InputError: if there is no chat template.
+        InputError: if there is no chat template, or it does not use an argument.
     """
+    check_template(tokenizer, chat=chat, template=template)
     if not chat:
         return list(tokenizer("\n\n".join(texts)).input_ids)
-    if not getattr(tokenizer, "chat_template", None):
-        raise InputError("this model's tokenizer has no chat template; use data.chat=false to continue raw text")
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     # The template writes its own special tokens, so they must not be added a second time.
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **template or {})
     return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+
+def check_template(tokenizer: Any, *, chat: bool, template: Template) -> None:
+    """Refuse a conversation without a chat template, and arguments that have no effect.
+
+    Raises:
+        InputError: if so.
+    """
+    text = getattr(tokenizer, "chat_template", None)
+    if chat and not text:
+        raise InputError("this model's tokenizer has no chat template; use data.chat=false to continue raw text")
+    for name in template or ():
+        if not chat:
+            raise InputError(f"data.template sets {name}, but data.chat=false asks without the chat template; drop one")
+        if not re.search(rf"\b{re.escape(str(name))}\b", str(text)) or name in _OWN_ARGUMENTS:
+            raise InputError(f"data.template sets {name}, but this model's chat template takes no such argument")
 
 
 def check_room(name: str, ids: Sequence[int], *, context_length: int, max_new_tokens: int) -> None:

@@ -19,6 +19,7 @@ SCHEMA = 1  # of the rows; raised when a field changes its meaning
 
 CONFIG, OVERRIDES, PROVENANCE, SUMMARY = "config.yaml", "overrides.txt", "provenance.json", "summary.json"
 RECORDS, TRIALS, FINALS, LOG = "records.jsonl", "trials.jsonl", "finals.jsonl", "log.txt"
+PROMPTS = "prompts.jsonl"  # of a run that asks through a chat template: what it rendered
 FAILURE = "failure.json"  # why a job of a sweep came to nothing; such a folder holds no run
 
 

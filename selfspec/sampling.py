@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from selfspec.errors import InputError
+from selfspec.errors import InputError, PromptError
 
 Warp = Callable[[Tensor, Tensor], Tensor]  # (ids so far [1, T], logits [1, V]) -> logits [1, V]
 
@@ -113,8 +113,12 @@ class Chooser:
         return self.warp(ids, logits_V).softmax(-1)
 
     def greedy(self, ids: Sequence[int], logits_V: Tensor) -> int:
-        """The token with the largest warped logit."""
-        return int(largest(self.warp(ids, logits_V)))
+        """The token with the largest warped logit.
+
+        Raises:
+            PromptError: if it is nan or infinite.
+        """
+        return check_choice(int(choices(self.warp(ids, logits_V))))
 
 
 def largest(logits: Tensor) -> Tensor:
@@ -125,9 +129,61 @@ def largest(logits: Tensor) -> Tensor:
     return logits.max(-1).indices
 
 
+NO_NUMBER = -1  # stands for a token where the largest logit is nan or infinite
+
+
+def choices(logits: Tensor) -> Tensor:
+    """`largest`, and `NO_NUMBER` where the largest logit is nan or infinite.
+
+    The mark travels with the tokens, so that a check costs no further read from the device. `max` finds a nan if there
+    is one; minus infinity is a number here: a constraint may forbid every token.
+    """
+    values, indices = logits.max(-1)
+    return indices.masked_fill_(~(values < torch.inf), NO_NUMBER)
+
+
+def check_choice(token: int) -> int:
+    """The token, if it is one.
+
+    Raises:
+        PromptError: if it is `NO_NUMBER`.
+    """
+    if token == NO_NUMBER:
+        raise _no_numbers()
+    return token
+
+
 def draw(probabilities_V: Tensor, rng: torch.Generator) -> int:
-    """One token id from a distribution."""
-    return int(torch.multinomial(probabilities_V.to(rng.device), 1, generator=rng))
+    """One token id from a distribution.
+
+    Raises:
+        PromptError: if it is none, as of logits that are nan.
+    """
+    try:
+        return int(torch.multinomial(probabilities_V.to(rng.device), 1, generator=rng))
+    except RuntimeError:  # multinomial looks for nan anyway
+        if bool(probabilities_V.isfinite().all()):
+            raise
+        raise _no_numbers() from None
+
+
+def probability(distribution_V: Tensor, token: int) -> float:
+    """The probability of a token.
+
+    Raises:
+        PromptError: if it is nan.
+    """
+    found = float(distribution_V[token])
+    if found != found:
+        raise _no_numbers()
+    return found
+
+
+def _no_numbers() -> PromptError:
+    return PromptError(
+        "the largest logit is nan or infinite: weights are broken, or too large for this dtype; fetch the model again, "
+        "or try model.dtype=float32"
+    )
 
 
 def _stream(seed: int, row: int, purpose: int) -> int:

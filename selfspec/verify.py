@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from selfspec.protocols import ROOT, Draft, Row, Verdict
-from selfspec.sampling import draw, largest
+from selfspec.sampling import check_choice, choices, draw, probability
 
 Target = Callable[[int], Tensor]  # node, or ROOT -> the target's distribution [V] after it
 
@@ -34,7 +34,7 @@ def judge_greedy(draft: Draft, target: Callable[[int], int] | Sequence[int]) -> 
     while (right := next((c for c in draft.children(node) if draft.tokens[c] == token), None)) is not None:
         path.append(right)
         node, token = right, after(right)
-    return Verdict(path, token)
+    return Verdict(path, check_choice(token))  # the path's tokens are drafted ones, which are numbers
 
 
 def judge_sampled(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
@@ -88,7 +88,7 @@ def judge_block(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
     drafts = [_drawn_from(draft, i, targets[i]) for i in range(n)]
     n_accepted, alive, alive_there = 0, 1.0, 1.0
     for i, token in enumerate(draft.tokens):
-        alive = min(1.0, alive * float(targets[i][token]) / float(drafts[i][token]))
+        alive = min(1.0, alive * probability(targets[i], token) / float(drafts[i][token]))
         chance = alive
         if i + 1 < n:  # the more likely, the more of the target the tokens behind would leave unserved
             over = float((alive * targets[i + 1] - drafts[i + 1]).clamp_(min=0).sum())
@@ -124,8 +124,8 @@ def _drawn_from(draft: Draft, i: int, like_V: Tensor) -> Tensor:
 def acceptance_probability(token: int, draft_V: Tensor | None, target_V: Tensor) -> float:
     """min(1, target / draft) at `token`; a point-mass draft has probability 1 there."""
     if draft_V is None:
-        return float(target_V[token])
-    return min(1.0, float(target_V[token]) / float(draft_V[token]))
+        return probability(target_V, token)
+    return min(1.0, probability(target_V, token) / float(draft_V[token]))
 
 
 def residual(token: int, draft_V: Tensor | None, target_V: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class Exact:
     def judge(self, rows: Sequence[Row], drafts: Sequence[Draft], logits_BTV: Tensor) -> list[Verdict]:
         """See `Verifier`; one read from the device where all rows are plainly greedy."""
         if all(row.chooser.is_plain_greedy for row in rows):
-            chosen = largest(logits_BTV).tolist()
+            chosen = choices(logits_BTV).tolist()
             return [judge_greedy(draft, tokens) for draft, tokens in zip(drafts, chosen, strict=True)]
         return [self._row(*each) for each in zip(rows, drafts, logits_BTV, strict=True)]
 

@@ -163,7 +163,7 @@ class TestTrouble:
         self, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         full = ["out of memory"]
-        monkeypatch.setattr("experiments.turns._decode", lambda arm, prompts, first_row: full * len(prompts))
+        monkeypatch.setattr("experiments.turns.decoded", lambda arm, prompts, first_row: full * len(prompts))
         ran = self.evaluate(toy, tmp_path, PROMPTS)
         assert ran.status == 2 and "no prompt could be decoded" in ran.err and "out of memory" in ran.err
 
@@ -282,7 +282,7 @@ def numbers(name: str, texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-def text(ids: list[int]) -> str:
+def text(prompt_ids: Sequence[int], ids: Sequence[int]) -> str:
     return " ".join(map(str, ids))
 
 

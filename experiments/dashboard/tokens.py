@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from selfspec.answer_text import is_unfinished, text_after
+
 Kind = Literal["prompt", "plain", "accepted", "correction", "bonus"]
 
 # Of the letters on a tint of themselves; every kind also has an underline of its own.
@@ -73,10 +75,13 @@ def pieces(row: Mapping[str, Any], tokenizer: Any | None) -> list[str]:
         return [str(piece) for piece in recorded]
     if tokenizer is None:
         return [f"⟨{token}⟩" for token in row["tokens"]]
+    # Rows hold no prompt. The first token stands for one, unless it is a part of a character.
+    first = row["tokens"][:1]
+    before = [] if is_unfinished(tokenizer.decode(first, skip_special_tokens=False)) else first
     found, written = [], ""
     for end in range(1, len(row["tokens"]) + 1):
-        text = tokenizer.decode(row["tokens"][:end], skip_special_tokens=False)
-        ready = text if not text.endswith("�") else written
+        text = text_after(tokenizer, before, row["tokens"][:end], skip_special_tokens=False)
+        ready = written if is_unfinished(text) else text
         found.append(ready[len(written) :])
         written = ready
     return found
