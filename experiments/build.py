@@ -33,7 +33,7 @@ from selfspec.planfile import NAME as PLAN
 from selfspec.planfile import load_plan
 from selfspec.prompt import Prompt, encode, ends_with_any
 from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
+from selfspec.skip import SYNTAX, SkipSet
 from selfspec.skipfile import NAME as SKIP_SET
 from selfspec.skipfile import load_skip_set
 from selfspec.stop import Paying, StopPolicy, StopRule
@@ -176,9 +176,14 @@ def stop_name(policy: StopPolicy) -> str:
 
 def skip(text: str, n_layers: int) -> SkipSet:
     """The skip set that was asked for: written out, a file, the folder of a search, published, or `none`."""
-    if "/" in text or text.endswith((".yaml", ".yml")) or os.path.exists(os.path.expanduser(text)):
+    if "/" in text or text.endswith((".yaml", ".yml")) or _is_path(text):
         return load_skip_set(text, n_layers=n_layers)
     return SkipSet.parse(text, n_layers)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a skip set is named by a file or folder; `a1` is the set even beside a folder of that name (./a1)."""
+    return os.path.exists(os.path.expanduser(text)) and not SYNTAX.fullmatch(text)
 
 
 def sampling(cfg: DictConfig) -> Sampling:
@@ -190,7 +195,7 @@ def sampling(cfg: DictConfig) -> Sampling:
 def plan(text: str, loaded: Loaded) -> DraftPlan:
     """The plan that was asked for: that of a search or of a file, or the plain one of a skip set."""
     path = os.path.expanduser(text)
-    if os.path.isfile(os.path.join(path, PLAN)) or os.path.basename(path) == PLAN:
+    if _is_path(text) and (os.path.isfile(os.path.join(path, PLAN)) or os.path.basename(path) == PLAN):
         return load_plan(path, loaded.decoder, loaded.facts)
     return DraftPlan.of(skip(text, loaded.decoder.n_layers))
 

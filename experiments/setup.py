@@ -92,6 +92,13 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
         if cfg.storage:  # values of different tables could not be compared
             agreed = agree(open_storage(cfg.storage), f"{cfg.name} costs", table.as_dict())
             table = CostTable.of(agreed)
+    if table:
+        lengths = [len(p.ids) for found in prompts.values() for p in found]
+        table.check(
+            f"costs of {cfg.model.name}",
+            n_layers=loaded.decoder.n_layers,
+            contexts=(min(lengths), max(lengths) + o.max_new_tokens),
+        )
     objective = objective_on(cfg, loaded, prompts, drafts, table)
     facts = build.facts(
         cfg,
