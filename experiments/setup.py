@@ -87,6 +87,13 @@ def set_up(cfg: DictConfig, *, resumed: Path | None = None) -> Setup:
     context = 0 if costs is None else costs.table.contexts[0]
     if costs is not None:
         drafts = replace(drafts, price=_pricing(costs, context))
+        if cfg.costs.path or cfg.costs.get("table"):  # somebody else's, measured we do not know how
+            lengths = [len(p.ids) for found in prompts.values() for p in found]
+            costs.table.check(
+                f"costs of {cfg.model.name}",
+                n_layers=loaded.decoder.n_layers,
+                contexts=(min(lengths), max(lengths) + o.max_new_tokens),
+            )
     space = build_space.space(cfg, loaded, costs, drafts, context=context)
     objective = objective_on(cfg, loaded, prompts, drafts, costs)
     facts = build.facts(

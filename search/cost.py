@@ -9,6 +9,7 @@ costs here is what leaving it out saves. Seconds hold for one model, dtype, devi
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -113,12 +114,18 @@ class CostTable:
         for grid in self.beside_s:
             rows = [_between(grid[i : i + 3], len(skip.mlp), n) for i in (0, 3, 6)]
             found.append(_between(rows, len(skip.attn), n))
-        return self._at(found, context) if found else 0.0
+        return self._at(found, context, may_fall=True) if found else 0.0
 
-    def _at(self, values: Sequence[float], context: int) -> float:
-        """Along the straight line through the first and the last measured context."""
-        if len(self.contexts) == 1:
+    def _at(self, values: Sequence[float], context: int, *, may_fall: bool = False) -> float:
+        """Along the straight line through the first and the last measured context.
+
+        Before the first its value counts, and behind the last its value if the line falls: more context never costs
+        less, and a line through two noisy values may run below zero. `may_fall`: the values are differences.
+        """
+        if len(self.contexts) == 1 or context <= self.contexts[0]:
             return values[0]
+        if context > self.contexts[-1] and values[-1] < values[0] and not may_fall:
+            return values[-1]
         slope = (values[-1] - values[0]) / (self.contexts[-1] - self.contexts[0])
         return values[0] + slope * (context - self.contexts[0])
 
@@ -137,12 +144,51 @@ class CostTable:
         """The table in a JSON file.
 
         Raises:
-            InputError: if there is none.
+            InputError: if there is none, or it holds times that cannot be.
         """
         try:
-            return cls.of(json.loads(path.read_text(encoding="utf-8"))["costs"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            table = cls.of(json.loads(path.read_text(encoding="utf-8"))["costs"])
+            table.check(str(path))
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path} is no cost table ({error}); `selfspec profile` makes one") from None
+        return table
+
+    def check(self, name: str, *, n_layers: int | None = None, contexts: Sequence[int] = ()) -> None:
+        """Refuse times that cannot be: below zero or nan, or a token that costs nothing at a context that is asked for.
+
+        Args:
+            name: of the table, for the message.
+            n_layers: of the model; None: drafts are not looked at.
+            contexts: where costs will be read, beside those that were measured.
+
+        Raises:
+            InputError: names the first such time.
+        """
+        parts = {
+            **{f"attn_s at {c}": s for c, s in zip(self.contexts, self.attn_s, strict=False)},
+            **{"mlp_s": self.mlp_s, "base_s": self.base_s, "round_s": self.round_s, "map_s": self.map_s},
+        }
+        whole = {f"full_s at {c}": s for c, s in zip(self.contexts, self.full_s, strict=False)}
+        whole |= {f"verify_s of {k}": s for k, s in enumerate(self.verify_s, start=1)}
+        for context in contexts:
+            whole[f"a plain token after {context}"] = self.plain_s(context)
+            whole[f"a verification of {len(self.verify_s)} after {context}"] = self.verification_s(
+                len(self.verify_s), context
+            )
+        if n_layers is not None:
+            sets = [SkipSet(n_layers, _spread(n_layers, a), _spread(n_layers, m)) for a in GRID for m in GRID]
+            for context in {*self.contexts, *contexts}:
+                whole |= {f"a drafted token with skip={s} after {context}": self.draft_s(s, context) for s in sets}
+        bad = [(what, s) for what, s in parts.items() if not 0 <= s < math.inf]
+        bad += [(what, s) for what, s in whole.items() if not 0 < s < math.inf]
+        if bad:
+            what, seconds = bad[0]
+            raise InputError(
+                f"{name}: {what} takes {seconds:.3g} s, which cannot be; the machine was busy: measure again while it "
+                "is quiet (costs.refresh=true), or give another table by costs.path"
+            )
 
 
 @torch.inference_mode()

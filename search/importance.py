@@ -149,7 +149,8 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
         max_draft: the most tokens a round drafts, in those trials and in this prediction.
 
     Raises:
-        InputError: if no sublayer was skipped alone, or the trials drafted more than `max_draft` tokens a round.
+        InputError: if no sublayer was skipped alone, the trials drafted more than `max_draft` tokens a round, or the
+            costs promise more than a round can give.
     """
     n_layers = importance.n_layers
     if not importance.alone:
@@ -174,6 +175,11 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
             if bound > best.bound:
                 draft_cost = costs.draft_cost(skip, context)
                 best = Verdict(bound, skip, chance, draft_cost, draft_length, len(importance.missing))
+    if best.bound > max_draft + 1:
+        raise InputError(
+            f"the cost table predicts {best.bound:.2f}x of plain decoding, but a round of {max_draft} drafted tokens "
+            f"gives at most {max_draft + 1}; the machine was busy: measure again while it is quiet (costs.refresh=true)"
+        )
     return best
 
 

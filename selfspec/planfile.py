@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from
@@ -19,6 +20,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from selfspec.errors import InputError
+from selfspec.lookup import BETWEEN
 from selfspec.model import Decoder
 from selfspec.plan import DraftPlan
 from selfspec.records import write_bytes, write_text
@@ -81,12 +83,34 @@ def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any] | Non
                 f"{_shown(here)}; load the model it is for, or make a plan for this one"
             )
     tensors = _tensors(file, body["tensors"])
+    _check_tensors(file, tensors, body, decoder.n_vocab)
     try:
         return DraftPlan.from_dict(body, tensors)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{file} is not a whole plan ({type(error).__name__}: {error}); save it again") from None
+
+
+def _check_tensors(file: Path, tensors: Mapping[str, Tensor], body: Mapping[str, Any], n_vocab: int) -> None:
+    """Refuse what the sum of a file does not show: it was wrong when it was saved."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InputError(f"{file}: its tensor {name} holds nan or infinite numbers; make the plan again")
+    for name in ("head", "memory"):
+        size, ids = body.get(f"{name}_size"), tensors.get(name)
+        if size is None or ids is None:
+            continue
+        if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise InputError(f"{file}: its {name} is no list of token ids ({ids.dtype}, {ids.dim()} dimensions)")
+        if ids.numel() != size:
+            raise InputError(f"{file} says {name}_size={size}, but its {name} holds {ids.numel()}; save it again")
+        least = BETWEEN if name == "memory" else 0
+        if ids.numel() and not least <= int(ids.min()) <= int(ids.max()) < n_vocab:
+            worst = int(ids.max()) if int(ids.max()) >= n_vocab else int(ids.min())
+            raise InputError(
+                f"{file}: its {name} holds token {worst}, but the model's vocabulary has {n_vocab}; make the plan again"
+            )
 
 
 def _file(path: Path) -> Path:
@@ -122,7 +146,7 @@ def read_plan_file(file: Path) -> dict[str, Any]:
         body = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the plan {file} ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
         raise InputError(f"{file} is not YAML; a plan has the keys {', '.join(_KEYS)}") from None
     missing = [k for k in _KEYS if k not in body] if isinstance(body, dict) else list(_KEYS)
     if missing:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from selfspec.errors import InputError
 
-_ITEM = re.compile(r"([am]?)(\d+)(?:-(\d+))?")
-SYNTAX = re.compile(r"\s*[am]\d+(-\d+)?([,\s]+[am]?\d+(-\d+)?)*\s*")
+_ITEM = re.compile(r"([am]?)([0-9]{1,9})(?:-([0-9]{1,9}))?")
+SYNTAX = re.compile(r"\s*[am][0-9]+(-[0-9]+)?([,\s]+[am]?[0-9]+(-[0-9]+)?)*\s*")
 """What a written skip set looks like, whatever the model."""
+LONGEST = 400  # characters of a skip set that an error repeats; those of large models are some hundred long
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +51,25 @@ class SkipSet:
             InputError: for anything else.
         """
         found: dict[str, set[int]] = {"a": set(), "m": set()}
-        kind = ""
+        kind, shown = "", text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+        if text.strip() in ("", "none"):
+            return cls(n_layers)
+        if re.search(r"^\s*,|,\s*,|,\s*$", text):
+            raise InputError(f"skip={shown!r} has a comma with nothing before or behind it; write it like 'a3,5-9 m7'")
         for item in re.split(r"[,\s]+", text.strip()):
-            if item in ("", "none"):
-                continue
+            if item == "none":
+                raise InputError(f"skip={shown!r} names sublayers beside none; leave either out")
             match = _ITEM.fullmatch(item)
             if match is None or not (match[1] or kind):
                 raise InputError(
-                    f"cannot read {item!r} in skip={text!r}; write it like 'a3,5-9 m7' (a attention, m MLP)"
+                    f"cannot read {item[:20]!r} in skip={shown!r}; write it like 'a3,5-9 m7' (a attention, m MLP)"
                 )
             kind = match[1] or kind
             first, last = int(match[2]), int(match[3] or match[2])
             if last < first:
-                raise InputError(f"the range {item!r} in skip={text!r} runs backwards; write the smaller layer first")
+                raise InputError(f"the range {item!r} in skip={shown!r} runs backwards; write the smaller layer first")
             if last >= n_layers:
-                raise InputError(f"skip={text!r} names layer {last}, but the model has layers 0..{n_layers - 1}")
+                raise InputError(f"skip={shown!r} names layer {last}, but the model has layers 0..{n_layers - 1}")
             found[kind].update(range(first, last + 1))
         return cls(n_layers, frozenset(found["a"]), frozenset(found["m"]))
 

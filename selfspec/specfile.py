@@ -70,7 +70,7 @@ def read_draft(
     """The plan of a draft, and all that its file says; see `load_spec`."""
     text = str(draft)
     path = Path(text).expanduser()
-    if text == "none" or (SYNTAX.fullmatch(text) and not path.exists()):
+    if text == "none" or SYNTAX.fullmatch(text):  # also beside a folder of that name, which is ./a1
         return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}
     if file := _plan_file(path):
         return planfile.load_plan(file, decoder, facts), planfile.read_plan_file(file)

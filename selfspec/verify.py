@@ -34,7 +34,7 @@ def judge_greedy(draft: Draft, target: Callable[[int], int] | Sequence[int]) -> 
     while (right := next((c for c in draft.children(node) if draft.tokens[c] == token), None)) is not None:
         path.append(right)
         node, token = right, after(right)
-    return Verdict(path, check_choice(token))  # the path's tokens are drafted ones, which are numbers
+    return Verdict(path, token)
 
 
 def judge_sampled(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
@@ -168,7 +168,10 @@ class Exact:
         """See `Verifier`; one read from the device where all rows are plainly greedy."""
         if all(row.chooser.is_plain_greedy for row in rows):
             chosen = choices(logits_BTV).tolist()
-            return [judge_greedy(draft, tokens) for draft, tokens in zip(drafts, chosen, strict=True)]
+            verdicts = [judge_greedy(draft, tokens) for draft, tokens in zip(drafts, chosen, strict=True)]
+            for verdict in verdicts:
+                check_choice(verdict.token)  # the path's tokens are drafted ones
+            return verdicts
         return [self._row(*each) for each in zip(rows, drafts, logits_BTV, strict=True)]
 
     def _row(self, row: Row, draft: Draft, logits_TV: Tensor) -> Verdict:
