@@ -21,7 +21,8 @@ from experiments.draft_only import DraftOnlyArm
 from experiments.setup import ALL
 from search import tune
 from search.chains import Chains
-from search.cost import CostTable, check
+from search.cost import check
+from search.cost_table import CostTable
 from search.drafts import Text, continued, heads, remembered
 from search.fits import Fits, observe
 from search.reference import ReferenceBatch, refer

@@ -17,7 +17,8 @@ from experiments.build import check_count, instance, own_drafter, stop, tree
 from experiments.build_space import choices, searched
 from experiments.composing import option, options
 from experiments.given_costs import check_parts, given_table
-from search.cost import FORM, CostTable, measure, measure_drafts
+from search.cost import measure, measure_drafts
+from search.cost_table import FORM, CostTable
 from search.draft_costs import DraftCosts
 from search.drafts import FULL, Drafts, check_dimensions, continued, heads, remembered
 from search.expected import ReplayObjective, accepted_fraction, expected_speedup

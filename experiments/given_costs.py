@@ -10,7 +10,7 @@ import logging
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.build_space import choices
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.drafts import FULL
 from selfspec.errors import InputError
 

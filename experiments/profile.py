@@ -12,7 +12,8 @@ from experiments import build, build_search, figures
 from experiments.folder import open_folder
 from experiments.given_costs import given_table
 from experiments.setup import COSTS
-from search.cost import CostTable, check, random_sets
+from search.cost import check, random_sets
+from search.cost_table import CostTable
 from selfspec import records
 from selfspec.errors import InputError
 from selfspec.timing import Stopwatch

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
-from search.cost import GRID, CostTable, _fit, _spread
+from search.cost import _fit
+from search.cost_table import GRID, CostTable, spread
 from selfspec.cache import ClockCache
 from selfspec.decode import Ending, speculate
 from selfspec.graphed import STRETCH, GraphedDecoder
@@ -64,7 +65,7 @@ def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_t
         repeats: of every replay; the median counts.
     """
     n = graphed.n_layers
-    sets = [SkipSet(n, _spread(n, a), _spread(n, m)) for a in GRID for m in GRID]
+    sets = [SkipSet(n, spread(n, a), spread(n, m)) for a in GRID for m in GRID]
     full, drafted, verify = [], [], []
     for context in contexts:
         full.append(_plain_s(graphed, context, repeats))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from search.cost import CostTable
+from search.cost_table import CostTable
 from selfspec import records
 from selfspec.errors import InputError
 from selfspec.plan import DraftPlan, Precision

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.chains import Chains, Start
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.draft_costs import Costs
 from search.matchness import Matchness
 from search.objective import Draft, GoOn, Objective, Score, TokensPerSecond

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.cost import CostTable
+from search.cost_table import CostTable
 from selfspec.errors import InputError
 from selfspec.metrics import acceptance
 from selfspec.skip import SkipSet

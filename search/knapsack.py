@@ -16,7 +16,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.hidden import Stream, Text, cosines
 from selfspec.errors import InputError
 from selfspec.model import Decoder

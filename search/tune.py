@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
 from search.chains import Chain, Chains
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.reference import Reference
 from selfspec.errors import InputError
 from selfspec.plan import DraftPlan

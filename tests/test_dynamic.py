@@ -17,7 +17,7 @@ from torch import Tensor
 
 from search import hidden
 from search.clasp import clasp, solve_layers
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.hidden import Stream, cosines
 from search.knapsack import knapsack, solve, units
 from selfspec.errors import InputError

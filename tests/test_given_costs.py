@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from experiments import build, build_search
 from experiments.given_costs import check_given
-from search.cost import CostTable
+from search.cost_table import CostTable
 from selfspec.errors import InputError
 from selfspec.plan import DraftPlan
 from selfspec.skip import SkipSet

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.importance import Importance, Tried, fixed_speedup, per_token, predict, singles
 from search.pareto import front, write_front
 from selfspec.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.importance import Importance, predict
 from selfspec.bridges import Bridge
 from selfspec.errors import InputError

@@ -12,7 +12,8 @@ import torch
 import yaml
 from torch import nn
 
-from search.cost import CostTable, measure_drafts
+from search.cost import measure_drafts
+from search.cost_table import CostTable
 from search.drafts import Drafts
 from selfspec.bridges import Bridge
 from selfspec.decode import autoregress, speculate

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from search.chains import Chains
-from search.cost import GRID, CostTable, _spread, check, measure
+from search.cost import check, measure
+from search.cost_table import GRID, CostTable, spread
 from search.drafts import Drafts
 from search.expected import ReplayObjective, accepted_fraction, as_raced, cost_of, expected_speedup
 from search.matchness import count_agreed
@@ -390,7 +391,7 @@ def test_what_a_round_takes_beside_its_forwards_is_measured(monkeypatch: pytest.
 @pytest.mark.parametrize("n_layers", range(1, 50))
 def test_the_sets_that_a_table_is_made_from_fit_any_number_of_layers(n_layers: int) -> None:
     for fraction in GRID:
-        layers = _spread(n_layers, fraction)
+        layers = spread(n_layers, fraction)
         assert len(layers) == round(n_layers * fraction) and layers <= set(range(n_layers))
 
 

@@ -22,7 +22,7 @@ from experiments import build_search
 from experiments.build import instance
 from experiments.composing import options
 from search.bits import Bits, BitSampler, Exhausted, flipped, swaps
-from search.cost import CostTable
+from search.cost_table import CostTable
 from search.listed import Listed, early_exit, uniform
 from search.local import Anneal, Greedy
 from search.paper import Paper

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from experiments import build_search
-from search.cost import CostTable
+from search.cost_table import CostTable
 from selfspec.decode import Ending, autoregress
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet

@@ -14,7 +14,7 @@ from gpu.check import Check, environment, free_memory
 from gpu.models import build, decoders
 from gpu.shapes import SHAPES, TOY
 from search import device_costs
-from search.cost import CostTable
+from search.cost_table import CostTable
 from selfspec.graphed import GraphedDecoder
 from selfspec.model import Decoder
 from selfspec.skip import SkipSet
