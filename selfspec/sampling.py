@@ -116,9 +116,14 @@ class Chooser:
         """The token with the largest warped logit.
 
         Raises:
-            PromptError: if it is nan or infinite.
+            PromptError: if it is nan; or infinite, where no processor made it so.
         """
-        return check_choice(int(choices(self.warp(ids, logits_V))))
+        if not self._processors:
+            return check_choice(int(choices(logits_V)))
+        warped_V = self.warp(ids, logits_V)
+        token = int(largest(warped_V))
+        probability(warped_V, token)  # nan is refused; infinity is a processor's way to force a token
+        return token
 
 
 def largest(logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ plans reads it. A search also writes these keys beside its skip set: where that 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,20 @@ def read_draft(
         return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}
     if file := _plan_file(path):
         return planfile.load_plan(file, decoder, facts), planfile.read_plan_file(file)
-    if "/" not in text and path.suffix not in (".yaml", ".yml") and not path.exists():
+    if "/" not in text and path.suffix not in (".yaml", ".yml") and not os.path.exists(path):
         return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}  # which says what is wrong with it
     skip = skipfile.load_skip_set(text, n_layers=decoder.n_layers)
-    file = path / skipfile.NAME if path.is_dir() else path
+    file = path / skipfile.NAME if os.path.isdir(path) else path
     return DraftPlan.of(skip), dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _plan_file(path: Path) -> Path | None:
     """The file of a plan that a path names; None if it names none, or a skip set."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return path / planfile.NAME if (path / planfile.NAME).is_file() else None
     if path.name == planfile.NAME:
         return path
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+    if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
         return None
     try:
         body = yaml.safe_load(path.read_text(encoding="utf-8"))

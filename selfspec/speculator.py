@@ -7,6 +7,7 @@ speculator of an earlier call on the same model again, for those who have no pla
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -168,7 +169,7 @@ def _key(draft: Draft) -> Hashable:
     if not isinstance(draft, str | Path):
         return draft
     path = Path(draft).expanduser()
-    files = [path, path / planfile.NAME, path / skipfile.NAME] if path.exists() else []
+    files = [path, path / planfile.NAME, path / skipfile.NAME] if os.path.exists(path) else []
     return str(draft), tuple(f.stat().st_mtime_ns for f in files if f.is_file())
 
 
