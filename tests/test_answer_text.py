@@ -92,7 +92,7 @@ def test_text_that_the_door_returns_follows_its_prompt(tokenizer: Any) -> None:
     model = toys.build("llama", vocab_size=len(tokenizer), num_hidden_layers=2)
     for prompt in ("one", "x =", "the"):
         text = hf.generate(model, prompt, draft="a1", tokenizer=tokenizer, max_new_tokens=12, do_sample=False)
-        ids = hf.generate(model, tokenizer(prompt).input_ids, skip="a1", max_new_tokens=12, do_sample=False)
+        ids = hf.generate(model, tokenizer(prompt).input_ids, draft="a1", max_new_tokens=12, do_sample=False)
         whole = tokenizer.decode(ids[0], skip_special_tokens=True)
         assert whole == tokenizer.decode(tokenizer(prompt).input_ids, skip_special_tokens=True) + text
 
