@@ -24,7 +24,7 @@ from torch import Tensor
 from selfspec.cache import ClockCache
 from selfspec.draft import NoDraft
 from selfspec.errors import InputError
-from selfspec.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
+from selfspec.protocols import AroundDrafter, Draft, Drafter, Row
 
 LOOKUP = "lookup"  # the source of looked-up drafts
 BETWEEN = -1  # stands between the texts of a memory; no token has this id
@@ -85,7 +85,7 @@ def joined(texts: Iterable[Sequence[int]]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class LookupDraft(BaseDrafter):
+class LookupDraft(AroundDrafter):
     """Looks the next tokens up; rows where there is nothing to find are drafted by `inner`.
 
     The longest end of a row's text that occurred before counts, and of two of one length that in its own text. The stop
@@ -141,25 +141,6 @@ class LookupDraft(BaseDrafter):
                 f"agreed={self.agreed}: the first two are at least 1, and agreed is not negative"
             )
 
-    @property
-    def name(self) -> str:
-        """See `Drafter`: an error names whoever drafts."""
-        return self.inner.name
-
-    @property
-    def is_replayable(self) -> bool:  # type: ignore[override]  # the class's where the base has its own
-        """See `BaseDrafter`."""
-        return bool(getattr(self.inner, "is_replayable", False))
-
-    @property
-    def needs(self) -> Needs:
-        """See `Drafter`."""
-        return self.inner.needs
-
-    def begin(self, row: Row, prompt: Output) -> None:
-        """See `Drafter`."""
-        self.inner.begin(row, prompt)
-
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """See `Drafter`. To `inner`, a row with a match is one that may propose nothing."""
         found = [self.following(row.ids, row.limit) for row in rows]
@@ -168,14 +149,6 @@ class LookupDraft(BaseDrafter):
         left = [replace(row, limit=0) if tokens else row for row, tokens in zip(rows, found, strict=True)]
         drafted = self.inner.propose(left, cache=cache)
         return [Draft(tokens, source=LOOKUP) if tokens else draft for tokens, draft in zip(found, drafted, strict=True)]
-
-    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `Drafter`. `inner` sees every round, and tells its own drafts by their source."""
-        self.inner.observe(row, draft, verdict, target)
-
-    def end(self, row: Row) -> None:
-        """See `Drafter`."""
-        self.inner.end(row)
 
     def following(self, ids: Sequence[int], limit: int) -> list[int]:
         """What is proposed after the text `ids`: at most `limit` tokens, none if no end of it occurred before.

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from selfspec.cache import ClockCache
 from selfspec.lookup import LOOKUP, LookupDraft
-from selfspec.protocols import ROOT, BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
+from selfspec.protocols import ROOT, AroundDrafter, Draft, Drafter, Output, Row, Verdict
 
 MERGED = "+"  # joins the sources of a merged draft
 
 
 @dataclass(frozen=True, slots=True)
-class MergedDraft(BaseDrafter):
+class MergedDraft(AroundDrafter):
     """Looks up and drafts in every round; a row without a match has the drafter's own draft.
 
     Both branches are point masses, so that the output keeps the target's distribution when it samples: `inner` must
@@ -31,25 +31,6 @@ class MergedDraft(BaseDrafter):
     lookup: LookupDraft
     inner: Drafter
     _own: dict[int, Draft] = field(default_factory=dict, init=False, repr=False, compare=False)  # inner's, by row
-
-    @property
-    def name(self) -> str:
-        """See `Drafter`."""
-        return self.inner.name
-
-    @property
-    def is_replayable(self) -> bool:  # type: ignore[override]  # the class's where the base has its own
-        """See `BaseDrafter`."""
-        return bool(getattr(self.inner, "is_replayable", False))
-
-    @property
-    def needs(self) -> Needs:
-        """See `Drafter`."""
-        return self.inner.needs
-
-    def begin(self, row: Row, prompt: Output) -> None:
-        """See `Drafter`."""
-        self.inner.begin(row, prompt)
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """See `Drafter`."""

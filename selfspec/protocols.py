@@ -203,6 +203,45 @@ class BaseDrafter:
         """See `Drafter`."""
 
 
+class AroundDrafter(BaseDrafter):
+    """A drafter around another, to which it hands everything on.
+
+    A subclass has the field `inner` and writes `propose`.
+    """
+
+    if TYPE_CHECKING:
+
+        @property
+        def inner(self) -> Drafter: ...
+
+    @property
+    def name(self) -> str:
+        """See `Drafter`: an error names whoever drafts."""
+        return self.inner.name
+
+    @property
+    def is_replayable(self) -> bool:  # type: ignore[override]  # the class's where the base has its own
+        """See `BaseDrafter`."""
+        return bool(getattr(self.inner, "is_replayable", False))
+
+    @property
+    def needs(self) -> Needs:
+        """See `Drafter`."""
+        return self.inner.needs
+
+    def begin(self, row: Row, prompt: Output) -> None:
+        """See `Drafter`."""
+        self.inner.begin(row, prompt)
+
+    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
+        """See `Drafter`. `inner` sees every round, and tells its own drafts by their source."""
+        self.inner.observe(row, draft, verdict, target)
+
+    def end(self, row: Row) -> None:
+        """See `Drafter`."""
+        self.inner.end(row)
+
+
 class Verifier(Protocol):
     """Decides which drafted tokens stand, so that the committed tokens are distributed as the target's own."""
 
