@@ -2,12 +2,13 @@
 
 Usage: python scripts/bench_engine.py [--model CONF] [--repeats 7] [--tokens 64] [--dtypes bfloat16,float32]
 
-Run it on a machine that does nothing else; the load is printed with the table. Four questions:
+Run it on a machine that does nothing else; the load is printed with the table. Five questions:
 
 1. plain decoding, ours over `model.generate` (tokens per second)
 2. rounds with nothing skipped: round time over the sum of its model forwards (the engine's own overhead)
 3. `speculate` over transformers' assisted generation, whose assistant shares the weights and skips the same sublayers
-4. peak memory of `speculate` over plain decoding
+4. rounds of a tree of eight nodes over rounds of a chain of eight
+5. peak memory of `speculate` over plain decoding
 and the throughput of plain decoding and `speculate` for 1, 4 and 8 prompts at once.
 """
 
@@ -18,19 +19,23 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
+from selfspec.cache import ClockCache
 from selfspec.decode import Ending, autoregress, speculate
 from selfspec.draft import ModelDraft
 from selfspec.hub import RegistrySource, locate
 from selfspec.load import Loaded, load
 from selfspec.model import Decoder
 from selfspec.prompt import encode
+from selfspec.protocols import BaseDrafter, Draft, Row
 from selfspec.provenance import load_average
 from selfspec.skip import SkipSet
 from selfspec.stop import Fixed
@@ -39,6 +44,8 @@ from selfspec.trace import DecodeResult
 
 N_DRAFT = 4
 SKIP = "a13,22 m20"
+TREE = (-1, -1, 0, 0, 1, 2, 2, 5)  # eight nodes on four levels
+N_NODES = len(TREE)
 
 
 def main() -> None:
@@ -98,6 +105,8 @@ def bench(asked: argparse.Namespace, dtype: str) -> None:
     row("generate tokens/s", g, "the same")
     row("plain / generate", [x / y for x, y in zip(a, g, strict=True)], "pairs of the same turn")
     row("round / its forwards", o, f"nothing skipped, fixed {N_DRAFT}")
+    trees, chains = turns(asked.repeats, lambda: round_ms(decoder, TREE, ids), lambda: round_ms(decoder, None, ids))
+    row("tree / chain of 8 nodes", [x / y for x, y in zip(trees, chains, strict=True)], "rounds of made-up nodes")
     row("speculate / plain", [x / y for x, y in zip(s, a, strict=True)], f"skip={skip}, fixed {N_DRAFT}")
     row("speculate / assisted", [x / y for x, y in zip(s, h, strict=True)], "assistant: shared weights, same sublayers")
     peaks = turns(3, lambda: peak_of_child("plain", dtype), lambda: peak_of_child("speculate", dtype))
@@ -202,24 +211,48 @@ def assistant(loaded: Loaded, skip: SkipSet) -> Any:
 
 def overhead(decoder: Decoder, nothing: ModelDraft, ids: list[int], ending: Ending) -> float:
     """Seconds of all rounds over the seconds spent inside the model in them."""
-    inside = 0.0
-    forward = decoder.full
+    with inside(decoder) as seconds:
+        (result,) = spec(decoder, nothing, [ids], ending)
+    # The prefill's forward is the first one; it is not of the rounds.
+    return (result.total_s - result.prefill_s) / sum(seconds[1:])
 
-    class Timed:
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            began = time.perf_counter()
-            logits = forward(*args, **kwargs)
-            inside += time.perf_counter() - began
-            return logits
 
-    decoder.full = Timed()
+@contextmanager
+def inside(decoder: Decoder) -> Iterator[list[float]]:
+    """The seconds of each forward of the model's own module."""
+    seconds: list[float] = []
+    module = decoder.full.module
+    before = module.register_forward_pre_hook(lambda *_: seconds.append(-time.perf_counter()))
+
+    def close(*_: Any) -> None:
+        seconds[-1] += time.perf_counter()
+
+    after = module.register_forward_hook(close)
     try:
-        (result,) = spec(decoder, ModelDraft(Timed(), needs_confidence=False), [ids], ending)
+        yield seconds
     finally:
-        decoder.full = forward
-    # The prefill's forward is in `inside` but not in the rounds.
-    return (result.total_s - result.prefill_s) / (inside - result.prefill_s)
+        before.remove()
+        after.remove()
+
+
+@dataclass(frozen=True)
+class Shaped(BaseDrafter):
+    """Drafts made-up tokens in one shape; rounds of it are verification and nothing else."""
+
+    parents: tuple[int, ...] | None
+
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
+        """See `Drafter`: nothing near the end, where a chain does not fit."""
+        tokens = list(range(100, 100 + N_NODES))
+        parents = None if self.parents is None else list(self.parents)
+        return [Draft(tokens, parents) if row.limit >= N_NODES else Draft() for row in rows]
+
+
+def round_ms(decoder: Decoder, parents: tuple[int, ...] | None, ids: list[int]) -> float:
+    """Milliseconds of a round that verifies eight made-up nodes: a chain, or a tree with these parents."""
+    stops, ending = [Fixed(N_NODES).begin()], Ending(48, frozenset())
+    (result,) = speculate(decoder, [ids], drafter=Shaped(parents), stops=stops, ending=ending)
+    return 1e3 * (result.total_s - result.prefill_s) / len(result.rounds)
 
 
 if __name__ == "__main__":
