@@ -1,0 +1,1 @@
+"""What runs look like on a terminal: lists, details, comparisons, progress."""

@@ -1,0 +1,1 @@
+"""What a user can type after `selfspec`: one file a verb, each read from top to bottom."""

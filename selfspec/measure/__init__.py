@@ -1,0 +1,1 @@
+"""Seconds, ratios and exactness. It knows nothing of models' insides."""

@@ -1,0 +1,1 @@
+"""A model and its parts: where its weights and sublayers are, and how they are run."""
