@@ -56,16 +56,16 @@ def main() -> None:
         print(USAGE, end="")
         return
     verb, *words = argv
-    from experiments.steps import is_own
+    from experiments.config.steps import is_own
     from selfspec.errors import InputError
 
     try:
         _check_verb(verb)
         if verb == "runs":  # its words are names, not settings
-            from experiments.listing import runs
+            from experiments.verbs.runs import runs
 
             return runs(words, print)
-        from experiments.composing import check_no_shadows, make_importable, split_config_dir
+        from experiments.config.composing import check_no_shadows, make_importable, split_config_dir
 
         folder, typed = split_config_dir(words)
         make_importable(folder)
@@ -99,7 +99,7 @@ def quote_text(words: list[str]) -> list[str]:
 
     In a sweep (`-m`) commas separate values, but for those inside one written skip set.
     """
-    from selfspec.skip import SYNTAX
+    from selfspec.skipping.skip_set import SYNTAX
 
     is_sweep = bool({"-m", "--multirun"} & set(words))
 
@@ -134,7 +134,7 @@ def check_overrides(verb: str, words: list[str], folder: Path | None = None) -> 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from experiments.composing import check_option, composing, flat, groups, options
+    from experiments.config.composing import check_option, composing, flat, groups, options
     from selfspec.errors import InputError, unknown_name
 
     is_sweep = bool({"-m", "--multirun"} & set(words))
@@ -168,7 +168,7 @@ def composed(verb: str, words: Sequence[str]) -> Any:
     """The configuration that the words of a command make."""
     from hydra import compose
 
-    from experiments.composing import composing, split_config_dir
+    from experiments.config.composing import composing, split_config_dir
 
     folder, settings = split_config_dir(words)
     with composing(folder):
@@ -177,7 +177,7 @@ def composed(verb: str, words: Sequence[str]) -> Any:
 
 def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> None:
     """Run a verb in this process, as `selfspec VERB WORDS` would in its own."""
-    from experiments.composing import composing, make_importable, split_config_dir
+    from experiments.config.composing import composing, make_importable, split_config_dir
 
     folder, settings = split_config_dir(words)
     make_importable(folder)
@@ -209,7 +209,7 @@ def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | Non
     import hydra
     from omegaconf import DictConfig
 
-    from experiments.composing import flag_of, make_importable
+    from experiments.config.composing import flag_of, make_importable
 
     def task(cfg: DictConfig) -> None:
         make_importable(folder)  # a launcher may run a job in another process
@@ -225,7 +225,7 @@ def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
     """One job: run the verb, log to standard error, and turn a mistake in what was asked into one line."""
     from hydra.core.hydra_config import HydraConfig
 
-    from experiments.sweep import is_sweep, leave_failure
+    from experiments.config.sweep import is_sweep, leave_failure
     from selfspec.errors import InputError
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
@@ -254,7 +254,7 @@ class _Terminal(logging.Handler):
 
 def _verb(verb: str) -> Any:
     """The function of a verb, imported when it is needed; the libraries that come with it are told to be quiet."""
-    function = getattr(import_module(f"experiments.{verb}"), verb)
+    function = getattr(import_module(f"experiments.verbs.{verb}"), verb)
     for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return function

@@ -28,19 +28,19 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
-from selfspec.hub import RegistrySource, locate
-from selfspec.load import Loaded, load
-from selfspec.model import Decoder
-from selfspec.prompt import encode
-from selfspec.protocols import BaseDrafter, Draft, Row
-from selfspec.provenance import load_average
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
-from selfspec.tasks.mini import Mini
-from selfspec.trace import DecodeResult
+from selfspec.data.mini import Mini
+from selfspec.data.prompts import encode
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.protocols import BaseDrafter, Draft, Row
+from selfspec.engine.trace import DecodeResult
+from selfspec.models.decoder import Decoder
+from selfspec.models.load import Loaded, load
+from selfspec.models.locate import RegistrySource, locate
+from selfspec.records.provenance import load_average
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 
 N_DRAFT = 4
 SKIP = "a13,22 m20"

@@ -27,20 +27,20 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).parent))
 from shortened import shorter
 
-from experiments.tables import markdown_table
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import Drafter, ModelDraft
-from selfspec.exactness import compare
-from selfspec.hub import RegistrySource, locate
-from selfspec.load import load
-from selfspec.lookup import LookupDraft
-from selfspec.model import Decoder, share
-from selfspec.prompt import encode
-from selfspec.provenance import load_average
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
-from selfspec.tasks.base import select
-from selfspec.tasks.mini import Mini
+from experiments.results.tables import markdown_table
+from selfspec.data.mini import Mini
+from selfspec.data.prompts import encode
+from selfspec.data.task import select
+from selfspec.drafters.chain import Drafter, ModelDraft
+from selfspec.drafters.lookup import LookupDraft
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.measure.exactness import compare
+from selfspec.models.decoder import Decoder, share
+from selfspec.models.load import load
+from selfspec.models.locate import RegistrySource, locate
+from selfspec.records.provenance import load_average
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 
 Way = Callable[[list[int]], list[int]]
 """From a prompt to its new tokens."""

@@ -22,16 +22,17 @@ from typing import Any
 import optuna
 from hydra import compose, initialize_config_module
 
-from experiments import build_search, figures
-from experiments.setup import Setup, set_up
-from search.loop import run_search
+from experiments.config import build_search
+from experiments.config.search_setup import Setup, set_up
+from experiments.results import figures
 from search.objective import GoOn, Score
 from search.point import Point
 from search.starts import warm_starts
-from search.study import SearchStudy
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
-from selfspec.timing import Stopwatch
+from search.study.loop import run_search
+from search.study.study import SearchStudy
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
 
 SEARCHERS = (
     *("quadratic", "greedy", "tpe", "gp", "cmaes", "nsga2", "random", "anneal", "paper"),

@@ -19,20 +19,20 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 
-from experiments import build
-from search.reference import ReferenceBatch, refer
-from search.simulate import simulate
-from search.tune import calibration
-from selfspec.decode import Ending
-from selfspec.draft import ModelDraft
-from selfspec.lookup import LookupDraft
-from selfspec.merged import MergedDraft
-from selfspec.metrics import ratio
-from selfspec.protocols import ROOT, BaseDrafter, Draft, Drafter, Output, Row, Verdict
-from selfspec.records import append_row, read_rows
-from selfspec.stop import Fixed, StopPolicy, Threshold
-from selfspec.tree_draft import TreeDraft
-from selfspec.tree_shapes import BestFirst, ExpandRerank, comb, sequoia
+from experiments.config import build
+from search.replay.references import ReferenceBatch, refer
+from search.replay.rule_tuner import calibration
+from search.replay.simulator import simulate
+from selfspec.drafters.chain import ModelDraft
+from selfspec.drafters.lookup import LookupDraft
+from selfspec.drafters.merged import MergedDraft
+from selfspec.drafters.tree_drafter import TreeDraft
+from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, comb, sequoia
+from selfspec.engine.decode import Ending
+from selfspec.engine.protocols import ROOT, BaseDrafter, Draft, Drafter, Output, Row, Verdict
+from selfspec.measure.metrics import ratio
+from selfspec.records.run_files import append_row, read_rows
+from selfspec.stopping import Fixed, StopPolicy, Threshold
 
 RANKS = 5  # siblings whose acceptance is measured; chosen, not tuned
 

@@ -19,8 +19,8 @@ from gpu.pieces import BYTES, CONFIG, INDEX, PROMPTS, keep, read_weights, split
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from selfspec.prompt import encode
-from selfspec.tasks.mini import Mini
+from selfspec.data.mini import Mini
+from selfspec.data.prompts import encode
 
 _NAMES = {
     "token_embd": "model.embed_tokens",

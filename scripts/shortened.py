@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from selfspec.model import Decoder, share
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder, share
+from selfspec.skipping.skip_set import SkipSet
 
 
 def shorter(decoder: Decoder, skip: SkipSet) -> Any:

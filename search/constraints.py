@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 DIGITS = 12  # beyond which two costs differ by rounding alone

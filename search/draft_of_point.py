@@ -16,20 +16,20 @@ from typing import Any, get_args
 from torch import Tensor
 
 from search.dimensions import Choice, Dimension
-from search.fits import Fits
+from search.fitting.bridge_fitting import Fits
+from search.fitting.vocabulary import most_useful
 from search.point import Point, Value
-from search.vocabulary import most_useful
-from selfspec.bridges import KINDS
-from selfspec.decode import Ending, autoregress
+from selfspec.drafters.lookup import joined
+from selfspec.drafters.spec import DraftSpec, Lookup
+from selfspec.drafters.tree_shapes import TreeShape
+from selfspec.engine.decode import Ending, autoregress
 from selfspec.errors import InputError, unknown_name
-from selfspec.lookup import joined
-from selfspec.model import Decoder
-from selfspec.plan import PLAIN, DraftPlan, Precision
-from selfspec.skip import SkipSet
-from selfspec.spec import DraftSpec, Lookup
-from selfspec.stop import StopPolicy
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.bridges import KINDS
+from selfspec.skipping.plan import PLAIN, DraftPlan, Precision
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import StopPolicy
 from selfspec.targets import changed
-from selfspec.tree_shapes import TreeShape
 
 BATCH = 8  # prompts decoded at once for calibration
 NAMES = ("head", "precision", "draft", "lookup", "memory")  # of dimensions; and those of GROUPS with a dot

@@ -13,14 +13,14 @@ from typing import Any
 
 from search.objective import Objective, Score
 from search.point import Point
-from selfspec.build_drafter import build_drafter
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
-from selfspec.model import Decoder
-from selfspec.spec import DraftSpec
-from selfspec.stop import StopState
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult
+from selfspec.drafters.build import build_drafter
+from selfspec.drafters.spec import DraftSpec
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.trace import DecodeResult
+from selfspec.measure.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.stopping import StopState
 
 MIN_PROMPTS = 4  # before one may be out; chosen, not tuned
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.cost_table import CostTable
+from search.costs.table import CostTable
 from selfspec.errors import InputError
-from selfspec.metrics import acceptance
-from selfspec.skip import SkipSet
+from selfspec.measure.metrics import acceptance
+from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
 

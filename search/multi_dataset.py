@@ -9,7 +9,7 @@ from typing import Literal
 
 from search.objective import GoOn, Objective, Score
 from search.point import Point
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 Combine = Literal["mean", "worst"]
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from search.point import Point
-from selfspec.build_drafter import build_drafter
-from selfspec.decode import Ending, speculate
-from selfspec.metrics import acceptance, ratio
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.spec import DraftSpec
-from selfspec.timing import Stopwatch
+from selfspec.drafters.build import build_drafter
+from selfspec.drafters.spec import DraftSpec
+from selfspec.engine.decode import Ending, speculate
+from selfspec.measure.metrics import acceptance, ratio
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)

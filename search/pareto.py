@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from selfspec.records import write_text
+from selfspec.records.run_files import write_text
 
 Row = Mapping[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 Value = bool | int | float | str | None
 

@@ -11,7 +11,7 @@ from search.constraints import Constraints
 from search.dimensions import Dimension, active
 from search.point import Point, Value
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 Settings = Mapping[str, Value]
 BIT = re.compile(r"(attn|mlp)_\d+")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from search.space import Space
-from selfspec import records
 from selfspec.errors import InputError, unknown_name
-from selfspec.skip import SkipSet, deepest_attention, evenly_spaced
-from selfspec.skipfile import load_skip_set, published, read_skip_set
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet, deepest_attention, evenly_spaced
+from selfspec.skipping.skip_set_files import load_skip_set, published, read_skip_set
 
 N_BEST = 5  # of an earlier search's sets; chosen, not tuned
 
@@ -71,7 +71,7 @@ def from_path(path: Path, n_layers: int, *, n_best: int = N_BEST) -> list[SkipSe
     Raises:
         InputError: if there is none, or it is for a model of another number of layers.
     """
-    rows_path = path / records.TRIALS
+    rows_path = path / run_files.TRIALS
     if not rows_path.is_file():
         return [read_skip_set(path, n_layers=n_layers)]
     facts = _facts(path)
@@ -80,7 +80,7 @@ def from_path(path: Path, n_layers: int, *, n_best: int = N_BEST) -> list[SkipSe
         raise InputError(
             f"{path} is a search for {model} of {theirs} layers; this model has {n_layers}: give a search of this model"
         )
-    rows = [row for row in records.read_rows(rows_path) if row["state"] == "complete"]
+    rows = [row for row in run_files.read_rows(rows_path) if row["state"] == "complete"]
     if not rows:
         raise InputError(f"{path} has no trial that was scored to its end; start from another search")
     best = sorted(rows, key=lambda row: -float(row["value"]))
@@ -89,7 +89,7 @@ def from_path(path: Path, n_layers: int, *, n_best: int = N_BEST) -> list[SkipSe
 
 def _facts(folder: Path) -> dict[str, object]:
     """What the run's provenance says of it."""
-    path = folder / records.PROVENANCE
+    path = folder / run_files.PROVENANCE
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         return dict(body["run"])

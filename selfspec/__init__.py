@@ -11,50 +11,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfspec.attention import use_grouped
-    from selfspec.build_drafter import build_drafter
-    from selfspec.decode import Ending, autoregress, speculate
-    from selfspec.draft import ModelDraft, NoDraft
+    from selfspec.drafters.build import build_drafter
+    from selfspec.drafters.chain import ModelDraft, NoDraft
+    from selfspec.drafters.spec import DraftSpec
+    from selfspec.drafters.spec_files import load_spec, save_spec
+    from selfspec.drafters.tree_drafter import TreeDraft
+    from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, Static, comb, sequoia
+    from selfspec.engine.decode import Ending, autoregress, speculate
+    from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
+    from selfspec.engine.sampling import Sampling
+    from selfspec.engine.trace import DecodeResult, Round
     from selfspec.errors import DrafterError, InputError
     from selfspec.hf import as_custom_generate, generate
-    from selfspec.model import Decoder
-    from selfspec.packed import pack
-    from selfspec.plan import DraftPlan
-    from selfspec.planfile import load_plan, save_plan
-    from selfspec.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
-    from selfspec.sampling import Sampling
-    from selfspec.skip import SkipSet
-    from selfspec.skipfile import load_skip_set, save_skip_set
-    from selfspec.spec import DraftSpec
-    from selfspec.specfile import load_spec, save_spec
+    from selfspec.models.attention import use_grouped
+    from selfspec.models.decoder import Decoder
+    from selfspec.models.packing import pack
+    from selfspec.skipping.plan import DraftPlan
+    from selfspec.skipping.plan_files import load_plan, save_plan
+    from selfspec.skipping.skip_set import SkipSet
+    from selfspec.skipping.skip_set_files import load_skip_set, save_skip_set
     from selfspec.speculator import Speculator
-    from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Threshold
-    from selfspec.trace import DecodeResult, Round
-    from selfspec.tree_draft import TreeDraft
-    from selfspec.tree_shapes import BestFirst, ExpandRerank, Static, comb, sequoia
+    from selfspec.stopping import Adaptive, Fixed, Heuristic, Optimal, Threshold
 
 _HOME = {
-    "attention": ("use_grouped",),
-    "build_drafter": ("build_drafter",),
-    "decode": ("Ending", "autoregress", "speculate"),
-    "draft": ("ModelDraft", "NoDraft"),
+    "models.attention": ("use_grouped",),
+    "drafters.build": ("build_drafter",),
+    "engine.decode": ("Ending", "autoregress", "speculate"),
+    "drafters.chain": ("ModelDraft", "NoDraft"),
     "errors": ("DrafterError", "InputError"),
     "hf": ("as_custom_generate", "generate"),
-    "model": ("Decoder",),
-    "packed": ("pack",),
-    "plan": ("DraftPlan",),
-    "planfile": ("load_plan", "save_plan"),
-    "protocols": ("BaseDrafter", "Draft", "Drafter", "Needs", "Output", "Row", "Verdict"),
-    "sampling": ("Sampling",),
-    "skip": ("SkipSet",),
-    "skipfile": ("load_skip_set", "save_skip_set"),
-    "spec": ("DraftSpec",),
-    "specfile": ("load_spec", "save_spec"),
+    "models.decoder": ("Decoder",),
+    "models.packing": ("pack",),
+    "skipping.plan": ("DraftPlan",),
+    "skipping.plan_files": ("load_plan", "save_plan"),
+    "engine.protocols": ("BaseDrafter", "Draft", "Drafter", "Needs", "Output", "Row", "Verdict"),
+    "engine.sampling": ("Sampling",),
+    "skipping.skip_set": ("SkipSet",),
+    "skipping.skip_set_files": ("load_skip_set", "save_skip_set"),
+    "drafters.spec": ("DraftSpec",),
+    "drafters.spec_files": ("load_spec", "save_spec"),
     "speculator": ("Speculator",),
-    "stop": ("Adaptive", "Fixed", "Heuristic", "Optimal", "Threshold"),
-    "trace": ("DecodeResult", "Round"),
-    "tree_draft": ("TreeDraft",),
-    "tree_shapes": ("BestFirst", "ExpandRerank", "Static", "comb", "sequoia"),
+    "stopping": ("Adaptive", "Fixed", "Heuristic", "Optimal", "Threshold"),
+    "engine.trace": ("DecodeResult", "Round"),
+    "drafters.tree_drafter": ("TreeDraft",),
+    "drafters.tree_shapes": ("BestFirst", "ExpandRerank", "Static", "comb", "sequoia"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
 
-from selfspec.answer_text import text_after
-from selfspec.decode import Ending, Kind
+from selfspec.data.answer_text import text_after
+from selfspec.engine.decode import Ending, Kind
+from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.sampling import Sampling
+from selfspec.models.decoder import Decoder
 from selfspec.speculator import Draft, kept
-from selfspec.stop import StopPolicy
+from selfspec.stopping import StopPolicy
 
 _UNSUPPORTED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 

@@ -17,19 +17,19 @@ from typing import Any
 
 from torch import nn
 
-from selfspec import planfile, skipfile
-from selfspec.build_drafter import build_drafter
-from selfspec.decode import Ending, speculate
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.sampling import Sampling
-from selfspec.schedule import Listener
-from selfspec.skip import SkipSet
-from selfspec.spec import DraftSpec
-from selfspec.specfile import load_spec
-from selfspec.stop import StopPolicy, StopState, Threshold
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult
+from selfspec.drafters.build import build_drafter
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.spec_files import load_spec
+from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.sampling import Sampling
+from selfspec.engine.schedule import Listener
+from selfspec.engine.trace import DecodeResult
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping import plan_files, skip_set_files
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import StopPolicy, StopState, Threshold
 
 DEFAULT_STOP = Threshold(max_draft=12, threshold=0.6)  # the paper's K and first threshold, without its adaptation
 MOST_KEPT = 4  # speculators of a model: each may hold rounded copies of its weights; chosen, not tuned
@@ -169,7 +169,7 @@ def _key(draft: Draft) -> Hashable:
     if not isinstance(draft, str | Path):
         return draft
     path = Path(draft).expanduser()
-    files = [path, path / planfile.NAME, path / skipfile.NAME] if os.path.exists(path) else []
+    files = [path, path / plan_files.NAME, path / skip_set_files.NAME] if os.path.exists(path) else []
     return str(draft), tuple(f.stat().st_mtime_ns for f in files if f.is_file())
 
 

@@ -12,6 +12,25 @@ from typing import Any
 from selfspec.errors import InputError
 
 TARGET = "_target_"
+# Modules under which files written before 2026-11-28 name their classes and functions, and where these are now.
+MOVED = {
+    "selfspec.stop": "selfspec.stopping",
+    "selfspec.tree_shapes": "selfspec.drafters.tree_shapes",
+    **{
+        f"selfspec.tasks.{name}": f"selfspec.data.{name}"
+        for name in ("cnndm", "gsm8k", "humaneval", "jsonl", "mbpp", "mini", "mtbench", "source", "specbench", "xsum")
+    },
+    "search.samplers": "search.samplers.optuna_samplers",
+    "search.listed": "search.samplers.fixed_lists",
+    "search.paper": "search.samplers.draft_verify",
+    **{f"search.{name}": f"search.samplers.{name}" for name in ("quadratic", "local", "knapsack", "clasp")},
+}
+
+
+def current(target: str) -> str:
+    """Where `module.Class` is now; itself unless an older version of this package wrote it."""
+    module, _, name = target.rpartition(".")
+    return f"{MOVED[module]}.{name}" if module in MOVED else target
 
 
 def find_class(target: str, *, method: str) -> Any:
@@ -24,7 +43,7 @@ def find_class(target: str, *, method: str) -> Any:
     Raises:
         InputError: if there is none, or it has no such method.
     """
-    module, _, name = target.rpartition(".")
+    module, _, name = current(target).rpartition(".")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from selfspec.records import SCHEMA
-from selfspec.skip import SkipSet
+from selfspec.records.run_files import SCHEMA
+from selfspec.skipping.skip_set import SkipSet
 
 N_LAYERS = 16
 N_TRIALS = 40

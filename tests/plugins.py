@@ -23,7 +23,7 @@ FILES = {
         name: priced
         n_trials: 4
         sampler:
-          _target_: search.listed.Listed
+          _target_: search.samplers.fixed_lists.Listed
           _partial_: true
         computed:
           _target_: my_search.cheapest
@@ -75,7 +75,7 @@ FILES = {
     "my_rules.py": """
         from dataclasses import dataclass, replace
 
-        from selfspec.stop import RuleState, StopRule
+        from selfspec.stopping import RuleState, StopRule
 
 
         @dataclass(frozen=True)
@@ -98,8 +98,8 @@ FILES = {
                 return n_drafted < self.rule.max_draft and confidence > self.rule.least
     """,
     "my_search.py": """
-        from search.bits import BitSampler, Exhausted
-        from selfspec.skip import SkipSet
+        from search.samplers.base import BitSampler, Exhausted
+        from selfspec.skipping.skip_set import SkipSet
 
 
         class Downwards(BitSampler):
@@ -118,7 +118,7 @@ FILES = {
     "my_data.py": """
         from dataclasses import dataclass
 
-        from selfspec.tasks.base import Example
+        from selfspec.data.task import Example
 
 
         @dataclass

@@ -19,17 +19,17 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from search import samplers
-from search.bits import Exhausted
-from search.loop import Found, run_search
 from search.objective import GoOn, Score
 from search.point import Point
+from search.samplers import optuna_samplers
+from search.samplers.base import Exhausted
 from search.space import Space
 from search.starts import warm_starts
-from search.study import SearchStudy
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
-from selfspec.timing import Stopwatch
+from search.study.loop import Found, run_search
+from search.study.study import SearchStudy
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
 
 N_LAYERS = 4
 WEIGHTS = (0.9, -0.7, 0.5, -0.4, 0.3, -0.25, 0.15, -0.1)  # of the bits of 4 layers; all 256 sums differ but a few
@@ -112,7 +112,7 @@ def ticking() -> Stopwatch:
 
 def tpe(seed: int) -> Any:
     """A sampler that soon stops being random."""
-    return samplers.tpe(seed, n_startup_trials=4)
+    return optuna_samplers.tpe(seed, n_startup_trials=4)
 
 
 def run(folder: Path, n_trials: int, objective: Scripted, *, seed: int = 0, **changes: Any) -> Found:

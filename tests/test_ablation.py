@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import ablation
-from experiments.runs import find_runs
-from selfspec import records
-from selfspec.bridges import Bridge
-from selfspec.plan import DraftPlan
-from selfspec.skip import SkipSet
+from experiments.evaluation import ablation
+from experiments.results.find_runs import find_runs
+from selfspec.records import run_files
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 from tests.commands import Ran, command
 from tests.test_arms import COSTS
 
@@ -78,11 +78,11 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "evaluate" / "name" / "20260101T000000Z-abc"
     folder.mkdir(parents=True)
     for prompt in ("p", "q"):
-        records.append_row(folder / records.RECORDS, row("plain", prompt, total_s=11.0))
-        records.append_row(folder / records.RECORDS, row("mean", prompt, total_s=6.0, draft_s=4.0, drafted=8))
+        run_files.append_row(folder / run_files.RECORDS, row("plain", prompt, total_s=11.0))
+        run_files.append_row(folder / run_files.RECORDS, row("mean", prompt, total_s=6.0, draft_s=4.0, drafted=8))
         rival = row(ablation.RIVALS[1], prompt, total_s=11.0) | {"n_rounds": 0}
-        records.append_row(folder / records.RECORDS, rival)
-    records.write_json(folder / records.PROVENANCE, {"run": {"model": "toy", "data": "mini"}})
+        run_files.append_row(folder / run_files.RECORDS, rival)
+    run_files.write_json(folder / run_files.PROVENANCE, {"run": {"model": "toy", "data": "mini"}})
     return folder
 
 
@@ -124,7 +124,7 @@ class TestCommand:
 
     def test_makes_every_step_lossless_and_writes_it_all(self, ran: Ran) -> None:
         assert ran.status == 0, ran.err
-        rows = records.read_rows(ran.run / records.RECORDS)
+        rows = run_files.read_rows(ran.run / run_files.RECORDS)
         assert {r["arm"] for r in rows} == {"plain", *CHAIN, *RIVALS}
         assert {r["verdict"] for r in rows} == {"baseline", "identical"}
         table = list(csv.DictReader((ran.run / "ablation.csv").read_text().splitlines()))

@@ -10,14 +10,15 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from experiments.dashboard.tokens import pieces
-from experiments.decode import _Stream
-from experiments.quality import MEASURES, assess
-from selfspec import hf, records
-from selfspec.answer_text import context, opens_thought, text_after, without_thoughts
+from experiments.dashboard.token_sources import pieces
+from experiments.quality.judge import MEASURES, assess
+from experiments.verbs.decode import _Stream
+from selfspec import hf
+from selfspec.data.answer_text import context, opens_thought, text_after, without_thoughts
+from selfspec.data.prompts import encode_turns
+from selfspec.data.task import Example
 from selfspec.errors import InputError
-from selfspec.prompt import encode_turns
-from selfspec.tasks.base import Example
+from selfspec.records import run_files
 from tests import toys
 from tests.commands import command
 
@@ -175,7 +176,7 @@ def test_template_arguments_are_settings_and_stand_in_provenance(
     for template in ("null", "{mood: solemn}"):
         ran = command("evaluate", *words, *more, f"data.template={template}")
         assert ran.status == 0, ran.err
-        counts.append(records.read_rows(ran.run / records.RECORDS)[0]["n_prompt_tokens"])
+        counts.append(run_files.read_rows(ran.run / run_files.RECORDS)[0]["n_prompt_tokens"])
     assert counts[1] == counts[0] + len("solemn")
-    assert json.loads((ran.run / records.PROVENANCE).read_text())["run"]["template"] == {"mood": "solemn"}
+    assert json.loads((ran.run / run_files.PROVENANCE).read_text())["run"]["template"] == {"mood": "solemn"}
     assert command("evaluate", *words, *more, "data.template={mod: x}").status == 2

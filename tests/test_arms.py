@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from experiments.arms import DraftArm, GenerateArm, generation
-from selfspec import records
-from selfspec.decode import Criterion, Ending, autoregress
+from experiments.evaluation.arms import DraftArm, GenerateArm, generation
+from selfspec.drafters.spec import DraftSpec
+from selfspec.engine.decode import Criterion, Ending, autoregress
+from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
-from selfspec.spec import DraftSpec
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.records import run_files
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 from selfspec.speculator import Speculator
-from selfspec.stop import RuleState, StopRule, StopState
-from selfspec.timing import Stopwatch
+from selfspec.stopping import RuleState, StopRule, StopState
 from tests.commands import Ran, command
 from tests.toys import toy as toy_model
 
@@ -36,12 +36,12 @@ def evaluated(toy: list[str], folder: Path, arms: str, *words: str) -> Ran:
 
 def rows(ran: Ran) -> list[dict[str, Any]]:
     assert ran.status == 0, ran.err
-    return records.read_rows(ran.run / records.RECORDS)
+    return run_files.read_rows(ran.run / run_files.RECORDS)
 
 
 def drafts(ran: Ran) -> dict[str, Any]:
     """What each arm drafts with, as the provenance has it."""
-    arms = json.loads((ran.run / records.PROVENANCE).read_text())["run"]["arms"]
+    arms = json.loads((ran.run / run_files.PROVENANCE).read_text())["run"]["arms"]
     return {name: about.get("draft") for name, about in arms.items()}
 
 
@@ -102,7 +102,7 @@ def test_nothing_is_fitted_where_no_arm_asks(toy: list[str], tmp_path: Path, mon
     def refuse(*args: Any, **settings: Any) -> None:
         raise AssertionError("calibration prompts were decoded")
 
-    monkeypatch.setattr("experiments.build_arms.continued", refuse)
+    monkeypatch.setattr("experiments.config.build_arms.continued", refuse)
     assert rows(evaluated(toy, tmp_path, "{a: {skip: a1, head: full, precision: same}, b: {skip: a1, draft: skip}}"))
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from selfspec import attention
-from selfspec.attention import FEW, GROUPED, grouped_attention, use_grouped
-from selfspec.decode import Ending, autoregress
-from selfspec.model import Decoder
-from selfspec.sampling import largest
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.sampling import largest
+from selfspec.models import attention
+from selfspec.models.attention import FEW, GROUPED, grouped_attention, use_grouped
+from selfspec.models.decoder import Decoder
 from tests.toys import toy
 
 N_HEADS, N_KEY_HEADS, N_KEYS, WIDTH = 6, 2, 21, 8

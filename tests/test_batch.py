@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from selfspec.records import RECORDS, read_rows
+from selfspec.records.run_files import RECORDS, read_rows
 from tests.commands import command
 
 COUNTS = ("prompt_id", "arm", "tokens", "finish", "drafted", "accepted", "committed", "round_drafted", "round_accepted")

@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 from tests import toys
 
 N_TOKENS = 6

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selfspec.bridges import Bridge
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.packed import PackedLinear, pack, packs
-from selfspec.plan import DraftPlan, Sublayer
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder
+from selfspec.models.packing import PackedLinear, pack, packs
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan, Sublayer
+from selfspec.skipping.skip_set import SkipSet
 from tests.contracts.architecture import LONG, without
 from tests.toys import FAMILIES, toy
 

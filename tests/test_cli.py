@@ -16,8 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from experiments.cli import USAGE, quote_text
-from selfspec.skip import SkipSet
-from selfspec.skipfile import NAME, save_skip_set
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import NAME, save_skip_set
 from tests.commands import N_LAYERS, Ran, command, write_model, write_prompts
 
 VERBS = ("decode", "search", "evaluate", "report")
@@ -199,7 +199,7 @@ class TestFreeText:
     def test_a_prompt_reaches_the_verb_as_typed(self, toy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         got: list[Any] = []
         verb: Callable[..., Any] = lambda cfg, overrides, say: got.append(cfg.prompt)  # noqa: E731
-        monkeypatch.setattr("experiments.decode.decode", verb)
+        monkeypatch.setattr("experiments.verbs.decode.decode", verb)
         text = """it's "${HOME}", [x] = {\\}"""
         assert command("decode", *toy, f"prompt={text}").status == 0
         assert got == [text]

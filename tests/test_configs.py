@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.composing import options
+from experiments.config.composing import options
 from tests.commands import command
 
 CONF = Path(__file__).parents[1] / "conf"

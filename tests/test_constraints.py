@@ -13,7 +13,7 @@ import pytest
 from search.constraints import Constraints
 from search.space import Space
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 Measure = Callable[[SkipSet], float]
 

@@ -19,11 +19,12 @@ import streamlit as st  # noqa: E402
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
 from experiments.charts import calculating, comparing, evaluating, searching, theme  # noqa: E402
-from experiments.dashboard import scan, tokens  # noqa: E402
-from experiments.dashboard.html import write_html  # noqa: E402
-from experiments.dashboard.serve import words  # noqa: E402
-from experiments.runs import find_runs  # noqa: E402
-from selfspec.skip import SkipSet  # noqa: E402
+from experiments.charts.html_report import write_html  # noqa: E402
+from experiments.dashboard import token_sources  # noqa: E402
+from experiments.results import scan  # noqa: E402
+from experiments.results.find_runs import find_runs  # noqa: E402
+from experiments.verbs.dashboard import words  # noqa: E402
+from selfspec.skipping.skip_set import SkipSet  # noqa: E402
 from tests.made_up import evaluate_run, search_run  # noqa: E402
 
 PAGES = ("runs", "search", "compare", "evaluation", "calculator")
@@ -152,19 +153,27 @@ ROW = {"arm": "draft", "tokens": list(range(7)), "round_drafted": [2, 2, 0], "ro
 
 class TestTokens:
     def test_each_token_is_what_its_round_made_it(self) -> None:
-        assert tokens.kinds(ROW) == ["prompt", "accepted", "accepted", "bonus", "accepted", "correction", "plain"]
+        assert token_sources.kinds(ROW) == [
+            "prompt",
+            "accepted",
+            "accepted",
+            "bonus",
+            "accepted",
+            "correction",
+            "plain",
+        ]
 
     def test_an_answer_cut_by_its_length_has_no_more_kinds_than_tokens(self) -> None:
-        assert len(tokens.kinds(ROW | {"tokens": [1, 2, 3]})) == 3
+        assert len(token_sources.kinds(ROW | {"tokens": [1, 2, 3]})) == 3
 
     def test_two_answers_part_at_the_first_difference(self) -> None:
-        assert tokens.parting([1, 2, 3], [1, 9, 3]) == 1
-        assert tokens.parting([1, 2], [1, 2, 3]) == 2
-        assert tokens.parting([1, 2], [1, 2]) is None
+        assert token_sources.parting([1, 2, 3], [1, 9, 3]) == 1
+        assert token_sources.parting([1, 2], [1, 2, 3]) == 2
+        assert token_sources.parting([1, 2], [1, 2]) is None
 
     def test_text_cannot_become_markup(self) -> None:
         row = ROW | {"pieces": ["<script>"] * 7}
-        assert "<script>" not in tokens.answer(row, tokenizer=None)
+        assert "<script>" not in token_sources.answer(row, tokenizer=None)
 
 
 class TestFigure:
@@ -268,7 +277,7 @@ def test_hundreds_of_runs_stay_usable(tmp_path: Path) -> None:
     """200 searches of 500 trials: 3 s to the first paint and 1 s for a filter are asked; twice that fails."""
     import torch
 
-    from selfspec.timing import Stopwatch
+    from selfspec.measure.stopwatch import Stopwatch
 
     trials = search_run(tmp_path, seed=0, n_trials=500, searcher="tpe") / "trials.jsonl"
     for seed in range(1, 200):

@@ -226,8 +226,8 @@ def wait_until(is_so: Callable[[], bool], logs: Path) -> None:
 
 
 def test_the_report_in_one_file_draws_without_a_network(browser: Any, real_runs: Path, tmp_path: Path) -> None:
-    from experiments.dashboard.html import write_html
-    from experiments.runs import find_runs
+    from experiments.charts.html_report import write_html
+    from experiments.results.find_runs import find_runs
 
     write_html(find_runs(str(real_runs), real_runs), tmp_path / "report.html")
     seen = Seen(browser.new_page(viewport={"width": 1280, "height": 900}))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from selfspec.bridges import Bridge
-from selfspec.draft import ModelDraft, NoDraft
-from selfspec.lookup import LookupDraft
-from selfspec.merged import MergedDraft
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.protocols import Drafter
-from selfspec.skip import SkipSet
-from selfspec.tree_draft import TreeDraft
-from selfspec.tree_shapes import BestFirst, ExpandRerank, comb
+from selfspec.drafters.chain import ModelDraft, NoDraft
+from selfspec.drafters.lookup import LookupDraft
+from selfspec.drafters.merged import MergedDraft
+from selfspec.drafters.tree_drafter import TreeDraft
+from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, comb
+from selfspec.engine.protocols import Drafter
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 from tests.contracts.drafter import DrafterContract
 
 BEST_FIRST = BestFirst(max_nodes=7, max_depth=4, n_children=3, draft_cost=0.3, verify_cost=0.03)

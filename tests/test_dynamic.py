@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from search import hidden
-from search.clasp import clasp, solve_layers
-from search.cost_table import CostTable
-from search.hidden import Stream, cosines
-from search.knapsack import knapsack, solve, units
+from search.costs.table import CostTable
+from search.fitting import hidden_states_runner
+from search.fitting.hidden_states_runner import Stream, cosines
+from search.samplers.clasp import clasp, solve_layers
+from search.samplers.knapsack import knapsack, solve, units
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 from tests.contracts.architecture import LONG, MIDDLE, ROUNDING, SHORT, random_sets, without
 from tests.toys import FAMILIES, toy
 
@@ -116,7 +116,7 @@ class TestStream:
     def test_drafts_that_pass_a_layer_together_do_not_see_each_other(
         self, queries: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(hidden, "MAX_QUERIES", queries)
+        monkeypatch.setattr(hidden_states_runner, "MAX_QUERIES", queries)
         stream = Stream(decoder_of("llama"), TEXTS, n_positions=N_POSITIONS)
         noise = torch.randn(7, *stream.start().shape[1:], generator=torch.Generator().manual_seed(0)).double()
         for kinds in ((True, True), (True, False), (False, True), (False, False)):

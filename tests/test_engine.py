@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, Kind, autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, Kind, autoregress, speculate
+from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Row
+from selfspec.engine.sampling import Chooser, Sampling
+from selfspec.engine.trace import DecodeResult
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.protocols import BaseDrafter, Draft, Drafter, Row
-from selfspec.sampling import Chooser, Sampling
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
-from selfspec.trace import DecodeResult
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests.contracts.architecture import LONG, ROUNDING, SHORT, counts, without
 from tests.toys import toy
 

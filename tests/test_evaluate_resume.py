@@ -15,16 +15,16 @@ from typing import Any, ClassVar
 
 import pytest
 
-from experiments.alternate import alternate, latest
-from experiments.predicted import promised
-from experiments.turns import Asked, answers
-from selfspec import provenance, records
+from experiments.evaluation.conversations import Asked, answers
+from experiments.evaluation.interleave import alternate, latest
+from experiments.evaluation.predicted import promised
+from selfspec.data.task import Example
+from selfspec.engine.trace import DecodeResult, Round
 from selfspec.errors import InputError
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
-from selfspec.skipfile import save_skip_set
-from selfspec.tasks.base import Example
-from selfspec.trace import DecodeResult, Round
+from selfspec.records import provenance, run_files
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import save_skip_set
 from tests.commands import CONTEXT, N_LAYERS, PROMPTS, Ran, command, write_prompts
 
 ARMS = ("plain", "generate", "odd")
@@ -33,11 +33,11 @@ N_PROMPTS = len(PROMPTS) // 2
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    return read_rows(run / records.RECORDS)
+    return read_rows(run / run_files.RECORDS)
 
 
 def summary(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / records.SUMMARY).read_text())
+    found: dict[str, Any] = json.loads((run / run_files.SUMMARY).read_text())
     return found
 
 
@@ -58,14 +58,14 @@ def stopped(whole: Path, tmp_path: Path) -> Path:
     """A copy of the whole run, without its end."""
     path = tmp_path / "stopped"
     shutil.copytree(whole, path)
-    (path / records.SUMMARY).unlink()
+    (path / run_files.SUMMARY).unlink()
     return path
 
 
 def cut(run: Path, *, n_rows: int, n_bytes: int = 0) -> list[bytes]:
     """Leave that many rows and bytes of the next one, as a kill does; returns the rows."""
-    lines = (run / records.RECORDS).read_bytes().splitlines(keepends=True)
-    (run / records.RECORDS).write_bytes(b"".join(lines[:n_rows]) + lines[n_rows][:n_bytes])
+    lines = (run / run_files.RECORDS).read_bytes().splitlines(keepends=True)
+    (run / run_files.RECORDS).write_bytes(b"".join(lines[:n_rows]) + lines[n_rows][:n_bytes])
     return lines[:n_rows]
 
 
@@ -78,7 +78,7 @@ class TestResume:
         ran = command("evaluate", f"resume={stopped}")
         assert ran.status == 0, ran.err
         assert tokens(stopped) == tokens(whole)
-        assert (stopped / records.RECORDS).read_bytes().startswith(b"".join(kept))
+        assert (stopped / run_files.RECORDS).read_bytes().startswith(b"".join(kept))
         assert summary(stopped)["verdicts"] == summary(whole)["verdicts"]
         assert ("was cut off" in ran.err) == bool(n_bytes)
 
@@ -94,7 +94,7 @@ class TestResume:
     def test_of_a_finished_run_decodes_nothing(self, stopped: Path, whole: Path) -> None:
         ran = command("evaluate", f"resume={stopped}")
         assert ran.status == 0 and rows_of(stopped) == rows_of(whole), ran.err
-        assert len(json.loads((stopped / records.PROVENANCE).read_text())["resumed"]) == 1
+        assert len(json.loads((stopped / run_files.PROVENANCE).read_text())["resumed"]) == 1
 
     def test_keeps_to_the_settings_of_the_run(self, stopped: Path) -> None:
         ran = command("evaluate", f"resume={stopped}", "max_new_tokens=7")
@@ -102,9 +102,9 @@ class TestResume:
 
     @pytest.mark.parametrize("fact, value", [("weights", {"sha256": "another"}), ("prompts", "others")])
     def test_is_refused_where_model_or_data_are_others(self, fact: str, value: object, stopped: Path) -> None:
-        began = json.loads((stopped / records.PROVENANCE).read_text())
+        began = json.loads((stopped / run_files.PROVENANCE).read_text())
         began["run"][fact] = value
-        records.write_json(stopped / records.PROVENANCE, began)
+        run_files.write_json(stopped / run_files.PROVENANCE, began)
         rows = rows_of(stopped)
         ran = command("evaluate", f"resume={stopped}")
         assert ran.status == 2 and f"began with {fact}=" in ran.err
@@ -113,7 +113,7 @@ class TestResume:
     @pytest.mark.parametrize("field", ["prompt_id", "arm"])
     def test_is_refused_where_the_answers_are_of_another_run(self, field: str, stopped: Path) -> None:
         rows = rows_of(stopped)
-        records.write_text(stopped / records.RECORDS, json.dumps(rows[0] | {field: "another"}) + "\n")
+        run_files.write_text(stopped / run_files.RECORDS, json.dumps(rows[0] | {field: "another"}) + "\n")
         ran = command("evaluate", f"resume={stopped}")
         assert ran.status == 2 and "'another'" in ran.err and "it is of another run" in ran.err
         assert [row[field] for row in rows_of(stopped)] == ["another"]
@@ -128,12 +128,12 @@ class TestResume:
         code = "import sys; from experiments.cli import main; main()"
         with subprocess.Popen([sys.executable, "-c", code, "evaluate", *words], stderr=subprocess.DEVNULL) as process:
             deadline = time.monotonic() + 60
-            while not (found := list(tmp_path.rglob(records.RECORDS))):
+            while not (found := list(tmp_path.rglob(run_files.RECORDS))):
                 assert process.poll() is None and time.monotonic() < deadline, "it ended before it was killed"
                 time.sleep(0.001)
             process.send_signal(signal.SIGKILL)
         run = found[0].parent
-        assert not records.is_finished(run)
+        assert not run_files.is_finished(run)
         assert command("evaluate", f"resume={run}").status == 0
         assert tokens(run) == tokens(whole)
 
@@ -157,13 +157,15 @@ class TestTrouble:
     ) -> None:
         ran = self.evaluate(toy, tmp_path, self.LONG)
         assert ran.status == 2 and "there is no room" in ran.err
-        assert not list(tmp_path.rglob(records.CONFIG))
+        assert not list(tmp_path.rglob(run_files.CONFIG))
 
     def test_a_run_in_which_nothing_could_be_decoded_says_why(
         self, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         full = ["out of memory"]
-        monkeypatch.setattr("experiments.turns.decoded", lambda arm, prompts, first_row: full * len(prompts))
+        monkeypatch.setattr(
+            "experiments.evaluation.conversations.decoded", lambda arm, prompts, first_row: full * len(prompts)
+        )
         ran = self.evaluate(toy, tmp_path, PROMPTS)
         assert ran.status == 2 and "no prompt could be decoded" in ran.err and "out of memory" in ran.err
 
@@ -187,8 +189,8 @@ class TestHonesty:
     def test_a_run_that_began_on_a_busy_machine_stays_marked_when_it_goes_on(
         self, stopped: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        began = json.loads((stopped / records.PROVENANCE).read_text())
-        records.write_json(stopped / records.PROVENANCE, began | {"load_before": 9.0})
+        began = json.loads((stopped / run_files.PROVENANCE).read_text())
+        run_files.write_json(stopped / run_files.PROVENANCE, began | {"load_before": 9.0})
         monkeypatch.setattr(provenance, "load_average", lambda: 0.0)
         ran = command("evaluate", f"resume={stopped}")
         assert summary(stopped)["busy"] and "busy machine" not in ran.err
@@ -317,7 +319,7 @@ class TestTurns:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         parted = SimpleNamespace(verdict="near_tie", first_divergence=0, gap=0.0, tolerance=1.0)
-        monkeypatch.setattr("experiments.alternate.compare", lambda *args: parted)
+        monkeypatch.setattr("experiments.evaluation.interleave.compare", lambda *args: parted)
         decoder: Any = SimpleNamespace(n_layers=2)
         alternate(
             decoder,
@@ -328,7 +330,7 @@ class TestTurns:
             encode=numbers,
             to_text=text,
             is_greedy=True,
-            rows_path=tmp_path / records.RECORDS,
+            rows_path=tmp_path / run_files.RECORDS,
         )
         rows = latest(rows_of(tmp_path))
         assert sorted(rows) == sorted(("two", 0, turn, arm) for turn in (0, 1) for arm in ("plain", "odd"))

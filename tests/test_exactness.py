@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec.exactness import compare
-from selfspec.model import Decoder
+from selfspec.measure.exactness import compare
+from selfspec.models.decoder import Decoder
 
 
 class Saying:

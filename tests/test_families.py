@@ -10,14 +10,14 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from transformers import PreTrainedModel
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.masks import attention_mask
 from selfspec.errors import InputError
-from selfspec.mask import attention_mask
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests.contracts.architecture import LONG, SHORT, ArchitectureContract, without
 from tests.toys import FAMILIES, build, toy
 

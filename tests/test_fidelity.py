@@ -13,11 +13,11 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from search.fidelity import Pruning
 from search.objective import GoOn
+from search.study.pruning import Pruning
 from selfspec.errors import InputError
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
 from tests.scripted import N_LAYERS, ROWS, Listed, Scripted, planted, rows_of, run
 
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from experiments import figures
+from experiments.results import figures
 from search.importance import Importance
 from search.pareto import front
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from search.fits import Fits, Observed, _positions, choose_ridge, observe
-from search.reference import Reference
-from selfspec.bridges import Bridge
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
+from search.fitting.bridge_fitting import Fits, Observed, _positions, choose_ridge, observe
+from search.replay.references import Reference
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import Ending, autoregress, speculate
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan, sublayer
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan, sublayer
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests.contracts.architecture import LONG, prompt
 from tests.toys import FAMILIES, toy
 

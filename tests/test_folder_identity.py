@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from search.expected import ReplayObjective
-from selfspec import records
+from search.replay.objectives import ReplayObjective
+from selfspec.records import run_files
 from tests.commands import command, write_model
 
 COSTS = "costs.contexts=[8,24]", "costs.max_tokens=6", "costs.repeats=2"
@@ -43,12 +43,12 @@ def turn_into_another(folder: Path) -> None:
 
 def test_evaluation_does_not_go_on_with_another_model(words: list[str]) -> None:
     ran = command("evaluate", *words, "n=2", "max_new_tokens=6", "generate=false")
-    rows = (ran.run / records.RECORDS).read_bytes()
+    rows = (ran.run / run_files.RECORDS).read_bytes()
     turn_into_another(Path("m"))
     resumed = command("evaluate", f"resume={ran.run}")
     assert resumed.status == 2
     assert "began with weights=" in resumed.error_lines[-1]
-    assert (ran.run / records.RECORDS).read_bytes() == rows
+    assert (ran.run / run_files.RECORDS).read_bytes() == rows
 
 
 def test_search_does_not_go_on_with_another_model(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

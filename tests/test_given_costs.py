@@ -8,12 +8,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments import build, build_search
-from experiments.given_costs import check_given
-from search.cost_table import CostTable
+from experiments.config import build, build_search
+from experiments.config.given_costs import check_given
+from search.costs.table import CostTable
 from selfspec.errors import InputError
-from selfspec.plan import DraftPlan
-from selfspec.skip import SkipSet
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 from tests.commands import Ran, command
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -13,17 +13,17 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import Tensor, nn
 
-from selfspec.cache import ClockCache
-from selfspec.decode import autoregress
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import autoregress
+from selfspec.engine.forward import BoundForward
+from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Row
+from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
-from selfspec.forward import BoundForward
-from selfspec.head import UNSCORED, TrimmedHead, trimmed
-from selfspec.model import Decoder, share
-from selfspec.packed import PackedLinear, pack, packs
-from selfspec.protocols import BaseDrafter, Draft, Drafter, Row
-from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder, share
+from selfspec.models.packing import PackedLinear, pack, packs
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.trimmed_head import UNSCORED, TrimmedHead, trimmed
 from tests.contracts.architecture import ENDING, LONG, SHORT, counts
 from tests.test_engine import SAMPLING, SOME, decoder_of, run
 from tests.toys import FAMILIES, VOCAB, toy

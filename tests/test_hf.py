@@ -19,10 +19,10 @@ from transformers.generation.streamers import BaseStreamer
 
 import selfspec
 from selfspec import Fixed, InputError, SkipSet, as_custom_generate, load_skip_set, save_skip_set
-from selfspec.bridges import Bridge
-from selfspec.lookup import joined
-from selfspec.plan import DraftPlan
-from selfspec.skipfile import published
+from selfspec.drafters.lookup import joined
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set_files import published
 from tests.toys import toy
 
 IDS = torch.tensor([[1, 2, 3, 4, 5]])

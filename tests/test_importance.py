@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
-from search.cost_table import CostTable
+from search.costs.table import CostTable
 from search.importance import Importance, Tried, fixed_speedup, per_token, predict, singles
 from search.pareto import front, write_front
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 Row = dict[str, Any]
 

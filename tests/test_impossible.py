@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from search.cost_table import CostTable
+from search.costs.table import CostTable
 from search.importance import Importance, predict
-from selfspec.bridges import Bridge
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan, sublayer
-from selfspec.planfile import load_plan, save_plan
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan, sublayer
+from selfspec.skipping.plan_files import load_plan, save_plan
+from selfspec.skipping.skip_set import SkipSet
 from tests import toys
 from tests.commands import command
 from tests.test_importance import CONTEXT, N_LAYERS, K, row

@@ -19,10 +19,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
 from search.space import Space
-from search.study import STUDY_NAME, SearchStudy
+from search.study.study import STUDY_NAME, SearchStudy
 from selfspec.errors import InputError
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
 from tests.scripted import JOURNAL, N_LAYERS, ROWS, Scripted, planted, rows_of, run, score, tpe
 
 ROOT = Path(__file__).parents[1]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, autoregress
+from selfspec.drafters.lookup import BETWEEN, LookupDraft, Memory, joined
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.protocols import BaseDrafter, Draft, Row
+from selfspec.engine.sampling import Chooser, Sampling
 from selfspec.errors import InputError
-from selfspec.lookup import BETWEEN, LookupDraft, Memory, joined
-from selfspec.model import Decoder
-from selfspec.protocols import BaseDrafter, Draft, Row
-from selfspec.sampling import Chooser, Sampling
-from selfspec.stop import Fixed
+from selfspec.models.decoder import Decoder
+from selfspec.stopping import Fixed
 from tests.contracts.architecture import LONG, MIDDLE, SHORT, counts
 from tests.test_engine import SAMPLING, SOME, decoder_of, drafting, run
 from tests.test_sampling import WARPS, chi_square, committed, distributions, exact, point

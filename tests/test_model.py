@@ -9,26 +9,26 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from search.chains import Chains
-from search.drafts import Drafts
-from search.loop import run_search
+from search.draft_of_point import Drafts
 from search.objective import TokensPerSecond
-from search.reference import refer
-from search.replay import replay
-from search.samplers import random as random_sampler
+from search.replay.chain_replay import replay
+from search.replay.chains import Chains
+from search.replay.references import refer
+from search.samplers.optuna_samplers import random as random_sampler
 from search.space import Space
-from search.study import SearchStudy
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
-from selfspec.exactness import compare
-from selfspec.hub import RegistrySource, locate
-from selfspec.load import Loaded, load, physical_cores
-from selfspec.prompt import encode
-from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, StopPolicy, Threshold
-from selfspec.tasks.mini import Mini
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult
+from search.study.loop import run_search
+from search.study.study import SearchStudy
+from selfspec.data.mini import Mini
+from selfspec.data.prompts import encode
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.trace import DecodeResult
+from selfspec.measure.exactness import compare
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.load import Loaded, load, physical_cores
+from selfspec.models.locate import RegistrySource, locate
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Adaptive, Fixed, StopPolicy, Threshold
 
 pytestmark = pytest.mark.model
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfspec import model_files
 from selfspec.errors import InputError
-from selfspec.hub import locate
-from selfspec.load import Loaded, load
+from selfspec.models import weight_files
+from selfspec.models.load import Loaded, load
+from selfspec.models.locate import locate
 from tests.commands import write_model
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 26\n"
@@ -151,10 +151,10 @@ def put(data: bytes) -> Callable[[Path], None]:
         ("tokenizer_config.json", write(""), "is empty"),
         ("generation_config.json", write(POINTER), "is a Git LFS pointer"),
         ("generation_config.json", write("{'eos': 1}"), "is no JSON ("),
-        (model_files.INDEX, write(POINTER), "is a Git LFS pointer"),
-        (model_files.INDEX, write('{"metadata": {}}'), "is no index of weight files (it has no weight_map)"),
-        (model_files.INDEX, write('{"weight_map": {"x": 3}}'), "is no index of weight files"),
-        (model_files.INDEX, write('{"weight_map": {"x": "z.safetensors"}}'), "lacks 1 of 1 weight files"),
+        (weight_files.INDEX, write(POINTER), "is a Git LFS pointer"),
+        (weight_files.INDEX, write('{"metadata": {}}'), "is no index of weight files (it has no weight_map)"),
+        (weight_files.INDEX, write('{"weight_map": {"x": 3}}'), "is no index of weight files"),
+        (weight_files.INDEX, write('{"weight_map": {"x": "z.safetensors"}}'), "lacks 1 of 1 weight files"),
     ],
 )
 def test_file_that_is_no_such_file_is_named(folder: Path, name: str, damage: Callable[[Path], None], said: str) -> None:
@@ -187,8 +187,8 @@ def test_identity_of_a_folder_follows_its_tensors_and_shape_and_nothing_else(fol
 
 
 def test_identity_of_a_large_file_follows_every_tensor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "_WHOLE", 100)
-    monkeypatch.setattr(model_files, "_BLOCK", 16)
+    monkeypatch.setattr(weight_files, "_WHOLE", 100)
+    monkeypatch.setattr(weight_files, "_BLOCK", 16)
     seen = {identity(folder)}
     for name in load_file(folder / NAME):
         change(folder, lambda tensors, name=name: tensors | {name: tensors[name] * 1.001})

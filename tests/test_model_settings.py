@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from experiments.arms import GenerateArm
-from selfspec import records
-from selfspec.decode import Ending, autoregress
-from selfspec.model import Decoder
-from selfspec.sampling import Sampling
-from selfspec.timing import Stopwatch
+from experiments.evaluation.arms import GenerateArm
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.sampling import Sampling
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.records import run_files
 from tests import toys
 from tests.commands import command
 
@@ -104,15 +104,15 @@ def test_conversation_is_rendered_once_for_all_arms_and_for_a_run_that_goes_on(w
     tick()
     ran = command("evaluate", *words, "skip=a1 m2")
     assert ran.status == 0, ran.err
-    rows = records.read_rows(ran.run / records.RECORDS)
+    rows = run_files.read_rows(ran.run / run_files.RECORDS)
     assert {row["verdict"] for row in rows if row["arm"] != "plain"} == {"identical"}
-    kept = records.read_rows(ran.run / records.PROMPTS)
+    kept = run_files.read_rows(ran.run / run_files.PROMPTS)
     assert len(kept) == 3
-    lines = (ran.run / records.RECORDS).read_bytes().splitlines(keepends=True)
-    (ran.run / records.RECORDS).write_bytes(b"".join(lines[:4]))
-    (ran.run / records.SUMMARY).unlink()
+    lines = (ran.run / run_files.RECORDS).read_bytes().splitlines(keepends=True)
+    (ran.run / run_files.RECORDS).write_bytes(b"".join(lines[:4]))
+    (ran.run / run_files.SUMMARY).unlink()
     resumed = command("evaluate", f"resume={ran.run}")
     assert resumed.status == 0, resumed.err
-    assert records.read_rows(ran.run / records.PROMPTS) == kept
-    again = {(row["prompt_id"], row["arm"]): row["tokens"] for row in records.read_rows(ran.run / records.RECORDS)}
+    assert run_files.read_rows(ran.run / run_files.PROMPTS) == kept
+    again = {(row["prompt_id"], row["arm"]): row["tokens"] for row in run_files.read_rows(ran.run / run_files.RECORDS)}
     assert again == {(row["prompt_id"], row["arm"]): row["tokens"] for row in rows}

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec import sampling, tree, verify
-from selfspec.cache import ClockCache, ClockLayer
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.drafters.tree_drafter import TreeDraft
+from selfspec.drafters.tree_shapes import comb
+from selfspec.engine import sampling, tree, verify
+from selfspec.engine.cache import ClockCache, ClockLayer
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.forward import BoundForward
+from selfspec.engine.protocols import Draft, Verdict
+from selfspec.engine.request import Request
+from selfspec.engine.sampling import Chooser, Sampling
 from selfspec.errors import DrafterError
-from selfspec.forward import BoundForward
-from selfspec.model import Decoder
-from selfspec.protocols import Draft, Verdict
-from selfspec.request import Request
-from selfspec.sampling import Chooser, Sampling
-from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed
-from selfspec.tree_draft import TreeDraft
-from selfspec.tree_shapes import comb
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Adaptive, Fixed
 from tests.toys import toy
 
 Mutation = Callable[[pytest.MonkeyPatch], None]

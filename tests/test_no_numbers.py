@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfspec import records
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.protocols import Draft
+from selfspec.engine.sampling import NO_NUMBER, Sampling, choices
+from selfspec.engine.verify import judge_block, judge_sampled
 from selfspec.errors import PromptError
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.protocols import Draft
-from selfspec.sampling import NO_NUMBER, Sampling, choices
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
-from selfspec.verify import judge_block, judge_sampled
+from selfspec.models.decoder import Decoder
+from selfspec.records import run_files
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests import toys
 from tests.commands import command
 
@@ -137,7 +137,7 @@ def test_evaluation_of_a_broken_model_is_rows_with_their_reason(
     assert ran.status == 2, ran.out
     assert "no prompt could be decoded" in ran.error_lines[-1]
     assert "nan or infinite" in ran.error_lines[-1]
-    (file,) = Path("outputs").rglob(records.RECORDS)
+    (file,) = Path("outputs").rglob(run_files.RECORDS)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert {"nan or infinite" in str(row["error"]) for row in rows if row["arm"] != "generate"} == {True}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from setuptools import PackageFinder
 
 from tests.plugins import write_plugins
 
@@ -27,8 +28,10 @@ def project() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def packages(project: dict[str, Any]) -> list[str]:
-    listed: list[str] = project["tool"]["setuptools"]["packages"]
-    return listed
+    found: list[str] = PackageFinder.find(
+        str(ROOT), include=project["tool"]["setuptools"]["packages"]["find"]["include"]
+    )
+    return found
 
 
 def folder_of(package: str) -> Path:
@@ -41,7 +44,7 @@ def data_files(package: str) -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in files if path.suffix not in (".py", ".pyc")}
 
 
-def test_the_list_of_packages_is_the_folders_that_hold_python(packages: list[str]) -> None:
+def test_every_folder_that_holds_python_is_a_package(packages: list[str]) -> None:
     folders = {path.parent.relative_to(ROOT) for top in ROOT.iterdir() if _is_ours(top) for path in top.rglob("*.py")}
     assert sorted(packages) == sorted(folder.as_posix().replace("/", ".") for folder in folders)
 
@@ -119,7 +122,7 @@ class TestWheel:
         ("words", "pieces"),
         [
             (["--help"], ["selfspec VERB key=value"]),
-            (["search", "--help"], ["anneal, clasp, cmaes, custom", "_target_: search.quadratic.Quadratic"]),
+            (["search", "--help"], ["anneal, clasp, cmaes, custom", "_target_: search.samplers.quadratic.Quadratic"]),
         ],
         ids=["usage", "a verb's help"],
     )

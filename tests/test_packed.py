@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
-from selfspec.model import Decoder
-from selfspec.packed import PackedLinear, can_pack, pack, packs
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.models.decoder import Decoder
+from selfspec.models.packing import PackedLinear, can_pack, pack, packs
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests.toys import toy
 
 pytestmark = pytest.mark.skipif(not torch._C._has_mkldnn, reason="this torch has no oneDNN")

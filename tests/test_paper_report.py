@@ -14,9 +14,9 @@ from experiments.paper import curves, latency, oracle, positions, predicted, res
 from experiments.paper.evidence import Evidence, Measured, read
 from experiments.paper.section import Cell, Table
 from experiments.paper.write import SECTIONS, write_paper
-from experiments.report import make_report
-from experiments.runs import find_failures, find_runs
-from selfspec.skip import SkipSet
+from experiments.results.find_runs import find_failures, find_runs
+from experiments.verbs.report import make_report
+from selfspec.skipping.skip_set import SkipSet
 from tests.commands import command
 from tests.test_report import failed, row, trial, write_run
 

@@ -15,14 +15,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from selfspec.bridges import Bridge
-from selfspec.decode import autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import autoregress, speculate
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan, Sublayer, position, sublayer
-from selfspec.planfile import load_plan, save_plan
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan, Sublayer, position, sublayer
+from selfspec.skipping.plan_files import load_plan, save_plan
+from selfspec.skipping.skip_set import SkipSet
 from tests.contracts.architecture import ENDING, LONG, MIDDLE, RULES, SHORT, counts, random_sets, single_sublayers
 from tests.toys import FAMILIES, VOCAB, toy
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from experiments.composing import composing, config_dir, option, options, split_config_dir
-from experiments.reproduce import PLAN
-from selfspec import records
+from experiments.config.composing import composing, config_dir, option, options, split_config_dir
+from experiments.verbs.reproduce import PLAN
 from selfspec.errors import InputError
+from selfspec.records import run_files
 from tests.commands import Ran, command
 from tests.plugins import FILES, write_plugins
 
@@ -102,7 +102,7 @@ class TestOptions:
     def test_an_option_may_start_from_one_of_the_package(self, mine: Path) -> None:
         (mine / "stop/short.yaml").write_text("defaults: [fixed, _self_]\nmax_draft: 2\n")
         with composing(mine):
-            assert option("stop", "short") == {"_target_": "selfspec.stop.Fixed", "max_draft": 2}
+            assert option("stop", "short") == {"_target_": "selfspec.stopping.Fixed", "max_draft": 2}
 
     def test_nothing_of_a_command_stays_behind(self, mine: Path) -> None:
         before = sys.path[:]
@@ -123,7 +123,7 @@ class TestEvaluate:
     def test_a_rule_and_a_data_set_and_arms_with_it(self, mine: Path, words: list[str]) -> None:
         arms = "arms={other: {skip: a2, stop: mine}, short: {skip: a2, stop: {mine: {max_draft: 1}}}}"
         ran = finished(command("evaluate", "--config-dir", "mine", *words, *SMALL, "skip=a1", "stop=mine", arms))
-        rows = records.read_rows(ran.run / records.RECORDS)
+        rows = run_files.read_rows(ran.run / run_files.RECORDS)
         assert {row["verdict"] for row in rows} == {"baseline", "identical"}
         assert {row["prompt_id"] for row in rows} == {"evaluation-0", "evaluation-5"} or len(rows) == 8
         assert max(max(r["round_drafted"]) for r in rows if r["arm"] == "short") == 1
@@ -142,7 +142,7 @@ class TestSearch:
         return finished(command("search", "--config-dir=mine", *searching, *asked))
 
     def test_proposes_what_the_searcher_says_and_tunes_what_the_rule_says(self, found: Ran) -> None:
-        trials = records.read_rows(found.run / records.TRIALS)
+        trials = run_files.read_rows(found.run / run_files.TRIALS)
         assert [row["skip"] for row in trials] == ["none", "m3", "a3", "m2"]
         assert {row["stop"]["_target_"] for row in trials} == {"my_rules.Patient"}
 
@@ -153,7 +153,7 @@ class TestSearch:
             ran = finished(
                 command("evaluate", "--config-dir=mine", *words, *SMALL, f"skip={found.run}", f"stop={stop}")
             )
-            assert bool(json.loads((ran.run / records.SUMMARY).read_text())["predicted"]) == predicted
+            assert bool(json.loads((ran.run / run_files.SUMMARY).read_text())["predicted"]) == predicted
 
     def test_without_its_file_another_rule_can_still_be_evaluated(
         self, found: Ran, words: list[str], mine: Path, toy: list[str]
@@ -166,12 +166,12 @@ class TestSearch:
 
     def test_goes_on_with_the_folder_given_again(self, found: Ran) -> None:
         more = command("search", "--config-dir=mine", f"resume={found.run}", "searcher.n_trials=6")
-        assert len(records.read_rows(finished(more).run / records.TRIALS)) == 6
+        assert len(run_files.read_rows(finished(more).run / run_files.TRIALS)) == 6
 
     def test_a_computed_searcher_gets_costs_if_it_takes_them(self, mine: Path, searching: list[str]) -> None:
         asked = ["searcher=priced", "finals.top=0"]
         ran = finished(command("search", "--config-dir=mine", *searching, *asked))
-        assert [row["skip"] for row in records.read_rows(ran.run / records.TRIALS)] == ["none", "a1-2 m2"]
+        assert [row["skip"] for row in run_files.read_rows(ran.run / run_files.TRIALS)] == ["none", "a1-2 m2"]
         refused = command("search", "--config-dir=mine", *searching, *asked, "objective=matchness")
         assert refused.status == 2 and "objective=expected_speedup" in refused.error_lines[-1]
 
@@ -191,7 +191,7 @@ class TestSearch:
 def test_a_sweep_has_them_in_each_job(mine: Path, words: list[str]) -> None:
     ran = finished(command("evaluate", "-m", "--config-dir=mine", *words, *SMALL, "skip=a1", "stop=mine,fixed"))
     stops = {yaml.safe_load(file.read_text())["stop"]["_target_"] for file in Path("outputs").rglob("config.yaml")}
-    assert stops == {"my_rules.Patient", "selfspec.stop.Fixed"}, ran.err
+    assert stops == {"my_rules.Patient", "selfspec.stopping.Fixed"}, ran.err
 
 
 def test_an_experiment_hands_the_folder_on_to_its_steps(
@@ -211,10 +211,10 @@ def test_an_experiment_hands_the_folder_on_to_its_steps(
     steps_file = folder / "steps.jsonl"
     steps_file.write_text(steps_file.read_text().splitlines()[0] + "\n")
     for run in (folder / "runs/evaluate/second").iterdir():
-        (run / records.SUMMARY).unlink()
+        (run / run_files.SUMMARY).unlink()
     sys.modules.pop("my_rules")
     finished(command("reproduce", f"resume={folder}"))
-    assert len(records.read_rows(steps_file)) == 2
+    assert len(run_files.read_rows(steps_file)) == 2
 
 
 def test_every_file_of_the_example_is_short() -> None:
@@ -235,7 +235,7 @@ class TestDrafter:
             command("evaluate", "--config-dir=mine", *words, *SMALL, "skip=m2", "drafter=pairs", "arm=own", arms)
         )
         (run,) = Path("outputs/evaluate").glob("*/*")
-        rows = [row for row in records.read_rows(run / records.RECORDS) if row["arm"] == "own"]
+        rows = [row for row in run_files.read_rows(run / run_files.RECORDS) if row["arm"] == "own"]
         assert rows and {row["verdict"] for row in rows} == {"identical"}
         assert sum(row["drafted"] for row in rows) > sum(row["accepted"] for row in rows) > 0
         assert max(drafted for row in rows for drafted in row["round_drafted"]) == 4
@@ -246,13 +246,13 @@ class TestDrafter:
         asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=4", f"objective={objective}"]
         finished(command("search", *asked, "drafter=pairs", "force=true", *FINALS))
         (run,) = Path("outputs/search").glob("*/*")
-        rows = records.read_rows(run / records.TRIALS)
+        rows = run_files.read_rows(run / run_files.TRIALS)
         assert len(rows) == 4 and {row["state"] for row in rows} == {"complete"}
-        finals = records.read_rows(run / records.FINALS)
+        finals = run_files.read_rows(run / run_files.FINALS)
         assert finals[0]["n_prompts"] == 1
         ran = finished(command("evaluate", "--config-dir=mine", *searching[:5], *SMALL, f"skip={run}", "stop=searched"))
         assert "Pairs" in json.dumps(
-            json.loads((next(Path("outputs/evaluate").glob("*/*")) / records.PROVENANCE).read_text())
+            json.loads((next(Path("outputs/evaluate").glob("*/*")) / run_files.PROVENANCE).read_text())
         )
         assert ran.status == 0
 
@@ -268,7 +268,7 @@ class TestDrafter:
         ran = command("search", *asked, "drafter=pairs")
         assert ran.status == 2 and "drafter Pairs proposed token 9999" in ran.error_lines[-1]
         (run,) = Path("outputs/search").glob("*/*")
-        rows = records.read_rows(run / records.TRIALS)
+        rows = run_files.read_rows(run / run_files.TRIALS)
         assert [row["state"] for row in rows] == ["failed"] * 3
         assert all("Pairs" in row["reason"] for row in rows)
 
@@ -280,23 +280,23 @@ class TestTree:
         asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
         finished(command("search", *asked, "lookup=beside"))
         (run,) = Path("outputs/search").glob("*/*")
-        assert {row["state"] for row in records.read_rows(run / records.TRIALS)} == {"complete"}
+        assert {row["state"] for row in run_files.read_rows(run / run_files.TRIALS)} == {"complete"}
         searched = ["stop=searched", "lookup=searched"]
         finished(command("evaluate", "--config-dir=mine", *searching[:5], *SMALL, f"skip={run}", *searched))
         (evaluated,) = Path("outputs/evaluate").glob("*/*")
-        assert '"lookup": "beside"' in (evaluated / records.PROVENANCE).read_text()
+        assert '"lookup": "beside"' in (evaluated / run_files.PROVENANCE).read_text()
 
     @pytest.mark.parametrize("tree", ["best_first", "expand_rerank", "static"])
     def test_is_searched_by_replay_raced_and_evaluated(self, tree: str, searching: list[str], mine: Path) -> None:
         asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
         finished(command("search", *asked, f"tree={tree}"))
         (run,) = Path("outputs/search").glob("*/*")
-        assert {row["state"] for row in records.read_rows(run / records.TRIALS)} == {"complete"}
+        assert {row["state"] for row in run_files.read_rows(run / run_files.TRIALS)} == {"complete"}
         finished(command("evaluate", "--config-dir=mine", *searching[:5], *SMALL, f"skip={run}", "stop=searched"))
         (evaluated,) = Path("outputs/evaluate").glob("*/*")
-        facts = json.loads((evaluated / records.PROVENANCE).read_text())["run"]["arms"]
+        facts = json.loads((evaluated / run_files.PROVENANCE).read_text())["run"]["arms"]
         assert tree in json.dumps(facts)
-        verdicts = {row["verdict"] for row in records.read_rows(evaluated / records.RECORDS)}
+        verdicts = {row["verdict"] for row in run_files.read_rows(evaluated / run_files.RECORDS)}
         assert verdicts == {"baseline", "identical"}
 
     def test_a_shape_without_costs_is_measured_or_refused_in_a_line(self, searching: list[str], mine: Path) -> None:
@@ -311,5 +311,5 @@ class TestTree:
         how = ["sampling=sample", "sampling.by_block=true", f"tree={tree}", *costs]
         finished(command("evaluate", "--config-dir=mine", *words, *SMALL, "skip=m2", "stop=fixed", *how))
         (run,) = Path("outputs/evaluate").glob("*/*")
-        rows = [row for row in records.read_rows(run / records.RECORDS) if row["arm"] != "plain"]
+        rows = [row for row in run_files.read_rows(run / run_files.RECORDS) if row["arm"] != "plain"]
         assert sum(row["drafted"] for row in rows) > 0

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from experiments import blocks, so_far
-from experiments.progress import progress
-from selfspec.skip import SkipSet
+from experiments.terminal import live_panel, skip_map_text
+from experiments.terminal.progress import progress
+from selfspec.skipping.skip_set import SkipSet
 from tests.commands import N_LAYERS, command
 
 CONTROL = re.compile(r"\x1b\[([?\d;]*)([A-Za-z])")
@@ -72,7 +72,7 @@ TRIALS = [trial(0.9, "none"), trial(1.25, "a1 m2", acceptance=0.875), trial(1.1,
 
 def run(rows: list[dict[str, Any]], *, console: Console | None = None) -> Iterator[None]:
     """A search of four trials, of which those of `rows` end; yields after each, inside the panel."""
-    with progress("trial", 4, show=so_far.best_set(4, "x plain decoding"), console=console) as advance:
+    with progress("trial", 4, show=live_panel.best_set(4, "x plain decoding"), console=console) as advance:
         for row in rows:
             advance(row)
             yield
@@ -82,7 +82,7 @@ def test_the_panel_tells_how_far_how_good_and_what_is_skipped(terminal: io.Strin
     with redirect_stderr(terminal):
         list(run(TRIALS))
     shown = "\n".join(screen(terminal.getvalue()))
-    attn, mlp = blocks.rows(SkipSet.parse("a1 m2", 4))
+    attn, mlp = skip_map_text.rows(SkipSet.parse("a1 m2", 4))
     for piece in ("3/4", "left", "best 1.250x plain decoding", "acceptance 0.875", "2 of 8 sublayers", attn, mlp):
         assert piece in shown, shown
     assert re.search(r"left 0:00:0\d", shown), shown  # three trials in no time leave one of no time
@@ -90,7 +90,7 @@ def test_the_panel_tells_how_far_how_good_and_what_is_skipped(terminal: io.Strin
 
 
 def test_what_was_done_before_a_resume_counts(terminal: io.StringIO) -> None:
-    show = so_far.best_set(4, "tokens/s")
+    show = live_panel.best_set(4, "tokens/s")
     with redirect_stderr(terminal), progress("trial", 4, done=3, show=show, rows=TRIALS) as advance:
         advance(trial(1.0, "m1"))
     shown = "\n".join(screen(terminal.getvalue()))

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from selfspec.data import Example, Source, Split
+from selfspec.data.cnndm import cnndm
+from selfspec.data.gsm8k import gsm8k
+from selfspec.data.mbpp import mbpp
+from selfspec.data.prompts import encode, encode_turns, fit
+from selfspec.data.xsum import xsum
 from selfspec.errors import InputError
-from selfspec.prompt import encode, encode_turns, fit
-from selfspec.tasks import Example, Source, Split
-from selfspec.tasks.cnndm import cnndm
-from selfspec.tasks.gsm8k import gsm8k
-from selfspec.tasks.mbpp import mbpp
-from selfspec.tasks.xsum import xsum
 
 ROWS: dict[str, list[dict[str, Any]]] = {
     "cnndm": [{"article": f"Text {k}.", "highlights": f"One {k} .\nTwo {k} ."} for k in range(2)],

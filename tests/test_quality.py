@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.quality import assess, measure, quality_rows, quality_table, summary, write_quality
+from experiments.quality import last_number
+from experiments.quality.code import Problem, pass_at_k
+from experiments.quality.cut import cut
+from experiments.quality.judge import assess, measure, quality_rows, quality_table, summary, write_quality
+from experiments.quality.rouge import rouge
+from selfspec.data import Example
 from selfspec.errors import InputError
-from selfspec.quality import gsm8k
-from selfspec.quality.code import Problem, pass_at_k
-from selfspec.quality.cut import cut
-from selfspec.quality.rouge import rouge
-from selfspec.tasks import Example
 
 DATA = Path(os.environ.get("SELFSPEC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 HUMANEVAL = {"prompt": 'def f():\n    """One."""\n', "test": "def check(f):\n    assert f() == 1", "entry_point": "f"}
@@ -69,24 +69,24 @@ class TestGsm8k:
         ],
     )
     def test_the_final_number_is_found(self, text: str, number: str | None) -> None:
-        assert gsm8k.final_number(text) == (None if number is None else Decimal(number))
+        assert last_number.final_number(text) == (None if number is None else Decimal(number))
 
     def test_numbers_are_compared_by_value(self) -> None:
-        assert gsm8k.is_right("... = 2,125.0", "2000 + 125 = <<2000+125=2125>>2125\n#### 2,125")
-        assert not gsm8k.is_right("... = 2126", "#### 2,125")
-        assert not gsm8k.is_right("", "#### 0")
+        assert last_number.is_right("... = 2,125.0", "2000 + 125 = <<2000+125=2125>>2125\n#### 2,125")
+        assert not last_number.is_right("... = 2126", "#### 2,125")
+        assert not last_number.is_right("", "#### 0")
 
     def test_a_reference_without_its_number_is_told(self) -> None:
         with pytest.raises(InputError, match="no number after ####"):
-            gsm8k.is_right("4", "the answer is 4")
+            last_number.is_right("4", "the answer is 4")
 
     @pytest.mark.skipif(not (DATA / "gsm8k_test.jsonl").is_file(), reason="no local GSM8K")
     def test_every_published_solution_answers_its_own_question(self) -> None:
         lines = (DATA / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()
         solutions = [json.loads(line)["answer"] for line in lines]
         assert len(solutions) == 1319
-        assert [s for s in solutions if not gsm8k.is_right(s, s)] == []
-        assert [s for s in solutions if gsm8k.is_right(f"{gsm8k.wanted(s) + 1}", s)] == []
+        assert [s for s in solutions if not last_number.is_right(s, s)] == []
+        assert [s for s in solutions if last_number.is_right(f"{last_number.wanted(s) + 1}", s)] == []
 
 
 class TestPassAtK:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.draft_only import DraftOnlyArm, alone
-from experiments.quality import FILE, quality_rows
-from selfspec.decode import Ending, autoregress
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.records import RECORDS, read_rows
-from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
-from selfspec.timing import Stopwatch
+from experiments.evaluation.draft_only import DraftOnlyArm, alone
+from experiments.quality.judge import FILE, quality_rows
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.sampling import Sampling
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.records.run_files import RECORDS, read_rows
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 from tests import toys
 from tests.commands import PROMPTS, command
 

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.quality import assess, measure
+from experiments.quality import sandbox as module
+from experiments.quality.code import Problem
+from experiments.quality.judge import assess, measure
+from experiments.quality.sandbox import Limits, Sandbox, find_sandbox
+from selfspec.data import Example
 from selfspec.errors import InputError
-from selfspec.quality import sandbox as module
-from selfspec.quality.code import Problem
-from selfspec.quality.sandbox import Limits, Sandbox, find_sandbox
-from selfspec.tasks import Example
 
 DATA = Path(os.environ.get("SELFSPEC_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FILE = DATA / "HumanEval.jsonl.gz"

@@ -12,18 +12,19 @@ import torch
 import yaml
 from torch import nn
 
-from search.cost import measure_drafts
-from search.cost_table import CostTable
-from search.drafts import Drafts
-from selfspec.bridges import Bridge
-from selfspec.decode import autoregress, speculate
-from selfspec.draft import ModelDraft
+from search.costs.measure import measure_drafts
+from search.costs.table import CostTable
+from search.draft_of_point import Drafts
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import autoregress, speculate
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.packed import PackedLinear, packs
-from selfspec.plan import DraftPlan, Precision
-from selfspec.planfile import load_plan, save_plan
-from selfspec.quantised import (
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.models.packing import PackedLinear, packs
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan, Precision
+from selfspec.skipping.plan_files import load_plan, save_plan
+from selfspec.skipping.rounding import (
     GROUP,
     KEPT,
     ROUNDED,
@@ -35,9 +36,8 @@ from selfspec.quantised import (
     grouped,
     rounded,
 )
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
-from selfspec.timing import Stopwatch
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests.commands import command
 from tests.contracts.architecture import ENDING, LONG, RULES, SHORT, random_sets
 from tests.toys import FAMILIES, VOCAB, toy

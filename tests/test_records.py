@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from selfspec import provenance
 from selfspec.errors import InputError
-from selfspec.records import (
+from selfspec.records import provenance
+from selfspec.records.run_files import (
     SUMMARY,
     append_row,
     drop_partial_line,

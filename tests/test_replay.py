@@ -13,26 +13,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from search.chains import Chains
-from search.cost import check, measure
-from search.cost_table import GRID, CostTable, spread
-from search.drafts import Drafts
-from search.expected import ReplayObjective, accepted_fraction, as_raced, cost_of, expected_speedup
-from search.matchness import count_agreed
-from search.reference import Reference, ReferenceBatch, refer
-from search.replay import draft_everything, replay, replay_in_turn
-from search.robust import Robust
-from search.tune import Widest, calibration, paying, variants, verify_cost
-from selfspec.decode import Ending, speculate
-from selfspec.draft import ModelDraft
+from search.costs.measure import check, measure
+from search.costs.table import GRID, CostTable, spread
+from search.draft_of_point import Drafts
+from search.multi_dataset import Robust
+from search.replay.chain_replay import draft_everything, replay, replay_in_turn
+from search.replay.chains import Chains
+from search.replay.objectives import ReplayObjective, accepted_fraction, as_raced, cost_of, expected_speedup
+from search.replay.parallel_agreement import count_agreed
+from search.replay.references import Reference, ReferenceBatch, refer
+from search.replay.rule_tuner import Widest, calibration, paying, variants, verify_cost
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.trace import Round
+from selfspec.engine.verify import judge_greedy
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
-from selfspec.timing import Stopwatch
-from selfspec.trace import Round
-from selfspec.verify import judge_greedy
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
 from tests.toys import FAMILIES, toy
 
 N_NEW = 20
@@ -383,7 +383,7 @@ def test_what_a_round_takes_beside_its_forwards_is_measured(monkeypatch: pytest.
     decoder.model.lm_head.register_forward_hook(forward)
     stopwatch = Stopwatch(clock=lambda: seconds[0])
     for judged, expected in ((judge_greedy, 0.0), (judge, 3.0)):
-        monkeypatch.setattr("selfspec.verify.judge_greedy", judged)
+        monkeypatch.setattr("selfspec.engine.verify.judge_greedy", judged)
         table = measure(decoder, contexts=[8], max_tokens=4, repeats=3, stopwatch=stopwatch)
         assert table.round_s == pytest.approx(expected)
 

@@ -9,24 +9,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.runs import find_runs
-from search.chains import Chains
-from search.drafts import Drafts
-from search.expected import ReplayObjective, expected_speedup
+from experiments.results.find_runs import find_runs
+from search.draft_of_point import Drafts
 from search.finals import Finalist, race
 from search.objective import TokensPerSecond
 from search.point import Point
-from search.reference import Reference, ReferenceBatch, refer
-from search.replay import draft_everything, looked_up, replay
-from search.tune import fitted
-from selfspec.decode import Ending, speculate
-from selfspec.draft import ModelDraft
-from selfspec.lookup import LookupDraft, Memory, joined
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed, Optimal, StopPolicy
-from selfspec.timing import Stopwatch
-from selfspec.trace import Round
+from search.replay.chain_replay import draft_everything, looked_up, replay
+from search.replay.chains import Chains
+from search.replay.objectives import ReplayObjective, expected_speedup
+from search.replay.references import Reference, ReferenceBatch, refer
+from search.replay.rule_tuner import fitted
+from selfspec.drafters.chain import ModelDraft
+from selfspec.drafters.lookup import LookupDraft, Memory, joined
+from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.trace import Round
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed, Optimal, StopPolicy
 from tests.commands import command
 from tests.test_replay import COSTS, RULES
 from tests.toys import toy as toy_model

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import figures
-from experiments.report import make_report
-from experiments.runs import find_runs
-from experiments.tables import ArmRow, arm_csv, arm_rows, arm_table, verdict_sentence, verdict_sentences
+from experiments.results import figures
+from experiments.results.find_runs import find_runs
+from experiments.results.tables import ArmRow, arm_csv, arm_rows, arm_table, verdict_sentence, verdict_sentences
+from experiments.verbs.report import make_report
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 Row = dict[str, Any]
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.composing import options
-from experiments.expect import Size, seconds, size_of
-from experiments.published import published
-from experiments.reproduce import STEPS
-from experiments.steps import is_own, merged, plan
-from selfspec import records
+from experiments.config.composing import options
+from experiments.config.resource_estimate import Size, seconds, size_of
+from experiments.config.steps import is_own, merged, plan
+from experiments.results.published import published
+from experiments.verbs.reproduce import STEPS
 from selfspec.errors import InputError
-from selfspec.skipfile import load_skip_set
+from selfspec.records import run_files
+from selfspec.skipping.skip_set_files import load_skip_set
 from tests.commands import N_LAYERS, Ran, command, write_model
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -60,7 +60,7 @@ def small(toy: list[str]) -> list[str]:
 
 
 def steps_of(folder: Path) -> list[str]:
-    return [row["step"] for row in records.read_rows(folder / STEPS)]
+    return [row["step"] for row in run_files.read_rows(folder / STEPS)]
 
 
 @pytest.mark.slow
@@ -81,14 +81,14 @@ class TestEvery:
         words += [f"model.path={toys[n_layers(experiment)]}", *SHRUNK]
         ran = command("reproduce", f"experiment={experiment}", *words)
         folder = folder_of(ran)
-        rows = records.read_rows(folder / STEPS)
+        rows = run_files.read_rows(folder / STEPS)
         assert {row["verb"] for row in rows} >= {"search", "evaluate", "report"}
-        assert all(records.is_finished(Path(row["run"])) for row in rows) and records.is_finished(folder)
+        assert all(run_files.is_finished(Path(row["run"])) for row in rows) and run_files.is_finished(folder)
         verdicts = [
             r
             for row in rows
             if row["verb"] == "evaluate"
-            for r in records.read_rows(Path(row["run"]) / records.RECORDS)
+            for r in run_files.read_rows(Path(row["run"]) / run_files.RECORDS)
         ]
         assert [r["verdict"] for r in verdicts if r["verdict"] == "mismatch"] == []
 
@@ -170,7 +170,7 @@ class TestMistakes:
         assert ran.status == 2 and "step search failed: calibration.n_tokens=0" in line, ran.err
         assert "it was `selfspec search " in line and "selfspec reproduce resume=" in line
         (folder,) = Path("outputs/reproduce").glob("*/*")
-        assert steps_of(folder) == ["costs"] and not records.is_finished(folder)
+        assert steps_of(folder) == ["costs"] and not run_files.is_finished(folder)
 
 
 def resumed(folder: Path) -> Ran:
@@ -184,13 +184,13 @@ def folder_of(ran: Ran) -> Path:
 
 def assert_whole(folder: Path) -> None:
     """Every prompt has every arm once, every trial is there once."""
-    for row in records.read_rows(folder / STEPS):
+    for row in run_files.read_rows(folder / STEPS):
         run = Path(row["run"])
         if row["verb"] == "evaluate":
-            cells = [(r["prompt_id"], r["arm"]) for r in records.read_rows(run / records.RECORDS)]
+            cells = [(r["prompt_id"], r["arm"]) for r in run_files.read_rows(run / run_files.RECORDS)]
             assert len(set(cells)) == 2 * len({arm for _, arm in cells}), row["step"]  # a prompt begun is decoded anew
         if row["verb"] == "search":
-            assert [r["number"] for r in records.read_rows(run / records.TRIALS)] == [0, 1, 2]
+            assert [r["number"] for r in run_files.read_rows(run / run_files.TRIALS)] == [0, 1, 2]
 
 
 class Killed(BaseException):
@@ -215,7 +215,7 @@ class TestKilled:
             command("reproduce", *small)
         (folder,) = Path("outputs/reproduce").glob("*/*")
         done = steps_of(folder) if (folder / STEPS).is_file() else []
-        finished = [file.parent for file in (folder / "runs").glob(f"*/*/*/{records.SUMMARY}")]
+        finished = [file.parent for file in (folder / "runs").glob(f"*/*/*/{run_files.SUMMARY}")]
         before = {path: path.read_bytes() for run in finished for path in run.rglob("*.jsonl")}
         ran = resumed(folder)
         assert ran.status == 0, ran.err
@@ -228,10 +228,10 @@ class TestKilled:
 
     def test_an_evaluation_refused_for_what_it_found_is_not_passed_over_in_silence(self, small: list[str]) -> None:
         folder = folder_of(command("reproduce", *small))
-        rows = [row for row in records.read_rows(folder / STEPS) if row["verb"] != "report"]
+        rows = [row for row in run_files.read_rows(folder / STEPS) if row["verb"] != "report"]
         (run,) = [Path(row["run"]) for row in rows if row["verb"] == "evaluate"]
-        summary = json.loads((run / records.SUMMARY).read_text())
-        records.write_json(run / records.SUMMARY, summary | {"verdicts": {"mismatch": 3}})
+        summary = json.loads((run / run_files.SUMMARY).read_text())
+        run_files.write_json(run / run_files.SUMMARY, summary | {"verdicts": {"mismatch": 3}})
         (folder / STEPS).write_text("".join(json.dumps(row) + "\n" for row in rows if row["verb"] != "evaluate"))
         ran = resumed(folder)
         assert ran.status == 0 and "3 outputs are not plain decoding's" in ran.err + ran.out, ran

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from experiments import blocks
-from experiments.overlap import jaccard, n_shared, only_in
-from selfspec.records import FAILURE
-from selfspec.skip import SkipSet
-from selfspec.skipfile import save_skip_set
+from experiments.results.overlap import jaccard, n_shared, only_in
+from experiments.terminal import skip_map_text
+from selfspec.records.run_files import FAILURE
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import save_skip_set
 from tests.commands import Ran, command
 from tests.made_up import N_LAYERS, evaluate_run, search_run
 
@@ -94,7 +94,7 @@ class TestShow:
     def test_a_search_shows_its_best_set_and_its_map(self, outputs: Path) -> None:
         (run,) = facts(outputs, "list", "00000001")
         text = runs(outputs, "show", "00000001")
-        attn, mlp = blocks.rows(SkipSet.parse(run["best"]["skip"], N_LAYERS))
+        attn, mlp = skip_map_text.rows(SkipSet.parse(run["best"]["skip"], N_LAYERS))
         for piece in (f"skip={run['best']['skip']}", f"attention {attn}", f"MLP       {mlp}", "study.journal", "mini"):
             assert piece in text, text
 
@@ -200,5 +200,5 @@ def test_overlap_counts_sublayers_of_either_kind() -> None:
 
 def test_a_map_has_a_character_a_layer_below_its_number() -> None:
     skip = SkipSet.parse("a0,10 m11", 12)
-    assert blocks.rows(skip) == ("█·········█·", "···········█")
-    assert blocks.ruler(12).index("10") == 10
+    assert skip_map_text.rows(skip) == ("█·········█·", "···········█")
+    assert skip_map_text.ruler(12).index("10") == 10

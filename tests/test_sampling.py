@@ -14,12 +14,12 @@ from scipy.stats import chi2
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from selfspec import verify
-from selfspec.decode import Ending
-from selfspec.model import Decoder
-from selfspec.protocols import Draft
-from selfspec.sampling import Sampling
-from selfspec.verify import judge_sampled
+from selfspec.engine import verify
+from selfspec.engine.decode import Ending
+from selfspec.engine.protocols import Draft
+from selfspec.engine.sampling import Sampling
+from selfspec.engine.verify import judge_sampled
+from selfspec.models.decoder import Decoder
 from tests.test_engine import drafting, run
 from tests.toys import toy
 

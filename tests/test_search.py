@@ -13,14 +13,14 @@ import optuna
 import pytest
 
 from search.constraints import Constraints
-from search.loop import top
 from search.objective import Score
 from search.space import Space
 from search.starts import singles
-from search.study import SearchStudy
+from search.study.loop import top
+from search.study.study import SearchStudy
 from selfspec.errors import InputError
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
 from tests.scripted import JOURNAL, N_LAYERS, ROWS, WEIGHTS, Listed, Scripted, planted, rows_of, run, score, tpe
 
 

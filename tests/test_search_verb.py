@@ -13,16 +13,16 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from experiments import build_search
-from experiments.composing import options
-from experiments.setup import _shares
-from search.expected import ReplayObjective
-from selfspec import records
+from experiments.config import build_search
+from experiments.config.composing import options
+from experiments.config.search_setup import _shares
+from search.replay.objectives import ReplayObjective
 from selfspec.errors import InputError
-from selfspec.load import Loaded
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
-from selfspec.skipfile import read_skip_set
+from selfspec.models.load import Loaded
+from selfspec.records import run_files
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import read_skip_set
 from tests.commands import N_LAYERS, Ran, command
 
 SMALL = [
@@ -45,11 +45,11 @@ def search(toy: list[str], *words: str) -> Ran:
 
 
 def trials(ran: Ran) -> list[dict[str, Any]]:
-    return read_rows(ran.run / records.TRIALS)
+    return read_rows(ran.run / run_files.TRIALS)
 
 
 def summary(ran: Ran) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads((ran.run / records.SUMMARY).read_text())
+    body: dict[str, Any] = json.loads((ran.run / run_files.SUMMARY).read_text())
     return body
 
 
@@ -67,7 +67,9 @@ class TestSearch:
         raced = read_rows(ran.run / "finals.jsonl")
         assert len(raced) == 3
         winner = summary(ran)["winner"]
-        assert winner | {"schema": records.SCHEMA} == raced[0] and winner["low"] <= winner["speedup"] <= winner["high"]
+        assert (
+            winner | {"schema": run_files.SCHEMA} == raced[0] and winner["low"] <= winner["speedup"] <= winner["high"]
+        )
         assert str(read_skip_set(ran.run)) == winner["skip"]
         saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
         assert saved["speedup"] == pytest.approx(winner["speedup"], abs=1e-3)
@@ -270,7 +272,7 @@ def test_hydra_starts_the_workers_through_submitit(here: Path, toy: list[str]) -
     assert ran.returncode == 0, ran.stderr
     runs = sorted((here / "outputs" / "search" / "together").iterdir())
     assert len(runs) == 2
-    first, second = ([r["skip"] for r in read_rows(run / records.TRIALS)] for run in runs)
+    first, second = ([r["skip"] for r in read_rows(run / run_files.TRIALS)] for run in runs)
     assert sorted(first) == sorted(second) and len(first) == 6
     assert sum((run / "finals.jsonl").exists() for run in runs) == 1
 
@@ -309,10 +311,10 @@ class TestPlans:
         words = f"skip={ran.run}", "stop=searched", "lookup=searched", "max_new_tokens=8"
         evaluated = command("evaluate", *toy, *words, "n=1", "arms={odd: {skip: a1, stop: fixed, lookup: null}}")
         assert evaluated.status == 0, evaluated.err
-        arms = json.loads((evaluated.run / records.PROVENANCE).read_text())["run"]["arms"]
+        arms = json.loads((evaluated.run / run_files.PROVENANCE).read_text())["run"]["arms"]
         mine = next(about for name, about in arms.items() if name not in ("plain", "generate", "odd"))
         assert (mine["stop"], mine["lookup"]) == ("threshold, paying", "front")
-        assert max(max(r["round_drafted"]) for r in read_rows(evaluated.run / records.RECORDS) if r["drafted"]) <= 10
+        assert max(max(r["round_drafted"]) for r in read_rows(evaluated.run / run_files.RECORDS) if r["drafted"]) <= 10
         decoded = command("decode", *toy, "prompt=one two", *words)
         assert decoded.status == 0 and "stop=threshold" in decoded.out, decoded.err
         refused = command("evaluate", *toy, "skip=a1", "stop=searched")
@@ -322,7 +324,7 @@ class TestPlans:
         words = "draft=linear", "objective.n_prompts=4", "calibration.max_new_tokens=8", "searcher.n_trials=2"
         ran = command("search", *toy, *SMALL, *words, "starts=[nothing]")
         assert ran.status == 0 and "they get 1, 1 and 2" in ran.err, ran.err
-        told = json.loads((ran.run / records.PROVENANCE).read_text())["run"]
+        told = json.loads((ran.run / run_files.PROVENANCE).read_text())["run"]
         assert (len(told["prompt_ids"]), len(told["fresh_ids"])) == (1, 1) and told["calibration_tokens"] > 8
 
     @pytest.mark.parametrize(

@@ -18,21 +18,21 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 
-from experiments import build_search
-from experiments.build import instance
-from experiments.composing import options
-from search.bits import Bits, BitSampler, Exhausted, flipped, swaps
-from search.cost_table import CostTable
-from search.listed import Listed, early_exit, uniform
-from search.local import Anneal, Greedy
-from search.paper import Paper
-from search.quadratic import Drawn, Quadratic
-from search.reference import refer
+from experiments.config import build_search
+from experiments.config.build import instance
+from experiments.config.composing import options
+from search.costs.table import CostTable
+from search.replay.references import refer
+from search.samplers.base import Bits, BitSampler, Exhausted, flipped, swaps
+from search.samplers.draft_verify import Paper
+from search.samplers.fixed_lists import Listed, early_exit, uniform
+from search.samplers.local import Anneal, Greedy
+from search.samplers.quadratic import Drawn, Quadratic
 from search.space import Space
-from selfspec.decode import Ending
+from selfspec.engine.decode import Ending
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 from tests.contracts.architecture import without
 from tests.contracts.searcher import BitSearcherContract, SearcherContract
 from tests.scripted import N_LAYERS, planted, score
@@ -187,7 +187,7 @@ def test_every_configured_searcher_is_held_to_the_contract() -> None:
         ["searcher.sampler._target_=optuna.samplers.QMCSampler", "searcher.encoding=floats"],
         ["searcher.sampler._target_=optuna.samplers.NSGAIIISampler", "+searcher.sampler.population_size=4"],
         ["searcher.sampler._target_=optuna.samplers.BruteForceSampler"],
-        ["searcher.sampler._target_=search.samplers.random"],
+        ["searcher.sampler._target_=search.samplers.optuna_samplers.random"],
     ],
     ids=lambda words: words[0].rpartition(".")[2],
 )

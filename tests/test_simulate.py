@@ -6,20 +6,20 @@ from collections.abc import Callable
 
 import pytest
 
-from search.reference import ReferenceBatch, refer
-from search.simulate import simulate
-from selfspec.decode import Ending, speculate
-from selfspec.draft import ModelDraft
+from search.replay.references import ReferenceBatch, refer
+from search.replay.simulator import simulate
+from selfspec.drafters.chain import ModelDraft
+from selfspec.drafters.lookup import LookupDraft
+from selfspec.drafters.merged import MergedDraft
+from selfspec.drafters.tree_drafter import TreeDraft
+from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, comb
+from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.protocols import BaseDrafter, Draft, Drafter
+from selfspec.engine.trace import Round
 from selfspec.errors import DrafterError
-from selfspec.lookup import LookupDraft
-from selfspec.merged import MergedDraft
-from selfspec.model import Decoder
-from selfspec.protocols import BaseDrafter, Draft, Drafter
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed, Threshold
-from selfspec.trace import Round
-from selfspec.tree_draft import TreeDraft
-from selfspec.tree_shapes import BestFirst, ExpandRerank, comb
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed, Threshold
 from tests.toys import toy
 
 N_NEW = 20

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet, deepest_attention, evenly_spaced
-from selfspec.skipfile import NAME, load_skip_set, published, read_skip_set, save_skip_set
+from selfspec.skipping.skip_set import SkipSet, deepest_attention, evenly_spaced
+from selfspec.skipping.skip_set_files import NAME, load_skip_set, published, read_skip_set, save_skip_set
 
 SIZES = (1, 2, 3, 4, 7, 30, 80, 126)
 

@@ -12,21 +12,21 @@ import pytest
 import torch
 from optuna.samplers import BaseSampler
 
-from search import samplers
 from search.constraints import Constraints
 from search.dimensions import Choice, Dimension, Range, active, dimensions
-from search.drafts import Drafts, check_dimensions
-from search.loop import Found, run_search, top
+from search.draft_of_point import Drafts, check_dimensions
 from search.objective import GoOn, Score
 from search.point import Point, Value
-from search.quadratic import Quadratic
+from search.samplers import optuna_samplers
+from search.samplers.quadratic import Quadratic
 from search.space import Space
-from search.study import Encoding, SearchStudy
+from search.study.loop import Found, run_search, top
+from search.study.study import Encoding, SearchStudy
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.tree_shapes import ExpandRerank
 from selfspec.errors import DrafterError, InputError
-from selfspec.skip import SkipSet
-from selfspec.spec import DraftSpec
-from selfspec.stop import Fixed, Heuristic, Threshold
-from selfspec.tree_shapes import ExpandRerank
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed, Heuristic, Threshold
 from tests.scripted import JOURNAL, N_LAYERS, ROWS, Scripted, planted, rows_of, score, ticking, tpe
 
 STARTS = (SkipSet(N_LAYERS), SkipSet.parse("a1-2 m1-2", N_LAYERS))
@@ -59,14 +59,14 @@ def mixed(point: Point) -> float:
     return value - abs(n - 7) / 6 - 2 * abs(threshold - 0.6)
 
 
-gp = partial(samplers.gp, n_startup_trials=4)
-nsga2 = partial(samplers.nsga2, population_size=6, mutation_prob=None)
+gp = partial(optuna_samplers.gp, n_startup_trials=4)
+nsga2 = partial(optuna_samplers.nsga2, population_size=6, mutation_prob=None)
 SAMPLERS: dict[str, tuple[Callable[[int], BaseSampler], Encoding]] = {
     "tpe": (tpe, "bits"),
     "gp": (gp, "bits"),
     "nsga2": (nsga2, "bits"),
-    "random": (samplers.random, "bits"),
-    "cmaes": (samplers.cmaes, "floats"),
+    "random": (optuna_samplers.random, "bits"),
+    "cmaes": (optuna_samplers.cmaes, "floats"),
     "quadratic": (Quadratic, "bits"),
 }
 
@@ -196,7 +196,7 @@ class TestPoint:
 class TestSearch:
     @pytest.mark.parametrize("seed", [0, 1])
     def test_tpe_finds_the_planted_mixture(self, seed: int) -> None:
-        study = SearchStudy(SPACE, partial(samplers.tpe, n_startup_trials=10), seed=seed)
+        study = SearchStudy(SPACE, partial(optuna_samplers.tpe, n_startup_trials=10), seed=seed)
         go_on(study, 120, mixed)
         (best, value), *_ = top(study, 1)
         assert (best.settings["precision"], best.settings["lookup"], best.settings["memory"]) == ("int4", "front", 8192)

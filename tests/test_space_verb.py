@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.setup import COSTS
-from search.expected import ReplayObjective
+from experiments.config.search_setup import COSTS
 from search.point import Point
-from selfspec import records
-from selfspec.records import read_rows
+from search.replay.objectives import ReplayObjective
+from selfspec.records import run_files
+from selfspec.records.run_files import read_rows
 from tests.commands import N_LAYERS, Ran, command
 
 SMALL = [
@@ -28,9 +28,9 @@ SPACE = (
 TIMES = ("seconds", "elapsed_s")
 
 OWN = """
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
 from selfspec.errors import DrafterError
-from selfspec.protocols import BaseDrafter
+from selfspec.engine.protocols import BaseDrafter
 
 
 class Mine(BaseDrafter):
@@ -58,7 +58,7 @@ def searched(toy: list[str], *words: str) -> Ran:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(run / records.TRIALS)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_rows(run / run_files.TRIALS)]
 
 
 class TestSpace:
@@ -72,7 +72,7 @@ class TestSpace:
         assert {p.settings["precision"] for p in points} == {"same", "int8"}
         assert {p.settings["head"] for p in points} == {40, "full"}
         assert all(("memory" in p.settings) == (p.settings["lookup"] == "front") for p in points)
-        summary = json.loads((ran.run / records.SUMMARY).read_text())
+        summary = json.loads((ran.run / run_files.SUMMARY).read_text())
         winner = summary["winner"]
         plan, skip_set = (yaml.safe_load((ran.run / f"{name}.yaml").read_text()) for name in ("plan", "skip_set"))
         settings = winner["settings"]
@@ -90,7 +90,7 @@ class TestSpace:
         words = f"skip={ran.run}", "stop=searched", "lookup=searched", "max_new_tokens=8"
         evaluated = command("evaluate", *toy, *words, "n=1")
         assert evaluated.status == 0, evaluated.err
-        verdicts = {r["verdict"] for r in read_rows(evaluated.run / records.RECORDS) if r["arm"] != "plain"}
+        verdicts = {r["verdict"] for r in read_rows(evaluated.run / run_files.RECORDS) if r["arm"] != "plain"}
         assert verdicts == {"identical"}
         decoded = command("decode", *toy, "prompt=one two", *words)
         assert decoded.status == 0, decoded.err
@@ -182,7 +182,7 @@ class TestOwnDrafter:
         arms = "arms={builtin: {skip: a1, drafter: layer_skip}, named: {skip: a1, drafter: mine}, copy: {lookup: only}}"
         evaluated = command("evaluate", *toy, *mine, arms, "max_new_tokens=8", "stop=threshold", "skip=a1", "n=1")
         assert evaluated.status == 0, evaluated.err
-        abouts = json.loads((evaluated.run / records.PROVENANCE).read_text())["run"]["arms"]
+        abouts = json.loads((evaluated.run / run_files.PROVENANCE).read_text())["run"]["arms"]
         assert {name: about.get("drafter", {}).get("_target_") for name, about in abouts.items()} == {
             "plain": None,
             "generate": None,
@@ -192,14 +192,16 @@ class TestOwnDrafter:
             "copy": None,
         }
         records_ = [
-            r for r in read_rows(evaluated.run / records.RECORDS) if r["arm"] in ("Mine, threshold", "builtin", "named")
+            r
+            for r in read_rows(evaluated.run / run_files.RECORDS)
+            if r["arm"] in ("Mine, threshold", "builtin", "named")
         ]
         assert {r["verdict"] for r in records_} == {"identical"}
         assert len({tuple(r["round_drafted"]) for r in records_}) == 1, "it drafts as the built-in one"
         words = "stop=searched", "max_new_tokens=8", "n=1", "generate=false"
         of_run = command("evaluate", "--config-dir=own", *toy, f"skip={ran.run}", *words)
         assert of_run.status == 0, of_run.err
-        abouts = json.loads((of_run.run / records.PROVENANCE).read_text())["run"]["arms"]
+        abouts = json.loads((of_run.run / run_files.PROVENANCE).read_text())["run"]["arms"]
         assert [about.get("drafter") for about in abouts.values()] == [None, saved["drafter"]]
         decoded = command("decode", *toy, *mine, "prompt=one two", "max_new_tokens=8")
         assert decoded.status == 0, decoded.err

@@ -15,23 +15,23 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from selfspec.bridges import Bridge
-from selfspec.build_drafter import build_drafter, lookup_of
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import Drafter, ModelDraft, NoDraft
+from selfspec.drafters.build import build_drafter, lookup_of
+from selfspec.drafters.chain import Drafter, ModelDraft, NoDraft
+from selfspec.drafters.lookup import LookupDraft, joined
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.spec_files import load_spec, save_spec
+from selfspec.drafters.tree_drafter import TreeDraft
+from selfspec.drafters.tree_shapes import comb
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.forward import Forward
 from selfspec.errors import InputError
-from selfspec.forward import Forward
-from selfspec.lookup import LookupDraft, joined
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.planfile import load_plan
-from selfspec.skip import SkipSet
-from selfspec.skipfile import load_skip_set
-from selfspec.spec import DraftSpec
-from selfspec.specfile import load_spec, save_spec
-from selfspec.stop import Adaptive, Fixed, Paying, Threshold
-from selfspec.tree_draft import TreeDraft
-from selfspec.tree_shapes import comb
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.plan_files import load_plan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import load_skip_set
+from selfspec.stopping import Adaptive, Fixed, Paying, Threshold
 from tests.toys import toy
 
 FACTS: dict[str, Any] = {"weights": {"origin": "hub", "revision": "abc", "sha256": None}}

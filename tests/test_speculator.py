@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 import selfspec
 from selfspec import Adaptive, DraftPlan, Ending, Fixed, InputError, SkipSet, Speculator
-from selfspec.lookup import LookupDraft, joined
-from selfspec.model import Decoder
-from selfspec.spec import DraftSpec
-from selfspec.specfile import save_spec
+from selfspec.drafters.lookup import LookupDraft, joined
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.spec_files import save_spec
+from selfspec.models.decoder import Decoder
 from selfspec.speculator import MOST_KEPT, kept
-from selfspec.stop import Paying, Threshold
+from selfspec.stopping import Paying, Threshold
 from tests.toys import toy
 
 PROMPTS = [[1, 2, 3, 4, 5], [9, 8, 7]]

@@ -9,10 +9,10 @@ import pytest
 from search.constraints import Constraints
 from search.space import Space
 from search.starts import KINDS, at_depth, from_path, published_sets, singles, warm_starts
-from selfspec import records
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
-from selfspec.skipfile import NAME, load_skip_set, published, save_skip_set
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import NAME, load_skip_set, published, save_skip_set
 from tests.scripted import N_LAYERS, ROWS, Scripted, planted, run
 
 EVERY_KIND = tuple(KINDS)
@@ -22,8 +22,8 @@ def searched(folder: Path, n_layers: int = N_LAYERS, n_trials: int = 12) -> Path
     """The folder of a search that was killed before its end."""
     folder.mkdir()
     run(folder, n_trials, Scripted(fails=lambda skip: 3 in skip.mlp))
-    assert (folder / ROWS).name == records.TRIALS
-    records.write_json(folder / records.PROVENANCE, {"run": {"model": "tiny", "n_layers": n_layers}})
+    assert (folder / ROWS).name == run_files.TRIALS
+    run_files.write_json(folder / run_files.PROVENANCE, {"run": {"model": "tiny", "n_layers": n_layers}})
     return folder
 
 
@@ -79,7 +79,7 @@ class TestEarlierRuns:
 
     def test_of_a_search_come_the_best_that_were_scored_best_first_and_distinct(self, tmp_path: Path) -> None:
         starts = from_path(searched(tmp_path / "run"), N_LAYERS, n_best=3)
-        rows = records.read_rows(tmp_path / "run" / ROWS)
+        rows = run_files.read_rows(tmp_path / "run" / ROWS)
         values = sorted({row["value"] for row in rows if row["state"] == "complete"}, reverse=True)
         assert [planted(skip) for skip in starts] == values[:3]
 
@@ -97,7 +97,7 @@ class TestEarlierRuns:
 
     def test_a_search_of_an_unknown_model_is_refused(self, tmp_path: Path) -> None:
         folder = searched(tmp_path / "run")
-        (folder / records.PROVENANCE).unlink()
+        (folder / run_files.PROVENANCE).unlink()
         with pytest.raises(InputError, match=r"cannot read .*, so nobody knows the model"):
             from_path(folder, N_LAYERS)
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from selfspec.bridges import Bridge
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
-from selfspec.graphed import GraphedDecoder
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed, Heuristic, StopPolicy, Threshold
-from selfspec.trace import DecodeResult
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.sampling import Sampling
+from selfspec.engine.trace import DecodeResult
+from selfspec.models.decoder import Decoder
+from selfspec.recorded.graphed import GraphedDecoder
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed, Heuristic, StopPolicy, Threshold
 from tests.contracts.architecture import LONG, MIDDLE, SHORT, counts
 from tests.toys import VOCAB, toy
 

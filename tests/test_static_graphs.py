@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, autoregress
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, autoregress
 from selfspec.errors import InputError
-from selfspec.graphed import GraphedDecoder
-from selfspec.graphs import CudaGraphs, Program, Tape
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.static_cache import StaticCaches, key_bucket
+from selfspec.models.decoder import Decoder
+from selfspec.recorded.graphed import GraphedDecoder
+from selfspec.recorded.recording import CudaGraphs, Program, Tape
+from selfspec.recorded.static_cache import StaticCaches, key_bucket
+from selfspec.skipping.skip_set import SkipSet
 from tests.contracts.architecture import LONG, ROUNDING, SHORT
 from tests.toys import toy
 

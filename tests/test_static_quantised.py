@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from selfspec import quantised_cuda
-from selfspec.quantised import round_linear
+from selfspec.skipping import rounding_cuda
+from selfspec.skipping.rounding import round_linear
 
 
 @pytest.mark.parametrize("leaves_input", [True, False])
@@ -15,11 +15,11 @@ from selfspec.quantised import round_linear
 def test_int8_products_are_near_the_layers_own(
     leaves_input: bool, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantised_cuda, "leaves_input", lambda device: leaves_input)
+    monkeypatch.setattr(rounding_cuda, "leaves_input", lambda device: leaves_input)
     torch.manual_seed(0)
     linear = nn.Linear(*shape).to(torch.bfloat16).requires_grad_(False)
     x = torch.randn(2, 3, shape[0], dtype=torch.bfloat16)
-    got, exact = quantised_cuda.Int8OnCuda(linear)(x).double(), linear.double()(x.double())
+    got, exact = rounding_cuda.Int8OnCuda(linear)(x).double(), linear.double()(x.double())
     assert got.shape == exact.shape
     assert float((got - exact).norm() / exact.norm()) < 0.02  # 255 steps of weights, and of inputs or bfloat16's 8 bits
 

@@ -16,12 +16,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments import build_search
-from search.cost_table import CostTable
-from selfspec.decode import Ending, autoregress
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.trace import DecodeResult
+from experiments.config import build_search
+from search.costs.table import CostTable
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.trace import DecodeResult
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 from tests import toys
 
 ROOT = Path(__file__).parents[1]

@@ -13,15 +13,15 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.build import stop, stop_by_name
-from experiments.composing import options
-from search.tune import variants
-from selfspec.cache import ClockCache
-from selfspec.draft import ModelDraft
+from experiments.config.build import stop, stop_by_name
+from experiments.config.composing import options
+from search.replay.rule_tuner import variants
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.protocols import Row
+from selfspec.engine.sampling import Chooser, Sampling
 from selfspec.errors import InputError
-from selfspec.protocols import Row
-from selfspec.sampling import Chooser, Sampling
-from selfspec.stop import (
+from selfspec.stopping import (
     Adaptive,
     Fixed,
     Heuristic,

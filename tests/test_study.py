@@ -13,13 +13,13 @@ from optuna.samplers import BaseSampler, CmaEsSampler, RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from search import samplers
-from search.bits import BitSampler
 from search.constraints import Constraints
-from search.shared import Sharing
+from search.samplers import optuna_samplers
+from search.samplers.base import BitSampler
 from search.space import Space
-from search.study import Encoding, SearchStudy
-from selfspec.skip import SkipSet
+from search.study.study import Encoding, SearchStudy
+from search.study.workers import Sharing
+from selfspec.skipping.skip_set import SkipSet
 from tests.scripted import N_LAYERS, planted, score, tpe
 
 KEPT = Space(N_LAYERS, Constraints(keep_first=1))  # layer 0 is never left out
@@ -56,7 +56,7 @@ class TestConstraints:
             (params,) = (t.params for t in trials)
             assert params == {name: kept if name.endswith("00") else skipped for name in KEPT.names}
 
-    @pytest.mark.parametrize(("make", "encoding"), [(tpe, "bits"), (samplers.cmaes, "floats")])
+    @pytest.mark.parametrize(("make", "encoding"), [(tpe, "bits"), (optuna_samplers.cmaes, "floats")])
     def test_every_proposal_is_allowed_and_what_was_told(self, make: Any, encoding: Literal["bits", "floats"]) -> None:
         study = SearchStudy(KEPT, make, seed=0, encoding=encoding)
         for _ in range(30):
@@ -65,7 +65,7 @@ class TestConstraints:
             assert proposal.skip == KEPT.project(proposal.skip) == KEPT.skip(told.params)
 
     def test_cmaes_keeps_its_memory_on_a_projected_trial(self) -> None:
-        study = SearchStudy(KEPT, samplers.cmaes, seed=0, encoding="floats")
+        study = SearchStudy(KEPT, optuna_samplers.cmaes, seed=0, encoding="floats")
         for _ in range(25):
             proposal = study.ask()
             study.tell(proposal, score(planted(proposal.skip)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from selfspec import records
+from selfspec.records import run_files
 from tests.commands import Ran, command
 
 SMALL = ("generate=false", "max_new_tokens=4", "n=1", "stop=fixed", "name=swept")
@@ -17,12 +17,12 @@ SWEPT = "batch=1,0,2"  # no prompt at once is none
 
 
 def failures(outputs: Path) -> dict[Path, dict[str, object]]:
-    return {file.parent: json.loads(file.read_text()) for file in sorted(outputs.rglob(records.FAILURE))}
+    return {file.parent: json.loads(file.read_text()) for file in sorted(outputs.rglob(run_files.FAILURE))}
 
 
 def assert_only_one_failed(status: int, err: str, outputs: Path) -> None:
     assert status == 1, err
-    whole = [file.parent for file in outputs.rglob(records.SUMMARY)]
+    whole = [file.parent for file in outputs.rglob(run_files.SUMMARY)]
     ((folder, failure),) = failures(outputs).items()
     assert len(whole) == 2 and folder.parent == whole[0].parent == outputs / "evaluate" / "swept"
     assert "batch=0" in failure["overrides"] and "give 1 or more" in str(failure["error"])  # type: ignore[operator]
@@ -45,7 +45,7 @@ def test_a_job_that_fails_does_not_end_the_others(swept: tuple[Ran, Path]) -> No
 def test_a_folder_with_a_failure_is_no_run(swept: tuple[Ran, Path]) -> None:
     _, outputs = swept
     (folder,) = failures(outputs)
-    assert sorted(p.name for p in folder.iterdir()) == [records.CONFIG, records.FAILURE, records.OVERRIDES]
+    assert sorted(p.name for p in folder.iterdir()) == [run_files.CONFIG, run_files.FAILURE, run_files.OVERRIDES]
 
 
 def test_a_sweep_lists_its_own_failures_alone(swept: tuple[Ran, Path], toy: list[str], tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_bug_in_one_job_is_told_with_its_traceback(
     def broken(*args: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("experiments.evaluate.evaluate", broken)
+    monkeypatch.setattr("experiments.verbs.evaluate.evaluate", broken)
     ran = command("evaluate", "-m", *toy, *SMALL, "seed=0,1", f"paths.outputs={tmp_path}")
     assert ran.status == 1 and "Traceback" in ran.err
     assert [f["error"] for f in failures(tmp_path).values()] == ["KeyError: 'a bug'"] * 2

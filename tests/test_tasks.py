@@ -13,8 +13,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from selfspec.data import Example, HumanEval, Jsonl, Mini, Part, select
 from selfspec.errors import InputError
-from selfspec.tasks import Example, HumanEval, Jsonl, Mini, Part, select
 from tests.contracts.task import PARTS, TaskContract
 
 CONF = Path(__file__).parents[1] / "conf" / "data"

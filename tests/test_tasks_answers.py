@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from experiments.answers import answers
-from selfspec import records
+from experiments.evaluation.specbench_export import answers
 from selfspec.errors import InputError
+from selfspec.records import run_files
 from tests.commands import command
 
 STARTED = "2026-01-02T03:04:05Z"
@@ -103,7 +103,7 @@ def test_answers_of_a_run_are_its_rows(toy: list[str], empty_folder: Path) -> No
     assert ran.status == 0, ran.err
     assert sorted(path.name for path in (ran.run / "answers").iterdir()) == ["mine.jsonl", "plain.jsonl"]
     found = [json.loads(line) for line in (ran.run / "answers" / "mine.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [r for r in records.read_rows(ran.run / records.RECORDS) if r["arm"] == "mine"]
+    rows = [r for r in run_files.read_rows(ran.run / run_files.RECORDS) if r["arm"] == "mine"]
     assert len(found) == 6 and {a["model_id"] for a in found} == {"local mine"}
     assert all(len(a["choices"][0]["turns"]) == 1 + (a["category"] == "writing") for a in found)
     assert sum(sum(a["choices"][0]["new_tokens"]) for a in found) == sum(r["n_tokens"] for r in rows)

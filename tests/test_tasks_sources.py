@@ -14,14 +14,14 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from selfspec.data import Source, Split, Task
+from selfspec.data.cnndm import cnndm
+from selfspec.data.gsm8k import gsm8k
+from selfspec.data.mbpp import mbpp
+from selfspec.data.mtbench import KINDS, mtbench
+from selfspec.data.specbench import specbench
+from selfspec.data.xsum import xsum
 from selfspec.errors import InputError
-from selfspec.tasks import Source, Split, Task
-from selfspec.tasks.cnndm import cnndm
-from selfspec.tasks.gsm8k import gsm8k
-from selfspec.tasks.mbpp import mbpp
-from selfspec.tasks.mtbench import KINDS, mtbench
-from selfspec.tasks.specbench import specbench
-from selfspec.tasks.xsum import xsum
 from tests.commands import command
 from tests.contracts.task import PARTS, TaskContract
 

@@ -16,10 +16,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from experiments import build
+from experiments.config import build
 from experiments.tracking import NoTracker, Picture, SafeTracker, Shown, Table, Tracker, WandbTracker
-from selfspec import records
 from selfspec.errors import InputError
+from selfspec.records import run_files
 from tests.tracked import Tracked, files_holding, own_home, tracked
 
 Call = Callable[[Tracker], Any]
@@ -136,7 +136,7 @@ def finished(
     folder = tmp_path_factory.mktemp("run")
     Figure((1, 1)).savefig(folder / "map.png")
     provenance = {"code": {"commit": "abc", "diff": "- a"}, "argv": [f"password={PASSWORD}"], "run": {"model": "toy"}}
-    (folder / records.PROVENANCE).write_text(json.dumps(provenance))
+    (folder / run_files.PROVENANCE).write_text(json.dumps(provenance))
     left: list[tuple[Any, ...]] = []
     connect = socket.socket.connect
 
@@ -157,7 +157,7 @@ def finished(
     tracker.show({"map": Picture(folder / "map.png")})
     tracker.show({"nothing": None})
     tracker.keep("a set", [folder / "map.png"], kind="skip_set", is_best=True)
-    tracker.keep("trials", [folder / records.PROVENANCE], kind="trials", is_best=False)
+    tracker.keep("trials", [folder / run_files.PROVENANCE], kind="trials", is_best=False)
     said = [tracker.finish(), tracker.finish()]
     return folder, said, left, tracked(folder)
 
@@ -177,7 +177,7 @@ class TestWandbOffline:
         *_, run = finished
         assert run.artifacts == {
             "a-set": {"kind": "skip_set", "aliases": {"latest", "best"}, "files": ["map.png"]},
-            "trials": {"kind": "trials", "aliases": {"latest"}, "files": [records.PROVENANCE]},
+            "trials": {"kind": "trials", "aliases": {"latest"}, "files": [run_files.PROVENANCE]},
         }
 
     def test_the_run_says_what_it_belongs_to(self, finished: Any) -> None:

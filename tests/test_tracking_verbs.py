@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from experiments import build
+from experiments.config import build
 from experiments.tracking import NoTracker
 from experiments.tracking.of_evaluation import positions
 from experiments.tracking.of_search import is_best_of_its_kind
-from selfspec import records
-from selfspec.metrics import tokens_per_round
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
-from selfspec.skipfile import read_skip_set, save_skip_set
+from selfspec.measure.metrics import tokens_per_round
+from selfspec.records import run_files
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import read_skip_set, save_skip_set
 from tests.commands import N_LAYERS, Ran, command
 from tests.tracked import Tracked, own_home, tracked
 
@@ -90,7 +90,7 @@ class TestSearch:
         assert search.out.splitlines()[-1] == f"wandb sync {searched.folder}"
 
     def test_every_trial_shows_its_numbers(self, search: Ran, searched: Tracked) -> None:
-        rows = read_rows(search.run / records.TRIALS)
+        rows = read_rows(search.run / run_files.TRIALS)
         values = [row["value"] for row in rows]
         assert searched.series("trial/number") == list(range(N_TRIALS))
         assert searched.series("trial/value") == values
@@ -104,7 +104,7 @@ class TestSearch:
 
     def test_its_sets_are_rows_with_their_sublayers_as_columns(self, search: Ran, searched: Tracked) -> None:
         sets = searched.table("skip_sets")
-        assert {row["skip"] for row in sets} == {row["skip"] for row in read_rows(search.run / records.TRIALS)}
+        assert {row["skip"] for row in sets} == {row["skip"] for row in read_rows(search.run / run_files.TRIALS)}
         for row in sets:
             assert row["run"] == search.run.name and row["model"] == "local"
             bits = [bool(row[f"{kind}{i}"]) for i in range(N_LAYERS) for kind in "am"]
@@ -162,7 +162,7 @@ class TestEvaluate:
         self, evaluated: list[tuple[Path, Tracked]]
     ) -> None:
         for folder, run in evaluated:
-            rows = [row for row in read_rows(folder / records.RECORDS) if row["arm"] != "plain"]
+            rows = [row for row in read_rows(folder / run_files.RECORDS) if row["arm"] != "plain"]
             _, split = run.table("time_split")
             for part in ("draft_s", "verify_s", "other_s"):
                 assert split[part] == pytest.approx(sum(row[part] for row in rows))
@@ -191,7 +191,7 @@ def test_a_tracker_that_fails_on_the_way_costs_no_result_and_says_so_once(
     words = (f"searcher.n_trials={N_TRIALS}", WANDB, f"paths.outputs={tmp_path}")
     ran = command("search", *toy, *SMALL, *words)
     assert ran.status == 0 and ran.err.count("the server is gone") == 1
-    assert len(read_rows(ran.run / records.TRIALS)) == N_TRIALS and records.is_finished(ran.run)
+    assert len(read_rows(ran.run / run_files.TRIALS)) == N_TRIALS and run_files.is_finished(ran.run)
 
 
 def test_acceptance_at_a_position_counts_the_tokens_that_were_judged_there() -> None:

@@ -69,14 +69,14 @@ def test_it_draws_nothing_that_no_run_shows(view: dict[str, Any], shown_by_runs:
 @pytest.fixture(scope="module")
 def shown_by_runs(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names that a search and an evaluation show."""
-    from experiments.runs import find_runs
-    from experiments.tables import arm_rows
+    from experiments.results.find_runs import find_runs
+    from experiments.results.tables import arm_rows
     from experiments.tracking import NoTracker
     from experiments.tracking.of_evaluation import show_evaluation
     from experiments.tracking.of_search import show_search, trial_listener
-    from selfspec.records import read_rows
-    from selfspec.skip import SkipSet
-    from selfspec.skipfile import save_skip_set
+    from selfspec.records.run_files import read_rows
+    from selfspec.skipping.skip_set import SkipSet
+    from selfspec.skipping.skip_set_files import save_skip_set
 
     names: set[str] = set()
 

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft, NoDraft
+from selfspec.drafters.chain import ModelDraft, NoDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.protocols import ROOT, BaseDrafter, Draft, Needs, Output, Row, Verdict
+from selfspec.engine.tree import depths, read_drafts, tree_layout
 from selfspec.errors import DrafterError, InputError
-from selfspec.model import Decoder
-from selfspec.protocols import ROOT, BaseDrafter, Draft, Needs, Output, Row, Verdict
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
-from selfspec.tree import depths, read_drafts, tree_layout
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests.contracts.architecture import LONG, ROUNDING, SHORT
 from tests.test_engine import SAMPLING, decoder_of, run
 from tests.toys import FAMILIES, toy

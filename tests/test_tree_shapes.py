@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
+from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, Node, Static, TreeShape, comb, sequoia, shape_from
+from selfspec.engine.protocols import ROOT
 from selfspec.errors import InputError
-from selfspec.protocols import ROOT
-from selfspec.tree_shapes import BestFirst, ExpandRerank, Node, Static, TreeShape, comb, sequoia, shape_from
 
 SHAPES: list[TreeShape] = [
     BestFirst(8, 4, 3, 0.3, 0.05, ((0.0, 0.1), (0.5, 0.4), (1.0, 0.95))),

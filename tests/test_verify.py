@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from selfspec import verify
-from selfspec.protocols import ROOT, Draft
-from selfspec.verify import judge_block, judge_greedy, judge_sampled
+from selfspec.engine import verify
+from selfspec.engine.protocols import ROOT, Draft
+from selfspec.engine.verify import judge_block, judge_greedy, judge_sampled
 from tests.test_sampling import chi_square, distributions
 
 N_VOCAB = 4

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from search.drafts import Drafts, Text, heads
+from search.draft_of_point import Drafts, Text, heads
+from search.fitting.vocabulary import most_useful
 from search.point import Point
-from search.vocabulary import most_useful
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 from tests.toys import toy
 
 ANSWERS = [[7, 3, 7, 9], [3, 7, 5]]  # 7 three times, 3 twice, 5 and 9 once

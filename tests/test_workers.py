@@ -27,13 +27,13 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from search.loop import run_search
-from search.shared import Claims, Sharing, open_storage, shown
 from search.space import Space
-from search.study import STUDY_NAME, SearchStudy
+from search.study.loop import run_search
+from search.study.study import STUDY_NAME, SearchStudy
+from search.study.workers import Claims, Sharing, open_storage, shown
 from selfspec.errors import InputError
-from selfspec.records import read_rows
-from selfspec.skip import SkipSet
+from selfspec.records.run_files import read_rows
+from selfspec.skipping.skip_set import SkipSet
 from tests.scripted import N_LAYERS, ROWS, Scripted, planted, score, ticking, tpe
 
 ROOT = Path(__file__).parents[1]

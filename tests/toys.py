@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from selfspec.attention import GROUPED
+from selfspec.models.attention import GROUPED
 
 VOCAB = 64
 WINDOW = 8  # of the sliding-window toys: shorter than the tests' long prompts

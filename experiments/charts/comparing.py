@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from experiments.charts.theme import BLUE, FAINT, GREY, ORANGE, SCALE, Row, colour_bar, level, look, styled
-from experiments.overlap import jaccard
-from selfspec.skip import SkipSet
+from experiments.results.overlap import jaccard
+from selfspec.skipping.skip_set import SkipSet
 
 
 def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from experiments.charts.theme import BLUE, GREY, ORANGE, PURPLE, Row, look, styled
-from selfspec.metrics import ratio
+from selfspec.measure.metrics import ratio
 
 PARTS = (("prefill", "prefill_s", PURPLE), ("draft", "draft_s", BLUE), ("verify", "verify_s", ORANGE))
 

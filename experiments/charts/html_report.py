@@ -16,11 +16,11 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from experiments.charts import comparing, evaluating, searching, theme
-from experiments.dashboard import scan, sets
-from experiments.overlap import only_in
-from experiments.runs import RunFolder
-from experiments.tables import ArmRow, arm_rows, number, speedup_text, text, verdict_sentences
-from selfspec import records
+from experiments.results import scan, skip_sets
+from experiments.results.find_runs import RunFolder
+from experiments.results.overlap import only_in
+from experiments.results.tables import ArmRow, arm_rows, number, speedup_text, text, verdict_sentences
+from selfspec.records import run_files
 
 TITLE = "Self-speculative decoding: report"
 _MOST_SETS = 8  # that can be told apart side by side
@@ -66,7 +66,7 @@ def write_html(runs: Sequence[RunFolder], path: Path) -> None:
     parts += [_sets(runs, arms)]
     parts += [_search(run) for run in runs if run.verb == "search"]
     parts += [_conditions(runs)]
-    records.write_text(path, _page("\n".join(parts)))
+    run_files.write_text(path, _page("\n".join(parts)))
 
 
 def _page(body: str) -> str:
@@ -149,28 +149,28 @@ def _evaluation(run: RunFolder) -> str:
 def _sets(runs: Sequence[RunFolder], arms: Sequence[ArmRow]) -> str:
     """The sets of these runs side by side; published ones only where they were evaluated."""
     searched = [found for run in runs if run.verb == "search" and (found := _searched(run)) is not None]
-    every = sets.collect(searched, arms)
+    every = skip_sets.collect(searched, arms)
     chosen = {label: one for label, one in every.items() if one.source != "published" or one.measured}
     chosen = dict(list(chosen.items())[:_MOST_SETS])
     if not chosen:
         return ""
     skips = {label: one.skip for label, one in chosen.items()}
-    lines = sets.table(chosen.values())
+    lines = skip_sets.table(chosen.values())
     parts = ["<h2>Skip sets</h2>", _table(list(lines[0]), [[_cell(v) for v in line.values()] for line in lines])]
     parts += [_figure(comparing.skip_map(skips), "Sublayers that each set skips.")]
     if len(skips) > 1 and len({skip.n_layers for skip in skips.values()}) == 1:
         only = [[label, str(skip)] for label, skip in only_in(skips).items()]
         parts += [_figure(comparing.overlap(skips), "Overlap. Jaccard index: sublayers in both over those in either.")]
         parts += [_table(["set", "skipped by no other"], only)]
-    measured = sets.measured_rows(chosen.values())
+    measured = skip_sets.measured_rows(chosen.values())
     if len({row["data"] for row in measured}) > 1:
         parts += [_figure(comparing.transfer(measured), "Transfer. Speedup of each set on each data set.")]
     return "".join(parts)
 
 
-def _searched(run: RunFolder) -> sets.Found | None:
+def _searched(run: RunFolder) -> skip_sets.Found | None:
     entry = scan.read(run.path, run.path.parents[2], now=datetime.now(UTC))
-    return sets.searched(entry, run.rows())
+    return skip_sets.searched(entry, run.rows())
 
 
 def _cell(value: Any) -> str:

@@ -17,24 +17,24 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.composing import option
+from experiments.config.composing import option
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
-from selfspec import provenance, records
-from selfspec.decode import Ending
+from selfspec.data.prompts import Prompt, encode, ends_with_any
+from selfspec.data.task import Example, Part, select
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.spec_files import load_spec, read_draft
+from selfspec.drafters.tree_shapes import TreeShape
+from selfspec.engine.decode import Ending
+from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
-from selfspec.hub import RegistrySource, locate
-from selfspec.load import Loaded, load
-from selfspec.plan import DraftPlan
-from selfspec.prompt import Prompt, encode, ends_with_any
-from selfspec.sampling import Sampling
-from selfspec.skipfile import NAME as SKIP_SET
-from selfspec.spec import DraftSpec
-from selfspec.specfile import load_spec, read_draft
-from selfspec.stop import Paying, StopPolicy, StopRule
+from selfspec.models.load import Loaded, load
+from selfspec.models.locate import RegistrySource, locate
+from selfspec.records import provenance, run_files
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set_files import NAME as SKIP_SET
+from selfspec.stopping import Paying, StopPolicy, StopRule
 from selfspec.targets import TARGET
-from selfspec.tasks.base import Example, Part, select
-from selfspec.tree_shapes import TreeShape
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _stop(settings: DictConfig, draft: str) -> StopPolicy:
         return StopRule.from_dict(searched(draft)["stop"])
     rule, target = instance(settings), settings.get("_target_")
     if not isinstance(rule, StopRule):
-        raise InputError(f"stop: {target} is no stop rule; it must inherit from selfspec.stop.StopRule")
+        raise InputError(f"stop: {target} is no stop rule; it must inherit from selfspec.stopping.StopRule")
     try:  # as records will hold it: what cannot be written down is refused before anything runs
         written = StopRule.from_dict(json.loads(json.dumps(rule.to_dict())))
         hash(written)
@@ -278,8 +278,8 @@ def tracker(cfg: DictConfig, *, verb: str, folder: Path) -> Tracker:
     if t.name == "none":
         return NoTracker()
     config = {**OmegaConf.to_container(cfg, resolve=True)}  # type: ignore[dict-item]
-    if (folder / records.PROVENANCE).is_file():
-        config["provenance"] = json.loads((folder / records.PROVENANCE).read_text(encoding="utf-8"))
+    if (folder / run_files.PROVENANCE).is_file():
+        config["provenance"] = json.loads((folder / run_files.PROVENANCE).read_text(encoding="utf-8"))
     return SafeTracker(
         lambda: WandbTracker(
             project=t.project,

@@ -14,32 +14,33 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments import ablation, build, build_search
-from experiments.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
-from experiments.composing import option
-from experiments.draft_only import DraftOnlyArm
-from experiments.setup import ALL
-from search import tune
-from search.chains import Chains
-from search.cost import check
-from search.cost_table import CostTable
-from search.drafts import Text, continued, heads, remembered
-from search.fits import Fits, observe
-from search.reference import ReferenceBatch, refer
-from search.replay import draft_everything, looked_up
-from selfspec.build_drafter import lookup_of
-from selfspec.decode import Ending
+from experiments.config import build, build_search
+from experiments.config.composing import option
+from experiments.config.search_setup import ALL
+from experiments.evaluation import ablation
+from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
+from experiments.evaluation.draft_only import DraftOnlyArm
+from search.costs.measure import check
+from search.costs.table import CostTable
+from search.draft_of_point import Text, continued, heads, remembered
+from search.fitting.bridge_fitting import Fits, observe
+from search.replay import rule_tuner
+from search.replay.chain_replay import draft_everything, looked_up
+from search.replay.chains import Chains
+from search.replay.references import ReferenceBatch, refer
+from selfspec.drafters.build import lookup_of
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.tree_shapes import TreeShape
+from selfspec.engine.decode import Ending
 from selfspec.errors import InputError
-from selfspec.load import Loaded
-from selfspec.plan import PLAIN as SKIP
-from selfspec.plan import DraftPlan
-from selfspec.quantised import check_kernel
-from selfspec.spec import DraftSpec
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.load import Loaded
+from selfspec.skipping.plan import PLAIN as SKIP
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.rounding import check_kernel
 from selfspec.speculator import Speculator
-from selfspec.stop import Optimal
+from selfspec.stopping import Optimal
 from selfspec.targets import TARGET
-from selfspec.timing import Stopwatch
-from selfspec.tree_shapes import TreeShape
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
         tree = _tree(cfg, settings, lookup, drafter)
         spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
         spec = replace(spec, plan=_changed(spec.plan, settings, calibration))
-        if not tune.is_priced(spec):
+        if not rule_tuner.is_priced(spec):
             spec = calibration.priced(spec)
         if settings.get("tune_stop"):
             spec = replace(spec, stop=calibration.tuned(name, spec))
@@ -239,7 +240,7 @@ class Calibration:
         repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
         ((_, draft_cost),) = check(self._decoder, self.costs, [spec.plan], repeats=repeats, stopwatch=watch)
         context = len(self.prompts[0])
-        return tune.priced(spec, draft_cost=draft_cost, costs=self.costs, context=context)
+        return rule_tuner.priced(spec, draft_cost=draft_cost, costs=self.costs, context=context)
 
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
         """The rule of a spec with the measured costs of its draft, and its calibration from confidence to acceptance.
@@ -262,6 +263,6 @@ class Calibration:
             copied = looked_up(batch.references, lookup) if lookup else {}
             draft_everything(chains, rule, copied=copied)
             everywhere.append(chains)
-        found = tune.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)
+        found = rule_tuner.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)
         log.info("%s: draft_cost %.3f, verify_cost %.3f plain tokens", name, found.draft_cost, found.verify_cost)
         return found

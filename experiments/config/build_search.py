@@ -13,32 +13,32 @@ from typing import Any, get_args
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.build import check_count, instance, own_drafter, stop, tree
-from experiments.build_space import choices, searched
-from experiments.composing import option, options
-from experiments.given_costs import check_parts, given_table
-from search.cost import measure, measure_drafts
-from search.cost_table import FORM, CostTable
-from search.draft_costs import DraftCosts
-from search.drafts import FULL, Drafts, check_dimensions, continued, heads, remembered
-from search.expected import ReplayObjective, accepted_fraction, expected_speedup
-from search.fits import Fits, observe
-from search.matchness import Matchness
+from experiments.config.build import check_count, instance, own_drafter, stop, tree
+from experiments.config.build_space import choices, searched
+from experiments.config.composing import option, options
+from experiments.config.given_costs import check_parts, given_table
+from search.costs.draft_tables import DraftCosts
+from search.costs.measure import measure, measure_drafts
+from search.costs.table import FORM, CostTable
+from search.draft_of_point import FULL, Drafts, check_dimensions, continued, heads, remembered
+from search.fitting.bridge_fitting import Fits, observe
 from search.objective import Objective, TokensPerSecond
-from search.reference import BATCH_STARTS, Reference, ReferenceBatch, refer
-from search.shared import Sharing, agree, open_storage
+from search.replay.objectives import ReplayObjective, accepted_fraction, expected_speedup
+from search.replay.parallel_agreement import Matchness
+from search.replay.references import BATCH_STARTS, Reference, ReferenceBatch, refer
 from search.space import Space
-from search.study import SearchStudy
-from selfspec import provenance, records
-from selfspec.decode import Ending
+from search.study.study import SearchStudy
+from search.study.workers import Sharing, agree, open_storage
+from selfspec.engine.decode import Ending
 from selfspec.errors import InputError, unknown_name
-from selfspec.load import Loaded
-from selfspec.model import Decoder
-from selfspec.plan import PLAIN, Precision
-from selfspec.quantised import check_kernel
-from selfspec.skip import SkipSet
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.models.load import Loaded
+from selfspec.records import provenance, run_files
+from selfspec.skipping.plan import PLAIN, Precision
+from selfspec.skipping.rounding import check_kernel
+from selfspec.skipping.skip_set import SkipSet
 from selfspec.targets import TARGET, find_class
-from selfspec.timing import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
     table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
     path.parent.mkdir(parents=True, exist_ok=True)
-    records.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
+    run_files.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
     return table, path, True
 
 

@@ -9,16 +9,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build
+from experiments.config import build
 from search.constraints import Constraints
+from search.costs.draft_tables import DraftCosts
 from search.dimensions import Choice, Dimension, dimensions
-from search.draft_costs import DraftCosts
-from search.drafts import Drafts
+from search.draft_of_point import Drafts
 from search.point import Point, Value, settings_text
 from search.space import Settings, Space
 from selfspec.errors import InputError
-from selfspec.load import Loaded
-from selfspec.skip import SkipSet
+from selfspec.models.load import Loaded
+from selfspec.skipping.skip_set import SkipSet
 
 SIZED = ("draft", "head", "precision")  # dimensions that change what a draft costs and how large it is
 

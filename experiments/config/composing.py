@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from selfspec.errors import InputError, unknown_name
+from selfspec.targets import TARGET, current
 
 PACKAGE = "pkg://conf"
 FLAGS = ("--config-dir", "-cd")
@@ -164,3 +165,18 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items() if isinstance(tree, dict) else ():
         found |= {f"{prefix}{key}": value} | flat(value, f"{prefix}{key}.")
     return found
+
+
+def read_config(file: Path) -> DictConfig:
+    """The configuration of a run, with classes named by where they are now: the run may be older than a move."""
+    body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    return OmegaConf.create(_with_current_targets(body))
+
+
+def _with_current_targets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: current(item) if key == TARGET and isinstance(item, str) else _with_current_targets(item)
+            for key, item in value.items()
+        }
+    return [_with_current_targets(item) for item in value] if isinstance(value, list) else value

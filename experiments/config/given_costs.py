@@ -9,9 +9,9 @@ import logging
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.build_space import choices
-from search.cost_table import CostTable
-from search.drafts import FULL
+from experiments.config.build_space import choices
+from search.costs.table import CostTable
+from search.draft_of_point import FULL
 from selfspec.errors import InputError
 
 log = logging.getLogger(__name__)

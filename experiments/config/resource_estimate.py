@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig
 from safetensors import safe_open
 
-from experiments.steps import Step
+from experiments.config.steps import Step
 
 BYTES = {"float64": 8, "float32": 4}  # of a number; 2 in the other dtypes, and in bfloat16, which auto mostly is
 GB = 1e9

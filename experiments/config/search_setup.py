@@ -10,16 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments import build, build_search, build_space
-from search import tune
-from search.draft_costs import DraftCosts
-from search.drafts import Drafts
+from experiments.config import build, build_search, build_space
+from search.costs.draft_tables import DraftCosts
+from search.draft_of_point import Drafts
+from search.multi_dataset import Robust
 from search.objective import Objective
-from search.robust import Robust
+from search.replay import rule_tuner
 from search.space import Space
-from selfspec.load import Loaded
-from selfspec.prompt import Prompt
-from selfspec.spec import DraftSpec
+from selfspec.data.prompts import Prompt
+from selfspec.drafters.spec import DraftSpec
+from selfspec.models.load import Loaded
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -123,10 +123,10 @@ def _pricing(costs: DraftCosts, context: int) -> Callable[[DraftSpec], DraftSpec
     """Tells a tree what its nodes cost on this machine."""
 
     def price(spec: DraftSpec) -> DraftSpec:
-        if tune.is_priced(spec):
+        if rule_tuner.is_priced(spec):
             return spec
         table = costs.for_plan(spec.plan)
-        return tune.priced(spec, draft_cost=table.draft_cost(spec.plan, context), costs=table, context=context)
+        return rule_tuner.priced(spec, draft_cost=table.draft_cost(spec.plan, context), costs=table, context=context)
 
     return price
 

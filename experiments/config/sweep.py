@@ -17,9 +17,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.folder import new_folder
-from selfspec import records
+from experiments.results.folder import new_folder
 from selfspec.errors import InputError
+from selfspec.records import run_files
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def leave_failure(verb: str, cfg: DictConfig, overrides: list[str], error: Excep
     told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     line = " ".join(told.split())
     sweep = str(Path(HydraConfig.get().sweep.dir).absolute())
-    records.write_json(path / records.FAILURE, {"error": line, "overrides": overrides, "sweep": sweep})
+    run_files.write_json(path / run_files.FAILURE, {"error": line, "overrides": overrides, "sweep": sweep})
     log.error("selfspec: %s", line, exc_info=None if isinstance(error, InputError) else error)
     return path
 
@@ -55,7 +55,7 @@ class ListFailures(Callback):
         """Called by Hydra once all jobs are over, where the sweep was started."""
         outputs = Path(config.paths.outputs)
         sweep = str(Path(config.hydra.sweep.dir).absolute())
-        found = [(file.parent, json.loads(file.read_text("utf-8"))) for file in outputs.rglob(records.FAILURE)]
+        found = [(file.parent, json.loads(file.read_text("utf-8"))) for file in outputs.rglob(run_files.FAILURE)]
         failed = sorted((path, failure) for path, failure in found if failure.get("sweep") == sweep)
         if not failed:  # said as a warning, since a launcher may have kept what its jobs print, and set no level here
             log.warning(

@@ -8,13 +8,13 @@ from typing import Any
 import streamlit as st
 
 from experiments.charts import calculating
-from experiments.dashboard import shown
-from experiments.dashboard.scan import Entry
+from experiments.dashboard import streamlit_helpers
+from experiments.results.scan import Entry
 
 
 def draw(outputs: Path) -> None:
     """The page."""
-    shown.head("Calculator")
+    streamlit_helpers.head("Calculator")
     st.caption(
         "What a draft of K tokens brings, if each is accepted with the same chance. Drag the sliders; the stars are "
         "the best sets of your searches."
@@ -35,13 +35,15 @@ def draw(outputs: Path) -> None:
     shown_best[0].metric("Expected speedup", f"{speedup:.2f}×", f"{speedup - 1:+.2f}")
     shown_best[1].metric("Best draft length", f"{best} tokens")
     shown_best[2].metric("Speedup there", f"{best_speedup:.2f}×", f"{best_speedup - 1:+.2f}")
-    points = [point for entry in shown.entries(outputs) if (point := _point(entry)) is not None]
+    points = [point for entry in streamlit_helpers.entries(outputs) if (point := _point(entry)) is not None]
     left, right = st.columns(2)
     with left:
         st.subheader(f"At K = {n_drafted}")
         figure = calculating.surface(points, n_drafted=n_drafted, verify=verify)
         data = points or [{"chance": chance, "cost": cost, "speedup": speedup}]
-        shown.chart(figure, data, name="surface", alt="expected speedup over chance of acceptance and draft cost")
+        streamlit_helpers.chart(
+            figure, data, name="surface", alt="expected speedup over chance of acceptance and draft cost"
+        )
     with right:
         st.subheader(f"At c = {cost:.2f}")
         figure = calculating.lengths(chance, cost=cost, verify=verify, n_drafted=n_drafted)
@@ -49,7 +51,7 @@ def draw(outputs: Path) -> None:
             {"n_drafted": k, "speedup": calculating.expected_speedup(chance, cost=cost, n_drafted=k, verify=verify)}
             for k in range(1, 25)
         ]
-        shown.chart(figure, curve, name="lengths", alt="expected speedup over the draft length")
+        streamlit_helpers.chart(figure, curve, name="lengths", alt="expected speedup over the draft length")
     st.caption(
         "(1 + a + … + aᴷ) / (K·c + v): Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with v in place of 1. "
         "The chance a of a run is what explains its accepted / drafted, as if every round drafted as many "
@@ -61,7 +63,7 @@ def _point(entry: Entry) -> dict[str, Any] | None:
     """The best set of a search; None if its costs or counts are not known."""
     if entry.verb != "search" or entry.state == "unreadable":
         return None
-    found = shown.found(entry)
+    found = streamlit_helpers.found(entry)
     if found is None or found.draft_cost is None:
         return None
     if found.tokens_per_round is None or not found.acceptance:

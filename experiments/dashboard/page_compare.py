@@ -10,17 +10,18 @@ from typing import Any
 import streamlit as st
 
 from experiments.charts import comparing
-from experiments.dashboard import sets, shown
-from experiments.dashboard.sets import Found
-from experiments.overlap import jaccard, only_in
+from experiments.dashboard import streamlit_helpers
+from experiments.results import skip_sets
+from experiments.results.overlap import jaccard, only_in
+from experiments.results.skip_sets import Found
 
 MOST = 8  # sets that can be told apart side by side
 
 
 def draw(outputs: Path) -> None:
     """The page."""
-    shown.head("Compare")
-    found = shown.found_sets(shown.entries(outputs))
+    streamlit_helpers.head("Compare")
+    found = streamlit_helpers.found_sets(streamlit_helpers.entries(outputs))
     models = list(dict.fromkeys(str(one.model) for one in found.values()))
     if all(one.source == "published" for one in found.values()):
         st.info("No run has found a set yet; these are the published ones. `selfspec search` finds yours.")
@@ -35,7 +36,7 @@ def draw(outputs: Path) -> None:
         st.info("Choose skip sets above.")
         return
     _side_by_side(picked)
-    _measured(sets.measured_rows(picked.values()))
+    _measured(skip_sets.measured_rows(picked.values()))
 
 
 def _most_searched(found: Mapping[str, Found]) -> str:
@@ -51,7 +52,7 @@ def _first(found: Mapping[str, Found], labels: Sequence[str]) -> list[str]:
 
 
 def _side_by_side(picked: Mapping[str, Found]) -> None:
-    lines = sets.table(picked.values())
+    lines = skip_sets.table(picked.values())
     st.dataframe(
         lines,
         hide_index=True,
@@ -67,7 +68,7 @@ def _side_by_side(picked: Mapping[str, Found]) -> None:
         },
     )
     skips = {label: one.skip for label, one in picked.items()}
-    shown.chart(comparing.skip_map(skips), lines, name="skip-map", alt="sublayers that each set skips")
+    streamlit_helpers.chart(comparing.skip_map(skips), lines, name="skip-map", alt="sublayers that each set skips")
     sizes = {skip.n_layers for skip in skips.values()}
     if len(sizes) > 1:
         st.info(
@@ -79,7 +80,9 @@ def _side_by_side(picked: Mapping[str, Found]) -> None:
             st.subheader("Overlap")
             st.caption("Jaccard index: sublayers in both over sublayers in either.")
             pairs = [{"set": a, "other": b, "jaccard": jaccard(skips[a], skips[b])} for a in skips for b in skips]
-            shown.chart(comparing.overlap(skips), pairs, name="overlap", alt="Jaccard index of every two sets")
+            streamlit_helpers.chart(
+                comparing.overlap(skips), pairs, name="overlap", alt="Jaccard index of every two sets"
+            )
         with right:
             st.subheader("Only in one")
             st.caption("What each set skips and none of the others does.")
@@ -96,14 +99,16 @@ def _measured(rows: Sequence[dict[str, Any]]) -> None:
     left, right = st.columns(2)
     with left:
         st.caption("Speedup over plain decoding with its 95 % interval over prompts.")
-        shown.chart(comparing.speedups(rows), rows, name="speedups", alt="speedup of each set per data set")
+        streamlit_helpers.chart(comparing.speedups(rows), rows, name="speedups", alt="speedup of each set per data set")
     with right:
         st.caption("What the search predicted, and what the clock said.")
         told = [row for row in rows if row["predicted"] is not None]
-        shown.chart(comparing.predicted(rows), told, name="predicted", alt="measured over predicted speedup")
+        streamlit_helpers.chart(
+            comparing.predicted(rows), told, name="predicted", alt="measured over predicted speedup"
+        )
     value = st.segmented_control(
         "How each set carries over to other data", ["speedup", "acceptance"], default="speedup"
     )
     name = "acceptance (accepted / drafted)" if value == "acceptance" else "speedup (× plain decoding)"
     figure = comparing.transfer(rows, value=value or "speedup", name=name)
-    shown.chart(figure, rows, name="transfer", alt=f"{name} of each set on each data set")
+    streamlit_helpers.chart(figure, rows, name="transfer", alt=f"{name} of each set on each data set")

@@ -10,19 +10,20 @@ from typing import Any
 import streamlit as st
 
 from experiments.charts import comparing, evaluating
-from experiments.dashboard import scan, shown, tokens
-from experiments.dashboard.scan import Entry
-from experiments.tables import BASELINE, ArmRow, verdict_sentences
+from experiments.dashboard import streamlit_helpers, token_sources
+from experiments.results import scan
+from experiments.results.scan import Entry
+from experiments.results.tables import BASELINE, ArmRow, verdict_sentences
 
 
 def draw(outputs: Path) -> None:
     """The page."""
-    shown.head("Evaluation")
-    entry = shown.pick(outputs, "evaluate")
+    streamlit_helpers.head("Evaluation")
+    entry = streamlit_helpers.pick(outputs, "evaluate")
     if entry is None:
         return
-    read, arms = shown.rows(entry), shown.arms(entry)
-    shown.tell_problems(read.problems)
+    read, arms = streamlit_helpers.rows(entry), streamlit_helpers.arms(entry)
+    streamlit_helpers.tell_problems(read.problems)
     if isinstance(arms, str):
         st.warning(f"No table of this run: {arms}", icon=":material/warning:")
     else:
@@ -43,7 +44,9 @@ def _table(arms: Sequence[ArmRow]) -> None:
     timed = [line for line, row in zip(drafts, [r for r in arms if not r.is_baseline], strict=True) if row.is_judged]
     st.subheader("Speedup")
     timed = [line for line in timed if line["speedup"] == line["speedup"]]
-    shown.chart(comparing.speedups(timed), timed, name="speedup", alt="speedup of every arm with its 95 % interval")
+    streamlit_helpers.chart(
+        comparing.speedups(timed), timed, name="speedup", alt="speedup of every arm with its 95 % interval"
+    )
     lines = [
         {
             "arm": row.arm,
@@ -74,12 +77,14 @@ def _rounds(rows: Sequence[dict[str, Any]]) -> None:
             for k, drafted, accepted in counts
         ]
         figure = evaluating.position_acceptance(rows)
-        shown.chart(figure, data, name="position", alt="accepted part of the tokens drafted at each position")
+        streamlit_helpers.chart(
+            figure, data, name="position", alt="accepted part of the tokens drafted at each position"
+        )
     with right:
         st.subheader("Where the seconds go")
         names = ("arm", "prompt_id", "n_tokens", "prefill_s", "draft_s", "verify_s", "other_s", "total_s")
         seconds = [{name: row.get(name) for name in names} for row in rows]
-        shown.chart(
+        streamlit_helpers.chart(
             evaluating.time_split(rows), seconds, name="seconds", alt="seconds per 100 tokens, by what they went to"
         )
     with st.expander("The stop rule's threshold, round by round", icon=":material/show_chart:"):
@@ -89,7 +94,9 @@ def _rounds(rows: Sequence[dict[str, Any]]) -> None:
             for i, threshold in enumerate(row["round_threshold"], start=1)
             if threshold is not None
         ]
-        shown.chart(evaluating.thresholds(rows), course, name="threshold", alt="stop threshold over rounds, by arm")
+        streamlit_helpers.chart(
+            evaluating.thresholds(rows), course, name="threshold", alt="stop threshold over rounds, by arm"
+        )
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
@@ -109,19 +116,21 @@ def _answers(rows: Sequence[dict[str, Any]], entry: Entry) -> None:
     chosen = st.multiselect("Arms", list(ours), default=(first + drafts)[:2], max_selections=4)
     if not chosen:
         return
-    file = None if any("pieces" in row for row in ours.values()) else tokens.tokenizer_file(scan.read_config(entry))
+    file = (
+        None if any("pieces" in row for row in ours.values()) else token_sources.tokenizer_file(scan.read_config(entry))
+    )
     tokenizer = _tokenizer(file) if file else None
     if tokenizer is None and not any("pieces" in row for row in ours.values()):
         st.caption("The model's tokenizer is not on this machine, so token ids stand for the text.")
-    st.html(f"<style>{tokens.STYLE}</style>{tokens.legend()}")
+    st.html(f"<style>{token_sources.STYLE}</style>{token_sources.legend()}")
     baseline = ours.get(BASELINE)
     for column, arm in zip(st.columns(len(chosen)), chosen, strict=True):
         row = ours[arm]
-        at = None if baseline is None or arm == BASELINE else tokens.parting(baseline["tokens"], row["tokens"])
+        at = None if baseline is None or arm == BASELINE else token_sources.parting(baseline["tokens"], row["tokens"])
         with column:
             st.markdown(f"**{arm}**")
             st.caption(_told(row, at))
-            st.html(tokens.answer(row, tokenizer=tokenizer, parts_at=at))
+            st.html(token_sources.answer(row, tokenizer=tokenizer, parts_at=at))
 
 
 def _told(row: dict[str, Any], at: int | None) -> str:

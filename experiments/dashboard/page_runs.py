@@ -9,8 +9,8 @@ from typing import Any
 
 import streamlit as st
 
-from experiments.dashboard import shown
-from experiments.dashboard.scan import Entry
+from experiments.dashboard import streamlit_helpers
+from experiments.results.scan import Entry
 
 FILTERS = ("model", "data", "searcher", "objective")
 
@@ -23,10 +23,10 @@ def draw(outputs: Path, open_run: Callable[[Entry], None] | None = None) -> None
         open_run: goes to the page of one run.
     """
     st.title("Runs")
-    found = shown.entries(outputs)
+    found = streamlit_helpers.entries(outputs)
     readable = [entry for entry in found if entry.state != "unreadable"]
     if not readable:
-        shown.explain_no_runs(outputs)
+        streamlit_helpers.explain_no_runs(outputs)
     else:
         _table(_filtered(readable), open_run)
     _unreadable([entry for entry in found if entry.state == "unreadable"])
@@ -84,7 +84,12 @@ def _table(entries: Sequence[Entry], open_run: Callable[[Entry], None] | None) -
     if picked and picked[0] < len(entries):
         _details(entries[picked[0]], open_run)
     st.download_button(
-        "CSV", lambda: shown.to_csv(lines), "runs.csv", "text/csv", type="tertiary", icon=":material/download:"
+        "CSV",
+        lambda: streamlit_helpers.to_csv(lines),
+        "runs.csv",
+        "text/csv",
+        type="tertiary",
+        icon=":material/download:",
     )
 
 
@@ -104,7 +109,7 @@ def _line(entry: Entry) -> dict[str, Any]:
 
 def _details(entry: Entry, open_run: Callable[[Entry], None] | None) -> None:
     with st.container(border=True):
-        st.markdown(f"**{shown.titled(entry)}**")
+        st.markdown(f"**{streamlit_helpers.titled(entry)}**")
         best = (entry.summary.get("winner") or entry.summary.get("best") or {}).get("skip")
         if best:
             st.code(f"skip={best!r}", language=None)

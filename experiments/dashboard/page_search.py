@@ -10,31 +10,32 @@ import streamlit as st
 
 from experiments.charts import comparing, searching
 from experiments.charts.theme import Row, unit
-from experiments.dashboard import scan, shown
-from experiments.dashboard.scan import Entry
+from experiments.dashboard import streamlit_helpers
+from experiments.results import scan
+from experiments.results.scan import Entry
 from search.point import row_text
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 COLUMNS = ("number", "origin", "state", "value", "acceptance", "draft_cost", "n_rounds", "elapsed_s", "skip")
 
 
 def draw(outputs: Path) -> None:
     """The page."""
-    shown.head("Search")
-    entry = shown.pick(outputs, "search")
+    streamlit_helpers.head("Search")
+    entry = streamlit_helpers.pick(outputs, "search")
     if entry is not None:
         is_running = entry.state == "running"
-        every = shown.REFRESH_S if is_running else None
+        every = streamlit_helpers.REFRESH_S if is_running else None
         st.fragment(_search, run_every=every)(entry.path, outputs, is_watched=is_running)
 
 
 def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
-    entry = next(e for e in shown.entries(outputs) if e.path == path)  # anew: it may have gone on
+    entry = next(e for e in streamlit_helpers.entries(outputs) if e.path == path)  # anew: it may have gone on
     if is_watched and entry.state != "running":
         st.rerun()  # the page as a whole, which then has nothing to watch
-    read = shown.rows(entry)
-    shown.tell_problems(read.problems)
+    read = streamlit_helpers.rows(entry)
+    streamlit_helpers.tell_problems(read.problems)
     trials = sorted(read.rows, key=lambda row: int(row["number"]))
     _figures_in_brief(entry, trials)
     if not trials:
@@ -49,20 +50,26 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
         figure = searching.best_so_far(
             trials, objective=objective, spent="seconds" if spent == "seconds" else "evaluations"
         )
-        shown.chart(figure, data, name="best-so-far", alt=f"best {unit(objective)} over {spent or 'evaluations'}")
+        streamlit_helpers.chart(
+            figure, data, name="best-so-far", alt=f"best {unit(objective)} over {spent or 'evaluations'}"
+        )
     with right:
         st.subheader("Acceptance against cost")
         st.caption("Every complete trial; up and to the left is better. The line is the Pareto front.")
         priced = [row for row in data if row["draft_cost"] is not None]
         figure = searching.trade_off(trials, objective=objective)
-        shown.chart(figure, priced, name="trade-off", alt="acceptance over draft cost of every complete trial")
+        streamlit_helpers.chart(
+            figure, priced, name="trade-off", alt="acceptance over draft cost of every complete trial"
+        )
     best = max(searching.complete(trials), key=lambda t: float(t["value"]), default=None)
     if best is not None:
         st.subheader("Best set so far")
         st.code(row_text(best), language=None)
         drawn = _sets(best, entry, n_layers)
         lines = [{"set": name, "skip": str(skip)} for name, skip in drawn.items()]
-        shown.chart(comparing.skip_map(drawn), lines, name="best-set", alt="sublayers that the best set skips")
+        streamlit_helpers.chart(
+            comparing.skip_map(drawn), lines, name="best-set", alt="sublayers that the best set skips"
+        )
     st.subheader("What each sublayer is worth")
     st.caption(
         "One sublayer skipped alone: blue gains, orange-red loses, empty was not tried. From the `singles` start."
@@ -73,12 +80,14 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
         if len(trial.get("attn", ())) + len(trial.get("mlp", ())) == 1
     ]
     figure = searching.importance(trials, n_layers=n_layers, objective=objective)
-    shown.chart(figure, alone, name="importance", alt="change of value from skipping each sublayer alone")
+    streamlit_helpers.chart(figure, alone, name="importance", alt="change of value from skipping each sublayer alone")
     st.subheader("What good sets share")
     st.caption(
         "The best distinct sets, a line each, the best above. A full column is a sublayer that all of them skip."
     )
-    shown.chart(searching.bits(trials, n_layers=n_layers), data, name="bits", alt="skipped sublayers of the best sets")
+    streamlit_helpers.chart(
+        searching.bits(trials, n_layers=n_layers), data, name="bits", alt="skipped sublayers of the best sets"
+    )
     with st.expander("All trials"):
         st.dataframe(data, placeholder="–", hide_index=True, alt="all trials, one a line")
     _elsewhere(entry)
@@ -94,10 +103,12 @@ def _figures_in_brief(entry: Entry, trials: list[Row] | list[dict[str, Any]]) ->
         left = elapsed / len(trials) * max(0, n_trials - len(trials))
     cells = st.columns(5)
     cells[0].metric("Trials", f"{len(trials)} / {n_trials}" if n_trials else len(trials))
-    cells[1].metric("Best value", shown.number(best), help=unit(str(entry.facts.get("objective"))))
-    cells[2].metric("Skip nothing", shown.number(searching.nothing(trials)))
-    cells[3].metric("Searched for", shown.span(elapsed))
-    cells[4].metric(*(("Time left", shown.span(left)) if entry.state == "running" else ("State", entry.state)))
+    cells[1].metric("Best value", streamlit_helpers.number(best), help=unit(str(entry.facts.get("objective"))))
+    cells[2].metric("Skip nothing", streamlit_helpers.number(searching.nothing(trials)))
+    cells[3].metric("Searched for", streamlit_helpers.span(elapsed))
+    cells[4].metric(
+        *(("Time left", streamlit_helpers.span(left)) if entry.state == "running" else ("State", entry.state))
+    )
     if entry.state == "running" and isinstance(n_trials, int) and n_trials:
         st.progress(min(1.0, len(trials) / n_trials))
     winner = entry.summary.get("winner") or {}

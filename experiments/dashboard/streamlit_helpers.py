@@ -18,10 +18,10 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from experiments.charts import theme
-from experiments.dashboard import scan, sets
-from experiments.dashboard.scan import Entry, Rows, Stamp
-from experiments.runs import Verb
-from experiments.tables import ArmRow, arm_rows
+from experiments.results import scan, skip_sets
+from experiments.results.find_runs import Verb
+from experiments.results.scan import Entry, Rows, Stamp
+from experiments.results.tables import ArmRow, arm_rows
 from selfspec.errors import InputError
 
 REFRESH_S = 5.0  # how often a running search is looked at; chosen, not tuned
@@ -47,9 +47,9 @@ def _arms(path: Path, stamp: Stamp, _entry: Entry) -> list[ArmRow] | str:
 
 
 @st.cache_resource(max_entries=4096, show_spinner=False)
-def _searched(path: Path, stamp: Stamp, _entry: Entry) -> sets.Found | None:
+def _searched(path: Path, stamp: Stamp, _entry: Entry) -> skip_sets.Found | None:
     told = (_entry.summary.get("winner") or _entry.summary.get("best") or {}).get("skip")
-    return sets.searched(_entry, scan.read_rows(_entry, holding=json.dumps(told) if told else "").rows)
+    return skip_sets.searched(_entry, scan.read_rows(_entry, holding=json.dumps(told) if told else "").rows)
 
 
 def entries(outputs: Path) -> list[Entry]:
@@ -72,17 +72,17 @@ def arms(entry: Entry) -> list[ArmRow] | str:
     return _arms(entry.path, scan.stamp(entry.path), entry)
 
 
-def found(entry: Entry) -> sets.Found | None:
+def found(entry: Entry) -> skip_sets.Found | None:
     """What a search found, if anything yet."""
     return _searched(entry.path, scan.stamp(entry.path), entry)
 
 
-def found_sets(all_entries: Sequence[Entry]) -> dict[str, sets.Found]:
+def found_sets(all_entries: Sequence[Entry]) -> dict[str, skip_sets.Found]:
     """The skip sets of all runs, and the published ones, by label."""
     readable = [entry for entry in all_entries if entry.state != "unreadable"]
     searches = [found(e) for e in readable if e.verb == "search"]
     evaluated = [arms(e) for e in readable if e.verb == "evaluate"]
-    return sets.collect(
+    return skip_sets.collect(
         [one for one in searches if one], [row for some in evaluated if not isinstance(some, str) for row in some]
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from selfspec.answer_text import is_unfinished, text_after
+from selfspec.data.answer_text import is_unfinished, text_after
 
 Kind = Literal["prompt", "plain", "accepted", "correction", "bonus"]
 
@@ -48,7 +48,7 @@ def tokenizer_file(config: Mapping[str, Any]) -> Path | None:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    from selfspec.hub import default_cache_dir
+    from selfspec.models.locate import default_cache_dir
 
     model = config.get("model") or {}
     hub_id, registry = model.get("hub_id"), model.get("registry") or {}

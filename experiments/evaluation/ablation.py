@@ -16,11 +16,12 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, DARK, GREY, KEPT, ORANGE, save
-from experiments.runs import RunFolder
-from experiments.tables import SPEEDUP, ArmRow, Pair, markdown_table, number, paired_arms
-from selfspec import metrics, records
-from selfspec.plan import DraftPlan
+from experiments.results.figures import BLUE, DARK, GREY, KEPT, ORANGE, save
+from experiments.results.find_runs import RunFolder
+from experiments.results.tables import SPEEDUP, ArmRow, Pair, markdown_table, number, paired_arms
+from selfspec.measure import metrics
+from selfspec.records import run_files
+from selfspec.skipping.plan import DraftPlan
 
 NAME = "ablation"
 HEAD = 8192  # tokens of the head where the plan has a whole one, as in conf/head/trimmed.yaml
@@ -123,8 +124,8 @@ def write(run: RunFolder) -> list[Path]:
     title = f"{run.facts.get('model')} on {run.facts.get('data')}"
     text = f"# What each part of the draft is worth: {title}\n\n{table(found)}\n\n{SPEEDUP}\n\n{COST}\n"
     markdown, comma = run.path / f"{NAME}.md", run.path / f"{NAME}.csv"
-    records.write_text(markdown, text)
-    records.write_text(comma, _csv(found))
+    run_files.write_text(markdown, text)
+    run_files.write_text(comma, _csv(found))
     return [markdown, comma, *save(picture(found, title=title), run.path / NAME)]
 
 

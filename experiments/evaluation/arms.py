@@ -13,14 +13,14 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
-from selfspec.decode import Criterion, Ending, autoregress
+from selfspec.engine.decode import Criterion, Ending, autoregress
+from selfspec.engine.sampling import Sampling
+from selfspec.engine.trace import DecodeResult, Finish
 from selfspec.errors import InputError, unknown_name
-from selfspec.model import Decoder
-from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 from selfspec.speculator import Speculator
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult, Finish
 
 PLAIN, GENERATE = "plain", "generate"
 

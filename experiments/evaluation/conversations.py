@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from experiments.arms import Arm
+from experiments.evaluation.arms import Arm
+from selfspec.data.task import Example
+from selfspec.engine.trace import DecodeResult
 from selfspec.errors import DrafterError, InputError, PromptError
-from selfspec.tasks.base import Example
-from selfspec.trace import DecodeResult
 
 Encode = Callable[[str, Sequence[str]], list[int]]
 """From a prompt's id and its texts so far, the user's and the model's in turn, to token ids."""

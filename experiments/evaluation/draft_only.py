@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from selfspec.decode import Ending, autoregress
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.sampling import Sampling
-from selfspec.skip import SkipSet
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.sampling import Sampling
+from selfspec.engine.trace import DecodeResult
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 
 
 @dataclass(slots=True)

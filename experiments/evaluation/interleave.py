@@ -8,13 +8,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.arms import Arm
-from experiments.turns import Answer, Asked, Encode, ToText, answers, decoded
-from selfspec.answer_text import opens_thought
-from selfspec.exactness import Comparison, compare
-from selfspec.model import Decoder
-from selfspec.records import append_row
-from selfspec.trace import DecodeResult
+from experiments.evaluation.arms import Arm
+from experiments.evaluation.conversations import Answer, Asked, Encode, ToText, answers, decoded
+from selfspec.data.answer_text import opens_thought
+from selfspec.engine.trace import DecodeResult
+from selfspec.measure.exactness import Comparison, compare
+from selfspec.models.decoder import Decoder
+from selfspec.records.run_files import append_row
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from experiments.arms import GENERATE, PLAIN, Arm, DraftArm
+from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm
 from selfspec.errors import InputError
-from selfspec.skipfile import NAME
-from selfspec.stop import Paying, StopRule
+from selfspec.skipping.skip_set_files import NAME
+from selfspec.stopping import Paying, StopRule
 
 UNIT = "x plain decoding"
 

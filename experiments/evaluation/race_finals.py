@@ -9,15 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.progress import progress
-from experiments.setup import Setup, objective_on
-from search.expected import as_raced
+from experiments.config.search_setup import Setup, objective_on
+from experiments.terminal.progress import progress
 from search.finals import Finalist, Raced, race, rescore
 from search.point import Point
-from search.tune import paying
-from selfspec.decode import Ending
-from selfspec.stop import StopRule
-from selfspec.timing import Stopwatch
+from search.replay.objectives import as_raced
+from search.replay.rule_tuner import paying
+from selfspec.engine.decode import Ending
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.stopping import StopRule
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from selfspec import provenance, records
+from selfspec.data.mtbench import KINDS
+from selfspec.data.specbench import CONVERSATION
 from selfspec.errors import InputError, unknown_name
-from selfspec.tasks.mtbench import KINDS
-from selfspec.tasks.specbench import CONVERSATION
+from selfspec.records import provenance, run_files
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +70,17 @@ def write_answers(run: Path, rows: Sequence[Row]) -> None:
 
     Args:
         run: the run folder.
-        rows: of its `records.jsonl`.
+        rows: of its `run_files.jsonl`.
 
     Raises:
         InputError: as `answers`.
     """
-    of = json.loads((run / records.PROVENANCE).read_text(encoding="utf-8"))
+    of = json.loads((run / run_files.PROVENANCE).read_text(encoding="utf-8"))
     (run / ANSWERS).mkdir(exist_ok=True)
     for arm in dict.fromkeys(row["arm"] for row in rows):
         found = answers(rows, arm=arm, model_id=f"{of['run']['model']} {arm}", started=of["started"])
         text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in found)
-        records.write_text(run / ANSWERS / (quote(arm, safe=" '+") + ".jsonl"), text)
+        run_files.write_text(run / ANSWERS / (quote(arm, safe=" '+") + ".jsonl"), text)
 
 
 def _choice(sample: int, turns: list[Row]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from experiments.runs import Failure, RunFolder, flagged
-from experiments.tables import markdown_table, package, text
+from experiments.results.find_runs import Failure, RunFolder, flagged
+from experiments.results.tables import markdown_table, package, text
 
 BUSY = "Busy machine: others were at work when a run marked so began; its seconds are in doubt."
 

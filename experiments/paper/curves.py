@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, DARK, GREEN, ORANGE, RED, plain_axes
 from experiments.paper.evidence import FIRST, Evidence, Measured, label
 from experiments.paper.section import Cell, Section, Table, Value
+from experiments.results.figures import BLUE, DARK, GREEN, ORANGE, RED, plain_axes
 
 ACCEPTANCES = {0.6: (RED, ":"), 0.7: (ORANGE, "-."), 0.8: (GREEN, "--"), 0.9: (BLUE, "-"), 0.95: (DARK, "-")}
 LONGEST = 12  # tokens; the paper's longest draft

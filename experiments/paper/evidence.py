@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from experiments.paper.section import Cell, Value
-from experiments.quality import Quality, quality_rows, summary
-from experiments.runs import RunFolder, flagged
-from experiments.tables import ArmRow, Pair, paired_arms, text
-from selfspec import metrics, records
-from selfspec.skip import SkipSet
+from experiments.quality.judge import Quality, quality_rows, summary
+from experiments.results.find_runs import RunFolder, flagged
+from experiments.results.tables import ArmRow, Pair, paired_arms, text
+from selfspec.measure import metrics
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
 
@@ -164,8 +165,8 @@ class Search:
     @property
     def finals(self) -> list[dict[str, Any]]:
         """The sets that were raced on fresh prompts, the winner first; empty if none were."""
-        path = self.run.path / records.FINALS
-        return records.read_rows(path) if path.is_file() else []
+        path = self.run.path / run_files.FINALS
+        return run_files.read_rows(path) if path.is_file() else []
 
     @property
     def run_cell(self) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, GREY, ORANGE, canvas, legend_below, plain_axes
 from experiments.paper.evidence import FIRST, Evidence, Measured, label, pooled
 from experiments.paper.section import Cell, Section, Table, Value
-from experiments.tables import decoding
-from selfspec.metrics import ratio
+from experiments.results.figures import BLUE, GREY, ORANGE, canvas, legend_below, plain_axes
+from experiments.results.tables import decoding
+from selfspec.measure.metrics import ratio
 
 PARTS = {"draft": BLUE, "verify": ORANGE, "other": GREY}
 NOTE = (

@@ -8,12 +8,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, GREEN, GREY, canvas, legend_below, plain_axes
 from experiments.paper.evidence import FIRST, Evidence, Measured, Row, label, pooled
 from experiments.paper.section import Cell, Section, Table, Value
-from experiments.tables import Pair, decoding, times
-from selfspec import metrics
-from selfspec.metrics import Timed
+from experiments.results.figures import BLUE, GREEN, GREY, canvas, legend_below, plain_axes
+from experiments.results.tables import Pair, decoding, times
+from selfspec.measure import metrics
+from selfspec.measure.metrics import Timed
 
 ORACLE = (
     "Oracle: the same rounds and tokens, where a round pays for its accepted tokens alone: a prompt's draft seconds "

@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, DARK, GREEN, ORANGE, RED, canvas, legend_below, plain_axes
 from experiments.paper.evidence import FIRST, Evidence, Measured, Row, label, pooled
 from experiments.paper.section import Cell, Section, Table, Value
+from experiments.results.figures import BLUE, DARK, GREEN, ORANGE, RED, canvas, legend_below, plain_axes
 
 SHOWN = 12  # positions of the table; the paper's longest draft
 LEAST = 10  # judged tokens that a point of the picture needs; chosen, not tuned

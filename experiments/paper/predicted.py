@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, GREY, KEPT, ORANGE, canvas, legend_below, plain_axes
+from experiments.evaluation.predicted import UNIT
 from experiments.paper.evidence import Evidence, label
 from experiments.paper.section import Cell, Section, Table, Value
-from experiments.predicted import UNIT
+from experiments.results.figures import BLUE, GREY, KEPT, ORANGE, canvas, legend_below, plain_axes
 
 COLUMNS = ["model", "searched on", "measured on", "what", "predicted", "speedup", "error", "run"]
 FINALIST = "finalist"

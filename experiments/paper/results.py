@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from experiments.paper.evidence import FIRST, Evidence, Measured
 from experiments.paper.section import Cell, Section, Table, Value
-from experiments.tables import SPEEDUP, cautions
+from experiments.results.tables import SPEEDUP, cautions
 
 
 def section(evidence: Evidence) -> Section:

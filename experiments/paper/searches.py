@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from experiments import figures
 from experiments.paper.evidence import Evidence, Search
 from experiments.paper.section import Cell, Section, Table, Value
+from experiments.results import figures
 
 NOTE = (
     "Values are of a search's own calibration prompts, and the best of many is flattered by noise: only an evaluation "

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.tables import markdown_table, number
+from experiments.results.tables import markdown_table, number
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from experiments import figures
-from experiments.overlap import jaccard
 from experiments.paper.evidence import Evidence
 from experiments.paper.section import Cell, Section, Table, Value
-from selfspec.skip import SkipSet
+from experiments.results import figures
+from experiments.results.overlap import jaccard
+from selfspec.skipping.skip_set import SkipSet
 
 NOTE = "Jaccard overlap: sublayers that both sets skip, over those that either skips; no value where neither does."
 

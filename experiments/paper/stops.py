@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, GREY, ORANGE, canvas, legend_below, plain_axes
 from experiments.paper.evidence import FIRST, Evidence, Measured
 from experiments.paper.section import Cell, Section, Table, Value
+from experiments.results.figures import BLUE, GREY, ORANGE, canvas, legend_below, plain_axes
 
 NOTE = "Compared are arms that differ in the stop rule alone, by the seconds of one machine."
 

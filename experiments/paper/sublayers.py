@@ -7,10 +7,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, DARK, GREEN, GREY, ORANGE, RED, canvas, legend_below, plain_axes, unit
 from experiments.paper.evidence import Evidence, Measured, Search, label
 from experiments.paper.section import Section
-from selfspec.skip import SkipSet
+from experiments.results.figures import BLUE, DARK, GREEN, GREY, ORANGE, RED, canvas, legend_below, plain_axes, unit
+from selfspec.skipping.skip_set import SkipSet
 
 NOTE = (
     "A dot is a trial, by the value its search gave it on calibration prompts; the line joins the best of each number. "

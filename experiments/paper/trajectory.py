@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.figures import BLUE, GREY, ORANGE, plain_axes
 from experiments.paper.evidence import Evidence, Measured, label
 from experiments.paper.section import Section
+from experiments.results.figures import BLUE, GREY, ORANGE, plain_axes
 
 SPAN = 20  # rounds; chosen, not tuned
 NOTE = f"Grey lines: a new prompt begins. Acceptance is that of the last {SPAN} rounds, pooled."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from experiments import figures
 from experiments.paper import (
     curves,
     latency,
@@ -22,7 +21,8 @@ from experiments.paper import (
 )
 from experiments.paper.evidence import Evidence
 from experiments.paper.section import Section
-from selfspec import records
+from experiments.results import figures
+from selfspec.records import run_files
 
 SECTIONS: Sequence[Callable[[Evidence], Section]] = (
     results.section,
@@ -58,7 +58,7 @@ def write_paper(evidence: Evidence, folder: Path) -> tuple[list[str], list[Path]
         if section.table:
             for ending, text in (("csv", section.table.csv()), ("tex", section.table.latex())):
                 paths.append(folder / f"{section.stem}.{ending}")
-                records.write_text(paths[-1], text)
+                run_files.write_text(paths[-1], text)
         for name, figure in section.figures.items():
             paths += figures.save(figure, folder / name)
     missing = [f"- {section.title}: `{section.to_do}`" for section in sections if section.is_empty]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import comb
 from typing import Any
 
-from selfspec.quality.cut import cut
+from experiments.quality.cut import cut
 
 # After a function a raw continuation goes on with something else of its own making; the fence is ours.
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.tables import markdown_table, number
-from selfspec import records
-from selfspec.answer_text import without_thoughts
+from experiments.quality import last_number
+from experiments.quality.code import Problem, pass_at_k
+from experiments.quality.rouge import rouge
+from experiments.quality.sandbox import Sandbox, find_sandbox
+from experiments.results.tables import markdown_table, number
+from selfspec.data.answer_text import without_thoughts
+from selfspec.data.task import Example
 from selfspec.errors import InputError, unknown_name
-from selfspec.metrics import bootstrap_interval
-from selfspec.quality import gsm8k
-from selfspec.quality.code import Problem, pass_at_k
-from selfspec.quality.rouge import rouge
-from selfspec.quality.sandbox import Sandbox, find_sandbox
-from selfspec.tasks.base import Example
+from selfspec.measure.metrics import bootstrap_interval
+from selfspec.records import run_files
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def measure(cfg: DictConfig, examples: Iterable[Example]) -> Measure | None:
         if example.reference is None:
             raise _missing(name, example, "reference")
         if name == "gsm8k":
-            gsm8k.wanted(example.reference)
+            last_number.wanted(example.reference)
     return MEASURES[name]
 
 
@@ -81,7 +81,7 @@ def _rouge(answers: Sequence[tuple[Example, str]]) -> list[Row]:
 
 
 def _exact_match(answers: Sequence[tuple[Example, str]]) -> list[Row]:
-    return [{"exact_match": float(gsm8k.is_right(text, e.reference or ""))} for e, text in answers]
+    return [{"exact_match": float(last_number.is_right(text, e.reference or ""))} for e, text in answers]
 
 
 MEASURES: Mapping[str, Measure] = {"rouge": _rouge, "gsm8k": _exact_match}
@@ -149,15 +149,15 @@ def write_quality(
     if measure is None:
         return
     lines = (
-        json.dumps({"schema": records.SCHEMA, **row}, ensure_ascii=False, allow_nan=False)
+        json.dumps({"schema": run_files.SCHEMA, **row}, ensure_ascii=False, allow_nan=False)
         for row in assess(measure, examples, rows)
     )
-    records.write_text(folder / FILE, "".join(f"{line}\n" for line in lines))
+    run_files.write_text(folder / FILE, "".join(f"{line}\n" for line in lines))
 
 
 def quality_rows(folder: Path) -> list[Row]:
     """The rows of a run; none if its answers were not judged."""
-    return records.read_rows(folder / FILE) if (folder / FILE).is_file() else []
+    return run_files.read_rows(folder / FILE) if (folder / FILE).is_file() else []
 
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> list[Quality]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
+from experiments.quality.cut import cut
 from selfspec.errors import InputError
-from selfspec.quality.cut import cut
 
 MARK = "####"
 STOPS = ("\nQuestion:", "\nQ:")  # a raw continuation goes on with the next question of its own making

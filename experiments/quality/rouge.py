@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selfspec.quality.cut import cut
+from experiments.quality.cut import cut
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 STOPS = ("\nArticle:",)  # of Draft & Verify: a raw continuation goes on with the next article of its own making

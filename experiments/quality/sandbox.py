@@ -89,7 +89,7 @@ class Sandbox:
         """Run one program to its end, to its limits, or to its first error; nothing of it stays."""
         secret = secrets.token_hex(16)
         task = {"program": program, "limits": self.limits.by_name(), "secret": secret}
-        source = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
+        source = Path(__file__).with_name("inside_sandbox.py").read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory(prefix="selfspec-code-") as folder, self._begin(source, folder) as process:
             try:
                 said, _ = process.communicate(json.dumps(task).encode(), timeout=self.limits.seconds + START_S)

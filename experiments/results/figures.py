@@ -23,8 +23,8 @@ from matplotlib.ticker import MaxNLocator
 
 from search.importance import Importance
 from search.pareto import front, measured
-from selfspec import records
-from selfspec.skip import SkipSet
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe and Ito
 KEPT, GREY, DARK = "#EEEEEE", "#767676", "#222222"
@@ -354,5 +354,5 @@ def save(figure: Figure, path_without_suffix: Path) -> list[Path]:
         figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
         drawn[path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")] = buffer.getvalue()
     for path, data in drawn.items():
-        records.write_bytes(path, data)
+        run_files.write_bytes(path, data)
     return list(drawn)

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.folder import is_busy
-from selfspec import records
+from experiments.results.folder import is_busy
 from selfspec.errors import InputError
+from selfspec.records import run_files
 
 Verb = Literal["evaluate", "search"]
 
-ROWS: Mapping[Verb, str] = {"evaluate": records.RECORDS, "search": records.TRIALS}
+ROWS: Mapping[Verb, str] = {"evaluate": run_files.RECORDS, "search": run_files.TRIALS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +74,23 @@ class RunFolder:
     @property
     def command(self) -> str:
         """What makes the run again, as it was typed; without settings if they were not recorded."""
-        path = self.path / records.OVERRIDES
+        path = self.path / run_files.OVERRIDES
         words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return " ".join(["selfspec", self.verb, *map(shlex.quote, words)])
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows as they are on disk now; none if the run was killed before its first."""
         path = self.path / ROWS[self.verb]
-        return records.read_rows(path) if path.is_file() else []
+        return run_files.read_rows(path) if path.is_file() else []
 
     def summary(self) -> dict[str, Any]:
         """What it ended with; empty if it has not come to its end."""
-        path = self.path / records.SUMMARY
+        path = self.path / run_files.SUMMARY
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration; empty if it was not recorded."""
-        path = self.path / records.CONFIG
+        path = self.path / run_files.CONFIG
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except yaml.YAMLError:
@@ -139,7 +139,7 @@ def find_failures(patterns: Sequence[str] | str, outputs: Path) -> list[Failure]
 
 
 def _failures_below(folder: Path) -> list[Path]:
-    return sorted(folder.resolve().rglob(records.FAILURE))
+    return sorted(folder.resolve().rglob(run_files.FAILURE))
 
 
 def _failure(file: Path, outputs: Path) -> Failure:
@@ -182,7 +182,7 @@ def _hits(pattern: str, base: Path) -> list[Path]:
 def _newest_finished(outputs: Path) -> list[Path]:
     newest = []
     for verb in ROWS:
-        finished = [path for path in _runs_below(outputs / verb) if records.is_finished(path)]
+        finished = [path for path in _runs_below(outputs / verb) if run_files.is_finished(path)]
         newest += [max(finished, key=lambda path: path.name)] if finished else []  # a name begins with the time
     if not newest:
         raise InputError(f"no run was named and none is finished; {_what_there_is(outputs)}")
@@ -190,7 +190,9 @@ def _newest_finished(outputs: Path) -> list[Path]:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    return sorted(file.parent for file in folder.resolve().rglob(records.PROVENANCE) if _verb(file.parent) is not None)
+    return sorted(
+        file.parent for file in folder.resolve().rglob(run_files.PROVENANCE) if _verb(file.parent) is not None
+    )
 
 
 def _verb(path: Path) -> Verb | None:
@@ -207,7 +209,7 @@ def _what_there_is(outputs: Path) -> str:
     if not paths:
         return f"{outputs} holds no run yet; make one with `selfspec evaluate` or `selfspec search`"
     names = [_name(path, outputs) for path in sorted(paths, key=lambda path: path.name, reverse=True)[:3]]
-    n_finished = sum(map(records.is_finished, paths))
+    n_finished = sum(map(run_files.is_finished, paths))
     return (
         f"{outputs} holds {len(paths)} ({n_finished} finished), the newest {', '.join(names)}; "
         "name one with runs=ID, runs=FOLDER or runs=GLOB"
@@ -222,11 +224,11 @@ def _name(path: Path, outputs: Path) -> str:
 def _read(path: Path, outputs: Path) -> RunFolder:
     verb = _verb(path)
     assert verb is not None  # only such folders are found
-    file = path / records.PROVENANCE
+    file = path / run_files.PROVENANCE
     try:
         provenance = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file} is not JSON ({error}); what the run ran on is unknown, so leave it out") from None
     if not isinstance(provenance, dict):
         raise InputError(f"{file} holds no object; what the run ran on is unknown, so leave it out")
-    return RunFolder(path, verb, path.name, _name(path, outputs), provenance, records.is_finished(path))
+    return RunFolder(path, verb, path.name, _name(path, outputs), provenance, run_files.is_finished(path))

@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from selfspec import provenance, records
 from selfspec.errors import InputError
+from selfspec.records import provenance, run_files
 
 OWN_LOAD = 0.5  # of a machine that does nothing else: its services; chosen, not tuned
 
 # before it does anything
-OF_EVERY_RUN = {records.CONFIG, records.OVERRIDES, records.PROVENANCE, records.LOG, records.PROMPTS}
+OF_EVERY_RUN = {run_files.CONFIG, run_files.OVERRIDES, run_files.PROVENANCE, run_files.LOG, run_files.PROMPTS}
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,8 @@ class Folder:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Say that the run has come to its end; until then it does not look finished."""
         load = {"load_before": self.started["load_before"], "load_after": provenance.load_average()}
-        records.write_json(
-            self.path / records.SUMMARY,
+        run_files.write_json(
+            self.path / run_files.SUMMARY,
             {**summary, "finished": provenance.now(), **load, "busy": self.is_busy},
         )
 
@@ -74,7 +74,7 @@ def is_busy(environment: Mapping[str, Any]) -> bool:
 
 def _sessions(path: Path) -> list[Mapping[str, Any]]:
     """The environment of the run's first session, and of those that went on with it."""
-    first = json.loads((path / records.PROVENANCE).read_text(encoding="utf-8"))
+    first = json.loads((path / run_files.PROVENANCE).read_text(encoding="utf-8"))
     return [first, *first.get("resumed", [])]
 
 
@@ -95,7 +95,7 @@ def open_folder(
     """
     path = new_folder(outputs, verb, name, config=config, overrides=overrides)
     started = provenance.environment()
-    records.write_json(path / records.PROVENANCE, {**started, "run": dict(facts)})
+    run_files.write_json(path / run_files.PROVENANCE, {**started, "run": dict(facts)})
     try:
         with logging_to(path):
             yield Folder(path, started)
@@ -111,8 +111,8 @@ def new_folder(outputs: Path, verb: str, name: str, *, config: str, overrides: l
     parent = outputs / verb / name
     parent.mkdir(parents=True, exist_ok=True)
     path = _created(parent / f"{stamp}-{provenance.digest(config)[:8]}")
-    records.write_text(path / records.CONFIG, config)
-    records.write_text(path / records.OVERRIDES, "".join(f"{o}\n" for o in overrides))
+    run_files.write_text(path / run_files.CONFIG, config)
+    run_files.write_text(path / run_files.OVERRIDES, "".join(f"{o}\n" for o in overrides))
     return path
 
 
@@ -122,7 +122,7 @@ def reopen_folder(path: Path) -> Iterator[Folder]:
     started = provenance.environment()
     session = {name: started[name] for name in ("started", "argv", "load_before", "threads")}
     first, *later = _sessions(path)
-    records.write_json(path / records.PROVENANCE, {**first, "resumed": [*later, session]})
+    run_files.write_json(path / run_files.PROVENANCE, {**first, "resumed": [*later, session]})
     with logging_to(path):
         yield Folder(path, started)
 
@@ -130,7 +130,7 @@ def reopen_folder(path: Path) -> Iterator[Folder]:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Log lines of this project also go to `log.txt` of the folder."""
-    handler = logging.FileHandler(path / records.LOG, encoding="utf-8")
+    handler = logging.FileHandler(path / run_files.LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

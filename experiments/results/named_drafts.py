@@ -12,14 +12,15 @@ from typing import Any
 
 import yaml
 
-from experiments import listed
-from experiments.dashboard import scan, sets
-from experiments.dashboard.scan import Entry
-from experiments.dashboard.sets import Found
-from experiments.predicted import promised
-from selfspec import planfile, records, skipfile
+from experiments.evaluation.predicted import promised
+from experiments.results import scan, skip_sets
+from experiments.results.scan import Entry
+from experiments.results.skip_sets import Found
+from experiments.terminal import run_list
 from selfspec.errors import InputError
-from selfspec.skip import SYNTAX, SkipSet
+from selfspec.records import run_files
+from selfspec.skipping import plan_files, skip_set_files
+from selfspec.skipping.skip_set import SYNTAX, SkipSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,14 @@ def _written(word: str, n_layers: int | None, depths: set[int]) -> Compared:
 
 
 def _named(word: str, outputs: Path) -> Iterator[Compared]:
-    if word in skipfile.published():
-        yield Compared(next(one for one in sets.published_sets() if one.label == word))
+    if word in skip_set_files.published():
+        yield Compared(next(one for one in skip_sets.published_sets() if one.label == word))
         return
     path = Path(word).expanduser()
     if path.is_file() or _holds_a_set(path):
         yield _filed(path)
         return
-    entries = [entry for entry in listed.entries(word, outputs) if entry.state != "unreadable"]
+    entries = [entry for entry in run_list.entries(word, outputs) if entry.state != "unreadable"]
     if not entries:
         raise InputError(
             f"no run, file of a skip set, or published set {word!r}; `selfspec runs list` shows the runs, and a set is "
@@ -84,19 +85,19 @@ def _named(word: str, outputs: Path) -> Iterator[Compared]:
 
 def _holds_a_set(path: Path) -> bool:
     """Whether it is a folder with a set, such as a model's, and not a run's."""
-    return path.is_dir() and (path / skipfile.NAME).is_file() and not (path / records.PROVENANCE).is_file()
+    return path.is_dir() and (path / skip_set_files.NAME).is_file() and not (path / run_files.PROVENANCE).is_file()
 
 
 def _filed(path: Path) -> Compared:
     """The set of a file: of a skip set, or of a plan."""
-    file = path / skipfile.NAME if path.is_dir() else path
+    file = path / skip_set_files.NAME if path.is_dir() else path
     try:
         body = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
         body = None
     facts: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
     is_plan = "attn" not in facts and isinstance(facts.get("n_layers"), int) and "skip" in facts
-    skip = SkipSet.parse(str(facts["skip"]), facts["n_layers"]) if is_plan else skipfile.load_skip_set(file)
+    skip = SkipSet.parse(str(facts["skip"]), facts["n_layers"]) if is_plan else skip_set_files.load_skip_set(file)
     model = facts.get("model")
     found = Found(str(path), "file", None if model is None else str(model), skip, predicted=promised(str(file)))
     return Compared(found, draft=_plan(facts) if is_plan else None)
@@ -111,18 +112,18 @@ def _plan(body: Mapping[str, Any]) -> str:
 
 
 def _searched(entry: Entry) -> Iterator[Compared]:
-    found = sets.searched(entry, scan.read_rows(entry).rows)
+    found = skip_sets.searched(entry, scan.read_rows(entry).rows)
     if found is None:
         raise InputError(f"{entry.name} has scored no set yet; leave it out, or wait for its first trial")
     winner = entry.summary.get("winner") or {}
-    file = entry.path / planfile.NAME
+    file = entry.path / plan_files.NAME
     draft = _filed(file).draft if file.is_file() else None
-    raced = {name: listed.plain(winner.get(name)) for name in ("speedup", "low", "high")}
+    raced = {name: run_list.plain(winner.get(name)) for name in ("speedup", "low", "high")}
     yield Compared(found, draft=draft, raced=raced if winner else None)
 
 
 def _evaluated(entry: Entry) -> Iterator[Compared]:
-    rows = listed.arms(entry)
+    rows = run_list.arms(entry)
     if isinstance(rows, str):
         raise InputError(f"{entry.name} cannot be compared: {rows}")
     told = promises(entry)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from selfspec.metrics import ratio
-from selfspec.skip import SkipSet
+from selfspec.measure.metrics import ratio
+from selfspec.skipping.skip_set import SkipSet
 
 
 def n_shared(a: SkipSet, b: SkipSet) -> int:

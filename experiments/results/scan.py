@@ -1,7 +1,7 @@
 """What lies in an outputs folder: runs of every state, and what only looks like one, each said to be so.
 
-Built on the run folders of `experiments.runs`, but where those refuse a folder that cannot be read, this lists it with
-the reason: a dashboard must survive what a killed job or another program left behind. Knows nothing of how it is shown.
+Built on `experiments.results.find_runs`, but where that refuses a folder that cannot be read, this lists it with the
+reason: a dashboard must survive what a killed job or another program left behind. Knows nothing of how it is shown.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.runs import ROWS, RunFolder, Verb
-from selfspec import records
+from experiments.results.find_runs import ROWS, RunFolder, Verb
+from selfspec.records import run_files
 
 State = Literal["finished", "running", "stopped", "unreadable"]
 Stamp = tuple[tuple[str, int, int], ...]
 
 QUIET_S = 600.0  # an unfinished run that wrote nothing for so long has stopped; chosen, not tuned
-_FILES = (records.PROVENANCE, records.SUMMARY, records.CONFIG, *ROWS.values())
+_FILES = (run_files.PROVENANCE, run_files.SUMMARY, run_files.CONFIG, *ROWS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +120,14 @@ def read(path: Path, outputs: Path, *, now: datetime) -> Entry:
     verb = _verb(path, os.listdir(path)) or "search"
     rows_path = path / ROWS[verb]
     try:
-        provenance = _json(path / records.PROVENANCE)
-        summary = _json(path / records.SUMMARY) if records.is_finished(path) else {}
+        provenance = _json(path / run_files.PROVENANCE)
+        summary = _json(path / run_files.SUMMARY) if run_files.is_finished(path) else {}
         n_rows = _count(rows_path)
     except (OSError, ValueError) as error:
         return Entry(path, name, verb, "unreadable", started=_when(path.name), problem=str(error))
     facts = provenance.get("run")
     if not isinstance(facts, dict):
-        problem = f"{records.PROVENANCE} does not say what ran (no `run` object)"
+        problem = f"{run_files.PROVENANCE} does not say what ran (no `run` object)"
         return Entry(path, name, verb, "unreadable", provenance=provenance, problem=problem)
     return Entry(
         path,
@@ -169,13 +169,13 @@ def _row(line: bytes, file: Path, number: int) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError:
         raise ValueError(f"{file.name}, line {number}: not JSON") from None
-    if not isinstance(row, dict) or row.get("schema") != records.SCHEMA:
-        raise ValueError(f"{file.name}, line {number}: not a row of schema {records.SCHEMA}")
+    if not isinstance(row, dict) or row.get("schema") != run_files.SCHEMA:
+        raise ValueError(f"{file.name}, line {number}: not a row of schema {run_files.SCHEMA}")
     return row
 
 
 def _state(path: Path, now: datetime) -> State:
-    if records.is_finished(path):
+    if run_files.is_finished(path):
         return "finished"
     newest = max((changed for _, changed, _ in stamp(path)), default=0) / 1e9
     return "running" if now.timestamp() - newest < QUIET_S else "stopped"
@@ -221,7 +221,7 @@ def read_rows(entry: Entry, *, holding: str = "") -> Rows:
 def read_config(entry: Entry) -> dict[str, Any]:
     """The settings of a run; empty if they cannot be read."""
     try:
-        body = yaml.safe_load((entry.path / records.CONFIG).read_text(encoding="utf-8"))
+        body = yaml.safe_load((entry.path / run_files.CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return body if isinstance(body, dict) else {}

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from experiments.dashboard.scan import Entry
-from experiments.tables import ArmRow
+from experiments.results.scan import Entry
+from experiments.results.tables import ArmRow
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
-from selfspec.skipfile import load_skip_set, published
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import load_skip_set, published
 
 
 @dataclass(frozen=True, slots=True)

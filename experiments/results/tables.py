@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from experiments.runs import RunFolder, flagged
-from selfspec import metrics
+from experiments.results.find_runs import RunFolder, flagged
 from selfspec.errors import InputError
-from selfspec.metrics import Timed
-from selfspec.skip import SkipSet
+from selfspec.measure import metrics
+from selfspec.measure.metrics import Timed
+from selfspec.skipping.skip_set import SkipSet
 
 BASELINE = "plain"
 CONDITIONS = ("dtype", "device", "threads", "attention", "torch", "transformers", "selfspec", "machine")

@@ -16,16 +16,16 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from experiments import blocks, listed
-from experiments.dashboard import sets
-from experiments.dashboard.sets import Found
-from experiments.listed import plain, plain_table
-from experiments.named_sets import Compared, named_sets, promises
-from experiments.overlap import jaccard, n_shared, only_in
-from experiments.tables import ArmRow, number
-from selfspec import records
+from experiments.results import skip_sets
+from experiments.results.named_drafts import Compared, named_sets, promises
+from experiments.results.overlap import jaccard, n_shared, only_in
+from experiments.results.skip_sets import Found
+from experiments.results.tables import ArmRow, number
+from experiments.terminal import run_list, skip_map_text
+from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet
 
 FEWEST, MOST = 2, 8  # sets that can be told apart side by side
 
@@ -66,14 +66,14 @@ def _evaluations(skips: set[str], outputs: Path) -> _Evaluations:
     """The drafts of all evaluations that skip one of these sets."""
     found = _Evaluations([], [])
     needles = [json.dumps(skip).encode() for skip in skips - {"none"}]
-    for entry in listed.entries(None, outputs):
-        file = entry.path / records.RECORDS
+    for entry in run_list.entries(None, outputs):
+        file = entry.path / run_files.RECORDS
         if entry.verb != "evaluate" or entry.state == "unreadable" or not file.is_file():
             continue
         held = file.read_bytes()
         if not any(needle in held for needle in needles):
             continue
-        rows, told = listed.arms(entry), promises(entry)
+        rows, told = run_list.arms(entry), promises(entry)
         if isinstance(rows, str):
             found.problems.append(f"{entry.name}: {rows}")
         else:
@@ -84,10 +84,10 @@ def _evaluations(skips: set[str], outputs: Path) -> _Evaluations:
 def _sets(chosen: Sequence[Compared], evaluated: Sequence[tuple[ArmRow, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     skips = dict.fromkeys(one.found.skip for one in chosen)
     alone = {skip: only_in({str(s): s for s in skips if s.n_layers == skip.n_layers})[str(skip)] for skip in skips}
-    lines = sets.table([one.found for one in chosen])
+    lines = skip_sets.table([one.found for one in chosen])
     described = []
     for place, (one, line) in enumerate(zip(chosen, lines, strict=True), start=1):
-        found, (attn, mlp) = one.found, blocks.rows(one.found.skip)
+        found, (attn, mlp) = one.found, skip_map_text.rows(one.found.skip)
         own: Mapping[str, Any] = {"draft": one.draft, "predicted": found.predicted}
         measured = [(row, own) for row in found.measured] or [(r, told) for r, told in evaluated if _is_of(found, r)]
         described.append(
@@ -108,7 +108,7 @@ def _is_of(found: Found, row: ArmRow) -> bool:
 
 def _measured(row: ArmRow, told: Mapping[str, Any]) -> dict[str, Any]:
     """An arm's numbers, beside what was predicted of that very draft."""
-    return listed.facts_of_arm(row) | {"run": row.run, "draft": told.get("draft"), "predicted": told.get("predicted")}
+    return run_list.facts_of_arm(row) | {"run": row.run, "draft": told.get("draft"), "predicted": told.get("predicted")}
 
 
 def _pairs(skips: Sequence[SkipSet]) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ def _shown(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[Rende
             f"{told['n_skipped']} of {2 * told['layers']}",
             told["draft"] or "–",
         )
-        raced = listed.interval(*told["raced"].values()) if told["raced"] else "–"
+        raced = run_list.interval(*told["raced"].values()) if told["raced"] else "–"
         cells = (_cell(told[name], d) for name, d in (("acceptance", 3), ("draft_cost", 3), ("tokens_per_round", 2)))
         table.add_row(str(told["number"]), *map(Text, about), *cells, _cell(told["predicted"], 2), raced)
     yield table
@@ -138,7 +138,7 @@ def _shown(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[Rende
     same: dict[SkipSet, list[str]] = {}  # drafts that skip the same have one map
     for place, skip in enumerate(skips, start=1):
         same.setdefault(skip, []).append(str(place))
-    yield blocks.skip_map(*((", ".join(numbers), skip) for skip, numbers in same.items()))
+    yield skip_map_text.skip_map(*((", ".join(numbers), skip) for skip, numbers in same.items()))
     if len(same) > 1:
         yield from _agreement({int(numbers[0]): ", ".join(numbers) for numbers in same.values()}, facts)
     yield Text("\nMeasured: speedup over plain decoding, 95 % interval over prompts", style="bold")
@@ -147,7 +147,7 @@ def _shown(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[Rende
         for row in told["measured"]:
             names = (row["data"], row["arm"], row["draft"] or "–")
             counts = _cell(row["acceptance"], 3), _cell(row["tokens_per_round"], 2), _cell(row["predicted"], 2)
-            speed = listed.interval(row["speedup"], row["low"], row["high"])
+            speed = run_list.interval(row["speedup"], row["low"], row["high"])
             table.add_row(str(told["number"]), *map(Text, names), *counts, speed, Text(row["run"]))
     yield table if table.rows else Text("None of these sets was evaluated yet: selfspec evaluate skip=SET")
     yield from (Text(f"left out: {problem}", style="red") for problem in facts["left_out"])

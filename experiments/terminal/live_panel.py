@@ -8,13 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from experiments.blocks import skip_map
-from experiments.progress import Row, Show
-from experiments.tables import number
+from experiments.results.tables import number
+from experiments.terminal.progress import Row, Show
+from experiments.terminal.skip_map_text import skip_map
 from search.point import settings_text
-from selfspec import metrics
-from selfspec.metrics import Timed
-from selfspec.skip import SkipSet
+from selfspec.measure import metrics
+from selfspec.measure.metrics import Timed
+from selfspec.skipping.skip_set import SkipSet
 
 
 def best_set(n_layers: int, unit: str) -> Show:

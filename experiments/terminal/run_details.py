@@ -10,27 +10,27 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from experiments import blocks, listed
-from experiments.dashboard import scan
-from experiments.dashboard.scan import Entry
-from experiments.listed import plain, plain_table
-from experiments.so_far import worth
-from experiments.tables import arm_cells, number, package, text, verdict_sentences
-from selfspec import records
+from experiments.results import scan
+from experiments.results.scan import Entry
+from experiments.results.tables import arm_cells, number, package, text, verdict_sentences
+from experiments.terminal import run_list, skip_map_text
+from experiments.terminal.live_panel import worth
+from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet
 
 IN_CONDITIONS = ("model", "data", "dtype", "device", "threads")  # not again in each line of the arms
 
 
 def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
-    """The run that the word of `listed.entries` names: as facts, and to be shown.
+    """The run that the word of `run_list.entries` names: as facts, and to be shown.
 
     Raises:
         InputError: if it names none, or several.
     """
     entry = _one(word, outputs)
-    facts = listed.facts_of(entry)
+    facts = run_list.facts_of(entry)
     facts |= {"conditions": _conditions(entry), "command": entry.run.command, "files": _files(entry.path)}
     if facts["state"] not in ("failed", "unreadable"):
         facts["problems"] = scan.read_rows(entry).problems
@@ -38,7 +38,7 @@ def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
 
 
 def _one(word: str, outputs: Path) -> Entry:
-    found = listed.entries(word, outputs)
+    found = run_list.entries(word, outputs)
     if not found:
         raise InputError(f"no run {word!r} in {outputs}; `selfspec runs list` shows those that there are")
     if len(found) > 1:
@@ -63,7 +63,7 @@ def _files(path: Path) -> dict[str, int]:
 
 def _shown(entry: Entry, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     title = Text(entry.name, style="bold")
-    state = Text(facts["state"], style=listed.STYLES[facts["state"]])
+    state = Text(facts["state"], style=run_list.STYLES[facts["state"]])
     yield Text.assemble(title, f"  {entry.verb}, ", state, f", started {text(facts['started'])}")
     if facts["problem"]:
         yield Text(facts["problem"], style="red")
@@ -96,19 +96,19 @@ def _search(entry: Entry, best: Mapping[str, Any]) -> Iterator[RenderableType]:
     if verdict:
         yield Text(str(verdict))
     if best["n_skipped"] is not None:
-        yield blocks.skip_map(("", SkipSet.parse(str(best["skip"]), entry.facts["n_layers"])))
-    if (entry.path / records.FINALS).is_file():
-        yield _finals(entry.path / records.FINALS)
+        yield skip_map_text.skip_map(("", SkipSet.parse(str(best["skip"]), entry.facts["n_layers"])))
+    if (entry.path / run_files.FINALS).is_file():
+        yield _finals(entry.path / run_files.FINALS)
 
 
 def _finals(file: Path) -> RenderableType:
     try:
-        rows = records.read_rows(file)
+        rows = run_files.read_rows(file)
     except InputError as error:
         return Text(f"left out: {error}", style="red")
     table = plain_table("finals: skip", "in the search", "fresh prompts", "raced [95 %]", "acceptance", "prompts")
     for row in rows:
-        raced = listed.interval(row.get("speedup"), row.get("low"), row.get("high"))
+        raced = run_list.interval(row.get("speedup"), row.get("low"), row.get("high"))
         cells = [_cell(row.get(name)) for name in ("trial_value", "fresh_value")]
         table.add_row(
             Text(str(row.get("skip"))), *cells, raced, _cell(row.get("acceptance")), text(row.get("n_prompts"))
@@ -121,7 +121,7 @@ def _cell(value: float | None) -> str:
 
 
 def _evaluation(entry: Entry) -> Iterator[RenderableType]:
-    rows = listed.arms(entry)
+    rows = run_list.arms(entry)
     if isinstance(rows, str):
         return
     yield Text("\nArms", style="bold")
@@ -137,4 +137,4 @@ def _evaluation(entry: Entry) -> Iterator[RenderableType]:
         if (skip := row.skip_set) is not None:
             sets[skip] = f"{sets[skip]}, {row.arm}" if skip in sets else row.arm
     if sets:
-        yield blocks.skip_map(*((label, skip) for skip, label in sets.items()))
+        yield skip_map_text.skip_map(*((label, skip) for skip, label in sets.items()))

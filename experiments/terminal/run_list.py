@@ -18,14 +18,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from experiments.dashboard import scan
-from experiments.dashboard.scan import Entry
-from experiments.runs import find_failures
-from experiments.so_far import worth
-from experiments.tables import ArmRow, arm_rows, number
-from selfspec import records
+from experiments.results import scan
+from experiments.results.find_runs import find_failures
+from experiments.results.scan import Entry
+from experiments.results.tables import ArmRow, arm_rows, number
+from experiments.terminal.live_panel import worth
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet
 
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "unreadable": "red"}
 FACTS = ("model", "data", "searcher", "objective", "n_layers", "dtype", "device", "threads")
@@ -112,7 +112,7 @@ def facts_of(entry: Entry) -> dict[str, Any]:
         "best": None,
         "arms": [],
     }
-    if (entry.path / records.FAILURE).is_file():
+    if (entry.path / run_files.FAILURE).is_file():
         return facts | {"state": "failed", "problem": _failure(entry.path)}
     if entry.state == "unreadable":
         return facts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 SKIPPED, KEPT = "█", "·"
 

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import Any
 
 from experiments.paper.positions import judged
-from experiments.tables import ArmRow
-from experiments.tracking import drawn
-from experiments.tracking.skip_sets import set_row
+from experiments.results.tables import ArmRow
+from experiments.tracking import charts
+from experiments.tracking.skip_set_table import set_row
 from experiments.tracking.tracker import Table, Tracker
-from selfspec.metrics import ratio
-from selfspec.skip import SkipSet
+from selfspec.measure.metrics import ratio
+from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
 
@@ -40,7 +40,7 @@ def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row
     tracker.show({"arms": Table([asdict(arm) for arm in arms])})
     tracker.show({"positions": Table([{"arm": arm, **place} for arm, found in places.items() for place in found])})
     tracker.show({"time_split": Table([{"arm": arm, **split} for arm, split in seconds.items()])})
-    tracker.show(drawn.of_evaluation([row for ours in answered.values() for row in ours]))
+    tracker.show(charts.of_evaluation([row for ours in answered.values() for row in ours]))
     drafting = [arm for arm in arms if arm.drafted]
     if sets := [_set_row(arm) for arm in drafting if arm.skip and arm.n_layers]:
         tracker.show({"skip_sets": Table(sets)})

@@ -8,14 +8,15 @@ from typing import Any
 
 import yaml
 
-from experiments.tracking import drawn
-from experiments.tracking.skip_sets import set_row
+from experiments.tracking import charts
+from experiments.tracking.skip_set_table import set_row
 from experiments.tracking.tracker import Picture, Shown, Table, Tracker
 from search.point import settings_text
-from selfspec import records, skipfile
-from selfspec.metrics import tokens_per_round
-from selfspec.planfile import NAME as PLAN
-from selfspec.skip import SkipSet
+from selfspec.measure.metrics import tokens_per_round
+from selfspec.records import run_files
+from selfspec.skipping import skip_set_files
+from selfspec.skipping.plan_files import NAME as PLAN
+from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
 
@@ -55,8 +56,8 @@ def show_search(
         model, data, objective: of the search.
         raced: rows of the race, the winner first; empty if there was none.
     """
-    trials = records.read_rows(folder / records.TRIALS)
-    chosen = yaml.safe_load((folder / skipfile.NAME).read_text(encoding="utf-8"))
+    trials = run_files.read_rows(folder / run_files.TRIALS)
+    chosen = yaml.safe_load((folder / skip_set_files.NAME).read_text(encoding="utf-8"))
     n_layers = chosen["n_layers"]
     about: dict[str, Any] = {"run": folder.name, "model": model, "data": data, "objective": objective}
     speedups = {row["skip"]: row["speedup"] for row in raced}
@@ -74,10 +75,10 @@ def show_search(
     if raced:
         tracker.show({"finals": Table(raced)})
     tracker.show({png.stem: Picture(png) for png in sorted(folder.glob("*.png"))})
-    tracker.show(drawn.of_search(trials, n_layers=n_layers, objective=objective))
+    tracker.show(charts.of_search(trials, n_layers=n_layers, objective=objective))
     is_best = is_best_of_its_kind(folder)
     plan = [file for file in (folder / PLAN, (folder / PLAN).with_suffix(".safetensors")) if file.is_file()]
-    kept = {"skip_set": [folder / skipfile.NAME], "plan": plan, "trials": [folder / records.TRIALS]}
+    kept = {"skip_set": [folder / skip_set_files.NAME], "plan": plan, "trials": [folder / run_files.TRIALS]}
     for kind, files in kept.items():
         if files:
             tracker.keep(f"{name}-{objective}-{kind}", files, kind=kind, is_best=is_best)
@@ -98,7 +99,7 @@ def is_best_of_its_kind(folder: Path) -> bool:
 def _value(folder: Path) -> tuple[tuple[str, ...], float] | None:
     """What the search of a folder maximised, and the value of its set; None if it found none."""
     try:
-        body = yaml.safe_load((folder / skipfile.NAME).read_text(encoding="utf-8"))
+        body = yaml.safe_load((folder / skip_set_files.NAME).read_text(encoding="utf-8"))
         return tuple(str(body[key]) for key in ("model", "objective", "data")), float(body["value"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return None

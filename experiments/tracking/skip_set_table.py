@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 
 def set_row(skip: SkipSet, *, run: str, model: str, data: str, objective: str, **found: Any) -> Mapping[str, Any]:

@@ -9,16 +9,16 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
-from experiments import build
-from selfspec.answer_text import context, is_unfinished, text_after
-from selfspec.build_drafter import build_drafter
-from selfspec.decode import Ending, Kind, autoregress, speculate
+from experiments.config import build
+from selfspec.data.answer_text import context, is_unfinished, text_after
+from selfspec.data.prompts import encode
+from selfspec.data.task import Example
+from selfspec.drafters.build import build_drafter
+from selfspec.engine.decode import Ending, Kind, autoregress, speculate
+from selfspec.engine.trace import DecodeResult
 from selfspec.errors import InputError
-from selfspec.exactness import compare
-from selfspec.metrics import Timed, acceptance, ratio, tokens_per_round, tokens_per_s
-from selfspec.prompt import encode
-from selfspec.tasks.base import Example
-from selfspec.trace import DecodeResult
+from selfspec.measure.exactness import compare
+from selfspec.measure.metrics import Timed, acceptance, ratio, tokens_per_round, tokens_per_s
 
 # Three hues that stay apart for colour-blind readers, on dark and light terminals.
 STYLES: dict[Kind, str] = {"accepted": "bright_blue", "correction": "yellow", "bonus": "bright_magenta"}

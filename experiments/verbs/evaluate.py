@@ -13,25 +13,29 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import ablation, build, quality, so_far
-from experiments.alternate import Key, alternate, finished, latest
-from experiments.answers import write_answers
-from experiments.arms import Arm
-from experiments.build_arms import arms as build_arms
-from experiments.folder import Folder, open_folder, reopen_folder
-from experiments.predicted import predicted
-from experiments.progress import progress
-from experiments.runs import find_runs
-from experiments.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
+from experiments.config import build
+from experiments.config.build_arms import arms as build_arms
+from experiments.config.composing import read_config
+from experiments.evaluation import ablation
+from experiments.evaluation.arms import Arm
+from experiments.evaluation.conversations import Asked, Encode
+from experiments.evaluation.interleave import Key, alternate, finished, latest
+from experiments.evaluation.predicted import predicted
+from experiments.evaluation.specbench_export import write_answers
+from experiments.quality import judge
+from experiments.results.find_runs import find_runs
+from experiments.results.folder import Folder, open_folder, reopen_folder
+from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
+from experiments.terminal import live_panel
+from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
-from experiments.turns import Asked, Encode
-from selfspec import provenance, records
-from selfspec.answer_text import text_after
+from selfspec.data.answer_text import text_after
+from selfspec.data.prompts import check_room, encode_turns, fit
+from selfspec.data.task import Example
 from selfspec.errors import InputError
-from selfspec.load import Loaded
-from selfspec.prompt import check_room, encode_turns, fit
-from selfspec.tasks.base import Example
+from selfspec.models.load import Loaded
+from selfspec.records import provenance, run_files
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
     if cfg.resume:
         return _resume(Path(cfg.resume).expanduser(), overrides, say)
     outputs = Path(cfg.paths.outputs)
-    records.make_writable(outputs)
+    run_files.make_writable(outputs)
     setup = set_up(cfg)
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with (
@@ -61,20 +65,19 @@ def _resume(path: Path, overrides: list[str], say: Callable[[str], None]) -> Pat
     fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") != "resume"]
     if fixed:
         raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change: leave it out")
-    for file in (records.CONFIG, records.PROVENANCE):
+    for file in (run_files.CONFIG, run_files.PROVENANCE):
         if not (path / file).is_file():
             raise InputError(f"resume={path}: no run of evaluate there (no {file}); give the folder of one")
-    cfg = OmegaConf.load(path / records.CONFIG)
-    assert isinstance(cfg, DictConfig)
+    cfg = read_config(path / run_files.CONFIG)
     if "samples" not in cfg:
         raise InputError(f"resume={path} is a run of another verb or version; give the folder of an evaluate run")
-    records.make_writable(path)
+    run_files.make_writable(path)
     setup = set_up(cfg)
     _check_same(path, setup.facts)
-    records.drop_partial_line(path / records.PROMPTS)
-    if records.drop_partial_line(path / records.RECORDS):
-        log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", records.RECORDS)
-    (path / records.SUMMARY).unlink(missing_ok=True)
+    run_files.drop_partial_line(path / run_files.PROMPTS)
+    if run_files.drop_partial_line(path / run_files.RECORDS):
+        log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", run_files.RECORDS)
+    (path / run_files.SUMMARY).unlink(missing_ok=True)
     with reopen_folder(path) as folder, build.tracking(cfg, verb="evaluate", folder=path, say=say) as tracker:
         _run(cfg, setup, folder, tracker, say)
     return path
@@ -82,7 +85,7 @@ def _resume(path: Path, overrides: list[str], say: Callable[[str], None]) -> Pat
 
 def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to go on where the model, the data or an arm is no longer what the run began with."""
-    began = json.loads((path / records.PROVENANCE).read_text(encoding="utf-8"))["run"]
+    began = json.loads((path / run_files.PROVENANCE).read_text(encoding="utf-8"))["run"]
     here = json.loads(json.dumps(facts))
     for name in began.keys() | here.keys():
         if began.get(name) != here.get(name):
@@ -112,7 +115,7 @@ class Setup:
     asked: Sequence[Asked]
     warm_up: list[int]
     facts: Mapping[str, Any]
-    measure: quality.Measure | None
+    measure: judge.Measure | None
     speedups: Mapping[str, float]  # that searches predicted, by arm
     is_spec_bench: bool  # answers are written in Spec-Bench's format too
 
@@ -162,7 +165,7 @@ def set_up(cfg: DictConfig) -> Setup:
         asked,
         warm_up_ids[:room],
         facts,
-        quality.measure(cfg, examples),
+        judge.measure(cfg, examples),
         speedups=predicted(cfg, arms),
         is_spec_bench=getattr(build.instance(cfg.data.task), "is_spec_bench", False),
     )
@@ -178,7 +181,7 @@ def encoder(cfg: DictConfig, loaded: Loaded, kept: Path | None = None) -> Encode
         loaded: the model.
         kept: JSON lines of what was rendered; read if it is there, and added to.
     """
-    rows = records.read_rows(kept) if kept and kept.is_file() else []
+    rows = run_files.read_rows(kept) if kept and kept.is_file() else []
     rendered: dict[str, list[int]] = {row["conversation"]: row["ids"] for row in rows}
 
     arguments = build.template(cfg)
@@ -191,7 +194,7 @@ def encoder(cfg: DictConfig, loaded: Loaded, kept: Path | None = None) -> Encode
             rendered[conversation] = ids
             if kept and cfg.data.chat:
                 row = {"conversation": conversation, "prompt_id": name, "turn": len(texts) // 2, "ids": ids}
-                records.append_row(kept, row)
+                run_files.append_row(kept, row)
         check_room(name, ids, context_length=loaded.decoder.context_length, max_new_tokens=cfg.max_new_tokens)
         return ids
 
@@ -211,8 +214,8 @@ def _check_room(encode: Encode, examples: Sequence[Example]) -> None:
 
 
 def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
-    loaded, path = setup.loaded, folder.path / records.RECORDS
-    rows = latest(records.read_rows(path)) if path.is_file() else {}
+    loaded, path = setup.loaded, folder.path / run_files.RECORDS
+    rows = latest(run_files.read_rows(path)) if path.is_file() else {}
     _check_own(rows, setup, path)
     done = finished(rows, setup.asked, setup.arms)
     n_rows = len(setup.arms) * sum(len(a.questions) for a in setup.asked)
@@ -220,24 +223,24 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
     if rows:
         log.info("resumed: %d of %d rows are there", n_done, n_rows)
     folder.warn_if_busy()
-    with progress("answer", n_rows, done=n_done, show=so_far.arms, rows=list(rows.values())) as advance:
+    with progress("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values())) as advance:
         alternate(
             loaded.decoder,
             setup.arms,
             setup.asked,
             batch=cfg.batch,
             warm_up=setup.warm_up,
-            encode=encoder(cfg, loaded, folder.path / records.PROMPTS),
+            encode=encoder(cfg, loaded, folder.path / run_files.PROMPTS),
             to_text=partial(text_after, loaded.tokenizer),
             is_greedy=not cfg.sampling.do_sample,
             rows_path=path,
             done=done,
             listener=advance,
         )
-    rows = latest(records.read_rows(path))
+    rows = latest(run_files.read_rows(path))
     if setup.is_spec_bench:
         write_answers(folder.path, list(rows.values()))
-    quality.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
+    judge.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
     folder.finish(summary | {"predicted": setup.speedups})
@@ -264,6 +267,6 @@ def _tell(folder: Folder, rows: Sequence[ArmRow], speedups: Mapping[str, float],
     for row in rows:
         if row.arm in speedups:
             say(f"{row.arm}: predicted {speedups[row.arm]:.2f}x, measured {speedup_text(row)}")
-    if found := quality.summary(quality.quality_rows(folder.path)):
-        say(quality.quality_table(found))
+    if found := judge.summary(judge.quality_rows(folder.path)):
+        say(judge.quality_table(found))
     say(f"run: {folder.path}")

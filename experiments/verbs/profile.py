@@ -8,15 +8,16 @@ from statistics import median
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build, build_search, figures
-from experiments.folder import open_folder
-from experiments.given_costs import given_table
-from experiments.setup import COSTS
-from search.cost import check, random_sets
-from search.cost_table import CostTable
-from selfspec import records
+from experiments.config import build, build_search
+from experiments.config.given_costs import given_table
+from experiments.config.search_setup import COSTS
+from experiments.results import figures
+from experiments.results.folder import open_folder
+from search.costs.measure import check, random_sets
+from search.costs.table import CostTable
 from selfspec.errors import InputError
-from selfspec.timing import Stopwatch
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.records import run_files
 
 CHECKS = "checks.jsonl"
 
@@ -31,13 +32,13 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
             "machine; check=0 shows the table"
         )
     outputs = Path(cfg.paths.outputs)
-    records.make_writable(outputs)
+    run_files.make_writable(outputs)
     loaded = build.model(cfg)
     table, path, is_new = build_search.costs(cfg, loaded)
     facts = {"name": cfg.name, "model": cfg.model.name, "costs": str(path), **loaded.facts}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with open_folder(outputs, "profile", cfg.name, config=config, overrides=overrides, facts=facts) as folder:
-        records.write_json(folder.path / COSTS, {"costs": table.as_dict()})
+        run_files.write_json(folder.path / COSTS, {"costs": table.as_dict()})
         say(_told(table))
         say(f"costs: {path} ({'measured now' if is_new else 'measured before; costs.refresh=true measures anew'})")
         summary: dict[str, object] = {"verb": "profile", "costs": str(path), "check": None}
@@ -47,7 +48,7 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
             pairs = check(loaded.decoder, table, sets, repeats=cfg.costs.repeats, stopwatch=watch)
             for skip, (predicted, measured) in zip(sets, pairs, strict=True):
                 row = {"skip": str(skip), "n_skipped": len(skip), "predicted": predicted, "measured": measured}
-                records.append_row(folder.path / CHECKS, row)
+                run_files.append_row(folder.path / CHECKS, row)
             figures.save(figures.cost_check(pairs), folder.path / "cost_check")
             errors = [predicted / measured - 1 for predicted, measured in pairs]
             worst = max(errors, key=abs)

@@ -13,15 +13,15 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import figures
-from experiments.conditions import bullets, conditions
-from experiments.folder import open_folder
+from experiments.paper.conditions import bullets, conditions
 from experiments.paper.evidence import Evidence, Search, read
 from experiments.paper.section import Table
 from experiments.paper.write import write_paper
-from experiments.published import published
-from experiments.runs import Failure, RunFolder, find_failures, find_runs
-from experiments.tables import (
+from experiments.results import figures
+from experiments.results.find_runs import Failure, RunFolder, find_failures, find_runs
+from experiments.results.folder import open_folder
+from experiments.results.published import published
+from experiments.results.tables import (
     SPEEDUP,
     ArmRow,
     arm_cells,
@@ -32,10 +32,10 @@ from experiments.tables import (
     number,
     verdict_sentences,
 )
-from selfspec import records
 from selfspec.errors import InputError, unknown_name
-from selfspec.skip import SkipSet
-from selfspec.skipfile import load_skip_set
+from selfspec.records import run_files
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.skip_set_files import load_skip_set
 
 PRESETS = ("default", "paper")
 FORMATS = ("md", "csv", "latex", "html")
@@ -82,14 +82,14 @@ def make_report(
     """
     if not runs:
         raise InputError("no runs to report on; name some with runs=ID, runs=FOLDER or runs=GLOB")
-    records.make_writable(folder)
+    run_files.make_writable(folder)
     evidence = read(runs, published=figures_of, sets=sets)
     rows = [arm.row for arm in evidence.arms]
     parts, paths = write_paper(evidence, folder) if preset == "paper" else _short(rows, evidence, folder)
     sentences = verdict_sentences(rows)
     told = [bullets(sentences)] if sentences else []
     markdown = "\n\n".join(["# Report", *told, *parts, *conditions(runs, failures, overrides)])
-    records.write_text(folder / "table.md", markdown + "\n")
+    run_files.write_text(folder / "table.md", markdown + "\n")
     return Report(markdown, sentences, [*paths, folder / "table.md"])
 
 
@@ -100,7 +100,7 @@ def _short(rows: Sequence[ArmRow], evidence: Evidence, folder: Path) -> tuple[li
         paths += figures.save(_history(search), folder / name)
     if rows:
         for path, text in (("table.csv", arm_csv(rows)), ("table.tex", Table(*arm_cells(rows)).latex())):
-            records.write_text(folder / path, text)
+            run_files.write_text(folder / path, text)
             paths.append(folder / path)
     return [*_arms_part(rows), *_skip_part(evidence.sets), *_searches_part(evidence.searches)], paths
 
@@ -163,7 +163,7 @@ def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         if cfg[name] not in known:
             raise unknown_name(name, str(cfg[name]), list(known))
     outputs = Path(cfg.paths.outputs)
-    records.make_writable(outputs)
+    run_files.make_writable(outputs)
     runs, failures = find_runs(cfg.runs or "", outputs), find_failures(cfg.runs or "", outputs)
     sets = {str(name): load_skip_set(str(name)) for name in cfg.sets}
     known_figures = published(cfg.published) if cfg.published else []
@@ -181,7 +181,7 @@ def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         )
         paths = made.paths
         if cfg.format == "html":
-            from experiments.dashboard.html import write_html  # plotly comes with the dashboard's extra
+            from experiments.charts.html_report import write_html  # plotly comes with the dashboard's extra
 
             paths = [*paths, folder.path / "report.html"]
             write_html(runs, paths[-1])

@@ -18,13 +18,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import check_overrides, composed, quote_text, run_words
-from experiments.composing import config_dir, flag_of, known_settings
-from experiments.expect import told_plan
-from experiments.folder import Folder, open_folder, reopen_folder
-from experiments.steps import RUNS, Step, is_own, plan
-from selfspec import provenance, records
+from experiments.config.composing import config_dir, flag_of, known_settings
+from experiments.config.resource_estimate import told_plan
+from experiments.config.steps import RUNS, Step, is_own, plan
+from experiments.results.folder import Folder, open_folder, reopen_folder
 from selfspec.errors import InputError
-from selfspec.timing import Stopwatch
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.records import provenance, run_files
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
         say(told_plan(e.name, [(s, composed(s.verb, s.words)) for s in steps], left_out, rate, e.rate_source))
         return None
     outputs = Path(cfg.paths.outputs)
-    records.make_writable(outputs)
+    run_files.make_writable(outputs)
     name = e.name.replace("/", "-")
     config = OmegaConf.to_yaml(cfg, resolve=True)
     facts = {"name": name, "experiment": e.name, "left_out": left_out}
     with open_folder(outputs, "reproduce", name, config=config, overrides=overrides, facts=facts) as folder:
-        records.write_json(folder.path / PLAN, {"steps": [asdict(step) for step in steps]})
+        run_files.write_json(folder.path / PLAN, {"steps": [asdict(step) for step in steps]})
         for left, why in left_out.items():
             say(f"left out: {left}, which {why}")
         return _run(folder, steps, say)
@@ -84,7 +84,7 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Say) -> Path
         left = [s for s in steps if s.name not in _finished(path)]
         say("\n".join([f"{len(left)} of {len(steps)} steps are left", *(s.command() for s in left)]))
         return None
-    records.drop_partial_line(path / STEPS)
+    run_files.drop_partial_line(path / STEPS)
     with reopen_folder(path) as folder:
         return _run(folder, steps, say)
 
@@ -104,7 +104,7 @@ def _run(opened: Folder, steps: list[Step], say: Say) -> Path:
         began = watch.now()
         run = _do(step, folder, say)
         row = {"step": step.name, "verb": step.verb, "command": step.command(), "run": str(run)}
-        records.append_row(
+        run_files.append_row(
             folder / STEPS, {**row, "seconds": round(watch.now() - began, 3), "finished": provenance.now()}
         )
     opened.finish({"verb": "reproduce", "steps": _finished(folder)})
@@ -115,13 +115,13 @@ def _run(opened: Folder, steps: list[Step], say: Say) -> Path:
 def _finished(folder: Path) -> dict[str, str]:
     """Step to run folder."""
     path = folder / STEPS
-    return {row["step"]: row["run"] for row in records.read_rows(path)} if path.is_file() else {}
+    return {row["step"]: row["run"] for row in run_files.read_rows(path)} if path.is_file() else {}
 
 
 def _to_do(step: Step, folder: Path) -> Step:
     """The step, or its resumption where a run of it was begun and can go on."""
     begun = _newest(step, folder)
-    can_go_on = step.verb in RESUMABLE and begun is not None and (begun / records.PROVENANCE).is_file()
+    can_go_on = step.verb in RESUMABLE and begun is not None and (begun / run_files.PROVENANCE).is_file()
     flags = [word for word in step.words if word.startswith("-")]
     return Step(step.name, step.verb, (*flags, f"resume={begun}")) if can_go_on else step
 
@@ -170,8 +170,8 @@ def _newest(step: Step, folder: Path) -> Path | None:
 
 def _is_whole(run: Path) -> bool:
     """Whether a run came to its end by itself: a search that is interrupted leaves a summary too."""
-    return records.is_finished(run) and _summary(run).get("ended") != "interrupted"
+    return run_files.is_finished(run) and _summary(run).get("ended") != "interrupted"
 
 
 def _summary(run: Path) -> Mapping[str, Any]:
-    return dict(json.loads((run / records.SUMMARY).read_text(encoding="utf-8")))
+    return dict(json.loads((run / run_files.SUMMARY).read_text(encoding="utf-8")))

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import yaml
 from rich.console import Console, RenderableType
 
-from experiments import listed, run_shown, side_by_side
+from experiments.terminal import compare_sets, run_details, run_list
 from selfspec.errors import InputError
 
 WIDE = 1000  # characters of a line that no terminal folds: a pipe's
@@ -58,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(do=do)
         return own
 
-    one = verb("list", "search and evaluate runs, the newest first", lambda a, o: listed.list_runs(a.pattern, o))
+    one = verb("list", "search and evaluate runs, the newest first", lambda a, o: run_list.list_runs(a.pattern, o))
     one.add_argument("pattern", nargs="?", help="a folder, or a part of a run's name, model, data or searcher")
-    one = verb("show", "one run: conditions, what it found, files", lambda a, o: run_shown.show_run(a.run, o))
+    one = verb("show", "one run: conditions, what it found, files", lambda a, o: run_details.show_run(a.run, o))
     one.add_argument("run", help="its id, a part of it that no other run has, or its folder")
     one = verb(
-        "compare", "2 to 8 skip sets side by side", lambda a, o: side_by_side.compare(a.sets, o, n_layers=a.layers)
+        "compare", "2 to 8 skip sets side by side", lambda a, o: compare_sets.compare(a.sets, o, n_layers=a.layers)
     )
     help_of_sets = "a run, a file of a skip set or plan, a published set (llama-2-13b/swift) or a set ('a3,5 m7')"
     one.add_argument("sets", nargs="+", metavar="SET", help=help_of_sets)

@@ -12,29 +12,33 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import build, build_search, build_space, figures, so_far
-from experiments.finals import finals
-from experiments.folder import Folder, open_folder, reopen_folder
-from experiments.given_costs import check_given
-from experiments.progress import progress
-from experiments.setup import COSTS, Setup, set_up
+from experiments.config import build, build_search, build_space
+from experiments.config.composing import read_config
+from experiments.config.given_costs import check_given
+from experiments.config.search_setup import COSTS, Setup, set_up
+from experiments.evaluation.race_finals import finals
+from experiments.results import figures
+from experiments.results.folder import Folder, open_folder, reopen_folder
+from experiments.terminal import live_panel
+from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
-from search.fidelity import Pruning
 from search.finals import Raced
 from search.importance import Importance, Verdict, predict
-from search.loop import Budget, Found, row_of, run_search, top
 from search.pareto import write_front
 from search.point import Point, row_text
+from search.replay.rule_tuner import variants
 from search.starts import warm_starts
-from search.study import SearchStudy
-from search.tune import variants
-from selfspec import provenance, records, skipfile
-from selfspec.decode import Ending
+from search.study.loop import Budget, Found, row_of, run_search, top
+from search.study.pruning import Pruning
+from search.study.study import SearchStudy
+from selfspec.drafters.spec_files import save_spec
+from selfspec.engine.decode import Ending
 from selfspec.errors import DrafterError, InputError
-from selfspec.skip import SkipSet
-from selfspec.specfile import save_spec
-from selfspec.timing import Stopwatch
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.records import provenance, run_files
+from selfspec.skipping import skip_set_files
+from selfspec.skipping.skip_set import SkipSet
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     if cfg.resume:
         return _resume(Path(cfg.resume), cfg, overrides, say)
     outputs = Path(cfg.paths.outputs)
-    records.make_writable(outputs)
+    run_files.make_writable(outputs)
     _check(cfg)
     setup = set_up(cfg)
     config = OmegaConf.to_yaml(cfg, resolve=True)
@@ -67,17 +71,16 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
         raise InputError(
             f"resume goes on with the settings of {path}; {fixed[0]} cannot change (searcher.n_trials can)"
         )
-    if not (path / records.CONFIG).is_file():
-        raise InputError(f"resume={path}: no run of a search there (no {records.CONFIG}); give the folder of one")
-    old = OmegaConf.load(path / records.CONFIG)
-    assert isinstance(old, DictConfig)
+    if not (path / run_files.CONFIG).is_file():
+        raise InputError(f"resume={path}: no run of a search there (no {run_files.CONFIG}); give the folder of one")
+    old = read_config(path / run_files.CONFIG)
     for key in MAY_CHANGE[1:]:
         if any(o.startswith(f"{key}=") for o in overrides):
             OmegaConf.update(old, key, OmegaConf.select(cfg, key))
     _check(old)
-    records.make_writable(path)
+    run_files.make_writable(path)
     setup = set_up(old, resumed=path)
-    (path / records.SUMMARY).unlink(missing_ok=True)
+    (path / run_files.SUMMARY).unlink(missing_ok=True)
     with reopen_folder(path) as folder:
         log.info("resumed")
         with build.tracking(old, verb="search", folder=path, say=say) as tracker:
@@ -135,9 +138,9 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
     if cfg.worker == 0 and cfg.finals.top and found.ended != "interrupted":
         rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}
         raced = finals(cfg, setup, top(study, cfg.finals.top), rules)
-        (folder.path / records.FINALS).unlink(missing_ok=True)
+        (folder.path / run_files.FINALS).unlink(missing_ok=True)
         for r in raced:
-            records.append_row(folder.path / records.FINALS, r.row)
+            run_files.append_row(folder.path / run_files.FINALS, r.row)
         say(_told_race(raced, predicted=setup.objective.name == "expected_speedup"))
     _draw(cfg, setup, folder, found)
     _finish(cfg, setup, folder, found, verdict, raced)
@@ -163,7 +166,7 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
     texts = [r for batch in build_search.references(cfg, setup.loaded, ids) for r in batch.references]
     table = setup.costs.table if setup.costs else None
     sets = build_search.computed_sets(cfg.searcher, setup.loaded.decoder, texts, table)
-    records.write_json(path, {"sets": [str(skip) for skip in sets]})
+    run_files.write_json(path, {"sets": [str(skip) for skip in sets]})
     return sets
 
 
@@ -182,7 +185,7 @@ def _search(
         "trial",
         n_trials,
         done=min(len(earlier), n_trials),
-        show=so_far.best_set(setup.space.n_layers, unit),
+        show=live_panel.best_set(setup.space.n_layers, unit),
         rows=earlier,
     )
     show = trial_listener(tracker, setup.space.n_layers)
@@ -203,7 +206,7 @@ def _search(
                 starts=starts,
                 n_trials=n,
                 seed=cfg.searcher.seed,
-                rows_path=folder.path / records.TRIALS,
+                rows_path=folder.path / run_files.TRIALS,
                 stopwatch=Stopwatch(setup.loaded.decoder.device),
                 max_s=cfg.searcher.max_s,
                 patience=cfg.searcher.patience,
@@ -216,7 +219,7 @@ def _search(
         found = go(len(starts))
         if found.ended != "trials":
             return found, None
-        rows = records.read_rows(folder.path / records.TRIALS)
+        rows = run_files.read_rows(folder.path / run_files.TRIALS)
         importance = Importance.of(rows, setup.space.n_layers)
         verdict = predict(importance, setup.costs.table, context=setup.context, max_draft=build.stop(cfg).max_draft)
         log.info("%s", verdict.text())
@@ -240,7 +243,7 @@ def _starts(cfg: DictConfig, setup: Setup) -> Starts:
 
 def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found) -> None:
     """The pictures of the search, and the front of its sets."""
-    rows = records.read_rows(folder.path / records.TRIALS)
+    rows = run_files.read_rows(folder.path / run_files.TRIALS)
     name, n_layers = setup.objective.name, setup.space.n_layers
     pictures = {
         "search": figures.best_so_far(rows, objective=name),
@@ -273,8 +276,8 @@ def _finish(
         measured["speedup"] = round(winner.speedup, 4)
         if not math.isnan(low):  # of a single prompt
             measured["interval"] = [round(low, 4), round(high, 4)]
-    skipfile.save_skip_set(
-        folder.path / skipfile.NAME,
+    skip_set_files.save_skip_set(
+        folder.path / skip_set_files.NAME,
         point.skip,
         model=cfg.model.name,
         objective=setup.objective.name,

@@ -9,9 +9,9 @@ import torch
 
 from gpu.check import Check
 from gpu.models import decoders, prompts_of, skip_sets, small_model, spec
-from selfspec import exactness
-from selfspec.decode import Ending, autoregress
-from selfspec.graphed import GraphedDecoder
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.measure import exactness
+from selfspec.recorded.graphed import GraphedDecoder
 
 
 def lossless(check: Check) -> None:

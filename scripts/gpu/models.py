@@ -14,15 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from gpu import pieces
 from gpu.check import Check
 from gpu.shapes import SMOLLM2, TOY
-from selfspec.attention import GROUPED
-from selfspec.decode import Ending, speculate
-from selfspec.draft import Drafter
-from selfspec.graphed import GraphedDecoder
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet, evenly_spaced
-from selfspec.stop import Fixed
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult
+from selfspec.drafters.chain import Drafter
+from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.trace import DecodeResult
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.attention import GROUPED
+from selfspec.models.decoder import Decoder
+from selfspec.recorded.graphed import GraphedDecoder
+from selfspec.skipping.skip_set import SkipSet, evenly_spaced
+from selfspec.stopping import Fixed
 
 N_DRAFT = 4  # tokens a round, for every way to speculate; chosen, not tuned
 

@@ -15,9 +15,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from gpu.models import N_DRAFT
 from gpu.turns import Way
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.timing import Stopwatch
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)

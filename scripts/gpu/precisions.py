@@ -10,9 +10,8 @@ import torch
 
 from gpu.check import Check
 from gpu.models import decoders, prompts_of, skip_sets, small_model, spec
-from search import device_costs
-from selfspec import quantised
-from selfspec.plan import DraftPlan, Precision
+from selfspec.skipping import rounding
+from selfspec.skipping.plan import DraftPlan, Precision
 
 PRECISIONS: tuple[Precision, ...] = ("same", "int8", "int4")
 
@@ -51,12 +50,12 @@ def layer_times(
     """Relative error of one rounded layer for one token, and the seconds of both."""
     linear = torch.nn.Linear(n_in, n_out, bias=False, device=device, dtype=dtype).requires_grad_(False)
     x = torch.randn(1, 1, n_in, device=device, dtype=dtype)
-    layer = quantised.round_linear(linear, precision)
+    layer = rounding.round_linear(linear, precision)
     got, exact = layer(x).double().flatten(), linear.weight.double() @ x.double().flatten()
     return {
         "relative_error": float((got - exact).norm() / exact.norm()),
-        "plain_s": device_costs.median_seconds(replayed(lambda: linear(x), device), device, 20),
-        "rounded_s": device_costs.median_seconds(replayed(lambda: layer(x), device), device, 20),
+        "plain_s": device.median_seconds(replayed(lambda: linear(x), device), device, 20),
+        "rounded_s": device.median_seconds(replayed(lambda: layer(x), device), device, 20),
     }
 
 

@@ -15,11 +15,11 @@ from gpu import peers
 from gpu.check import Check, limit
 from gpu.models import N_DRAFT, decoders, prompts_of, skip_sets, small_model, spec
 from gpu.turns import BASE, Way, take_turns
-from selfspec.decode import Ending, autoregress
-from selfspec.draft import Drafter
-from selfspec.graphed import GraphedDecoder
-from selfspec.lookup import LookupDraft
-from selfspec.model import Decoder
+from selfspec.drafters.chain import Drafter
+from selfspec.drafters.lookup import LookupDraft
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.models.decoder import Decoder
+from selfspec.recorded.graphed import GraphedDecoder
 
 COMPILE_S = 90.0  # at most for `generate`; it took 35 s on an H100
 FUSE_S = 40.0  # at most for the engine's pieces; they took 12 s

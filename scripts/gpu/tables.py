@@ -13,11 +13,11 @@ import torch
 from gpu.check import Check, environment, free_memory
 from gpu.models import build, decoders
 from gpu.shapes import SHAPES, TOY
-from search import device_costs
-from search.cost_table import CostTable
-from selfspec.graphed import GraphedDecoder
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
+from search.costs import device
+from search.costs.table import CostTable
+from selfspec.models.decoder import Decoder
+from selfspec.recorded.graphed import GraphedDecoder
+from selfspec.skipping.skip_set import SkipSet
 
 REPEATS = 12
 
@@ -41,7 +41,7 @@ def one_table(check: Check, name: str, settings: dict[str, Any]) -> None:
     decoder, graphed = decoders(build(check, settings, torch.float64 if toy else torch.bfloat16))
     contexts, n_max = ((16, 48), 5) if toy else ((128, 1024), 21)
     began = time.monotonic()
-    table = device_costs.measure_by_graphs(graphed, contexts=contexts, max_tokens=n_max, repeats=2 if toy else REPEATS)
+    table = device.measure_by_graphs(graphed, contexts=contexts, max_tokens=n_max, repeats=2 if toy else REPEATS)
     facts = {"contexts": contexts, "seconds": time.monotonic() - began, "shape": settings}
     check.keep("tables", name, {"costs": table.as_dict(), "of": facts}, table_text(table, decoder))
     if not toy:
@@ -59,7 +59,7 @@ def forwards(
     check: Check, name: str, decoder: Decoder | GraphedDecoder, rows: list[int], context: int, repeats: int
 ) -> None:
     """Forwards of 1 and 4 tokens in each of so many rows."""
-    costs = device_costs.forward_costs(decoder, rows=rows, tokens=[1, 4], contexts=[context], repeats=repeats)
+    costs = device.forward_costs(decoder, rows=rows, tokens=[1, 4], contexts=[context], repeats=repeats)
     text = ", ".join(f"{c.n_rows}x{c.n_tokens}: {c.seconds * 1e3:.2f} ms" for c in costs)
     check.keep("tables", name, [asdict(c) for c in costs], text)
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpu.check import Check
-from selfspec import exactness
-from selfspec.model import Decoder
+from selfspec.measure import exactness
+from selfspec.models.decoder import Decoder
 
 Way = Callable[[list[int]], Any]
 """From a prompt to a `DecodeResult`, or what has its tokens and seconds."""

@@ -10,10 +10,10 @@ import torch
 
 from gpu.check import Check
 from gpu.models import decoders, prompts_of, skip_sets, small_model, spec
-from search import device_costs
-from selfspec.graphed import GraphedDecoder
-from selfspec.skip import SkipSet
-from selfspec.timing import device_seconds
+from search.costs import device
+from selfspec.measure.stopwatch import device_seconds
+from selfspec.recorded.graphed import GraphedDecoder
+from selfspec.skipping.skip_set import SkipSet
 
 
 def verification(check: Check) -> None:
@@ -24,7 +24,7 @@ def verification(check: Check) -> None:
     contexts, rows = ([16], [1, 2]) if toy else ([128, 1024], [1, 8])
     for name, one in (("graphs", graphed), ("eager", decoder)):
         n_repeats = 2 if toy else 20 if name == "graphs" else 7
-        costs = device_costs.forward_costs(one, rows=rows, tokens=sizes, contexts=contexts, repeats=n_repeats)
+        costs = device.forward_costs(one, rows=rows, tokens=sizes, contexts=contexts, repeats=n_repeats)
         check.keep("verification", f"seconds, {name}", [asdict(c) for c in costs])
         for r in rows:
             for c in contexts:

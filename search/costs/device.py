@@ -1,6 +1,6 @@
 """What drafts cost on an accelerator where forwards are recorded: a cost table from replays timed on the device.
 
-`search.cost.measure` times calls on the host's clock, a token at a time. By graphs a draft is one launch, so here a
+`search.costs.measure` times calls on the host's clock, a token at a time. By graphs a draft is one launch, so here a
 drafted token is its share of a whole chain, a verification is the replay of its recording, and what the host adds to a
 round is measured apart, from real rounds.
 """
@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
-from search.cost import _fit
-from search.cost_table import GRID, CostTable, spread
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, speculate
-from selfspec.graphed import STRETCH, GraphedDecoder
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.stop import Fixed
-from selfspec.timing import Stopwatch, device_seconds
+from search.costs.measure import _fit
+from search.costs.table import GRID, CostTable, spread
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, speculate
+from selfspec.measure.stopwatch import Stopwatch, device_seconds
+from selfspec.models.decoder import Decoder
+from selfspec.recorded.graphed import STRETCH, GraphedDecoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
 
 N_DRAFTED = 4  # tokens of a timed chain
 N_ROUNDS = 12
@@ -56,7 +56,7 @@ def forward_costs(
 
 @torch.inference_mode()
 def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_tokens: int, repeats: int) -> CostTable:
-    """The cost table of a decoder whose forwards are recorded; see `search.cost.measure`.
+    """The cost table of a decoder whose forwards are recorded; see `search.costs.measure.measure`.
 
     Args:
         graphed: the decoder.

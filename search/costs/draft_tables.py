@@ -11,10 +11,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from search.cost_table import CostTable
-from selfspec import records
+from search.costs.table import CostTable
 from selfspec.errors import InputError
-from selfspec.plan import DraftPlan, Precision
+from selfspec.records import run_files
+from selfspec.skipping.plan import DraftPlan, Precision
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class DraftCosts:
         if self._path:
             others = {name: table.as_dict() for name, table in self._others.items()}
             body = {"costs": self.table.as_dict(), **({"others": others} if others else {})}
-            records.write_json(self._path, body)
+            run_files.write_json(self._path, body)
 
 
 def _name(plan: DraftPlan) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 
-from selfspec.timing import Stopwatch
+from selfspec.measure.stopwatch import Stopwatch
 
 
 class Turns:

@@ -17,20 +17,20 @@ import torch
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from torch import Tensor
 
-from search.cost_table import GRID, CostTable, spread
-from search.turns import Turns
-from selfspec.bridges import Bridge
-from selfspec.build_drafter import build_drafter
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, speculate
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan, Precision
-from selfspec.protocols import Row
-from selfspec.sampling import Chooser, Sampling, largest
-from selfspec.skip import SkipSet
-from selfspec.spec import DraftSpec
-from selfspec.stop import Threshold
-from selfspec.timing import Stopwatch
+from search.costs.interleaved_timer import Turns
+from search.costs.table import GRID, CostTable, spread
+from selfspec.drafters.build import build_drafter
+from selfspec.drafters.spec import DraftSpec
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.protocols import Row
+from selfspec.engine.sampling import Chooser, Sampling, largest
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.bridges import Bridge
+from selfspec.skipping.plan import DraftPlan, Precision
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Threshold
 
 OVERHEAD_REPEATS, OVERHEAD_ROUNDS, N_DRAFTED = 8, 4, 2  # enough for a median; chosen, not tuned
 

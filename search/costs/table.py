@@ -1,6 +1,6 @@
 """What a draft costs, as a table of the parts of a forward: known for every skip set once the parts are measured.
 
-A value: it holds seconds and knows nothing of how they were measured (`search.cost`).
+A value: it holds seconds and knows nothing of how they were measured (`search.costs.measure`).
 """
 
 # L layers
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from selfspec.errors import InputError
-from selfspec.plan import DraftPlan
-from selfspec.skip import SkipSet
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 
 FORM = 2  # of a table: what it measures; one of an older form can be read, but is not what is measured now
 GRID = (0.0, 0.5, 1.0)  # parts of the attention, and of the MLPs, that are left out where drafts are measured

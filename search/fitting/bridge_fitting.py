@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from search.hidden import Text
-from selfspec.bridges import KINDS, Bridge
+from search.fitting.hidden_states_runner import Text
+from selfspec.engine.forward import BoundForward
 from selfspec.errors import InputError, unknown_name
-from selfspec.forward import BoundForward
-from selfspec.model import Decoder, share
-from selfspec.plan import PLAIN, DraftPlan, Sublayer, position, sublayer
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder, share
+from selfspec.skipping.bridges import KINDS, Bridge
+from selfspec.skipping.plan import PLAIN, DraftPlan, Sublayer, position, sublayer
+from selfspec.skipping.skip_set import SkipSet
 
 CHUNK = 1024  # tokens that are widened at once; bounds memory
 CACHED_BYTES = 1 << 28  # of fitted bridges; chosen, not tuned

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from selfspec.cache import ClockCache, ClockLayer
+from selfspec.engine.cache import ClockCache, ClockLayer
+from selfspec.engine.forward import BoundForward, Forward
+from selfspec.engine.masks import check_batches
+from selfspec.engine.sampling import largest
 from selfspec.errors import InputError
-from selfspec.forward import BoundForward, Forward
-from selfspec.mask import check_batches
-from selfspec.model import Decoder, share
-from selfspec.sampling import largest
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder, share
+from selfspec.skipping.skip_set import SkipSet
 
 MAX_QUERIES = 512  # of one forward, all texts together, unless a single draft has more: bounds memory; not tuned
 
@@ -30,7 +30,7 @@ _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Text(Protocol):
-    """A prompt and what the full model says after it; `search.reference.Reference` is one."""
+    """A prompt and what the full model says after it; `search.replay.references.Reference` is one."""
 
     @property
     def prompt(self) -> Sequence[int]:

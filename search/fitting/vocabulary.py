@@ -2,7 +2,7 @@
 
 A token that the draft cannot say ends a round where the target says it. So the tokens are ranked by how often the full
 model says them on calibration prompts, and those that are certain to matter come first. What a text of the draft itself
-holds is scored besides (`selfspec.head`), and so is no part of this.
+holds is scored besides (`selfspec.skipping.trimmed_head`), and so is no part of this.
 """
 
 # N tokens

@@ -13,14 +13,14 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from search.chains import Chain, Chains, Start
-from search.reference import Reference
-from selfspec.draft import LAYER_SKIP
-from selfspec.lookup import LOOKUP, LookupDraft
-from selfspec.protocols import Draft
-from selfspec.stop import StopPolicy, StopState
-from selfspec.trace import Round
-from selfspec.verify import judge_greedy
+from search.replay.chains import Chain, Chains, Start
+from search.replay.references import Reference
+from selfspec.drafters.chain import LAYER_SKIP
+from selfspec.drafters.lookup import LOOKUP, LookupDraft
+from selfspec.engine.protocols import Draft
+from selfspec.engine.trace import Round
+from selfspec.engine.verify import judge_greedy
+from selfspec.stopping import StopPolicy, StopState
 
 MOST_AHEAD = 8  # chains of a prompt grown at once
 NOTHING: Mapping[Start, list[int]] = {}

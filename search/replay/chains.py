@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from search.reference import ReferenceBatch
-from selfspec.forward import Forward
-from selfspec.sampling import largest
+from search.replay.references import ReferenceBatch
+from selfspec.engine.forward import Forward
+from selfspec.engine.sampling import largest
 
 Start = tuple[int, int]  # (row of the batch, committed tokens of its reference)
 

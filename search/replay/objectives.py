@@ -10,27 +10,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from search.chains import Chains, Start
-from search.cost_table import CostTable
-from search.draft_costs import Costs
-from search.matchness import Matchness
+from search.costs.draft_tables import Costs
+from search.costs.table import CostTable
+from search.multi_dataset import Robust
 from search.objective import Draft, GoOn, Objective, Score, TokensPerSecond
 from search.point import Point
-from search.reference import Reference, ReferenceBatch
-from search.replay import NOTHING, draft_everything, looked_up, replay, replay_in_turn
-from search.robust import Robust
-from search.simulate import simulate
-from search.tune import Widest, fitted, variants
-from selfspec.build_drafter import build_drafter, lookup_of
+from search.replay.chain_replay import NOTHING, draft_everything, looked_up, replay, replay_in_turn
+from search.replay.chains import Chains, Start
+from search.replay.parallel_agreement import Matchness
+from search.replay.references import Reference, ReferenceBatch
+from search.replay.rule_tuner import Widest, fitted, variants
+from search.replay.simulator import simulate
+from selfspec.drafters.build import build_drafter, lookup_of
+from selfspec.drafters.spec import DraftSpec
+from selfspec.engine.trace import Round
 from selfspec.errors import InputError
-from selfspec.metrics import acceptance, ratio
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.skip import SkipSet
-from selfspec.spec import DraftSpec
-from selfspec.stop import Optimal, StopPolicy, StopState
-from selfspec.timing import Stopwatch
-from selfspec.trace import Round
+from selfspec.measure.metrics import acceptance, ratio
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Optimal, StopPolicy, StopState
 
 
 @dataclass(frozen=True, slots=True)

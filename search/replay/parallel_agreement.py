@@ -15,14 +15,14 @@ import torch
 
 from search.objective import Draft, GoOn, Score
 from search.point import Point
-from search.reference import ReferenceBatch
+from search.replay.references import ReferenceBatch
+from selfspec.engine.forward import Forward
+from selfspec.engine.sampling import largest
 from selfspec.errors import InputError
-from selfspec.forward import Forward
-from selfspec.metrics import ratio
-from selfspec.model import Decoder
-from selfspec.sampling import largest
-from selfspec.skip import SkipSet
-from selfspec.timing import Stopwatch
+from selfspec.measure.metrics import ratio
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)

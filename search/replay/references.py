@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, autoregress
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.masks import check_batches
 from selfspec.errors import InputError
-from selfspec.mask import check_batches
-from selfspec.model import Decoder
+from selfspec.models.decoder import Decoder
 
 BATCH_STARTS = 256  # positions from which drafts begin in one batch: measured, more gain nothing and take memory
 

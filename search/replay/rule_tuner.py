@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 
-from search.chains import Chain, Chains
-from search.cost_table import CostTable
-from search.reference import Reference
+from search.costs.table import CostTable
+from search.replay.chains import Chain, Chains
+from search.replay.references import Reference
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.tree_shapes import BestFirst
 from selfspec.errors import InputError
-from selfspec.plan import DraftPlan
-from selfspec.spec import DraftSpec
-from selfspec.stop import Optimal, Paying, RuleState, StopPolicy, StopRule, StopState
-from selfspec.tree_shapes import BestFirst
+from selfspec.skipping.plan import DraftPlan
+from selfspec.stopping import Optimal, Paying, RuleState, StopPolicy, StopRule, StopState
 
 MAX_KNOTS = 12  # of a calibration; chosen, not tuned
 

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from search.reference import Reference, ReferenceBatch
-from selfspec.cache import ClockCache
+from search.replay.references import Reference, ReferenceBatch
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.protocols import Draft, Drafter, Output, Row, Verdict
+from selfspec.engine.sampling import Chooser, Sampling
+from selfspec.engine.trace import Round
+from selfspec.engine.tree import check_drafts
+from selfspec.engine.verify import judge_greedy
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.protocols import Draft, Drafter, Output, Row, Verdict
-from selfspec.sampling import Chooser, Sampling
-from selfspec.stop import StopPolicy, StopState
-from selfspec.trace import Round
-from selfspec.tree import check_drafts
-from selfspec.verify import judge_greedy
+from selfspec.models.decoder import Decoder
+from selfspec.stopping import StopPolicy, StopState
 
 PAST_THE_END = -1  # what the target says there: nothing that is drafted there is ever committed
 

@@ -1,7 +1,7 @@
 """Skip sets of whole layers from hidden states: for each number of layers, the draft nearest to the full model.
 
-The program of `search.knapsack` with a layer for a sublayer, all of the same cost. It measures nothing and needs no
-costs.
+The program of `search.samplers.knapsack` with a layer for a sublayer, all of the same cost. It measures nothing
+and needs no costs.
 """
 
 # N drafts, B texts, P positions of a text, D width
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search.hidden import Stream, Text
-from search.knapsack import Drafts, closest
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
+from search.fitting.hidden_states_runner import Stream, Text
+from search.samplers.knapsack import Drafts, closest
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 
 
 def clasp(decoder: Decoder, texts: Sequence[Text], *, n_positions: int = 4, keep_ends: bool = False) -> list[SkipSet]:

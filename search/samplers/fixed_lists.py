@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from search.bits import Bits, BitSampler, Exhausted
-from selfspec.skip import SkipSet, evenly_spaced
+from search.samplers.base import Bits, BitSampler, Exhausted
+from selfspec.skipping.skip_set import SkipSet, evenly_spaced
 
 Sets = Sequence[SkipSet] | Callable[[int], Sequence[SkipSet]]
 

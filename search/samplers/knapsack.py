@@ -16,11 +16,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from search.cost_table import CostTable
-from search.hidden import Stream, Text, cosines
+from search.costs.table import CostTable
+from search.fitting.hidden_states_runner import Stream, Text, cosines
 from selfspec.errors import InputError
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)

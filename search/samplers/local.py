@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 import numpy as np
 
-from search.bits import FAILED, Bits, BitSampler, Exhausted, Unit, flipped, swaps
+from search.samplers.base import FAILED, Bits, BitSampler, Exhausted, Unit, flipped, swaps
 from selfspec.errors import InputError
 
 Walk = Generator[Bits, float, None]  # yields a set, is sent its value

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.bits import Bits, BitSampler, Unit, flipped
+from search.samplers.base import Bits, BitSampler, Unit, flipped
 
 Array = NDArray[np.float64]
 

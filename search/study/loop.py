@@ -19,16 +19,16 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.bits import Exhausted
-from search.fidelity import Pruning
 from search.objective import GoOn, Objective, Score
 from search.point import Point
+from search.samplers.base import Exhausted
 from search.space import Space
-from search.study import Proposal, SearchStudy
+from search.study.pruning import Pruning
+from search.study.study import Proposal, SearchStudy
 from selfspec.errors import DrafterError, InputError
-from selfspec.records import append_row, drop_partial_line, read_rows
-from selfspec.skip import SkipSet
-from selfspec.timing import Stopwatch
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.records.run_files import append_row, drop_partial_line, read_rows
+from selfspec.skipping.skip_set import SkipSet
 
 log = logging.getLogger(__name__)
 

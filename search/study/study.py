@@ -19,15 +19,15 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from search.bits import Bits, BitSampler
 from search.constraints import Constraints
 from search.dimensions import Choice, Dimension
 from search.objective import Score
 from search.point import Point, Value
-from search.shared import Claims, Sharing, open_storage, open_study, shown
+from search.samplers.base import Bits, BitSampler
 from search.space import Space
+from search.study.workers import Claims, Sharing, open_storage, open_study, shown
 from selfspec.errors import InputError
-from selfspec.skip import SkipSet
+from selfspec.skipping.skip_set import SkipSet
 
 Origin = Literal["start", "searcher"]
 Encoding = Literal["bits", "floats"]

@@ -26,8 +26,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from selfspec.errors import InputError
-from selfspec.records import drop_partial_line
-from selfspec.timing import Stopwatch
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.records.run_files import drop_partial_line
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ Source: See et al. 2017 (arXiv:1704.04368); the paper's form and choice of rows:
 from collections.abc import Mapping
 from typing import Any
 
-from selfspec.tasks.base import Example
-from selfspec.tasks.rows import text
-from selfspec.tasks.shots import Form, put
-from selfspec.tasks.source import Origin, Source, Split
+from selfspec.data.rows import text
+from selfspec.data.shots import Form, put
+from selfspec.data.source import Origin, Source, Split
+from selfspec.data.task import Example
 
 PAPER = Form("Article: ", "\nSummary:", " ", "\n", is_text=True)
 CHAT = Form("Summarise this article in a few sentences.\n\nArticle: ", "\n\nSummary:", " ", "\n\n", is_text=True)

@@ -6,10 +6,10 @@ Source: Cobbe et al. 2021 (arXiv:2110.14168).
 from collections.abc import Mapping
 from typing import Any
 
-from selfspec.tasks.base import Example
-from selfspec.tasks.rows import text
-from selfspec.tasks.shots import Form, put
-from selfspec.tasks.source import Origin, Source, Split
+from selfspec.data.rows import text
+from selfspec.data.shots import Form, put
+from selfspec.data.source import Origin, Source, Split
+from selfspec.data.task import Example
 
 RAW = Form("Question: ", "\nAnswer:", " ", "\n\n")
 CHAT = Form("", "\nReason step by step. End with #### and the answer.", "\n", "\n\n")

@@ -9,9 +9,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfspec.data.rows import read_rows
+from selfspec.data.task import Example, Part
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example, Part
-from selfspec.tasks.rows import read_rows
 
 SPLIT_SEED = 0  # chosen, not tuned; a constant, so that every run keeps the same problems for evaluation
 

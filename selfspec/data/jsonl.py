@@ -9,9 +9,9 @@ import json
 import math
 from typing import Any
 
+from selfspec.data.rows import as_object, good_ones, read_lines, tell_left_out, text
+from selfspec.data.task import Example, Part
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example, Part
-from selfspec.tasks.rows import as_object, good_ones, read_lines, tell_left_out, text
 
 
 class Jsonl:

@@ -8,11 +8,11 @@ Source: Austin et al. 2021 (arXiv:2108.07732), whose form the raw prompt follows
 from collections.abc import Mapping
 from typing import Any
 
+from selfspec.data.rows import text
+from selfspec.data.shots import Form, put
+from selfspec.data.source import Origin, Source, Split
+from selfspec.data.task import Example
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example
-from selfspec.tasks.rows import text
-from selfspec.tasks.shots import Form, put
-from selfspec.tasks.source import Origin, Source, Split
 
 ASK = "You are an expert Python programmer, and here is your task: "
 RAW = Form(ASK, "\n[BEGIN]\n", "", "\n[DONE]\n\n")

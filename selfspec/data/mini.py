@@ -7,8 +7,8 @@ calibration. Too few to publish numbers from; enough to see that a set-up works.
 from pathlib import Path
 from typing import Any
 
-from selfspec.tasks.base import Example, Part
-from selfspec.tasks.rows import read_rows
+from selfspec.data.rows import read_rows
+from selfspec.data.task import Example, Part
 
 
 class Mini:

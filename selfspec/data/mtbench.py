@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from selfspec.data.shots import Form, put
+from selfspec.data.source import Origin, Source, Split
+from selfspec.data.task import Example
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example
-from selfspec.tasks.shots import Form, put
-from selfspec.tasks.source import Origin, Source, Split
 
 AS_IT_STANDS = Form("", "", "", "")
 KINDS = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")

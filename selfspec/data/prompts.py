@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import StopStringCriteria
 
+from selfspec.data.task import Example
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example
 
 log = logging.getLogger(__name__)
 

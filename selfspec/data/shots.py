@@ -7,9 +7,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from selfspec.data.source import Split
+from selfspec.data.task import Example
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example
-from selfspec.tasks.source import Split
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from selfspec.data.rows import as_object, good_ones, read_lines, tell_left_out
+from selfspec.data.task import Example, Part
 from selfspec.errors import InputError
-from selfspec.tasks.base import Example, Part
-from selfspec.tasks.rows import as_object, good_ones, read_lines, tell_left_out
 
 Item = tuple[str, str, Callable[[], Mapping[str, Any]]]
 """A row not read yet: its place in its split, where it stands for a message, and its fields."""

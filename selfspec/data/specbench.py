@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from selfspec.tasks.base import Example
-from selfspec.tasks.mtbench import AS_IT_STANDS, KINDS, question
-from selfspec.tasks.shots import put
-from selfspec.tasks.source import Origin, Source, Split
+from selfspec.data.mtbench import AS_IT_STANDS, KINDS, question
+from selfspec.data.shots import put
+from selfspec.data.source import Origin, Source, Split
+from selfspec.data.task import Example
 
 CONVERSATION = "mt_bench"  # its name in Spec-Bench's own tables
 

@@ -6,11 +6,11 @@ Source: Narayan et al. 2018 (arXiv:1808.08745).
 from collections.abc import Mapping
 from typing import Any
 
-from selfspec.tasks.base import Example
-from selfspec.tasks.cnndm import HINT, PAPER
-from selfspec.tasks.rows import text
-from selfspec.tasks.shots import Form, put
-from selfspec.tasks.source import Origin, Source, Split
+from selfspec.data.cnndm import HINT, PAPER
+from selfspec.data.rows import text
+from selfspec.data.shots import Form, put
+from selfspec.data.source import Origin, Source, Split
+from selfspec.data.task import Example
 
 CHAT = Form("Summarise this article in one sentence.\n\nArticle: ", "\n\nSummary:", " ", "\n\n", is_text=True)
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.drafters.lookup import LookupDraft, Memory
+from selfspec.drafters.merged import MergedDraft
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.tree_drafter import TreeDraft
+from selfspec.engine.protocols import Drafter
 from selfspec.errors import InputError
-from selfspec.lookup import LookupDraft, Memory
-from selfspec.merged import MergedDraft
-from selfspec.model import Decoder
-from selfspec.protocols import Drafter
-from selfspec.spec import DraftSpec
+from selfspec.models.decoder import Decoder
 from selfspec.targets import TARGET, find_class
-from selfspec.tree_draft import TreeDraft
 
 N_MEMORIES = 4  # of which the index is kept, so that drafters of one memory share it; chosen, not tuned
 

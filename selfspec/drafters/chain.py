@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.forward import Forward
-from selfspec.protocols import BaseDrafter, Draft, Drafter, Output, Row, Verdict
-from selfspec.sampling import draw, largest
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.forward import Forward
+from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Output, Row, Verdict
+from selfspec.engine.sampling import draw, largest
 
 __all__ = ["LAYER_SKIP", "Drafter", "ModelDraft", "NoDraft", "confidences_of"]
 

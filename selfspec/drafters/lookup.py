@@ -21,10 +21,10 @@ from itertools import islice, takewhile
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.draft import NoDraft
+from selfspec.drafters.chain import NoDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.protocols import AroundDrafter, Draft, Drafter, Row
 from selfspec.errors import InputError
-from selfspec.protocols import AroundDrafter, Draft, Drafter, Row
 
 LOOKUP = "lookup"  # the source of looked-up drafts
 BETWEEN = -1  # stands between the texts of a memory; no token has this id

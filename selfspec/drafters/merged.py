@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from selfspec.cache import ClockCache
-from selfspec.lookup import LOOKUP, LookupDraft
-from selfspec.protocols import ROOT, AroundDrafter, Draft, Drafter, Output, Row, Verdict
+from selfspec.drafters.lookup import LOOKUP, LookupDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.protocols import ROOT, AroundDrafter, Draft, Drafter, Output, Row, Verdict
 
 MERGED = "+"  # joins the sources of a merged draft
 

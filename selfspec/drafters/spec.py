@@ -14,12 +14,12 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from selfspec.drafters.tree_shapes import TreeShape, shape_from
 from selfspec.errors import InputError
-from selfspec.plan import DraftPlan
-from selfspec.skip import SkipSet
-from selfspec.stop import StopPolicy, StopRule
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import StopPolicy, StopRule
 from selfspec.targets import TARGET
-from selfspec.tree_shapes import TreeShape, shape_from
 
 Lookup = Literal["front", "beside", "only"]
 

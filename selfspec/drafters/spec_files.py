@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from selfspec import planfile, skipfile
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.skip import SYNTAX, SkipSet
-from selfspec.spec import DraftSpec
-from selfspec.stop import StopPolicy
+from selfspec.drafters.spec import DraftSpec
+from selfspec.models.decoder import Decoder
+from selfspec.skipping import plan_files, skip_set_files
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SYNTAX, SkipSet
+from selfspec.stopping import StopPolicy
 
 
 def save_spec(
@@ -35,7 +35,7 @@ def save_spec(
         **provenance: objective, value, run, date, calibration text, ...
     """
     settings = spec.settings() | provenance
-    planfile.save_plan(path, spec.plan, model=model, decoder=decoder, facts=facts, **settings)
+    plan_files.save_plan(path, spec.plan, model=model, decoder=decoder, facts=facts, **settings)
 
 
 def load_spec(
@@ -74,19 +74,19 @@ def read_draft(
     if text == "none" or SYNTAX.fullmatch(text):  # also beside a folder of that name, which is ./a1
         return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}
     if file := _plan_file(path):
-        return planfile.load_plan(file, decoder, facts), planfile.read_plan_file(file)
+        return plan_files.load_plan(file, decoder, facts), plan_files.read_plan_file(file)
     if "/" not in text and path.suffix not in (".yaml", ".yml") and not os.path.exists(path):
         return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}  # which says what is wrong with it
-    skip = skipfile.load_skip_set(text, n_layers=decoder.n_layers)
-    file = path / skipfile.NAME if os.path.isdir(path) else path
+    skip = skip_set_files.load_skip_set(text, n_layers=decoder.n_layers)
+    file = path / skip_set_files.NAME if os.path.isdir(path) else path
     return DraftPlan.of(skip), dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _plan_file(path: Path) -> Path | None:
     """The file of a plan that a path names; None if it names none, or a skip set."""
     if os.path.isdir(path):
-        return path / planfile.NAME if (path / planfile.NAME).is_file() else None
-    if path.name == planfile.NAME:
+        return path / plan_files.NAME if (path / plan_files.NAME).is_file() else None
+    if path.name == plan_files.NAME:
         return path
     if path.suffix not in (".yaml", ".yml") or not os.path.isfile(path):
         return None

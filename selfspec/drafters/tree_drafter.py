@@ -15,13 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.draft import LAYER_SKIP, confidences_of
+from selfspec.drafters.chain import LAYER_SKIP, confidences_of
+from selfspec.drafters.tree_shapes import Node, TreeShape
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.forward import Forward
+from selfspec.engine.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
+from selfspec.engine.tree import tree_layout
 from selfspec.errors import InputError
-from selfspec.forward import Forward
-from selfspec.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
-from selfspec.tree import tree_layout
-from selfspec.tree_shapes import Node, TreeShape
 
 PRIOR_ROUNDS = 4.0  # the rate starts at 1 (plain decoding) with this weight; chosen, not tuned
 

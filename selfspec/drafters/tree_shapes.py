@@ -14,8 +14,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Protocol
 
+from selfspec.engine.protocols import ROOT
 from selfspec.errors import InputError, unknown_name
-from selfspec.protocols import ROOT
 from selfspec.targets import TARGET, find_class
 
 

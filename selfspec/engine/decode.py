@@ -14,19 +14,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.draft import NoDraft
+from selfspec.drafters.chain import NoDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.masks import check_batches
+from selfspec.engine.protocols import Drafter, Kind, Output, Row, Schedule, Verifier
+from selfspec.engine.request import Criterion, Ending, Request
+from selfspec.engine.sampling import Chooser, Sampling, draw
+from selfspec.engine.schedule import Listener, Sequential, Session
+from selfspec.engine.trace import DecodeResult
+from selfspec.engine.verify import Exact
 from selfspec.errors import InputError, PromptError
-from selfspec.mask import check_batches
-from selfspec.model import Decoder
-from selfspec.protocols import Drafter, Kind, Output, Row, Schedule, Verifier
-from selfspec.request import Criterion, Ending, Request
-from selfspec.sampling import Chooser, Sampling, draw
-from selfspec.schedule import Listener, Sequential, Session
-from selfspec.stop import Fixed, StopState
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult
-from selfspec.verify import Exact
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.stopping import Fixed, StopState
 
 __all__ = ["Criterion", "Ending", "Kind", "Listener", "autoregress", "speculate"]
 

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from selfspec.cache import ClockCache
-from selfspec.head import TextRows, TrimmedHead
-from selfspec.hidden_states import caught
-from selfspec.mask import attention_mask, tree_mask
-from selfspec.protocols import Output
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.hidden_states import caught
+from selfspec.engine.masks import attention_mask, tree_mask
+from selfspec.engine.protocols import Output
+from selfspec.skipping.trimmed_head import TextRows, TrimmedHead
 
 
 class Forward(Protocol):

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfspec.attention import GROUPED
 from selfspec.errors import InputError
+from selfspec.models.attention import GROUPED
 
 _OWN_POSITIONS = ("bloom", "gpt_neo")  # read from a 2-dimensional mask, or from where the keys end
 _TAKE_BOOLEANS = ("sdpa", GROUPED)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from selfspec.cache import ClockCache
-    from selfspec.sampling import Chooser
-    from selfspec.schedule import Session
-    from selfspec.stop import StopState
+    from selfspec.engine.cache import ClockCache
+    from selfspec.engine.sampling import Chooser
+    from selfspec.engine.schedule import Session
+    from selfspec.stopping import StopState
 
 Kind = Literal["accepted", "correction", "bonus"]  # the first token, which the prompt gives, is a bonus
 ROOT = -1  # the parent of a draft's first nodes: the row's last token

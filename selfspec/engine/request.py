@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from selfspec.engine.protocols import Row
+from selfspec.engine.trace import DecodeResult, Finish, Round
 from selfspec.errors import InputError
-from selfspec.protocols import Row
-from selfspec.trace import DecodeResult, Finish, Round
 
 Criterion = Callable[[list[int]], bool]  # (prompt and output so far) -> end here
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from selfspec.cache import ClockCache
-from selfspec.model import Decoder
-from selfspec.protocols import Draft, Drafter, Kind, Output, Verdict, Verifier
-from selfspec.request import Request
-from selfspec.timing import Stopwatch
-from selfspec.trace import Round
-from selfspec.tree import check_drafts, read_drafts
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.protocols import Draft, Drafter, Kind, Output, Verdict, Verifier
+from selfspec.engine.request import Request
+from selfspec.engine.trace import Round
+from selfspec.engine.tree import check_drafts, read_drafts
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
 
 Listener = Callable[[int, list[int], list[Kind]], None]  # (row, committed tokens, what each is)
 

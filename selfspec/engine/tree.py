@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.protocols import ROOT, Draft, Output, Row
 from selfspec.errors import DrafterError
-from selfspec.model import Decoder
-from selfspec.protocols import ROOT, Draft, Output, Row
+from selfspec.models.decoder import Decoder
 
 SUM_TOLERANCE = 1e-3  # of probabilities: 150 000 of them summed in float32 are right to 1e-5
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from selfspec.protocols import ROOT, Draft, Row, Verdict
-from selfspec.sampling import check_choice, choices, draw, probability
+from selfspec.engine.protocols import ROOT, Draft, Row, Verdict
+from selfspec.engine.sampling import check_choice, choices, draw, probability
 
 Target = Callable[[int], Tensor]  # node, or ROOT -> the target's distribution [V] after it
 

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selfspec.model import Decoder
+from selfspec.models.decoder import Decoder
 
 Verdict = Literal["identical", "near_tie", "mismatch"]
 

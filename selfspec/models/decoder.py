@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfspec.adapters import Patch, Sublayers, find_sublayers
-from selfspec.bridges import stand_in
-from selfspec.cache import ClockCache
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.forward import BoundForward, Forward
 from selfspec.errors import InputError
-from selfspec.forward import BoundForward, Forward
-from selfspec.head import TrimmedHead, trimmed
-from selfspec.packed import n_bytes
-from selfspec.plan import DraftPlan, Precision, Sublayer, sublayer, written
-from selfspec.quantised import RoundedCopies, RoundedLinear, round_linear
-from selfspec.skip import SkipSet
+from selfspec.models.packing import n_bytes
+from selfspec.models.sublayers import Patch, Sublayers, find_sublayers
+from selfspec.skipping.bridges import stand_in
+from selfspec.skipping.plan import DraftPlan, Precision, Sublayer, sublayer, written
+from selfspec.skipping.rounding import RoundedCopies, RoundedLinear, round_linear
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.skipping.trimmed_head import TrimmedHead, trimmed
 
 N_HEADS = 6  # trimmed heads that are kept: a search may try several, in turn; chosen, not tuned
 
@@ -193,7 +193,7 @@ class Decoder:
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"cannot leave out the sublayers of a {self.config.model_type!r} model ({reason}); "
-                "add what they return to selfspec/adapters.py"
+                "add what they return to selfspec/models/sublayers.py"
             ) from error
 
 

@@ -15,13 +15,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from selfspec.attention import use_grouped
 from selfspec.errors import InputError, unknown_name
-from selfspec.hub import Located
-from selfspec.model import Decoder
-from selfspec.model_files import GENERATION_CONFIG
-from selfspec.packed import can_pack
-from selfspec.packed import pack as pack_linears
+from selfspec.models.attention import use_grouped
+from selfspec.models.decoder import Decoder
+from selfspec.models.locate import Located
+from selfspec.models.packing import can_pack
+from selfspec.models.packing import pack as pack_linears
+from selfspec.models.weight_files import GENERATION_CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +106,12 @@ def load(
         located: where the weights are.
         dtype: float32, bfloat16, float16, float64 or auto.
         device: see `choose_device`.
-        attention: transformers' attention implementation; auto: its own choice, by groups (`selfspec.attention`) where
-            that is faster.
+        attention: transformers' attention implementation; auto: its own choice, by groups
+            (`selfspec.models.attention`) where that is faster.
         threads: of torch on the CPU; None: the physical cores.
         trust_remote_code: run code that comes with the weights.
         device_map: accelerate's, for a model larger than one device; skipping is set up after dispatch.
-        pack: lay the weights out once for oneDNN (`selfspec.packed`); None: where that is possible.
+        pack: lay the weights out once for oneDNN (`selfspec.models.packing`); None: where that is possible.
 
     Raises:
         InputError: if the weights cannot be loaded as asked.

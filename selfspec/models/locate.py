@@ -26,7 +26,7 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from selfspec.errors import InputError
-from selfspec.model_files import GENERATION_CONFIG, check_files, digest, has_tokenizer
+from selfspec.models.weight_files import GENERATION_CONFIG, check_files, digest, has_tokenizer
 
 log = logging.getLogger(__name__)
 

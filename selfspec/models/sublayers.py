@@ -111,5 +111,5 @@ def find_sublayers(model: nn.Module) -> Sublayers:
             return Sublayers(path, n_layers, (Patch(attn_name, zero_attention),), (Patch(mlp_name, zero_output),))
     raise InputError(
         f"cannot find the attention and MLP sublayers of a {kind!r} model; "
-        "add where they are and what they return to selfspec/adapters.py"
+        "add where they are and what they return to selfspec/models/sublayers.py"
     )

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from selfspec.adapters import Sublayers
-from selfspec.model import share
+from selfspec.models.decoder import share
+from selfspec.models.sublayers import Sublayers
 
 _ROTARY = "apply_rotary_pos_emb"  # transformers' name for it, in the module of an architecture
 _MOST_SHAPES = 64  # for which torch compiles a piece anew before it gives up; a recording has a shape of its own

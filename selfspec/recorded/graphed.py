@@ -16,21 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending
+from selfspec.engine.forward import BoundForward
+from selfspec.engine.sampling import check_choice, choices
+from selfspec.engine.trace import DecodeResult, Finish, Round
 from selfspec.errors import InputError
-from selfspec.forward import BoundForward
-from selfspec.fused import fused
-from selfspec.graphs import CudaGraphs, Recorder, Tape
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.sampling import check_choice, choices
-from selfspec.skip import SkipSet
-from selfspec.static_cache import StaticCaches
-from selfspec.static_chain import StaticChain
-from selfspec.static_forward import Stage, StaticForward
-from selfspec.timing import Stopwatch
-from selfspec.trace import DecodeResult, Finish, Round
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.recorded.fused import fused
+from selfspec.recorded.recording import CudaGraphs, Recorder, Tape
+from selfspec.recorded.static_cache import StaticCaches
+from selfspec.recorded.static_chain import StaticChain
+from selfspec.recorded.static_forward import Stage, StaticForward
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 
 STRETCH = 8  # tokens that plain decoding hands to the device at once; chosen, not tuned
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from selfspec.cache import ClockCache
+from selfspec.engine.cache import ClockCache
 
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # rows a recording is made for
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64)  # new tokens a recording is made for

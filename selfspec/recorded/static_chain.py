@@ -18,13 +18,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selfspec.cache import ClockCache
-from selfspec.draft import ModelDraft
-from selfspec.graphs import Program
-from selfspec.head import TextRows
-from selfspec.protocols import BaseDrafter, Draft, Output, Row, Verdict
-from selfspec.static_cache import StaticCache, bucket, key_bucket
-from selfspec.static_forward import (
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.protocols import BaseDrafter, Draft, Output, Row, Verdict
+from selfspec.recorded.recording import Program
+from selfspec.recorded.static_cache import StaticCache, bucket, key_bucket
+from selfspec.recorded.static_forward import (
     PaddedTexts,
     StaticForward,
     buffers_like,
@@ -33,6 +32,7 @@ from selfspec.static_forward import (
     padded_starts,
     watching,
 )
+from selfspec.skipping.trimmed_head import TextRows
 
 CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # tokens of the chains that are recorded
 PIECES = (1, 2, 4, 8)  # of a chain whose rule looks at the confidence; the last again and again

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from selfspec.cache import ClockCache
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.forward import BoundForward
+from selfspec.engine.masks import attention_mask, check_batches, tree_mask
+from selfspec.engine.protocols import Output
 from selfspec.errors import InputError
-from selfspec.forward import BoundForward
-from selfspec.graphs import Program, Recorder
-from selfspec.head import UNSCORED, TextRows
-from selfspec.mask import attention_mask, check_batches, tree_mask
-from selfspec.protocols import Output
-from selfspec.static_cache import TOKENS, StaticCache, StaticCaches, bucket, key_bucket
+from selfspec.recorded.recording import Program, Recorder
+from selfspec.recorded.static_cache import TOKENS, StaticCache, StaticCaches, bucket, key_bucket
+from selfspec.skipping.trimmed_head import UNSCORED, TextRows
 
 LONGEST = TOKENS[-1]  # new tokens; more run as they always did
 SLACK = 64  # tokens behind the longest row that padding and drafts beyond the limit may write to

@@ -2,7 +2,7 @@
 
 Leaving a sublayer out adds nothing to the residual stream; a bridge adds something cheap that resembles what the
 sublayer would have added, or what a whole run of adjacent skipped sublayers would have. Only the draft changes by it,
-so the output does not. It knows one module and its input; which map fits is found in `search.fits`.
+so the output does not. It knows one module and its input; which map fits is found in `search.fitting.bridge_fitting`.
 """
 
 # D hidden size, R rank, B rows, T tokens
@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfspec.adapters import Patch
 from selfspec.errors import InputError
-from selfspec.packed import PackedLinear
+from selfspec.models.packing import PackedLinear
+from selfspec.models.sublayers import Patch
 
 KINDS = ("mean", "linear", "lowrank")  # by the number of matrices
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from selfspec.bridges import KINDS, Bridge
 from selfspec.errors import InputError, unknown_name
-from selfspec.skip import SkipSet
+from selfspec.skipping.bridges import KINDS, Bridge
+from selfspec.skipping.skip_set import SkipSet
 
 SublayerKind = Literal["attn", "mlp"]
 Sublayer = tuple[SublayerKind, int]  # (kind, layer)

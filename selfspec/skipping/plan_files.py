@@ -19,11 +19,11 @@ from safetensors.torch import load as tensors_from
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
+from selfspec.drafters.lookup import BETWEEN
 from selfspec.errors import InputError
-from selfspec.lookup import BETWEEN
-from selfspec.model import Decoder
-from selfspec.plan import DraftPlan
-from selfspec.records import write_bytes, write_text
+from selfspec.models.decoder import Decoder
+from selfspec.records.run_files import write_bytes, write_text
+from selfspec.skipping.plan import DraftPlan
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from selfspec.errors import InputError
-from selfspec.packed import PackedLinear
+from selfspec.models.packing import PackedLinear
 
 STEPS = 127  # of int8, from zero to the largest weight of a channel, on either side
 GROUP = 32  # inputs that share the steps of int4, the fewest that the kernel takes
@@ -143,7 +143,7 @@ def round_linear(linear: nn.Linear | PackedLinear, precision: str) -> RoundedLin
     """
     if linear.weight.device.type != "cuda":
         return ROUNDED[precision](linear)
-    from selfspec.quantised_cuda import ON_CUDA  # whose layers are RoundedLinears
+    from selfspec.skipping.rounding_cuda import ON_CUDA  # whose layers are RoundedLinears
 
     return ON_CUDA[precision](linear)
 
@@ -227,7 +227,7 @@ def check_kernel(precision: str, device: torch.device) -> None:
     """
     asked = f"precision={precision} was asked for"
     if device.type == "cuda":
-        from selfspec.quantised_cuda import check_cuda  # whose layers are RoundedLinears
+        from selfspec.skipping.rounding_cuda import check_cuda  # whose layers are RoundedLinears
 
         return check_cuda(precision)
     if device.type != "cpu":

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from selfspec.errors import InputError
-from selfspec.quantised import GROUP, RoundedLinear, grouped, rounded
+from selfspec.skipping.rounding import GROUP, RoundedLinear, grouped, rounded
 
 _FEWEST_ROWS = 32  # `_int_mm` takes more than 16
 _EVEN = 8  # it takes multiples of so many inputs and outputs

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from selfspec.errors import InputError, unknown_name
-from selfspec.records import write_text
-from selfspec.skip import SkipSet
+from selfspec.records.run_files import write_text
+from selfspec.skipping.skip_set import SkipSet
 
 NAME = "skip_set.yaml"
 

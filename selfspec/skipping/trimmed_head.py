@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from selfspec.errors import InputError
-from selfspec.packed import PackedLinear, can_pack
+from selfspec.models.packing import PackedLinear, can_pack
 
 UNSCORED = -1e4
 """The logit of a token that is not scored: a probability of exactly 0 beside any that is, and a float16 holds it.

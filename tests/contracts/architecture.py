@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.draft import ModelDraft
+from selfspec.drafters.chain import ModelDraft
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.forward import BoundForward
+from selfspec.engine.trace import DecodeResult
 from selfspec.errors import InputError
-from selfspec.forward import BoundForward
-from selfspec.model import Decoder
-from selfspec.skip import SkipSet
-from selfspec.stop import Adaptive, Fixed, StopPolicy, Threshold
-from selfspec.trace import DecodeResult
+from selfspec.models.decoder import Decoder
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Adaptive, Fixed, StopPolicy, Threshold
 from tests.toys import VOCAB, WINDOW
 
 # Written without a look at the engine's adapters: a second opinion on where a sublayer ends.

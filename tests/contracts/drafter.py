@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from selfspec.cache import ClockCache
-from selfspec.decode import Ending, autoregress, speculate
-from selfspec.model import Decoder
-from selfspec.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
-from selfspec.sampling import Sampling
-from selfspec.stop import StopPolicy, Threshold
-from selfspec.trace import DecodeResult
+from selfspec.engine.cache import ClockCache
+from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
+from selfspec.engine.sampling import Sampling
+from selfspec.engine.trace import DecodeResult
+from selfspec.models.decoder import Decoder
+from selfspec.stopping import StopPolicy, Threshold
 from tests.contracts.architecture import LONG, MIDDLE, SHORT, counts
 from tests.test_engine import decoder_of
 

@@ -11,11 +11,11 @@ import pytest
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from search.bits import BitSampler, Exhausted
 from search.constraints import Constraints
+from search.samplers.base import BitSampler, Exhausted
 from search.space import Space
-from search.study import SearchStudy
-from selfspec.skip import SkipSet
+from search.study.study import SearchStudy
+from selfspec.skipping.skip_set import SkipSet
 from tests.scripted import N_LAYERS, planted, score
 
 STARTS = (SkipSet(N_LAYERS), SkipSet.parse("a1-2 m1-2", N_LAYERS))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from selfspec.stop import StopPolicy, StopRule, StopState
+from selfspec.stopping import StopPolicy, StopRule, StopState
 
 SURE, LOST, MIXED = [1.0], [0.0], [0.9, 0.1, 1.0, 0.5, 0.0, 0.7]
 CONFIDENCES = {"sure": SURE, "lost": LOST, "mixed": MIXED}

@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from selfspec.tasks import Part, Task
+from selfspec.data import Part, Task
 
 PARTS: tuple[Part, ...] = ("calibration", "evaluation")
 

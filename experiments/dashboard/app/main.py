@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from experiments.dashboard import page_calculator, page_compare, page_evaluation, page_runs, page_search
-from experiments.dashboard.scan import Entry
+from experiments.results.scan import Entry
 
 Draw = Callable[[Path], None]
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from experiments.charts import PRIMARY
 from selfspec.errors import InputError
 
-APP = Path(__file__).parent / "app" / "main.py"
+APP = Path(__file__).parents[1] / "dashboard" / "app" / "main.py"
 
 
 def dashboard(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> None:
