@@ -24,12 +24,13 @@ USAGE = """selfspec VERB key=value ...
   reproduce experiment=  all of these, one after the other, as a paper or an experiment has them
   dashboard [runs=...]   runs in the browser: searches as they go on, skip sets side by side, answers token by token
   runs list|show|compare runs and skip sets on the terminal; `--json` for scripts
+  doctor                 versions, device, threads, hub, extras: what this machine offers
 
 `selfspec VERB --help` shows the settings and their groups; `-m` sweeps: selfspec search -m searcher=tpe,gp
 `--config-dir FOLDER` adds options of your own: FOLDER/stop/mine.yaml is stop=mine, and may name classes of FOLDER/*.py
 """
 
-VERBS = ("decode", "profile", "search", "evaluate", "report", "reproduce", "dashboard", "runs")
+VERBS = ("decode", "profile", "search", "evaluate", "report", "reproduce", "dashboard", "runs", "doctor")
 FREE_TEXT = (
     "prompt",
     "skip",
@@ -65,6 +66,10 @@ def main() -> None:
             from experiments.verbs.runs import runs
 
             return runs(words, print)
+        if verb == "doctor":
+            from experiments.verbs.doctor import doctor
+
+            return doctor(words, print)
         from experiments.config.composing import check_no_shadows, make_importable, split_config_dir
 
         folder, typed = split_config_dir(words)

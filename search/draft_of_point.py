@@ -140,7 +140,7 @@ class Drafts:
                 raise InputError("draft=lowrank needs a rank; set draft.rank")
             return replace(self, kind=kind, rank=self.rank if kind == "lowrank" else None)
         if name == "lookup":
-            return replace(self, lookup=_member(name, value, (None, "front", "beside")))
+            return replace(self, lookup=_member(name, value, (None, *get_args(Lookup))))
         if name == "memory":
             return replace(self, memory=_member(name, value or None, (None, *self.memories)))
         raise unknown_name("dimension of the space", name, [*NAMES, *(f"{group}.SETTING" for group in GROUPS)])

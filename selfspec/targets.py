@@ -27,6 +27,12 @@ MOVED = {
 }
 
 
+def first(target: str) -> str:
+    """The inverse of `current`: the name in files of every version that describe the same thing."""
+    module, _, name = target.rpartition(".")
+    return f"{next((old for old, new in MOVED.items() if new == module), module)}.{name}"
+
+
 def current(target: str) -> str:
     """Where `module.Class` is now; itself unless an older version of this package wrote it."""
     module, _, name = target.rpartition(".")

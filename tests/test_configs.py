@@ -126,3 +126,28 @@ def test_every_verb_is_in_the_usage() -> None:
 def test_files_that_begin_with_an_underscore_are_no_options() -> None:
     hidden = {path.stem for path in FILES if path.stem.startswith("_")}
     assert hidden and not hidden & {name for path in CONF.iterdir() if path.is_dir() for name in options(path.name)}
+
+
+def test_a_global_option_sets_all_that_it_says() -> None:
+    # What the primary says of itself must not win over a recipe that was chosen.
+    lost = {}
+    for path in FILES:
+        if path.read_text(encoding="utf-8").startswith("# @package _global_"):
+            group, name = path.parent.relative_to(CONF).as_posix(), path.stem
+            said = OmegaConf.to_container(OmegaConf.load(path))
+            assert isinstance(said, dict)
+            said.pop("defaults", None)
+            for verb in (v for v, g in PAIRS if g == group):
+                cfg = config(verb, f"{group}={name}")
+                lost |= {f"{verb} {group}={name}: {key}": value for key, value in flat(said) if at(cfg, key) != value}
+    assert lost == {}
+
+
+def flat(body: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in body.items():
+        yield from flat(value, f"{before}{key}.") if isinstance(value, dict) else [(f"{before}{key}", value)]
+
+
+def at(cfg: DictConfig, key: str) -> Any:
+    found = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found

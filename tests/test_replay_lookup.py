@@ -122,6 +122,28 @@ def test_copied_tokens_cost_their_verification_alone(decoder: Decoder) -> None:
     assert score.draft_cost == pytest.approx(COSTS.draft_s(SKIP, 64) / COSTS.plain_s(64))
 
 
+@pytest.mark.parametrize("tune_stop", [False, True])
+def test_lookup_alone_is_replayed_whatever_the_rule(decoder: Decoder, tune_stop: bool) -> None:
+    batches = refer(decoder, PROMPTS, ending=Ending(N_NEW))
+    alone = Drafts(RULES[0], lookup="only")
+    score = replace(objective(decoder, batches, RULES[0], tune_stop=tune_stop), draft=alone)(SKIP)
+    real, seconds, plain_s = [], 0.0, 0.0
+    for ids in (r.prompt for b in batches for r in b.references):
+        stops, context = [RULES[0].begin()], len(ids)
+        (result,) = speculate(decoder, [ids], drafter=LookupDraft(), stops=stops, ending=Ending(N_NEW))
+        real += result.rounds
+        for r in result.rounds:
+            seconds += COSTS.verification_s(r.drafted + 1, context)
+            plain_s += r.committed * COSTS.plain_s(context)
+            context += r.committed
+    assert (score.n_rounds, score.drafted, score.accepted) == (
+        len(real),
+        sum(r.drafted for r in real),
+        sum(r.accepted for r in real),
+    )
+    assert score.value == pytest.approx(plain_s / seconds) and score.stop is None
+
+
 @pytest.mark.parametrize("stop", RULES, ids=lambda r: type(r).__name__)
 def test_a_tuned_rule_is_at_least_as_good(stop: StopPolicy, decoder: Decoder, batches: list[ReferenceBatch]) -> None:
     as_it_is, tuned = (objective(decoder, batches, stop, tune_stop=tune)(SKIP) for tune in (False, True))

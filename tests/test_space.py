@@ -364,7 +364,7 @@ class TestDrafts:
             ("precision", ["int3"], "precision=int3"),
             ("draft", ["lowrank"], "draft.rank"),
             ("draft", ["liner"], "draft=liner"),
-            ("lookup", ["only"], "lookup=only"),
+            ("lookup", ["sometimes"], "lookup=sometimes"),
             ("memory", [9], "memory=9"),
             ("stop.length", [9], "stop.length is no setting of Threshold"),
             ("stop.max_draft", [0], "max_draft=0"),

@@ -202,6 +202,7 @@ def test_whatever_names_a_draft_names_a_spec(decoder: Decoder) -> None:
         ({"lookup": "behind"}, "lookup=behind"),
         ({"lookup_settings": {"max_tokens": 3}}, "without lookup"),
         ({"drafter": {"width": 3}}, "_target_"),
+        ({"tree": comb((2, 1)), "lookup": "only"}, "no place for a tree"),
         ({"drafter": {"_target_": "a.B"}, "lookup": "only"}, "no place for drafter a.B"),
     ],
 )

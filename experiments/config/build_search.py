@@ -15,7 +15,7 @@ from torch import Tensor
 
 from experiments.config.build import check_count, instance, own_drafter, stop, tree
 from experiments.config.build_space import choices, searched
-from experiments.config.composing import option, options
+from experiments.config.composing import option, options, under_first_names
 from experiments.config.given_costs import check_parts, given_table
 from search.costs.draft_tables import DraftCosts
 from search.costs.measure import measure, measure_drafts
@@ -330,7 +330,7 @@ def study(
         weights: `Loaded.facts["weights"]`: a folder may hold another model than when the search began.
     """
     same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
-    identity = {key: provenance.digest(str(OmegaConf.to_container(cfg[key], resolve=True))) for key in same}
+    identity = {key: provenance.digest(str(under_first_names(cfg[key]))) for key in same}
     identity |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed, "costs": table}
     identity |= {"lookup": cfg.lookup} if cfg.lookup else {}
     identity |= {"precision": cfg.precision} if cfg.precision != "same" else {}

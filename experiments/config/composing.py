@@ -11,7 +11,7 @@ there takes the place of an installed module.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from selfspec.errors import InputError, unknown_name
-from selfspec.targets import TARGET, current
+from selfspec.targets import TARGET, current, first
 
 PACKAGE = "pkg://conf"
 FLAGS = ("--config-dir", "-cd")
@@ -170,13 +170,18 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def read_config(file: Path) -> DictConfig:
     """The configuration of a run, with classes named by where they are now: the run may be older than a move."""
     body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    return OmegaConf.create(_with_current_targets(body))
+    return OmegaConf.create(_renamed(body, current))
 
 
-def _with_current_targets(value: Any) -> Any:
+def under_first_names(cfg: DictConfig) -> Any:
+    """Settings as plain values, classes under their first names: that a class has moved makes no other search."""
+    return _renamed(OmegaConf.to_container(cfg, resolve=True), first)
+
+
+def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: current(item) if key == TARGET and isinstance(item, str) else _with_current_targets(item)
+            key: rename(item) if key == TARGET and isinstance(item, str) else _renamed(item, rename)
             for key, item in value.items()
         }
-    return [_with_current_targets(item) for item in value] if isinstance(value, list) else value
+    return [_renamed(item, rename) for item in value] if isinstance(value, list) else value

@@ -41,7 +41,7 @@ def runs(words: Sequence[str], say: Callable[[str], None]) -> None:
     """
     asked = _parser().parse_args([word for word in words if not word.startswith(OUTPUTS)])
     places = [word.removeprefix(OUTPUTS) for word in words if word.startswith(OUTPUTS)]
-    outputs = Path(places[-1] if places else _default_outputs()).expanduser()
+    outputs = Path(places[-1] if places else default_outputs()).expanduser()
     if places and not outputs.is_dir():
         raise InputError(f"{OUTPUTS}{outputs} is no folder; name the one that holds the runs")
     facts, shown = asked.do(asked, outputs)
@@ -71,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _default_outputs() -> str:
+def default_outputs() -> str:
+    """The folder of run folders, where no setting names another."""
     file = resources.files("conf").joinpath("paths/default.yaml")
     return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outputs"])
 

@@ -19,7 +19,7 @@ from search.replay.chain_replay import NOTHING, draft_everything, looked_up, rep
 from search.replay.chains import Chains, Start
 from search.replay.parallel_agreement import Matchness
 from search.replay.references import Reference, ReferenceBatch
-from search.replay.rule_tuner import Widest, fitted, variants
+from search.replay.rule_tuner import Never, Widest, fitted, variants
 from search.replay.simulator import simulate
 from selfspec.drafters.build import build_drafter, lookup_of
 from selfspec.drafters.spec import DraftSpec
@@ -165,13 +165,11 @@ class ReplayObjective:
             draft_cost=_or_none(ratio(sum(p.draft_s for p in prompts), sum(p.plain_drafted_s for p in prompts))),
             values=values,
             pruned=pruned,
-            stop=best.to_dict() if self.tune_stop else None,
+            stop=best.to_dict() if self.tune_stop and not isinstance(best, Never) else None,
         )
 
     def _batches(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
         """The replayed prompts of one batch after the other, by stop rule."""
-        if spec.lookup == "only":
-            raise InputError(f"{spec} cannot be replayed; search with objective=tokens_per_second")
         if not spec.is_plan:
             if self.tune_stop:
                 raise InputError(f"{spec} has no stop rule that a replay could tune; leave objective.tune_stop out")
@@ -180,12 +178,14 @@ class ReplayObjective:
         assert self.copied is not None
         plan, costs = spec.plan, self.costs.for_plan(spec.plan)
         forward = self.decoder.bind(plan)
-        rules = variants(spec.stop) if self.tune_stop else [spec.stop]
+        tunes = self.tune_stop and spec.lookup != "only"
+        # Where lookup stands alone nobody asks the rule.
+        rules = variants(spec.stop) if tunes else [Never() if spec.lookup == "only" else spec.stop]
         learnt: dict[StopPolicy, StopState] = {}
         for n_done, (batch, copied) in enumerate(zip(self.batches, self.copied(spec), strict=True)):
             widest = Widest(rules)
             chains = Chains(forward, batch, max_draft=widest.max_draft, with_confidence=widest.needs_confidence)
-            if self.tune_stop:
+            if tunes:
                 draft_everything(chains, widest, copied=copied)
                 if isinstance(spec.stop, Optimal) and not n_done:
                     context = len(batch.references[0].prompt)

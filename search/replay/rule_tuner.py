@@ -21,6 +21,25 @@ MAX_KNOTS = 12  # of a calibration; chosen, not tuned
 
 
 @dataclass(frozen=True, slots=True)
+class Never(StopRule):
+    """Drafts nothing: what is left is prompt lookup alone."""
+
+    max_draft: int = 1
+
+    def begin(self, after: StopState | None = None) -> StopState:
+        """See `StopPolicy`."""
+        return _NeverState()
+
+
+class _NeverState(RuleState):
+    def begins(self) -> bool:
+        return False
+
+    def more(self, n_drafted: int, confidence: float) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
 class Widest(StopRule):
     """Drafts as far as any of `rules` would: what all of them need can then be replayed."""
 

@@ -36,12 +36,16 @@ class BitSampler(BaseSampler):
 
     Attributes:
         project: the nearest feasible set; what it returns unchanged is feasible. The study sets it.
+        others: the parameters besides the bits, as they are while skip sets are searched; trials with other values are
+            not looked at. The study sets it.
     """
 
     project: Callable[[Bits], Bits]
+    others: Mapping[str, Any]
 
     def __init__(self, seed: int) -> None:
         self.project = _same
+        self.others = {}
         self._seed = seed
 
     def propose(self, known: Mapping[Bits, float], order: Sequence[Bits], rng: np.random.Generator) -> Bits:
@@ -115,10 +119,14 @@ class BitSampler(BaseSampler):
         known: dict[Bits, float] = {}
         states: dict[Bits, int] = {}
         for told in _told(study):
+            if any(told.params.get(name) != value for name, value in self.others.items()):
+                continue
             bits = tuple(bool(told.params[name]) for name in names)
             state = FINISHED.index(told.state)
             if state > states.get(bits, -1):  # a failure may have been tried again
                 known[bits], states[bits] = _value(told), state
+        if not known:  # nothing was scored with these other values: skip nothing first
+            return dict.fromkeys(names, False)
         proposed = self.propose(known, list(known), np.random.default_rng(self._seed))
         return dict(zip(names, map(bool, proposed), strict=True))
 

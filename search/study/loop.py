@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
+from search.ladder import Ladder, best_settings
 from search.objective import GoOn, Objective, Score
 from search.point import Point
 from search.samplers.base import Exhausted
@@ -108,6 +109,7 @@ def run_search(
     study: SearchStudy,
     *,
     starts: Sequence[SkipSet],
+    ladder: Ladder | None = None,
     n_trials: int,
     seed: int,
     rows_path: Path,
@@ -126,6 +128,7 @@ def run_search(
         objective: scores a point.
         study: proposes and remembers.
         starts: scored first, in order, and always to their end; other dimensions than the skip set at their defaults.
+        ladder: scored next, to its end; what it ends at is what searchers search with that know skip sets alone.
         n_trials, max_s, patience: see `Budget`.
         seed: written into each row.
         rows_path: JSON lines, one row a trial.
@@ -153,7 +156,7 @@ def run_search(
                 rows.add(study.trials)  # what the others finished while this one waited for them
                 ended = "trials"
                 break
-            proposal = study.start(starts[place]) if place < len(starts) else study.ask()
+            proposal = study.start(starts[place]) if place < len(starts) else _next(study, ladder)
             score, reason = _score(proposal, objective, study.trials, pruning)
             with _uninterrupted():
                 elapsed = before + stopwatch.now() - began
@@ -238,6 +241,24 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, former)
         if held and callable(former):
             former(*held[0])
+
+
+def _next(study: SearchStudy, ladder: Ladder | None) -> Proposal:
+    """The ladder's next rung, or the searcher's proposal."""
+    if ladder is None:
+        return study.ask()
+    rungs, point = ladder.climb(values_of(study))
+    return study.ask(best_settings(rungs)) if point is None else study.start(point)
+
+
+def values_of(study: SearchStudy) -> dict[Point, float | None]:
+    """The value of every point that was scored; None where it failed."""
+    values: dict[Point, float | None] = {}
+    for trial in study.trials:
+        value = trial.value if trial.state == TrialState.COMPLETE else trial.user_attrs.get("value")
+        if value is not None or study.point(trial) not in values:
+            values[study.point(trial)] = value
+    return values
 
 
 def _score(

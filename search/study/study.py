@@ -146,20 +146,25 @@ class SearchStudy:
         if self._claims:
             self._claims.release(reason)
 
-    def ask(self) -> Proposal:
+    def ask(self, settings: Mapping[str, Value] | None = None) -> Proposal:
         """The sampler's next point; where the space has constraints, the nearest one that meets them.
 
-        A searcher that knows skip sets alone leaves the other dimensions at their defaults.
+        Args:
+            settings: of the other dimensions, where the searcher knows skip sets alone; by default their defaults.
         """
         seed = (self._seed * 1_000_003 + self._worker * 15_485_863 + len(self.trials)) % 2**31
         self._study.sampler = self._make_sampler(seed)
-        if isinstance(self._study.sampler, BitSampler) and self.space.constraints != Constraints():
-            self._study.sampler.project = self._project
         knows_bits_alone = isinstance(self._study.sampler, BitSampler)
+        if isinstance(self._study.sampler, BitSampler):
+            if self.space.constraints != Constraints():
+                self._study.sampler.project = self._project
+            if settings:
+                values = self.space.defaults | dict(settings)
+                self._study.sampler.others = {name: self._encoded(name, value) for name, value in values.items()}
         trial = self._study.ask(fixed_distributions=self._distributions)
         proposed = {d.name: self._decoded(d, trial.params[d.name]) for d in self.space.dimensions}
         skip = self.space.skip(trial.params)
-        point = self.space.allowed(self.space.point(skip, None if knows_bits_alone else proposed))
+        point = self.space.allowed(self.space.point(skip, settings if knows_bits_alone else proposed))
         # The trial stays the same one: CMA-ES has its memory there. What is as it was proposed keeps its number.
         was = dict(zip(self.space.names, skip.bits(), strict=True)) | proposed
         for name, value in self._values(point).items():

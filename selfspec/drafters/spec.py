@@ -64,6 +64,8 @@ class DraftSpec:
             raise InputError(
                 f"lookup=only leaves no place for drafter {self.drafter[TARGET]}; use front, or no drafter"
             )
+        if self.lookup == "only" and self.tree is not None:
+            raise InputError("lookup=only leaves no place for a tree; use front or beside, or tree=chain")
 
     @property
     def skip(self) -> SkipSet:
@@ -145,6 +147,6 @@ class DraftSpec:
     def __str__(self) -> str:
         parts = [] if self.lookup == "only" else [str(self.plan)]
         parts += [f"lookup {self.lookup}"] if self.lookup else []
-        parts += [f"tree {self.tree.to_dict()['name']}"] if self.tree is not None else []
+        parts += [f"tree {type(self.tree).__name__}"] if self.tree is not None else []
         parts += [f"drafter {str(self.drafter[TARGET]).rpartition('.')[2]}"] if self.drafter else []
         return "; ".join([*parts, f"stop {type(self.stop).__name__.lower()}"])

@@ -1,0 +1,143 @@
+"""A ladder of drafts before the search of skip sets: each part stays only if it pays, and resuming changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from search.dimensions import dimensions
+from search.ladder import MIN_GAIN, Ladder, best_settings
+from search.objective import GoOn, Score
+from search.point import Point, Value
+from search.samplers.local import Greedy
+from search.samplers.quadratic import Quadratic
+from search.space import Space
+from search.study.loop import Found, run_search
+from search.study.study import SearchStudy
+from selfspec.errors import InputError
+from selfspec.skipping.skip_set import SkipSet
+from tests.scripted import JOURNAL, N_LAYERS, ROWS, planted, rows_of, score, ticking, tpe
+
+DIMENSIONS = dimensions({"lookup": [None, "front", "only"], "memory": [0, 8192], "precision": ["same", "int8", "int4"]})
+SPACE = Space(N_LAYERS, dimensions=DIMENSIONS)
+PARTS: tuple[Mapping[str, Value], ...] = (
+    {"lookup": "only"},
+    {"memory": 8192},
+    {"lookup": "front", "precision": "int8"},
+    {"lookup": "front", "precision": "int4"},
+)
+LADDER = Ladder(SPACE, PARTS)
+ALONE = {None: 1.0, "only": 1.2, "front": 1.1}
+ROUNDED = {"same": 0.0, "int8": 0.05, "int4": 0.6}
+
+
+def value(point: Point) -> float:
+    """Lookup pays, a memory does not, int8 less than lookup alone; the best skip set depends on the precision."""
+    s = point.settings
+    base = ALONE[s["lookup"]] - (0.1 if s["memory"] else 0.0)  # type: ignore[index]
+    if s["lookup"] == "only":
+        return base
+    sign = 1 if s["precision"] == "int4" else -1
+    return base + ROUNDED[str(s["precision"])] + sign * planted(point.skip)
+
+
+@dataclass
+class Valued:
+    """Scores points by a function; a RuntimeError of it is a failed trial."""
+
+    of: Callable[[Point], float] = value
+    name: str = "valued"
+    unit: str = "points"
+
+    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+        return score(self.of(Point.of(draft)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def searched(folder: Path, n_trials: int, *, of: Callable[[Point], float] = value, sampler: Any = Quadratic) -> Found:
+    study = SearchStudy(SPACE, sampler, seed=0, identity={"objective": "valued"}, journal=folder / JOURNAL)
+    settings = {"starts": (), "ladder": LADDER, "stopwatch": ticking(), "seed": 0, "rows_path": folder / ROWS}
+    return run_search(SPACE, Valued(of), study, n_trials=n_trials, **settings)  # type: ignore[arg-type]
+
+
+def climbed(of: Callable[[Point], float | None]) -> list[str]:
+    values: dict[Point, float | None] = {}
+    while (point := LADDER.climb(values)[1]) is not None:
+        values[point] = of(point)
+    return [str(rung) for rung in LADDER.climb(values)[0]]
+
+
+def test_each_part_is_added_to_the_best_below_and_stays_if_it_pays() -> None:
+    assert climbed(value) == [
+        "nothing skipped: 1.000",
+        "lookup=only: 1.200",
+        "memory=8192: 1.100, left out",
+        "lookup=front precision=int8: 1.150, left out",
+        "lookup=front precision=int4: 1.700",
+    ]
+
+
+def test_a_gain_that_costs_more_than_it_gives_is_left_out() -> None:
+    tiny = {0: 1.0, 8192: 1.0 + (MIN_GAIN - 1) / 2}
+    assert climbed(lambda point: tiny[point.settings["memory"]])[2].endswith("left out")  # type: ignore[index]
+
+
+def test_a_part_that_cannot_be_scored_is_left_out() -> None:
+    assert climbed(lambda point: None if point.settings["memory"] else value(point))[2] == (
+        "memory=8192: cannot be scored, left out"
+    )
+
+
+def test_a_part_that_changes_nothing_is_no_rung() -> None:
+    values: dict[Point, float | None] = {SPACE.point(SkipSet(N_LAYERS)): 1.0}
+    rungs, point = Ladder(SPACE, ({"memory": 0},)).climb(values)
+    assert len(rungs) == 1 and point is None
+
+
+@pytest.mark.parametrize("part", [{"head": 3}, {"precision": "int2"}])
+def test_a_part_that_is_no_value_of_the_space_is_refused(part: dict[str, Value]) -> None:
+    with pytest.raises(InputError, match="ladder"):
+        Ladder(SPACE, (part,))
+
+
+@pytest.mark.parametrize("sampler", [Quadratic, Greedy])
+def test_skip_sets_are_searched_with_the_parts_that_stayed(tmp_path: Path, sampler: Any) -> None:
+    found = searched(tmp_path, 60, sampler=sampler)
+    best = max(planted(SkipSet.from_bits([i >> b & 1 for b in range(2 * N_LAYERS)])) for i in range(256))
+    assert found.point.settings == {"lookup": "front", "memory": 0, "precision": "int4"}
+    assert found.value == pytest.approx(1.7 + best)
+    rows = rows_of(tmp_path)
+    assert [row["skip"] for row in rows[:5]] == ["none"] * 5
+    assert all(row["settings"] == found.point.settings for row in rows[5:])
+
+
+def test_where_lookup_alone_is_best_skip_sets_are_searched_for_its_best_rival() -> None:
+    values: dict[Point, float | None] = {}
+    while (point := LADDER.climb(values)[1]) is not None:
+        values[point] = 9.0 if point.settings["lookup"] == "only" else value(point)
+    assert best_settings(LADDER.climb(values)[0])["precision"] == "int4"
+
+
+def test_a_searcher_of_all_dimensions_goes_on_from_the_ladder(tmp_path: Path) -> None:
+    found = searched(tmp_path, 40, sampler=tpe)
+    assert found.value >= 1.7
+    assert len({str(row["settings"]) for row in rows_of(tmp_path)[5:]}) > 1
+
+
+@pytest.mark.parametrize("stopped", [1, 3, 5, 8])
+def test_an_interrupted_ladder_goes_on_as_if_it_had_not_been(tmp_path: Path, stopped: int) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    searched(tmp_path / "whole", 20)
+    searched(tmp_path / "parts", stopped)
+    searched(tmp_path / "parts", 20)
+    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
