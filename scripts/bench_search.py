@@ -28,9 +28,11 @@ from experiments.results import figures
 from search.job import SearchJob
 from search.objective import GoOn, Objective, Score
 from search.point import Point
+from search.replay.references import refer
 from search.starts import warm_starts
 from search.study.loop import run_search
 from search.study.study import SearchStudy
+from selfspec.engine.decode import Ending
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records.run_files import read_rows
 from selfspec.skipping.skip_set import SkipSet
@@ -105,7 +107,7 @@ def _run_all(args: argparse.Namespace, settings: list[str], folder: Path) -> Non
 def _run(job: SearchJob, objective: Remembered, folder: Path, args: argparse.Namespace) -> None:
     name, seed = job.searcher.name, job.searcher.seed
     ids = [ids for prompts in job.prompts.values() for ids in prompts]
-    batches = job.goal.references(job.decoder, ids) if job.searcher.computed else []
+    batches = refer(job.decoder, ids, ending=Ending(job.goal.max_new_tokens)) if job.searcher.computed else []
     texts = [r for batch in batches for r in batch.references]
     sets = job.searcher.compute(job.decoder, texts, job.costs.table if job.costs else None)
     study = SearchStudy(

@@ -63,10 +63,6 @@ class Goal:
         """Whether its values are made by the clock."""
         return self.name == TIMED
 
-    def references(self, decoder: Decoder, prompts: Sequence[Sequence[int]]) -> list[ReferenceBatch]:
-        """What the full model says after the prompts, and its keys and values of that."""
-        return refer(decoder, prompts, ending=Ending(self.max_new_tokens), batch_starts=self.batch_starts)
-
     def on(self, prompts: Prompts, *, decoder: Decoder, draft: Draft, costs: DraftCosts | None) -> Objective:
         """The objective on these prompts; where there are several data sets, one for each, combined.
 
@@ -76,16 +72,20 @@ class Goal:
             draft: what a point is drafted with.
             costs: of drafts; may be None where `uses_costs` is false.
         """
-        each = {name: self._of(ids, decoder, draft, costs) for name, ids in prompts.items()}
+        each: dict[str, Objective] = {}
+        for name, ids in prompts.items():
+            if self.is_timed:
+                each[name] = TokensPerSecond(decoder, ids, self.max_new_tokens, Stopwatch(decoder.device), draft)
+                continue
+            ending = Ending(self.max_new_tokens)
+            batches = refer(decoder, ids, ending=ending, batch_starts=self.batch_starts)
+            each[name] = self._replayed(batches, decoder, draft, costs)
         return Robust(each, self.combine) if len(each) > 1 else next(iter(each.values()))
 
-    def _of(
-        self, prompts: Sequence[Sequence[int]], decoder: Decoder, draft: Draft, costs: DraftCosts | None
+    def _replayed(
+        self, batches: list[ReferenceBatch], decoder: Decoder, draft: Draft, costs: DraftCosts | None
     ) -> Objective:
         watch = Stopwatch(decoder.device)
-        if self.is_timed:
-            return TokensPerSecond(decoder, prompts, self.max_new_tokens, watch, draft)
-        batches = self.references(decoder, prompts)
         if self.name == AGREED:
             return Matchness(decoder, batches, watch, draft)
         if costs is None:

@@ -24,6 +24,7 @@ from search.job_parts import Finals, Row, Searcher, SearchListener, SearchResult
 from search.objective import Objective
 from search.point import Point
 from search.replay.objectives import as_raced
+from search.replay.references import refer
 from search.replay.rule_tuner import paying
 from search.space import Space
 from search.starts import warm_starts
@@ -212,7 +213,9 @@ class SearchJob:
         if path and path.exists():
             return [SkipSet.parse(text, self.space.n_layers) for text in json.loads(path.read_text())["sets"]]
         ids = [ids for prompts in self.prompts.values() for ids in prompts]
-        texts = [r for batch in self.goal.references(self.decoder, ids) for r in batch.references]
+        texts = [
+            r for batch in refer(self.decoder, ids, ending=Ending(self.goal.max_new_tokens)) for r in batch.references
+        ]
         sets = self.searcher.compute(self.decoder, texts, self.costs.table if self.costs else None)
         assert sets is not None
         if path:

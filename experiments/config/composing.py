@@ -170,7 +170,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def read_config(file: Path) -> DictConfig:
     """The configuration of a run, with classes named by where they are now: the run may be older than a move."""
     body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    return OmegaConf.create(_with_current_targets(body))
+    return DictConfig(_with_current_targets(body))
 
 
 def _with_current_targets(value: Any) -> Any:
