@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from selfspec.errors import InputError, unknown_name
 
 USAGE = """selfspec VERB key=value ...
 
@@ -57,10 +60,10 @@ def main() -> None:
         print(USAGE, end="")
         return
     verb, *words = argv
+    from experiments.config.composing import check_no_shadows, composing, make_importable, split_config_dir
     from experiments.config.steps import is_own
-    from selfspec.errors import InputError
 
-    try:
+    with _ending_well():
         _check_verb(verb)
         if verb == "runs":  # its words are names, not settings
             from experiments.verbs.runs import runs
@@ -70,33 +73,42 @@ def main() -> None:
             from experiments.verbs.doctor import doctor
 
             return doctor(words, print)
-        from experiments.config.composing import check_no_shadows, make_importable, split_config_dir
-
         folder, typed = split_config_dir(words)
         make_importable(folder)
         check_no_shadows(folder)
         words = quote_text(typed)
+        is_sweep = bool({"-m", "--multirun"} & set(words))
         if verb == "reproduce":
-            if {"-m", "--multirun"} & set(words):
+            if is_sweep:
                 raise InputError("reproduce runs one experiment, step by step; -m sweeps over the other verbs")
             words = [w for w in words if is_own(w)]  # the others are for its steps
-        if not {"--help", "-h", "--hydra-help", "--info", "-i", "--cfg", "-c", "--version"} & set(words):
+        is_for_hydra = any(word.startswith(("-", "hydra")) for word in words)
+        if is_sweep or not is_for_hydra:
             check_overrides(verb, words, folder)
+        if is_for_hydra:
+            return _run_hydra(verb, words, typed, folder)
+        run = _verb(verb)
+        _log_to_terminal()
+        with composing(folder):
+            run(composed(verb, words), [w for w in typed if "=" in w], print)
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Turns a mistake in what was asked into one line and exit status 2, and an interruption into status 130."""
+    try:
+        yield
     except InputError as error:
-        _fail(error)
-    _run_hydra(verb, words, typed, folder)
+        print(f"selfspec: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
+        sys.exit(130)
 
 
 def _check_verb(verb: str) -> None:
-    from selfspec.errors import unknown_name
-
     if verb not in VERBS:
         raise unknown_name("verb", verb, list(VERBS))
-
-
-def _fail(error: Exception) -> None:
-    print(f"selfspec: {error}", file=sys.stderr)
-    sys.exit(2)
 
 
 def quote_text(words: list[str]) -> list[str]:
@@ -140,7 +152,6 @@ def check_overrides(verb: str, words: list[str], folder: Path | None = None) -> 
     from omegaconf.errors import OmegaConfBaseException
 
     from experiments.config.composing import check_option, composing, flat, groups, options
-    from selfspec.errors import InputError, unknown_name
 
     is_sweep = bool({"-m", "--multirun"} & set(words))
     given = [w for w in words if "=" in w and not w.startswith(("-", "hydra"))]
@@ -198,7 +209,6 @@ def _swept(value: str) -> list[str]:
 
 def _check_kinds(known: dict[str, Any], asked: dict[str, Any]) -> None:
     """Refuse what is no number where the default is one, and what is neither true nor false where that is."""
-    from selfspec.errors import InputError
 
     for key in known.keys() & asked.keys():
         default, value = known[key], asked[key]
@@ -211,43 +221,42 @@ def _check_kinds(known: dict[str, Any], asked: dict[str, Any]) -> None:
 
 
 def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | None) -> None:
+    """Let Hydra run the verb: a sweep, with its launchers, or what its own flags and settings ask for."""
     import hydra
     from omegaconf import DictConfig
 
     from experiments.config.composing import flag_of, make_importable
 
-    def task(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> None:
         make_importable(folder)  # a launcher may run a job in another process
-        _run_verb(verb, cfg, [] if is_sweep else asked)
+        _run_job(verb, cfg, asked)
 
-    is_sweep = bool({"-m", "--multirun"} & set(words))
     asked = [w for w in typed if "=" in w and not w.startswith("-")]
     sys.argv = [f"selfspec {verb}", *flag_of(folder), *words]
-    hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(task)()
+    hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(job)()
 
 
-def _run_verb(verb: str, cfg: Any, asked: list[str]) -> None:
-    """One job: run the verb, log to standard error, and turn a mistake in what was asked into one line."""
+def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
+    """One job of Hydra's; where it is one of a sweep and fails, the others go on."""
     from hydra.core.hydra_config import HydraConfig
 
     from experiments.config.sweep import is_sweep, leave_failure
-    from selfspec.errors import InputError
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
-    run = _verb(verb)
-    overrides = asked or list(HydraConfig.get().overrides.task)  # as they were typed; of a sweep, this job's
+    _log_to_terminal()
+    if not is_sweep():
+        with _ending_well():
+            _verb(verb)(cfg, asked, print)
+        return
+    overrides = list(HydraConfig.get().overrides.task)  # this job's
     try:
-        run(cfg, overrides, print)
-    except KeyboardInterrupt:
-        print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
-        sys.exit(130)
+        _verb(verb)(cfg, overrides, print)
     except Exception as error:
-        if is_sweep():
-            leave_failure(verb, cfg, overrides, error)  # the other jobs go on
-        elif isinstance(error, InputError):
-            _fail(error)
-        else:
-            raise
+        leave_failure(verb, cfg, overrides, error)
+
+
+def _log_to_terminal() -> None:
+    """Log lines go to standard error, as bare as they are."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
 
 
 class _Terminal(logging.Handler):

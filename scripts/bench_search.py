@@ -15,6 +15,7 @@ import logging
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from typing import Any
 import optuna
 from hydra import compose, initialize_config_module
 
-from experiments.config import build_search
-from experiments.config.search_setup import Setup, set_up
+from experiments.config.build_search import search_job, searcher
 from experiments.results import figures
-from search.objective import GoOn, Score
+from search.job import SearchJob
+from search.objective import GoOn, Objective, Score
 from search.point import Point
+from search.replay.references import refer
 from search.starts import warm_starts
 from search.study.loop import run_search
 from search.study.study import SearchStudy
+from selfspec.engine.decode import Ending
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records.run_files import read_rows
 from selfspec.skipping.skip_set import SkipSet
@@ -46,9 +49,9 @@ MARKS = (50, 100, 150, 300)
 class Remembered:
     """The objective; a set that any searcher had scored is not scored again, and counts all the same."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._objective = setup.objective
-        self.name, self.unit = setup.objective.name, setup.objective.unit
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.name, self.unit = objective.name, objective.unit
         self._known: dict[Point, Score] = {}
 
     def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
@@ -87,35 +90,43 @@ def _run_all(args: argparse.Namespace, settings: list[str], folder: Path) -> Non
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     with initialize_config_module("conf", version_base="1.3"):
-        base = compose("search", overrides=settings)
-        setup = set_up(base)
-        objective = Remembered(setup)
-        objective(SkipSet(setup.space.n_layers))
+        job, _, _ = search_job(compose("search", overrides=settings))
+        goal = job.goal.on(job.prompts, decoder=job.decoder, draft=job.drafts, costs=job.costs)
+        objective = Remembered(goal)
+        objective(SkipSet(job.space.n_layers))
         objective._known.clear()  # the first call was the warm-up
         for seed in map(int, args.seeds.split(",")):
             for name in args.searchers.split(","):
                 if seed and name in SAME_FOR_EVERY_SEED:
                     continue
-                _run(compose("search", overrides=[*settings, f"searcher={name}"]), setup, objective, folder, seed, args)
+                own = [f"searcher={name}", f"searcher.seed={seed}", f"searcher.n_trials={args.evaluations}"]
+                cfg = compose("search", overrides=[*settings, *own])
+                _run(replace(job, searcher=searcher(cfg.searcher)), objective, folder, args)
 
 
-def _run(cfg: Any, setup: Setup, objective: Remembered, folder: Path, seed: int, args: argparse.Namespace) -> None:
-    name, watch = cfg.searcher.name, Stopwatch()
-    sets = None
-    if cfg.searcher.get("computed"):
-        ids = [p.ids for found in setup.prompts.values() for p in found]
-        sets = build_search.computed_sets(cfg, setup.loaded, ids, setup.costs.table if setup.costs else None)
-    cfg.searcher.seed, cfg.searcher.n_trials = seed, args.evaluations
-    study: SearchStudy = build_search.study(cfg, setup.space, folder / f"{name}-{seed}.journal", sets=sets, table="")
+def _run(job: SearchJob, objective: Remembered, folder: Path, args: argparse.Namespace) -> None:
+    name, seed = job.searcher.name, job.searcher.seed
+    ids = [ids for prompts in job.prompts.values() for ids in prompts]
+    batches = refer(job.decoder, ids, ending=Ending(job.goal.max_new_tokens)) if job.searcher.computed else []
+    texts = [r for batch in batches for r in batch.references]
+    sets = job.searcher.compute(job.decoder, texts, job.costs.table if job.costs else None)
+    study = SearchStudy(
+        job.space,
+        job.searcher.maker(sets),
+        seed=seed,
+        journal=folder / f"{name}-{seed}.journal",
+        encoding=job.searcher.encoding,
+        identity={**job.identity, "searcher": name, "seed": seed},
+    )
     found = run_search(
-        setup.space,
+        job.space,
         objective,
         study,
-        starts=warm_starts(setup.space, ("nothing", "singles") if name in MAPPED else ("nothing",)),
+        starts=warm_starts(job.space, ("nothing", "singles") if name in MAPPED else ("nothing",)),
         n_trials=args.evaluations,
         seed=seed,
         rows_path=folder / f"{name}-{seed}.jsonl",
-        stopwatch=watch,
+        stopwatch=Stopwatch(),
     )
     print(f"{name:10s} seed {seed}: {found.value:.4f} after {found.n_trials} in {found.elapsed_s:.0f} s", flush=True)
 

@@ -142,6 +142,15 @@ def active(dimensions: Sequence[Dimension], values: Mapping[str, Value]) -> dict
     return found
 
 
+def choices(dimensions: Sequence[Dimension], name: str, own: Any) -> list[Any]:
+    """Every value that a setting may have in a search: the run's `own`, and those of its dimension."""
+    found = [own]
+    for d in dimensions:
+        if d.name == name and isinstance(d.domain, Choice):
+            found += [v for v in d.domain.values if v not in found]
+    return found
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, body in settings.items():

@@ -15,18 +15,19 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from search.dimensions import Choice, Dimension
-from search.fitting.bridge_fitting import Fits
+from search.dimensions import Choice, Dimension, choices
+from search.fitting.bridge_fitting import Fits, observe
 from search.fitting.vocabulary import most_useful
 from search.point import Point, Value
 from selfspec.drafters.lookup import joined
 from selfspec.drafters.spec import DraftSpec, Lookup
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending, autoregress
-from selfspec.errors import InputError, unknown_name
+from selfspec.errors import InputError, check_count, unknown_name
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.bridges import KINDS
 from selfspec.skipping.plan import PLAIN, DraftPlan, Precision
+from selfspec.skipping.rounding import check_kernel
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import StopPolicy
 from selfspec.targets import changed
@@ -82,6 +83,31 @@ class Drafts:
     drafter: Mapping[str, Any] | None = None
     other_heads: Sequence[int] = ()
     price: Callable[[DraftSpec], DraftSpec] | None = None
+
+    def kinds(self, dimensions: Sequence[Dimension]) -> list[str]:
+        """The bridges that a draft of a search over these dimensions may have."""
+        return choices(dimensions, "draft", self.kind)
+
+    def head_sizes(self, dimensions: Sequence[Dimension]) -> list[int]:
+        """The sizes that a trimmed head of such a draft may have."""
+        return _sizes("head", choices(dimensions, "head", self.head), self.other_heads)
+
+    def memory_sizes(self, dimensions: Sequence[Dimension]) -> list[int]:
+        """The sizes that a memory of such a draft may have, in tokens."""
+        return _sizes("memory", choices(dimensions, "memory", self.memory), ())
+
+    def precisions(self, dimensions: Sequence[Dimension]) -> list[Precision]:
+        """The precisions that such a draft may have."""
+        return choices(dimensions, "precision", self.precision)
+
+    def needs_texts(self, dimensions: Sequence[Dimension]) -> bool:
+        """Whether drafts are made of what the full model says: prompts beyond those of the search are needed."""
+        is_mapped = set(self.kinds(dimensions)) != {PLAIN}
+        return is_mapped or bool(self.head_sizes(dimensions) or self.memory_sizes(dimensions))
+
+    def is_plain(self, dimensions: Sequence[Dimension] = ()) -> bool:
+        """Whether a draft is nothing but the model without its skip set: no plan is needed to say what it is."""
+        return not self.needs_texts(dimensions) and self.precisions(dimensions) == ["same"]
 
     def __call__(self, draft: Point | SkipSet) -> DraftSpec:
         """The spec of a point.
@@ -178,6 +204,63 @@ class Drafts:
         head = None if self.head is None else self.heads[self.head]
         memory = None if self.memory is None else self.memories[self.memory]
         return {"head": head, "precision": self.precision, "memory": memory}
+
+
+def fitted(
+    drafts: Drafts,
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    *,
+    dimensions: Sequence[Dimension] = (),
+    n_tokens: int,
+    max_new_tokens: int,
+) -> Drafts:
+    """The drafts with all maps, heads and memories that a search over the dimensions may need.
+
+    Args:
+        drafts: with nothing fitted.
+        decoder: the model, whose own continuations all is made of.
+        prompts: token ids; of those that no draft is judged on.
+        dimensions: of the search.
+        n_tokens: positions whose hidden states are kept for maps.
+        max_new_tokens: of each prompt.
+
+    Raises:
+        InputError: if there is no prompt and the drafts are made of some, or a dimension has a value that cannot be.
+    """
+    for precision in drafts.precisions(dimensions):
+        if precision not in get_args(Precision):
+            raise unknown_name("precision", str(precision), list(get_args(Precision)))
+        if precision != "same":
+            check_kernel(precision, decoder.device)
+    if drafts.needs_texts(dimensions):
+        if not prompts:
+            raise InputError(
+                f"draft={drafts.kind}, head.n={drafts.head} and memory={drafts.memory} are made from calibration "
+                "prompts beyond those of the search and its finals, and none are left; give data with more of them, "
+                "as by data.calibration_n where it has that"
+            )
+        check_count("calibration.n_tokens", n_tokens)
+        memories = drafts.memory_sizes(dimensions)
+        n_answered = max(n_tokens, *memories, 0)
+        texts = continued(decoder, prompts, max_new_tokens=max_new_tokens, n_tokens=n_answered)
+        is_mapped = set(drafts.kinds(dimensions)) != {PLAIN}
+        drafts = replace(
+            drafts,
+            fits=Fits(observe(decoder, texts, n_tokens=n_tokens)) if is_mapped else None,
+            heads=heads(decoder, texts, drafts.head_sizes(dimensions)),
+            memories={n: remembered(texts, n) for n in memories},
+        )
+    check_dimensions(drafts, dimensions)
+    return drafts
+
+
+def _sizes(name: str, own: Iterable[int | str | None], others: Iterable[int]) -> list[int]:
+    """Those that are sizes; the whole and none are none."""
+    found = [n for n in (*own, *others) if n not in (None, 0, FULL)]
+    for n in found:
+        check_count(name, n)
+    return list(dict.fromkeys(found))  # type: ignore[arg-type]
 
 
 def check_dimensions(drafts: Drafts, dimensions: Sequence[Dimension]) -> None:

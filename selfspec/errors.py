@@ -1,5 +1,7 @@
 """The one exception that stands for a mistake in what was asked, not in this code."""
 
+from typing import Any
+
 LISTED = 25  # names that an error lists; chosen to stay readable
 
 
@@ -19,6 +21,16 @@ class PromptError(InputError):
 
     In an evaluation its row holds this reason, and the evaluation goes on.
     """
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is neither None nor a whole number from 1 on.
+
+    Raises:
+        InputError: with the name of the setting.
+    """
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise InputError(f"{name}={value}; it is a whole number from 1 on, or null")
 
 
 def unknown_name(kind: str, name: str, available: list[str]) -> InputError:

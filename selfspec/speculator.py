@@ -87,8 +87,7 @@ class Speculator:
         The rule of row i goes on from row i of the call before, or from its last row where it had fewer, if the rule
         carries anything over.
         """
-        before = chain(self.states, repeat(self.states[-1] if self.states else None))
-        states = [self.spec.stop.begin(after) for _, after in zip(prompts, before, strict=False)]
+        states = self.begin(len(prompts))
         results = speculate(
             self.decoder,
             prompts,
@@ -100,8 +99,17 @@ class Speculator:
             listener=listener,
             stopwatch=stopwatch,
         )
-        self.states[: len(states)] = states
+        self.keep(states)
         return results
+
+    def begin(self, n_rows: int) -> list[StopState]:
+        """The states of the stop rule that `n_rows` rows begin with, see `__call__`."""
+        before = chain(self.states, repeat(self.states[-1] if self.states else None))
+        return [self.spec.stop.begin(after) for _, after in zip(range(n_rows), before, strict=False)]
+
+    def keep(self, states: Sequence[StopState]) -> None:
+        """Let the next call go on from these states, as decoding left them."""
+        self.states[: len(states)] = states
 
 
 def _spec(draft: Draft, decoder: Decoder, stop: StopPolicy | None) -> DraftSpec:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from experiments.evaluation.conversations import Asked, answers
+from experiments.evaluation.conversations import Asked, Conversations, why_none
 from experiments.evaluation.interleave import alternate, latest
 from experiments.evaluation.predicted import promised
 from selfspec.data.task import Example
@@ -162,10 +162,10 @@ class TestTrouble:
     def test_a_run_in_which_nothing_could_be_decoded_says_why(
         self, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        full = ["out of memory"]
-        monkeypatch.setattr(
-            "experiments.evaluation.conversations.decoded", lambda arm, prompts, first_row: full * len(prompts)
-        )
+        def full(*args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr("experiments.evaluation.arms.speculate", full)
         ran = self.evaluate(toy, tmp_path, PROMPTS)
         assert ran.status == 2 and "no prompt could be decoded" in ran.err and "out of memory" in ran.err
 
@@ -293,8 +293,13 @@ class TestTurns:
     ONE = Asked(Example("one", "30"))
 
     def ask(self, arm: Scripted, *group: Asked) -> list[list[Any]]:
-        talks = answers(arm, group, first_row=0, n_rows=len(group), encode=numbers, to_text=text)
-        return [[a.result if isinstance(a.result, str) else a.result.tokens for a in talk] for talk in talks]
+        talk = Conversations(group, first_row=0, n_rows=len(group), encode=numbers, to_text=text)
+        for turn in talk.turns():
+            try:
+                talk.take(turn, arm(turn.prompts, first_row=turn.first_row))
+            except RuntimeError as error:
+                talk.take(turn, why_none(error, turn.prompts))
+        return [[a.result if isinstance(a.result, str) else a.result.tokens for a in t] for t in talk.answers]
 
     def test_a_second_turn_follows_the_arms_own_answer(self) -> None:
         arm = Scripted("odd", step=3)

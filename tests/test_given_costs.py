@@ -8,8 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments.config import build, build_search
-from experiments.config.given_costs import check_given
+from experiments.config import build, build_costs, build_search
 from search.costs.table import CostTable
 from selfspec.errors import InputError
 from selfspec.skipping.plan import DraftPlan
@@ -34,7 +33,7 @@ def search(toy: list[str], *words: str) -> Ran:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_table_composes_loads_and_is_of_a_model_of_its_name(name: str) -> None:
     cfg = composed(f"costs={name}", f"model={name.partition('/')[2]}")
-    table, _, is_new = build_search.costs(cfg, None)  # type: ignore[arg-type]
+    table, _, is_new = build_costs.costs(cfg, None)  # type: ignore[arg-type]
     assert not is_new and cfg.costs.device
     n = N_LAYERS[cfg.costs.name]
     half = SkipSet(n, frozenset(range(0, n, 2)), frozenset(range(0, n, 2)))
@@ -45,7 +44,7 @@ def test_a_shipped_table_composes_loads_and_is_of_a_model_of_its_name(name: str)
 def test_a_search_takes_the_seconds_of_the_table_alone(toy: list[str], empty_folder: Path) -> None:
     ran = search(toy)
     assert ran.status == 0, ran.err
-    table, _, _ = build_search.costs(composed("costs=h100/smollm2-135m"), None)  # type: ignore[arg-type]
+    table, _, _ = build_costs.costs(composed("costs=h100/smollm2-135m"), None)  # type: ignore[arg-type]
     assert CostTable.read(ran.run / "costs.json") == table
 
 
@@ -71,8 +70,7 @@ def test_drafts_with_parts_that_the_table_lacks_are_refused_in_one_line(
 def test_what_the_table_lacks_is_not_measured_here(toy: list[str], empty_folder: Path) -> None:
     cfg = composed(*toy, "costs=h100/smollm2-135m")
     loaded = build.model(cfg)
-    costs = build_search.draft_costs(cfg, loaded, build_search.drafts(cfg, loaded, []), resumed=None)
-    assert costs
+    costs = build_costs.draft_costs(cfg, loaded, build_search.asked(cfg).drafts, ())
     skip = SkipSet(loaded.decoder.n_layers)
     with pytest.raises(InputError, match="does not hold"):
         costs.for_plan(DraftPlan(skip, precision="int8"))
@@ -80,7 +78,7 @@ def test_what_the_table_lacks_is_not_measured_here(toy: list[str], empty_folder:
 
 def test_a_table_that_an_objective_does_not_use_is_refused() -> None:
     with pytest.raises(InputError, match="no effect"):
-        check_given(composed("costs=h100/smollm2-135m", "objective=tokens_per_second"), is_used=False)
+        build_search.asked(composed("costs=h100/smollm2-135m", "objective=tokens_per_second"))
 
 
 def test_profile_does_not_check_a_table_of_another_device_on_this_one(toy: list[str], empty_folder: Path) -> None:

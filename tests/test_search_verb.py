@@ -11,18 +11,18 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
-from experiments.config import build_search
+from experiments.config.build_search import _shares
 from experiments.config.composing import options
-from experiments.config.search_setup import _shares
+from search.draft_of_point import Drafts, fitted
 from search.replay.objectives import ReplayObjective
 from selfspec.errors import InputError
-from selfspec.models.load import Loaded
+from selfspec.models.decoder import Decoder
 from selfspec.records import run_files
 from selfspec.records.run_files import read_rows
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.skipping.skip_set_files import read_skip_set
+from selfspec.stopping import Fixed
 from tests.commands import N_LAYERS, Ran, command
 
 SMALL = [
@@ -345,6 +345,6 @@ class TestPlans:
         assert _shares("mini", found, *asked) == expected
 
     def test_drafts_that_are_made_of_texts_are_refused_where_there_are_none(self) -> None:
-        cfg = OmegaConf.create({"precision": "same", "draft": {"kind": "linear"}, "head": {"n": None}, "memory": None})
+        drafts = Drafts(Fixed(2), "linear")
         with pytest.raises(InputError, match="none are left; give data with more of them"):
-            build_search.drafts(cfg, cast(Loaded, None), [])
+            fitted(drafts, cast(Decoder, None), [], n_tokens=8, max_new_tokens=8)

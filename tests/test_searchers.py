@@ -29,6 +29,7 @@ from search.samplers.fixed_lists import Listed, early_exit, uniform
 from search.samplers.local import Anneal, Greedy
 from search.samplers.quadratic import Drawn, Quadratic
 from search.space import Space
+from search.study.study import SearchStudy
 from selfspec.engine.decode import Ending
 from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
@@ -58,7 +59,9 @@ def computed_sets(name: str, useless: SkipSet) -> list[SkipSet]:
     decoder = Decoder(without(toy("llama", num_hidden_layers=N_LAYERS), useless))
     (batch,) = refer(decoder, [[1, 2, 3], [9, 8, 7, 6]], ending=Ending(8, frozenset()))
     costs = CostTable((8,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0))
-    return build_search.computed_sets(configured(name), decoder, batch.references, costs)
+    sets = build_search.searcher(configured(name)).compute(decoder, batch.references, costs)
+    assert sets is not None
+    return sets
 
 
 class Configured(SearcherContract):
@@ -194,8 +197,9 @@ def test_every_configured_searcher_is_held_to_the_contract() -> None:
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_any_sampler_that_takes_a_seed_can_be_named_on_the_command_line(words: list[str], tmp_path: Path) -> None:
     with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("search", overrides=["searcher=custom", *words])
-    study = build_search.study(cfg, Space(N_LAYERS), tmp_path / "study.journal", sets=None, table="")
+        searcher = build_search.searcher(compose("search", overrides=["searcher=custom", *words]).searcher)
+    journal = tmp_path / "study.journal"
+    study = SearchStudy(Space(N_LAYERS), searcher.maker(), seed=0, journal=journal, encoding=searcher.encoding)
     for _ in range(8):
         proposal = study.ask()
         study.tell(proposal, score(planted(proposal.skip)))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config.search_setup import COSTS
+from search.job import COSTS
 from search.point import Point
 from search.replay.objectives import ReplayObjective
 from selfspec.records import run_files

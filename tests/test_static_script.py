@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.config import build_search
+from experiments.config import build_costs
 from search.costs.table import CostTable
 from selfspec.engine.decode import Ending, autoregress
 from selfspec.engine.trace import DecodeResult
@@ -102,5 +102,5 @@ def test_a_cost_table_of_another_device_is_found_by_its_name(tmp_path: Path) -> 
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         cfg = compose("search", overrides=overrides)
     assert OmegaConf.select(cfg, "costs.name") == "h100/some"
-    table, path, is_new = build_search.costs(cfg, None)  # type: ignore[arg-type]
+    table, path, is_new = build_costs.costs(cfg, None)  # type: ignore[arg-type]
     assert (table, str(path), is_new) == (TABLE, "costs=h100/some", False)

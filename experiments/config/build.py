@@ -27,7 +27,7 @@ from selfspec.drafters.spec_files import load_spec, read_draft
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
-from selfspec.errors import InputError
+from selfspec.errors import InputError, check_count
 from selfspec.models.load import Loaded, load
 from selfspec.models.locate import RegistrySource, locate
 from selfspec.records import provenance, run_files
@@ -94,12 +94,6 @@ def template(cfg: DictConfig) -> dict[str, Any] | None:
     if asked is not None and not isinstance(asked, DictConfig):
         raise InputError(f"data.template={asked}; write it like data.template={{enable_thinking: false}}")
     return {str(k): v for k, v in OmegaConf.to_container(asked).items()} if asked else None  # type: ignore[union-attr]
-
-
-def check_count(name: str, value: Any) -> None:
-    """Settings that are null or a whole number from 1 on; null tells Hydra nothing of their kind."""
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise InputError(f"{name}={value}; it is a whole number from 1 on, or null")
 
 
 def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.config import build, build_search
+from experiments.config import build
+from experiments.config.build_costs import costs
+from experiments.config.build_search import ALL
 from experiments.config.composing import option
-from experiments.config.search_setup import ALL
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
 from experiments.evaluation.draft_only import DraftOnlyArm
@@ -32,7 +33,7 @@ from selfspec.drafters.build import lookup_of
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
-from selfspec.errors import InputError
+from selfspec.errors import InputError, check_count
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.skipping.plan import PLAIN as SKIP
@@ -216,18 +217,18 @@ class Calibration:
 
     def head(self, n: int) -> Tensor:
         """The `n` tokens that a draft's head should score."""
-        build.check_count("head", n)
+        check_count("head", n)
         return heads(self._decoder, self.texts, [n])[n]
 
     def memory(self, n: int) -> Tensor:
         """`n` tokens of the texts' answers, for prompt lookup to search as well; fewer where there are no more."""
-        build.check_count("memory", n)
+        check_count("memory", n)
         return remembered(self.texts, n)
 
     @cached_property
     def costs(self) -> CostTable:
         """What forwards cost on this machine."""
-        table, *_ = build_search.costs(self._cfg, self._loaded)
+        table, *_ = costs(self._cfg, self._loaded)
         return table
 
     @cached_property

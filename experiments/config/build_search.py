@@ -1,52 +1,254 @@
-"""From configuration to what only a search needs: prompts of several data sets, costs, drafts, objective and study."""
+"""From the configuration of `selfspec search` to a job, in one place: what it makes knows no configuration."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from experiments.config.build import check_count, instance, own_drafter, stop, tree
-from experiments.config.build_space import choices, searched
-from experiments.config.composing import option, options, under_first_names
-from experiments.config.given_costs import check_parts, given_table
+from experiments.config import build
+from experiments.config.build_costs import check_given, draft_costs
+from experiments.config.composing import option, under_first_names
+from search.caps import capped_space
 from search.costs.draft_tables import DraftCosts
-from search.costs.measure import measure, measure_drafts
-from search.costs.table import FORM, CostTable
-from search.draft_of_point import FULL, Drafts, check_dimensions, continued, heads, remembered
-from search.fitting.bridge_fitting import Fits, observe
-from search.objective import Objective, TokensPerSecond
-from search.replay.objectives import ReplayObjective, accepted_fraction, expected_speedup
-from search.replay.parallel_agreement import Matchness
-from search.replay.references import BATCH_STARTS, Reference, ReferenceBatch, refer
-from search.space import Space
-from search.study.study import SearchStudy
-from search.study.workers import Sharing, agree, open_storage
-from selfspec.engine.decode import Ending
-from selfspec.errors import InputError, unknown_name
-from selfspec.measure.stopwatch import Stopwatch
-from selfspec.models.decoder import Decoder
+from search.dimensions import Dimension, choices, dimensions
+from search.draft_of_point import Drafts, fitted
+from search.goal import AGREED, Goal
+from search.job import COSTS, Finals, Searcher, SearchJob
+from search.replay import rule_tuner
+from search.study.loop import Budget
+from search.study.pruning import Pruning
+from selfspec.data.prompts import Prompt
+from selfspec.drafters.spec import DraftSpec
+from selfspec.errors import InputError, check_count
 from selfspec.models.load import Loaded
-from selfspec.records import provenance, run_files
-from selfspec.skipping.plan import PLAIN, Precision
-from selfspec.skipping.rounding import check_kernel
-from selfspec.skipping.skip_set import SkipSet
+from selfspec.records import provenance
 from selfspec.targets import TARGET, find_class
 
 log = logging.getLogger(__name__)
 
-NEEDS_COSTS = ("expected_speedup", "acceptance")
-_REPLAYED = {"expected_speedup": (expected_speedup, "x plain decoding"), "acceptance": (accepted_fraction, "accepted")}
+ALL = 1_000_000  # prompts; null would leave them in their own order, which is no selection by the seed
 
 
-def data_sets(cfg: DictConfig) -> list[DictConfig]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a configuration asks of a search, as far as it can be known, and refused, without the model.
+
+    Attributes:
+        goal, budget, pruning, finals, searcher: of the job.
+        dimensions: of its space.
+        drafts: with nothing fitted.
+    """
+
+    goal: Goal
+    dimensions: tuple[Dimension, ...]
+    drafts: Drafts
+    budget: Budget
+    pruning: Pruning | None
+    finals: Finals
+    searcher: Searcher
+
+
+def search_job(cfg: DictConfig, *, resumed: Path | None = None) -> tuple[SearchJob, Loaded, dict[str, Any]]:
+    """The job of a configuration, the model with its tokenizer, and the facts for provenance.
+
+    Args:
+        cfg: of a search.
+        resumed: the folder of the run that goes on.
+
+    Raises:
+        InputError: if what was asked cannot be done.
+    """
+    a = asked(cfg)
+    loaded = build.model(cfg)
+    split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(a.dimensions))
+    c = cfg.calibration
+    drafts = fitted(
+        a.drafts,
+        loaded.decoder,
+        split.rest,
+        dimensions=a.dimensions,
+        n_tokens=c.n_tokens,
+        max_new_tokens=c.max_new_tokens,
+    )
+    kept = resumed / COSTS if resumed else None
+    costs, context = None, 0
+    if a.goal.uses_costs or (kept and kept.exists()):
+        costs = draft_costs(cfg, loaded, drafts, a.dimensions, kept=kept)
+        context = costs.table.contexts[0]
+        drafts = replace(drafts, price=_pricing(costs, context))
+        _check_contexts(cfg, loaded, costs, split)
+    job = SearchJob(
+        decoder=loaded.decoder,
+        prompts=_ids(split.search),
+        fresh=_ids(split.finals),
+        drafts=drafts,
+        costs=costs,
+        goal=a.goal,
+        space=capped_space(
+            loaded.decoder, a.dimensions, dict(cfg.constraints.items()), drafts=drafts, costs=costs, context=context
+        ),
+        searcher=a.searcher,
+        budget=a.budget,
+        pruning=a.pruning,
+        finals=a.finals,
+        starts=tuple(cfg.starts),
+        start_from=[Path(p).expanduser() for p in ([cfg.start] if isinstance(cfg.start, str) else cfg.start or ())],
+        force=cfg.force,
+        identity=_identity(cfg, a.drafts, loaded),
+        storage=cfg.storage,
+        worker=cfg.worker,
+        **({"name": cfg.name} if cfg.storage else {}),
+    )
+    return job, loaded, _facts(cfg, job, loaded, split)
+
+
+def asked(cfg: DictConfig) -> Asked:
+    """What is asked of a search.
+
+    Raises:
+        InputError: if it cannot be, or some of it would have no effect.
+    """
+    o, s = cfg.objective, cfg.searcher
+    goal = Goal(
+        o.name,
+        o.max_new_tokens,
+        tune_stop=o.get("tune_stop", False),
+        combine=o.combine,
+        **({"batch_starts": o.batch_starts} if "batch_starts" in o else {}),
+    )
+    drafts = _drafts(cfg)
+    settings = OmegaConf.to_container(cfg.space) if cfg.get("space") else {}
+    own = {f"stop.{key}": value for key, value in drafts.stop.to_dict().items()}  # the defaults of ranges
+    dims = dimensions(settings, own=own) if settings else ()  # type: ignore[arg-type]
+    _check_space(dims, drafts, goal)
+    _check_lookup(dims, drafts)
+    _check_drafter(drafts, goal)
+    check_given(cfg, drafts, dims, goal)
+    if goal.tune_stop:
+        rule_tuner.variants(drafts.stop)
+    for key, least in (("finals.n_prompts", 1), ("worker", 0)):
+        value = OmegaConf.select(cfg, key)
+        if value < least:
+            raise InputError(f"{key}={value}; give {least} or more")
+    if cfg.worker and not cfg.storage:
+        raise InputError(f"worker={cfg.worker} shares a search with others, but storage names no place to meet")
+    return Asked(
+        goal,
+        dims,
+        drafts,
+        Budget(s.n_trials, s.max_s, s.patience),
+        Pruning(**cfg.prune) if cfg.prune else None,
+        Finals(cfg.finals.top, cfg.finals.race, cfg.pause),
+        searcher(s),
+    )
+
+
+def searcher(cfg: DictConfig) -> Searcher:
+    """Who proposes, from the group `searcher`."""
+    computed = build.instance(cfg.computed) if cfg.get("computed") else None
+    return Searcher(cfg.name, build.instance(cfg.sampler), cfg.seed, cfg.encoding, computed)
+
+
+def _drafts(cfg: DictConfig) -> Drafts:
+    d = cfg.draft
+    return Drafts(
+        build.stop(cfg),
+        d.kind,
+        merge=d.merge,
+        rank=d.rank,
+        head=cfg.head.n,
+        precision=cfg.precision,
+        lookup=cfg.lookup,
+        memory=cfg.memory,
+        drafter=build.own_drafter(cfg),
+        tree=build.tree(cfg),
+        other_heads=tuple(cfg.head.others) if cfg.head.n is not None else (),
+    )
+
+
+def _check_space(dims: Sequence[Dimension], drafts: Drafts, goal: Goal) -> None:
+    """Refuse dimensions that would have no effect."""
+    names = [d.name for d in dims]
+    rules = [name for name in names if name.startswith("stop.")]
+    if rules and goal.tune_stop:
+        raise InputError(f"objective.tune_stop chooses the stop rule anew for each point; leave it or {rules[0]} out")
+    idle = [name for name in names if name in ("lookup", "memory") or name in rules]
+    if idle and goal.name == AGREED:
+        raise InputError(f"objective=matchness does not see space.{idle[0]}; leave it out, or use another objective")
+    if "memory" in names and not any(choices(dims, "lookup", drafts.lookup)):
+        raise InputError("space.memory is for prompt lookup to look in; set lookup=front, or search lookup, too")
+
+
+def _check_lookup(dims: Sequence[Dimension], drafts: Drafts) -> None:
+    """Refuse a lookup that a search has no use for, and a memory that nobody would look in."""
+    if drafts.lookup not in (None, "front", "beside"):
+        raise InputError(
+            f"lookup={drafts.lookup}; in a search it is front (before the draft), beside (a branch of it) or null"
+        )
+    if drafts.memory and not any(choices(dims, "lookup", drafts.lookup)):
+        raise InputError(
+            f"memory={drafts.memory} is for prompt lookup to look in; set lookup=front, or leave memory out"
+        )
+    check_count("memory", drafts.memory)
+
+
+def _check_drafter(drafts: Drafts, goal: Goal) -> None:
+    """Refuse an objective that replays drafts for a drafter that cannot be, and a shape for one that has its own."""
+    drafter, shape = drafts.drafter, drafts.tree
+    if drafter and shape:
+        raise InputError(f"drafter={drafter[TARGET]} drafts as it likes; leave tree out")
+    is_replayable = not drafter or getattr(find_class(str(drafter[TARGET]), method="propose"), "is_replayable", False)
+    if not goal.is_timed and not is_replayable:
+        raise InputError(
+            f"drafter={(drafter or {})[TARGET]} cannot be replayed, as objective={goal.name} does; use "
+            "objective=tokens_per_second"
+        )
+    if goal.is_timed and not getattr(shape, "is_priced", True):
+        raise InputError(
+            "tree=best_first takes its costs from a table, which objective=tokens_per_second does not measure; give "
+            "tree.draft_cost and tree.verify_cost"
+        )
+    if (drafter or shape) and (goal.name == AGREED or goal.tune_stop):
+        what = "objective=matchness scores" if goal.name == AGREED else "objective.tune_stop is for"
+        raise InputError(f"{what} chains of the built-in drafter; leave {'drafter' if drafter else 'tree'} out")
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """The calibration prompts by what they are for; `rest`: token ids of those that drafts are made of."""
+
+    search: Mapping[str, list[Prompt]]
+    finals: Mapping[str, list[Prompt]]
+    rest: list[list[int]]
+
+
+def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> _Split:
+    """Calibration prompts of every data set, shared out."""
+    o, n_fresh = cfg.objective, cfg.finals.n_prompts if cfg.finals.top else 0
+    split = _Split({}, {}, [])
+    for data in _data_sets(cfg):
+        found = build.prompts(
+            data,
+            loaded,
+            "calibration",
+            n=ALL if needs_texts else o.n_prompts + n_fresh,
+            seed=cfg.searcher.seed,
+            max_new_tokens=max(o.max_new_tokens, cfg.calibration.max_new_tokens if needs_texts else 0),
+        )
+        n, n_finals = o.n_prompts, n_fresh
+        if needs_texts:
+            n, n_finals = _shares(data.data.name, len(found), n, n_finals)
+        split.rest.extend(p.ids for p in found[n + n_finals :])
+        split.search[data.data.name], split.finals[data.data.name] = found[:n], found[n : n + n_finals]  # type: ignore[index]
+    return split
+
+
+def _data_sets(cfg: DictConfig) -> list[DictConfig]:
     """The configuration for each data set of the objective: that of the run, and those of `objective.data`."""
     names = cfg.objective.data
     if not names:
@@ -62,295 +264,85 @@ def data_sets(cfg: DictConfig) -> list[DictConfig]:
     return found
 
 
-def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
-    """The cost table, its file, and whether it was measured just now: of this machine, or as given for another device.
+def _shares(data: str, n_found: int, n_search: int, n_finals: int) -> tuple[int, int]:
+    """How many prompts the search and its finals take, so that equally many at least are left to make drafts of.
 
-    Raises:
-        InputError: if `costs.path` names no table.
+    Only where nothing would be left are they fewer than was asked for, and that is said.
     """
-    of_device = given_table(cfg)
-    if of_device is not None:
-        return of_device, Path(f"costs={cfg.costs.name}"), False
-    if cfg.costs.path:
-        given = Path(cfg.costs.path)
-        return CostTable.read(given), given, False
-    wanted = OmegaConf.to_container(cfg.costs)
-    assert isinstance(wanted, dict)
-    measured: dict[str, Any] = {k: wanted[k] for k in ("contexts", "max_tokens", "repeats")}
-    room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
-    measured["contexts"] = sorted({min(c, room) for c in measured["contexts"]})
-    of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
-    of |= {"model": cfg.model.name, "machine": provenance.processor(), "form": FORM}
-    key = provenance.digest(str(sorted((of | measured).items())))[:8]
-    path = Path(cfg.paths.outputs) / "profile" / f"{cfg.model.name}-{key}.json"
-    if path.exists() and not cfg.costs.refresh:
-        log.info("costs: %s, measured before (costs.refresh=true measures anew)", path)
-        return CostTable.read(path), path, False
-    log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
-    table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    run_files.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
-    return table, path, True
-
-
-def check_lookup(cfg: DictConfig) -> None:
-    """Refuse a lookup that a search has no use for, and a memory that nobody would look in."""
-    if cfg.lookup not in (None, "front", "beside"):
-        raise InputError(
-            f"lookup={cfg.lookup}; in a search it is front (before the draft), beside (a branch of it) or null"
-        )
-    if cfg.memory and not any(choices(cfg, "lookup", cfg.lookup)):
-        raise InputError(f"memory={cfg.memory} is for prompt lookup to look in; set lookup=front, or leave memory out")
-    check_count("memory", cfg.memory)
-
-
-def check_drafter(cfg: DictConfig) -> None:
-    """Refuse an objective that replays drafts for a drafter that cannot be, and a shape for one that has its own.
-
-    Raises:
-        InputError: if that was asked for.
-    """
-    drafter, shape = own_drafter(cfg), tree(cfg)
-    if drafter and shape:
-        raise InputError(f"drafter={drafter[TARGET]} drafts as it likes; leave tree out")
-    timed = cfg.objective.name == "tokens_per_second"
-    is_replayable = not drafter or getattr(find_class(str(drafter[TARGET]), method="propose"), "is_replayable", False)
-    if not timed and not is_replayable:
-        raise InputError(
-            f"drafter={(drafter or {})[TARGET]} cannot be replayed, as objective={cfg.objective.name} does; use "
-            "objective=tokens_per_second"
-        )
-    if timed and not getattr(shape, "is_priced", True):
-        raise InputError(
-            "tree=best_first takes its costs from a table, which objective=tokens_per_second does not measure; give "
-            "tree.draft_cost and tree.verify_cost"
-        )
-    if (drafter or shape) and (cfg.objective.name == "matchness" or cfg.objective.get("tune_stop")):
-        what = "objective=matchness scores" if cfg.objective.name == "matchness" else "objective.tune_stop is for"
-        raise InputError(f"{what} chains of the built-in drafter; leave {'drafter' if drafter else 'tree'} out")
-
-
-def _kinds(cfg: DictConfig) -> list[str]:
-    """The bridges that a draft of the search may have."""
-    return choices(cfg, "draft", cfg.draft.kind)
-
-
-def _sizes(cfg: DictConfig, name: str, own: int | None, *others: int) -> list[int]:
-    """The sizes that a head or a memory of the search may have; the whole and none are no sizes."""
-    found = [n for n in (*choices(cfg, name, own), *others) if n not in (None, 0, FULL)]
-    for n in found:
-        check_count(name, n)
-    return list(dict.fromkeys(found))
-
-
-def _heads(cfg: DictConfig) -> list[int]:
-    return _sizes(cfg, "head", cfg.head.n, *(cfg.head.others if cfg.head.n is not None else ()))
-
-
-def needs_texts(cfg: DictConfig) -> bool:
-    """Whether the drafts are made of what the full model says: calibration prompts beyond those of the search."""
-    return set(_kinds(cfg)) != {PLAIN} or bool(_heads(cfg) or _sizes(cfg, "memory", cfg.memory))
-
-
-def is_plain(cfg: DictConfig) -> bool:
-    """Whether a draft is nothing but the model without its skip set: no plan is needed to tell what it is."""
-    return not needs_texts(cfg) and choices(cfg, "precision", cfg.precision) == ["same"]
-
-
-def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Drafts:
-    """What a point means in this run; `prompts` are those that no draft is judged on.
-
-    Raises:
-        InputError: if there are none and the drafts are made of them, or a dimension has a value that cannot be.
-    """
-    for precision in choices(cfg, "precision", cfg.precision):
-        if precision not in get_args(Precision):
-            raise unknown_name("precision", str(precision), list(get_args(Precision)))
-        if precision != "same":
-            check_kernel(precision, loaded.decoder.device)
-    if needs_texts(cfg) and not prompts:
-        raise InputError(
-            f"draft={cfg.draft.kind}, head.n={cfg.head.n} and memory={cfg.memory} are made from calibration prompts "
-            "beyond those of the search and its finals, and none are left; give data with more of them, as by "
-            "data.calibration_n where it has that"
-        )
-    d = cfg.draft
-    made = Drafts(
-        stop(cfg),
-        d.kind,
-        merge=d.merge,
-        rank=d.rank,
-        head=cfg.head.n,
-        precision=cfg.precision,
-        lookup=cfg.lookup,
-        memory=cfg.memory,
-        drafter=own_drafter(cfg),
-        tree=tree(cfg),
-        other_heads=tuple(cfg.head.others) if cfg.head.n is not None else (),
+    share = n_found // (2 + bool(n_finals))
+    if n_found > n_search + n_finals or not share:
+        return n_search, n_finals
+    n, m = min(n_search, share), min(n_finals, share)
+    log.warning(
+        "data=%s has %d calibration prompts, too few for %d of the search, %d of its finals and those that drafts are "
+        "made of: they get %d, %d and %d; data with more prompts gives better drafts",
+        *(data, n_found, n_search, n_finals, n, m, n_found - n - m),
     )
-    if not needs_texts(cfg):
-        check_dimensions(made, searched(cfg))
-        return made
-    c = cfg.calibration
-    check_count("calibration.n_tokens", c.n_tokens)
-    check_count("head.n", cfg.head.n)
-    memories = _sizes(cfg, "memory", cfg.memory)
-    n_tokens = max(c.n_tokens, *memories, 0)
-    texts = continued(loaded.decoder, prompts, max_new_tokens=c.max_new_tokens, n_tokens=n_tokens)
-    made = replace(
-        made,
-        fits=None if set(_kinds(cfg)) == {PLAIN} else Fits(observe(loaded.decoder, texts, n_tokens=c.n_tokens)),
-        heads=heads(loaded.decoder, texts, _heads(cfg)),
-        memories={n: remembered(texts, n) for n in memories},
-    )
-    check_dimensions(made, searched(cfg))
-    return made
+    return n, m
 
 
-def draft_costs(cfg: DictConfig, loaded: Loaded, made: Drafts, *, resumed: Path | None) -> DraftCosts | None:
-    """What the drafts of the run cost; None where the objective takes the time itself.
+def _ids(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, list[list[int]]]:
+    return {name: [p.ids for p in found] for name, found in prompts.items()}
 
-    Args:
-        cfg: of the run.
-        loaded: the model.
-        made: what a point is drafted with.
-        resumed: the file in which the run that goes on has its tables.
 
-    Raises:
-        InputError: if the table is another device's and lacks a part of these drafts, which is not measured here then.
-    """
+def _check_contexts(cfg: DictConfig, loaded: Loaded, costs: DraftCosts, split: _Split) -> None:
+    """Refuse somebody else's table, of which we do not know how it was measured, where the prompts are not its own."""
+    if cfg.costs.path or cfg.costs.get("table"):
+        lengths = [len(p.ids) for found in split.search.values() for p in found]
+        costs.table.check(
+            f"costs of {cfg.model.name}",
+            n_layers=loaded.decoder.n_layers,
+            contexts=(min(lengths), max(lengths) + cfg.objective.max_new_tokens),
+        )
 
-    def measured(table: CostTable, name: str, head: Tensor | None, precision: Precision, has_maps: bool) -> CostTable:
-        if given_table(cfg) is not None:
-            check_parts(cfg, table, has_maps=has_maps, has_head=head is not None, is_rounded=precision != "same")
-        elif has_maps or head is not None or precision != "same":
-            watch, repeats = Stopwatch(loaded.decoder.device), cfg.costs.repeats
-            settings: dict[str, Any] = {"head": head, "precision": precision, "repeats": repeats, "stopwatch": watch}
-            table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)
-        if cfg.storage:  # values of different tables could not be compared
-            where = f"{cfg.name} costs" + (f", {name}" if name else "")
-            table = CostTable.of(agree(open_storage(cfg.storage), where, table.as_dict()))
-        return table
 
-    n_layers = loaded.decoder.n_layers
-    own = made.outline(Space(n_layers, dimensions=searched(cfg)).point(SkipSet(n_layers)))
-    is_known = resumed is not None and resumed.exists()
-    if resumed is not None and is_known:
-        table = CostTable.read(resumed)
-    elif cfg.objective.name in NEEDS_COSTS:
-        table, *_ = costs(cfg, loaded)
-        has_maps = bool({"linear", "lowrank"} & set(_kinds(cfg)))
-        table = measured(table, "", own.head, own.precision, has_maps)
-    else:
-        return None
-    found = DraftCosts(
-        table, own=own, measure=lambda name, head, precision: measured(table, name, head, precision, False)
-    )
-    if resumed is not None and is_known:
-        found.recall(resumed)
+def _pricing(costs: DraftCosts, context: int) -> Callable[[DraftSpec], DraftSpec]:
+    """Tells a tree what its nodes cost on this machine."""
+
+    def price(spec: DraftSpec) -> DraftSpec:
+        if rule_tuner.is_priced(spec):
+            return spec
+        table = costs.for_plan(spec.plan)
+        return rule_tuner.priced(spec, draft_cost=table.draft_cost(spec.plan, context), costs=table, context=context)
+
+    return price
+
+
+def _identity(cfg: DictConfig, drafts: Drafts, loaded: Loaded) -> dict[str, Any]:
+    """What must be equal for a run to be of the same search; a folder may hold another model than when it began."""
+    same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
+    found = {key: provenance.digest(str(under_first_names(cfg[key]))) for key in same}
+    found |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed}
+    found |= {"lookup": cfg.lookup} if cfg.lookup else {}
+    found |= {"precision": cfg.precision} if cfg.precision != "same" else {}
+    found |= {"memory": str(cfg.memory)} if cfg.memory else {}
+    found |= {"drafter": provenance.digest(str(drafts.drafter))} if drafts.drafter else {}
+    found |= {"tree": provenance.digest(str(drafts.tree.to_dict()))} if drafts.tree else {}
+    weights = loaded.facts["weights"]
+    if weights["origin"] == "path":  # others are pinned by the configuration and the hub's cache
+        found["weights"] = str(weights["sha256"])
     return found
 
 
-def references(cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[int]]) -> list[ReferenceBatch]:
-    """What the full model says on calibration prompts, and its keys and values of it."""
-    o = cfg.objective
-    ending = Ending(o.max_new_tokens)
-    return refer(loaded.decoder, calibration, ending=ending, batch_starts=o.get("batch_starts", BATCH_STARTS))
-
-
-def objective(
-    cfg: DictConfig,
-    loaded: Loaded,
-    calibration: Sequence[Sequence[int]],
-    *,
-    drafts: Drafts,
-    costs: DraftCosts | None,
-) -> Objective:
-    """What the search maximises.
-
-    Args:
-        cfg: of the run.
-        loaded: the model.
-        calibration: token ids of the prompts.
-        drafts: what a point is drafted with.
-        costs: of drafts; None where the objective takes the time itself.
-    """
-    o, decoder = cfg.objective, loaded.decoder
-    watch = Stopwatch(decoder.device)
-    if o.name == "tokens_per_second":
-        return TokensPerSecond(decoder, calibration, o.max_new_tokens, watch, drafts)
-    batches = references(cfg, loaded, calibration)
-    if o.name == "matchness":
-        return Matchness(decoder, batches, watch, drafts)
-    if o.name not in _REPLAYED:
-        raise unknown_name("objective", o.name, options("objective"))
-    assert costs is not None
-    value, unit = _REPLAYED[o.name]
-    return ReplayObjective(o.name, unit, value, decoder, batches, costs, watch, drafts, o.tune_stop)
-
-
-def computed_sets(
-    searcher: DictConfig, decoder: Decoder, references: Sequence[Reference], table: CostTable | None
-) -> list[SkipSet]:
-    """What a searcher proposes that computes its sets beforehand, from what the full model says on some prompts.
-
-    Its function takes the model and those texts, and the cost table if it has a parameter `costs`.
-
-    Raises:
-        InputError: if it needs costs and the objective measures none.
-    """
-    compute = instance(searcher.computed)
-    if "costs" not in inspect.signature(compute).parameters:
-        return list(compute(decoder, references))
-    if table is None:
-        raise InputError(
-            f"searcher={searcher.name} computes its sets from measured costs, which this objective does not measure; "
-            "use objective=expected_speedup"
-        )
-    return list(compute(decoder, references, costs=table))
-
-
-def study(
-    cfg: DictConfig,
-    space: Space,
-    journal: Path,
-    *,
-    sets: Sequence[SkipSet] | None,
-    table: str,
-    weights: Mapping[str, Any] | None = None,
-) -> SearchStudy:
-    """The study of a search, new or read back from its storage.
-
-    Args:
-        cfg: of the run.
-        space: what is searched.
-        journal: where trials are kept if the configuration names no storage for several workers.
-        sets: what a searcher proposes that computes its sets beforehand.
-        table: the digest of the cost table: values of other costs are not comparable.
-        weights: `Loaded.facts["weights"]`: a folder may hold another model than when the search began.
-    """
-    same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
-    identity = {key: provenance.digest(str(under_first_names(cfg[key]))) for key in same}
-    identity |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed, "costs": table}
-    identity |= {"lookup": cfg.lookup} if cfg.lookup else {}
-    identity |= {"precision": cfg.precision} if cfg.precision != "same" else {}
-    identity |= {"memory": str(cfg.memory)} if cfg.memory else {}
-    drafter = own_drafter(cfg)
-    identity |= {"drafter": provenance.digest(str(drafter))} if drafter else {}
-    shape = tree(cfg)
-    identity |= {"tree": provenance.digest(str(shape.to_dict()))} if shape else {}
-    if weights and weights["origin"] == "path":  # others are pinned by the configuration and the hub's cache
-        identity["weights"] = str(weights["sha256"])
-    sampler = instance(cfg.searcher.sampler)
-    make_sampler = sampler if sets is None else partial(sampler, sets=sets)
-    where: dict[str, Any] = {"journal": journal}
-    if cfg.storage:
-        where = {"storage": cfg.storage, "sharing": Sharing(cfg.worker), "name": cfg.name}
-    return SearchStudy(
-        space,
-        lambda seed: make_sampler(seed=seed),  # some of Optuna's take it by name alone
+def _facts(cfg: DictConfig, job: SearchJob, loaded: Loaded, split: _Split) -> dict[str, Any]:
+    drafts = job.drafts
+    return build.facts(
+        cfg,
+        loaded,
+        searcher=cfg.searcher.name,
+        objective=job.goal.name,
+        stop=build.stop_name(drafts.stop),
+        draft=cfg.draft.kind,
+        head=cfg.head.n,
+        precision=cfg.precision,
+        lookup=cfg.lookup,
+        memory=None if drafts.memory is None else len(drafts.memories[drafts.memory]),
+        calibration_tokens=None if drafts.fits is None else drafts.fits.observed.n_tokens,
+        n_prompts=sum(map(len, split.search.values())),
+        prompt_ids=[p.example.id for found in split.search.values() for p in found],
+        fresh_ids=[p.example.id for found in split.finals.values() for p in found],
         seed=cfg.searcher.seed,
-        identity=identity,
-        encoding=cfg.searcher.encoding,
-        **where,
+        **({"space": [d.name for d in job.space.dimensions]} if job.space.dimensions else {}),
+        **({"drafter": drafts.drafter[TARGET]} if drafts.drafter else {}),
+        **({"tree": drafts.tree.to_dict()} if drafts.tree else {}),
     )

@@ -170,7 +170,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def read_config(file: Path) -> DictConfig:
     """The configuration of a run, with classes named by where they are now: the run may be older than a move."""
     body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    return OmegaConf.create(_renamed(body, current))
+    return DictConfig(_renamed(body, current))
 
 
 def under_first_names(cfg: DictConfig) -> Any:

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
-from selfspec.engine.decode import Criterion, Ending, autoregress
+from selfspec.drafters.chain import NoDraft
+from selfspec.engine.decode import Criterion, Ending, speculate
 from selfspec.engine.sampling import Sampling
 from selfspec.engine.trace import DecodeResult, Finish
 from selfspec.errors import InputError, unknown_name
@@ -21,6 +22,7 @@ from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.speculator import Speculator
+from selfspec.stopping import Fixed
 
 PLAIN, GENERATE = "plain", "generate"
 
@@ -63,9 +65,11 @@ class PlainArm:
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
-        return autoregress(
+        return speculate(
             self.decoder,
             prompts,
+            drafter=NoDraft(),
+            stops=[Fixed(1).begin() for _ in prompts],
             ending=self.ending,
             sampling=self.sampling,
             first_row=first_row,
@@ -109,13 +113,19 @@ class DraftArm:
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
         """See `Arm`."""
-        return self.speculator(
+        states = self.speculator.begin(len(prompts))
+        results = speculate(
+            self.decoder,
             prompts,
+            drafter=self.speculator.drafter,
+            stops=states,
             ending=self.ending,
             sampling=self.sampling,
             first_row=first_row,
             stopwatch=self.stopwatch,
         )
+        self.speculator.keep(states)
+        return results
 
 
 @dataclass(slots=True)

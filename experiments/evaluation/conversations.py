@@ -5,13 +5,14 @@ A prompt that cannot be decoded leaves the reason in the place of its answer, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from experiments.evaluation.arms import Arm
 from selfspec.data.task import Example
 from selfspec.engine.trace import DecodeResult
 from selfspec.errors import DrafterError, InputError, PromptError
+
+UNDECODED = (RuntimeError, DrafterError, PromptError)  # torch's out-of-memory is a RuntimeError
 
 Encode = Callable[[str, Sequence[str]], list[int]]
 """From a prompt's id and its texts so far, the user's and the model's in turn, to token ids."""
@@ -46,52 +47,66 @@ class Answer:
     result: DecodeResult | str
 
 
-def answers(
-    arm: Arm,
-    group: Sequence[Asked],
-    *,
-    first_row: int,
-    n_rows: int,
-    encode: Encode,
-    to_text: ToText,
-) -> list[list[Answer]]:
-    """The arm's answers to each of a group that is decoded together, one per turn.
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is decoded together: token ids by place in the group, and the row whose random streams come first."""
+
+    ready: dict[int, list[int]]
+    first_row: int
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """The token ids."""
+        return list(self.ready.values())
+
+
+class Conversations:
+    """The conversations of an arm with a group of prompts that are decoded together, turn by turn.
 
     Args:
-        arm: decodes.
         group: what is asked.
         first_row: number of the first of the group in the run; each draws from the random streams of its number.
         n_rows: of the run, so that a second turn draws from streams of its own.
         encode: raises InputError if a conversation does not fit the model.
         to_text: from the token ids of prompt and answer to the answer's text.
+
+    Attributes:
+        answers: to each of the group so far, one per turn.
     """
-    found: list[list[Answer]] = [[] for _ in group]
-    texts: list[list[str]] = [[] for _ in group]
-    for turn in range(max(len(asked.questions) for asked in group)):
-        ready: dict[int, list[int]] = {}
-        for j, asked in enumerate(group):
-            if turn >= len(asked.questions):
-                continue
-            former = found[j][-1].result if turn else None
-            if isinstance(former, str):
-                found[j].append(Answer([], former))  # there is no answer that this turn could follow
-                continue
-            texts[j].append(asked.questions[turn])
-            try:
-                ready[j] = encode(asked.example.id, texts[j])
-            except InputError as error:
-                found[j].append(Answer([], str(error)))
-        results = decoded(arm, list(ready.values()), turn * n_rows + first_row)
-        for (j, ids), result in zip(ready.items(), results, strict=True):
-            found[j].append(Answer(ids, result))
+
+    def __init__(self, group: Sequence[Asked], *, first_row: int, n_rows: int, encode: Encode, to_text: ToText) -> None:
+        self.answers: list[list[Answer]] = [[] for _ in group]
+        self._group, self._first_row, self._n_rows = group, first_row, n_rows
+        self._encode, self._to_text = encode, to_text
+        self._texts: list[list[str]] = [[] for _ in group]
+
+    def turns(self) -> Iterator[Turn]:
+        """Each turn in which a prompt can be decoded; `take` gives its results before the next one is made."""
+        for number in range(max(len(asked.questions) for asked in self._group)):
+            ready: dict[int, list[int]] = {}
+            for j, asked in enumerate(self._group):
+                if number >= len(asked.questions):
+                    continue
+                former = self.answers[j][-1].result if number else None
+                if isinstance(former, str):
+                    self.answers[j].append(Answer([], former))  # there is no answer that this turn could follow
+                    continue
+                self._texts[j].append(asked.questions[number])
+                try:
+                    ready[j] = self._encode(asked.example.id, self._texts[j])
+                except InputError as error:
+                    self.answers[j].append(Answer([], str(error)))
+            if ready:
+                yield Turn(ready, number * self._n_rows + self._first_row)
+
+    def take(self, turn: Turn, results: Sequence[DecodeResult | str]) -> None:
+        """Take the results of a turn, one for each of its prompts."""
+        for (j, ids), result in zip(turn.ready.items(), results, strict=True):
+            self.answers[j].append(Answer(ids, result))
             if not isinstance(result, str):
-                texts[j].append(to_text(ids, result.tokens))
-    return found
+                self._texts[j].append(self._to_text(ids, result.tokens))
 
 
-def decoded(arm: Arm, prompts: list[list[int]], first_row: int = 0) -> Sequence[DecodeResult | str]:
-    """The results of a batch, or for each prompt why there is none: a row with its reason, not a lost run."""
-    try:
-        return arm(prompts, first_row=first_row) if prompts else []
-    except (RuntimeError, DrafterError, PromptError) as error:  # torch's out-of-memory is a RuntimeError
-        return [str(error).splitlines()[0]] * len(prompts)
+def why_none(error: Exception, prompts: Sequence[list[int]]) -> list[str]:
+    """For each prompt of a batch that could not be decoded the reason: a row with it, not a lost run."""
+    return [str(error).splitlines()[0]] * len(prompts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation.arms import Arm
-from experiments.evaluation.conversations import Answer, Asked, Encode, ToText, answers, decoded
+from experiments.evaluation.conversations import UNDECODED, Answer, Asked, Conversations, Encode, ToText, why_none
 from selfspec.data.answer_text import opens_thought
 from selfspec.engine.trace import DecodeResult
 from selfspec.measure.exactness import Comparison, compare
@@ -57,21 +57,28 @@ def alternate(
         listener: told each row.
     """
     for arm in arms:
-        (found,) = decoded(arm, [warm_up])
-        if isinstance(found, str):
-            log.warning("%s could not decode the warm-up prompt: %s", arm.name, found)
+        try:
+            arm([warm_up])
+        except UNDECODED as error:
+            log.warning("%s could not decode the warm-up prompt: %s", arm.name, *why_none(error, [warm_up]))
     for i, start in enumerate(range(0, len(asked), batch)):
         group = asked[start : start + batch]
         if all(a.key in done for a in group):
             continue
         order = [arms[(i + j) % len(arms)] for j in range(len(arms))]
-        talks = {
-            arm.name: answers(arm, group, first_row=start, n_rows=len(asked), encode=encode, to_text=to_text)
-            for arm in order
-        }
+        talks: dict[str, list[list[Answer]]] = {}
+        for arm in order:
+            talk = Conversations(group, first_row=start, n_rows=len(asked), encode=encode, to_text=to_text)
+            for turn in talk.turns():
+                try:
+                    results: Sequence[DecodeResult | str] = arm(turn.prompts, first_row=turn.first_row)
+                except UNDECODED as error:
+                    results = why_none(error, turn.prompts)
+                talk.take(turn, results)
+            talks[arm.name] = talk.answers
         for place, arm in enumerate(order):
-            for one, expected, talk in zip(group, talks[arms[0].name], talks[arm.name], strict=True):
-                rows = _rows(decoder, one, arm, talk, None if arm is arms[0] else expected, is_greedy, to_text)
+            for one, expected, got in zip(group, talks[arms[0].name], talks[arm.name], strict=True):
+                rows = _rows(decoder, one, arm, got, None if arm is arms[0] else expected, is_greedy, to_text)
                 for row in rows:
                     append_row(rows_path, row | {"order": place, "batch": len(group)})
                     if listener:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -47,21 +48,51 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
         InputError: if what was asked cannot be done; after the run, if an output is not the baseline's or no prompt
             could be decoded.
     """
-    if cfg.resume:
-        return _resume(Path(cfg.resume).expanduser(), overrides, say)
-    outputs = Path(cfg.paths.outputs)
-    run_files.make_writable(outputs)
+    resumed = Path(cfg.resume).expanduser() if cfg.resume else None
+    cfg = _resumed(resumed, overrides) if resumed else cfg
+    run_files.make_writable(resumed or Path(cfg.paths.outputs))
     setup = set_up(cfg)
-    config = OmegaConf.to_yaml(cfg, resolve=True)
-    with (
-        open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=setup.facts) as folder,
-        build.tracking(cfg, verb="evaluate", folder=folder.path, say=say) as tracker,
-    ):
-        _run(cfg, setup, folder, tracker, say)
+    with ExitStack() as stack:
+        if resumed:
+            _check_same(resumed, setup.facts)
+            _drop_partial(resumed)
+            folder = stack.enter_context(reopen_folder(resumed))
+        else:
+            config = OmegaConf.to_yaml(cfg, resolve=True)
+            outputs = Path(cfg.paths.outputs)
+            folder = stack.enter_context(
+                open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=setup.facts)
+            )
+        tracker = stack.enter_context(build.tracking(cfg, verb="evaluate", folder=folder.path, say=say))
+        path = folder.path / run_files.RECORDS
+        rows = latest(run_files.read_rows(path)) if path.is_file() else {}
+        _check_own(rows, setup, path)
+        done = finished(rows, setup.asked, setup.arms)
+        n_rows, n_done = _counts(setup, done)
+        if rows:
+            log.info("resumed: %d of %d rows are there", n_done, n_rows)
+        folder.warn_if_busy()
+        panel = progress("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values()))
+        with panel as advance:
+            alternate(
+                setup.loaded.decoder,
+                setup.arms,
+                setup.asked,
+                batch=cfg.batch,
+                warm_up=setup.warm_up,
+                encode=encoder(cfg, setup.loaded, folder.path / run_files.PROMPTS),
+                to_text=partial(text_after, setup.loaded.tokenizer),
+                is_greedy=not cfg.sampling.do_sample,
+                rows_path=path,
+                done=done,
+                listener=advance,
+            )
+        _finish(cfg, setup, folder, tracker, say)
     return folder.path
 
 
-def _resume(path: Path, overrides: list[str], say: Callable[[str], None]) -> Path:
+def _resumed(path: Path, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that goes on."""
     fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") != "resume"]
     if fixed:
         raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change: leave it out")
@@ -71,16 +102,15 @@ def _resume(path: Path, overrides: list[str], say: Callable[[str], None]) -> Pat
     cfg = read_config(path / run_files.CONFIG)
     if "samples" not in cfg:
         raise InputError(f"resume={path} is a run of another verb or version; give the folder of an evaluate run")
-    run_files.make_writable(path)
-    setup = set_up(cfg)
-    _check_same(path, setup.facts)
+    return cfg
+
+
+def _drop_partial(path: Path) -> None:
+    """Remove what a kill may have left half written, and the summary of a run that goes on."""
     run_files.drop_partial_line(path / run_files.PROMPTS)
     if run_files.drop_partial_line(path / run_files.RECORDS):
         log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", run_files.RECORDS)
     (path / run_files.SUMMARY).unlink(missing_ok=True)
-    with reopen_folder(path) as folder, build.tracking(cfg, verb="evaluate", folder=path, say=say) as tracker:
-        _run(cfg, setup, folder, tracker, say)
-    return path
 
 
 def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
@@ -213,30 +243,15 @@ def _check_room(encode: Encode, examples: Sequence[Example]) -> None:
     raise errors[0]
 
 
-def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
-    loaded, path = setup.loaded, folder.path / run_files.RECORDS
-    rows = latest(run_files.read_rows(path)) if path.is_file() else {}
-    _check_own(rows, setup, path)
-    done = finished(rows, setup.asked, setup.arms)
-    n_rows = len(setup.arms) * sum(len(a.questions) for a in setup.asked)
-    n_done = len(setup.arms) * sum(len(a.questions) for a in setup.asked if a.key in done)
-    if rows:
-        log.info("resumed: %d of %d rows are there", n_done, n_rows)
-    folder.warn_if_busy()
-    with progress("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values())) as advance:
-        alternate(
-            loaded.decoder,
-            setup.arms,
-            setup.asked,
-            batch=cfg.batch,
-            warm_up=setup.warm_up,
-            encode=encoder(cfg, loaded, folder.path / run_files.PROMPTS),
-            to_text=partial(text_after, loaded.tokenizer),
-            is_greedy=not cfg.sampling.do_sample,
-            rows_path=path,
-            done=done,
-            listener=advance,
-        )
+def _counts(setup: Setup, done: Collection[tuple[str, int]]) -> tuple[int, int]:
+    """How many rows the run has at its end, and how many of them are there."""
+    n_turns = {a.key: len(a.questions) for a in setup.asked}
+    return len(setup.arms) * sum(n_turns.values()), len(setup.arms) * sum(n_turns[key] for key in done)
+
+
+def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
+    """Judge the answers, summarise, and say what was found."""
+    path = folder.path / run_files.RECORDS
     rows = latest(run_files.read_rows(path))
     if setup.is_spec_bench:
         write_answers(folder.path, list(rows.values()))

@@ -8,13 +8,12 @@ from statistics import median
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build, build_search
-from experiments.config.given_costs import given_table
-from experiments.config.search_setup import COSTS
+from experiments.config import build, build_costs
 from experiments.results import figures
 from experiments.results.folder import open_folder
 from search.costs.measure import check, random_sets
 from search.costs.table import CostTable
+from search.job import COSTS
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records import run_files
@@ -26,7 +25,7 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     """Measure or read the cost table, and check it; returns the run folder."""
     if cfg.check < 0:
         raise InputError(f"check={cfg.check}; give the number of random skip sets, or 0 for none")
-    if cfg.check and given_table(cfg) is not None:
+    if cfg.check and build_costs.given_table(cfg) is not None:
         raise InputError(
             f"costs={cfg.costs.name} is a table of another device, and check={cfg.check} would time skip sets on this "
             "machine; check=0 shows the table"
@@ -34,7 +33,7 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(outputs)
     loaded = build.model(cfg)
-    table, path, is_new = build_search.costs(cfg, loaded)
+    table, path, is_new = build_costs.costs(cfg, loaded)
     facts = {"name": cfg.name, "model": cfg.model.name, "costs": str(path), **loaded.facts}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with open_folder(outputs, "profile", cfg.name, config=config, overrides=overrides, facts=facts) as folder:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build, build_search, build_space
+from experiments.config import build
+from experiments.config.build_search import search_job
 from experiments.config.composing import read_config
-from experiments.config.given_costs import check_given
-from experiments.config.search_setup import COSTS, Setup, set_up
-from experiments.evaluation.race_finals import finals
 from experiments.results import figures
 from experiments.results.folder import Folder, open_folder, reopen_folder
 from experiments.terminal import live_panel
@@ -24,48 +21,50 @@ from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from search.finals import Raced
-from search.importance import Importance, Verdict, predict
+from search.importance import Importance, Verdict
+from search.job import SearchJob, SearchListener, SearchResult
 from search.pareto import write_front
 from search.point import Point, row_text
-from search.replay.rule_tuner import variants
-from search.starts import warm_starts
-from search.study.loop import Budget, Found, row_of, run_search, top
-from search.study.pruning import Pruning
-from search.study.study import SearchStudy
+from search.study.loop import Found
 from selfspec.drafters.spec_files import save_spec
-from selfspec.engine.decode import Ending
-from selfspec.errors import DrafterError, InputError
-from selfspec.measure.stopwatch import Stopwatch
+from selfspec.errors import InputError
+from selfspec.models.load import Loaded
 from selfspec.records import provenance, run_files
 from selfspec.skipping import skip_set_files
-from selfspec.skipping.skip_set import SkipSet
 
 log = logging.getLogger(__name__)
 
-JOURNAL, SETS, FRONT = "study.journal", "sets.json", "pareto.yaml"
-Starts = tuple[list[SkipSet], bool]  # and whether they are a whole importance map of speedups
+FRONT = "pareto.yaml"
 
 MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searcher.patience")
 
 
 def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Run or resume a search; returns the run folder."""
-    if cfg.resume:
-        return _resume(Path(cfg.resume), cfg, overrides, say)
-    outputs = Path(cfg.paths.outputs)
-    run_files.make_writable(outputs)
-    _check(cfg)
-    setup = set_up(cfg)
-    config = OmegaConf.to_yaml(cfg, resolve=True)
-    with (
-        open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=setup.facts) as folder,
-        build.tracking(cfg, verb="search", folder=folder.path, say=say) as tracker,
-    ):
-        _run(cfg, setup, folder, tracker, say)
+    resumed = Path(cfg.resume) if cfg.resume else None
+    cfg = _resumed(resumed, cfg, overrides) if resumed else cfg
+    run_files.make_writable(resumed or Path(cfg.paths.outputs))
+    job, loaded, facts = search_job(cfg, resumed=resumed)
+    with ExitStack() as stack:
+        if resumed:
+            (resumed / run_files.SUMMARY).unlink(missing_ok=True)
+            folder = stack.enter_context(reopen_folder(resumed))
+            log.info("resumed")
+        else:
+            config = OmegaConf.to_yaml(cfg, resolve=True)
+            outputs = Path(cfg.paths.outputs)
+            folder = stack.enter_context(
+                open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=facts)
+            )
+        tracker = stack.enter_context(build.tracking(cfg, verb="search", folder=folder.path, say=say))
+        shown = stack.enter_context(_Shown(job, tracker, say))
+        result = job.run(folder.path, listener=shown)
+        _write(cfg, job, loaded, folder, result, tracker, say)
     return folder.path
 
 
-def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
+def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run that goes on, with what may change of it."""
     fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") not in MAY_CHANGE]
     if fixed:
         raise InputError(
@@ -77,177 +76,96 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Callable[[st
     for key in MAY_CHANGE[1:]:
         if any(o.startswith(f"{key}=") for o in overrides):
             OmegaConf.update(old, key, OmegaConf.select(cfg, key))
-    _check(old)
-    run_files.make_writable(path)
-    setup = set_up(old, resumed=path)
-    (path / run_files.SUMMARY).unlink(missing_ok=True)
-    with reopen_folder(path) as folder:
-        log.info("resumed")
-        with build.tracking(old, verb="search", folder=path, say=say) as tracker:
-            _run(old, setup, folder, tracker, say)
-    return path
+    return old
 
 
-def _check(cfg: DictConfig) -> None:
-    """What can be refused before a model is loaded."""
-    Ending(cfg.objective.max_new_tokens)
-    build_space.check_space(cfg)
-    build_search.check_lookup(cfg)
-    build_search.check_drafter(cfg)
-    check_given(cfg, is_used=cfg.objective.name in build_search.NEEDS_COSTS)
-    Budget(cfg.searcher.n_trials, cfg.searcher.max_s, cfg.searcher.patience)
-    if cfg.objective.get("tune_stop"):
-        variants(build.stop(cfg))
-    if cfg.prune:
-        Pruning(**cfg.prune)
-    for key, least in (("finals.top", 0), ("finals.race", 1), ("finals.n_prompts", 1), ("worker", 0)):
-        value = OmegaConf.select(cfg, key)
-        if value < least:
-            raise InputError(f"{key}={value}; give {least} or more")
-    if cfg.objective.combine not in ("mean", "worst"):
-        raise InputError(f"objective.combine={cfg.objective.combine!r}; it is mean or worst")
-    if cfg.worker and not cfg.storage:
-        raise InputError(f"worker={cfg.worker} shares a search with others, but storage names no place to meet")
+class _Shown(SearchListener):
+    """A search as it goes on: on the terminal, in the log and in the tracker."""
 
+    def __init__(self, job: SearchJob, tracker: Tracker, say: Callable[[str], None]) -> None:
+        self._job, self._say, self._unit = job, say, ""
+        self._track = trial_listener(tracker, job.space.n_layers)
+        self._panel = ExitStack()
 
-def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
-    starts = _starts(cfg, setup)
-    study = build_search.study(
-        cfg,
-        setup.space,
-        folder.path / JOURNAL,
-        sets=_computed_sets(cfg, setup, folder.path / SETS),
-        table=provenance.digest(str(setup.costs.table)) if setup.costs else "",
-        weights=setup.loaded.facts["weights"],
-    )
-    if setup.costs:
-        setup.costs.keep(folder.path / COSTS)
-    found, verdict = _search(cfg, setup, study, starts, folder, tracker)
-    unit = setup.objective.unit
-    say(_told(found, unit, cfg.searcher.name))
-    if verdict:
-        say(
-            verdict.text()
-            + (
-                ""
-                if verdict.pays() or cfg.force
-                else "; the search ends here: force=true goes on, and draft=linear may pay"
-            )
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._panel.close()
+
+    def begin(self, rows: Sequence[dict[str, Any]], unit: str) -> None:
+        """See `SearchListener`."""
+        n_trials = self._job.budget.n_trials
+        self._unit = unit
+        panel = progress(
+            "trial",
+            n_trials,
+            done=min(len(rows), n_trials),
+            show=live_panel.best_set(self._job.space.n_layers, unit),
+            rows=rows,
         )
-    raced: list[Raced] = []
-    if cfg.worker == 0 and cfg.finals.top and found.ended != "interrupted":
-        rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}
-        raced = finals(cfg, setup, top(study, cfg.finals.top), rules)
-        (folder.path / run_files.FINALS).unlink(missing_ok=True)
-        for r in raced:
-            run_files.append_row(folder.path / run_files.FINALS, r.row)
-        say(_told_race(raced, predicted=setup.objective.name == "expected_speedup"))
-    _draw(cfg, setup, folder, found)
-    _finish(cfg, setup, folder, found, verdict, raced)
+        for row in rows:
+            self._track(row)
+        self._advance = self._panel.enter_context(panel)
+
+    def trial(self, row: dict[str, Any]) -> None:
+        """See `SearchListener`."""
+        self._track(row)
+        log.info("trial %d: %s -> %s %s", row["number"], row_text(row), row["value"], self._unit)
+        self._advance(row)
+
+    def searched(self, found: Found, verdict: Verdict | None) -> None:
+        """See `SearchListener`."""
+        self._panel.close()
+        self._say(_told(found, self._unit, self._job.searcher.name))
+        if verdict:
+            is_end = not (verdict.pays() or self._job.force)
+            more = "; the search ends here: force=true goes on, and draft=linear may pay" if is_end else ""
+            self._say(verdict.text() + more)
+
+    def race(self, n_done: int, n_prompts: int) -> None:
+        """See `SearchListener`."""
+        if not n_done:
+            self._advance = self._panel.enter_context(progress("race", n_prompts))
+            return
+        self._advance()
+        if n_done == n_prompts:
+            self._panel.close()
+
+
+def _write(
+    cfg: DictConfig,
+    job: SearchJob,
+    loaded: Loaded,
+    folder: Folder,
+    result: SearchResult,
+    tracker: Tracker,
+    say: Callable[[str], None],
+) -> None:
+    """What the run folder holds besides the rows, the study and the costs, which the job keeps itself."""
+    if result.raced:
+        say(_told_race(result.raced, predicted=job.goal.name == "expected_speedup"))
+    _draw(cfg, job, folder, result)
+    _save(cfg, job, loaded, folder, result)
     show_search(
         tracker,
         folder.path,
         name=cfg.name,
         model=cfg.model.name,
-        data=",".join(setup.prompts),
-        objective=setup.objective.name,
-        raced=[r.row for r in raced],
+        data=",".join(job.prompts),
+        objective=job.goal.name,
+        raced=[r.row for r in result.raced],
     )
     say(f"run: {folder.path}")
 
 
-def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] | None:
-    """What a searcher proposes that computes its sets beforehand, kept in the run folder; None for the others."""
-    if not cfg.searcher.get("computed"):
-        return None
-    if path.exists():
-        return [SkipSet.parse(text, setup.space.n_layers) for text in json.loads(path.read_text())["sets"]]
-    ids = [p.ids for found in setup.prompts.values() for p in found]
-    texts = [r for batch in build_search.references(cfg, setup.loaded, ids) for r in batch.references]
-    table = setup.costs.table if setup.costs else None
-    sets = build_search.computed_sets(cfg.searcher, setup.loaded.decoder, texts, table)
-    run_files.write_json(path, {"sets": [str(skip) for skip in sets]})
-    return sets
-
-
-def _search(
-    cfg: DictConfig, setup: Setup, study: SearchStudy, begin: Starts, folder: Folder, tracker: Tracker
-) -> tuple[Found, Verdict | None]:
-    """The starts, the verdict that they allow, and the search."""
-    starts, has_map = begin
-    n_trials, unit = cfg.searcher.n_trials, setup.objective.unit
-    # of earlier sittings, and of other workers
-    earlier = [row_of(trial, number) for number, trial in enumerate(study.trials)]
-    if not earlier:
-        with suppress(RuntimeError, DrafterError):  # of which the first trial will tell
-            setup.objective(setup.space.point(SkipSet(setup.space.n_layers)))  # warm-up: its seconds are nobody's
-    panel = progress(
-        "trial",
-        n_trials,
-        done=min(len(earlier), n_trials),
-        show=live_panel.best_set(setup.space.n_layers, unit),
-        rows=earlier,
-    )
-    show = trial_listener(tracker, setup.space.n_layers)
-    for row in earlier:
-        show(row)
-    with panel as advance:
-
-        def on_trial(row: dict[str, Any]) -> None:
-            show(row)
-            log.info("trial %d: %s -> %s %s", row["number"], row_text(row), row["value"], unit)
-            advance(row)
-
-        def go(n: int) -> Found:
-            return run_search(
-                setup.space,
-                setup.objective,
-                study,
-                starts=starts,
-                n_trials=n,
-                seed=cfg.searcher.seed,
-                rows_path=folder.path / run_files.TRIALS,
-                stopwatch=Stopwatch(setup.loaded.decoder.device),
-                max_s=cfg.searcher.max_s,
-                patience=cfg.searcher.patience,
-                pruning=Pruning(**cfg.prune) if cfg.prune else None,
-                listener=on_trial,
-            )
-
-        if not has_map or setup.costs is None or n_trials <= len(starts):
-            return go(n_trials), None
-        found = go(len(starts))
-        if found.ended != "trials":
-            return found, None
-        rows = run_files.read_rows(folder.path / run_files.TRIALS)
-        importance = Importance.of(rows, setup.space.n_layers)
-        verdict = predict(importance, setup.costs.table, context=setup.context, max_draft=build.stop(cfg).max_draft)
-        log.info("%s", verdict.text())
-        return (go(n_trials) if verdict.pays() or cfg.force else found), verdict
-
-
-def _starts(cfg: DictConfig, setup: Setup) -> Starts:
-    """What is scored first, and whether that tells if plain skipping may pay: a whole importance map of speedups."""
-    kinds, n_layers = list(cfg.starts), setup.space.n_layers
-    if "singles" in kinds and cfg.searcher.n_trials < 4 * n_layers:
-        log.info("no importance map: its %d trials would be more than half of %d", 2 * n_layers, cfg.searcher.n_trials)
-        kinds.remove("singles")
-    paths = [cfg.start] if isinstance(cfg.start, str) else list(cfg.start or ())
-    starts = warm_starts(setup.space, kinds, [Path(p).expanduser() for p in paths])
-    alone = sum(len(skip) == 1 for skip in starts)
-    by_speedup = cfg.objective.name == "expected_speedup" and build_search.is_plain(cfg) and not cfg.lookup
-    by_speedup = by_speedup and not setup.space.dimensions and not (setup.drafts.drafter or setup.drafts.tree)
-    has_map = by_speedup and "nothing" in kinds and alone == 2 * n_layers
-    return starts, has_map
-
-
-def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found) -> None:
+def _draw(cfg: DictConfig, job: SearchJob, folder: Folder, result: SearchResult) -> None:
     """The pictures of the search, and the front of its sets."""
     rows = run_files.read_rows(folder.path / run_files.TRIALS)
-    name, n_layers = setup.objective.name, setup.space.n_layers
+    name, n_layers = job.goal.name, job.space.n_layers
     pictures = {
         "search": figures.best_so_far(rows, objective=name),
-        "skip_map": figures.skip_map({f"{cfg.model.name}: best found": found.skip}),
+        "skip_map": figures.skip_map({f"{cfg.model.name}: best found": result.found.skip}),
     }
     if any(r["draft_cost"] is not None for r in rows):
         pictures["pareto"] = figures.pareto(rows, objective=name)
@@ -260,13 +178,10 @@ def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found) -> None:
         figures.save(figure, folder.path / picture)
 
 
-def _finish(
-    cfg: DictConfig, setup: Setup, folder: Folder, found: Found, verdict: Verdict | None, raced: Sequence[Raced]
-) -> None:
-    winner = raced[0] if raced else None
-    point = winner.finalist.point if winner else found.point
-    spec = winner.finalist.spec if winner else setup.drafts(point)
-    measured: dict[str, Any] = spec.settings()  # what `searched` asks for
+def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, result: SearchResult) -> None:
+    """The winner's skip set and plan, and the summary."""
+    winner, found, verdict, point = result.winner, result.found, result.verdict, result.point
+    measured: dict[str, Any] = result.spec.settings()  # what `searched` asks for
     if point.settings:
         measured["settings"] = dict(point.settings)
     if winner:
@@ -280,21 +195,21 @@ def _finish(
         folder.path / skip_set_files.NAME,
         point.skip,
         model=cfg.model.name,
-        objective=setup.objective.name,
+        objective=job.goal.name,
         value=winner.finalist.trial_value if winner else found.value,
-        unit=setup.objective.unit,
-        data=",".join(setup.prompts),
+        unit=result.unit,
+        data=",".join(job.prompts),
         run=folder.id,
         date=provenance.now(),
         **measured,
     )
-    if not build_search.is_plain(cfg):
+    if not job.drafts.is_plain(job.space.dimensions):
         save_spec(
             folder.path,
-            spec,
+            result.spec,
             model=cfg.model.name,
-            decoder=setup.loaded.decoder,
-            facts=setup.loaded.facts,
+            decoder=job.decoder,
+            facts=loaded.facts,
             run=folder.id,
             date=provenance.now(),
             **measured,
@@ -305,7 +220,7 @@ def _finish(
             "n_trials": found.n_trials,
             "best": {"number": found.number, **_row(found.point), "value": found.value},
             "nothing_value": found.nothing_value,
-            "unit": setup.objective.unit,
+            "unit": result.unit,
             "elapsed_s": found.elapsed_s,
             "ended": found.ended,
             "verdict": None if verdict is None else {"bound": verdict.bound, "text": verdict.text()},

@@ -18,6 +18,7 @@ from selfspec.skipping.plan import DraftPlan, Precision
 
 log = logging.getLogger(__name__)
 
+OWN = "head full, same"  # the name of the table of the model's own head and weights
 Measure = Callable[[str, Tensor | None, Precision], CostTable]  # from a table's name, a head and a precision
 
 
@@ -34,13 +35,13 @@ class DraftCosts:
 
     Args:
         table: of the run's own head and precision, with the cost of a bridge.
-        own: a plan of these.
-        measure: makes another table.
+        own: a plan of these; None: the model's own head and weights.
+        measure: makes another table; None: no draft has another head or precision.
     """
 
-    def __init__(self, table: CostTable, *, own: DraftPlan, measure: Measure) -> None:
+    def __init__(self, table: CostTable, *, own: DraftPlan | None = None, measure: Measure | None = None) -> None:
         self.table = table
-        self._own, self._measure = _name(own), measure
+        self._own, self._measure = _name(own) if own else OWN, measure
         self._others: dict[str, CostTable] = {}
         self._path: Path | None = None
 
@@ -52,6 +53,8 @@ class DraftCosts:
         if name not in self._others:
             if plan.head is None and plan.precision == "same":
                 found = replace(self.table, head_saved_s=0.0, attn_saved_s=0.0, mlp_saved_s=0.0)
+            elif self._measure is None:
+                raise InputError(f"nobody knows what drafts cost with {name}; give DraftCosts a way to measure them")
             else:
                 log.info("measuring what drafts cost with %s", name)
                 found = replace(self._measure(name, plan.head, plan.precision), map_s=self.table.map_s)

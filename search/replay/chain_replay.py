@@ -55,7 +55,8 @@ def replay(
         look_ahead: chains of a prompt that are grown at once; None: the more, the fewer are likely to be in vain.
     """
     prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(chains.batch.references)]
-    _finish(prompts, chains, stop, look_ahead)
+    for wanted in _wanted(prompts, chains, stop, look_ahead):
+        chains.grow(wanted)
     return [prompt.rounds for prompt in prompts]
 
 
@@ -78,14 +79,17 @@ def replay_in_turn(
         for _ in range(2 if state is None else 1):
             state = stop.begin(state)
             prompt = _Prompt(row, chains.batch.references[row], state, copied)
-            _finish([prompt], chains, stop, None)
+            for wanted in _wanted([prompt], chains, stop, None):
+                chains.grow(wanted)
         made.append(prompt.rounds)
     assert state is not None, "a batch holds at least one prompt"
     return made, state
 
 
-def _finish(prompts: Sequence[_Prompt], chains: Chains, stop: StopPolicy, look_ahead: int | None) -> None:
-    """Make all rounds of these prompts."""
+def _wanted(
+    prompts: Sequence[_Prompt], chains: Chains, stop: StopPolicy, look_ahead: int | None
+) -> Iterator[list[Start]]:
+    """Make all rounds of these prompts; on the way, which chains must grow by a token before the next rounds."""
     while True:
         n_ahead = _worth_growing(prompts) if look_ahead is None else look_ahead
         wanted: list[Start] = []
@@ -95,7 +99,7 @@ def _finish(prompts: Sequence[_Prompt], chains: Chains, stop: StopPolicy, look_a
                 wanted += islice(_unfinished(prompt, chains, stop), n_ahead - 1)
         if not wanted:
             return
-        chains.grow(wanted)
+        yield wanted
 
 
 def _worth_growing(prompts: Sequence[_Prompt]) -> int:

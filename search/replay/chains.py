@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ class Chains:
         rows: list[list[Start]] = [[] for _ in self.batch.references]
         for start in starts:
             rows[start[0]].append(start)
-        logits_BTV = self._step(rows)
+        ids_BT, where = self._newest(rows)
+        logits_BTV = self._forward.tree(ids_BT, **where)
         tokens_BT = largest(logits_BTV)
         confidences = _confidences(logits_BTV, tokens_BT) if self._with_confidence else None
         tokens = tokens_BT.tolist()
@@ -86,8 +88,8 @@ class Chains:
                 chain.tokens.append(tokens[b][t])
                 chain.confidences.append(confidences[b][t] if confidences else math.nan)
 
-    def _step(self, rows: list[list[Start]]) -> Tensor:
-        """The logits of the newest token of every chain of `rows`, [B, T, V]; rows of fewer chains are padded."""
+    def _newest(self, rows: list[list[Start]]) -> tuple[Tensor, dict[str, Any]]:
+        """The newest token of every chain of `rows`, [B, T], and where it stands; rows of fewer chains are padded."""
         width = max(len(row) for row in rows)
         references = self.batch.references
 
@@ -113,15 +115,14 @@ class Chains:
         own_BTS = (self._owners_BS[:, None, :] == owners_BT[:, :, None]) & (owners_BT != PADDING)[:, :, None]
         cache = self.batch.cache
         cache.set([self._owners_BS.shape[1] - width] * len(rows), width)
-        return self._forward.tree(
-            ids_BT,
-            positions_BT=positions_BT,
-            seen_BTS=text_BTS | own_BTS,
-            key_positions_BS=self._positions_BS,
-            cache=cache,
+        return ids_BT, {
+            "positions_BT": positions_BT,
+            "seen_BTS": text_BTS | own_BTS,
+            "key_positions_BS": self._positions_BS,
+            "cache": cache,
             # A chain knows the text before it and the token that it begins with.
-            text_rows=self._forward.text_rows(self._texts, owners_BT.clamp(min=0) + 1),
-        )
+            "text_rows": self._forward.text_rows(self._texts, owners_BT.clamp(min=0) + 1),
+        }
 
 
 def _confidences(logits_BTV: Tensor, tokens_BT: Tensor) -> list[list[float]]:

@@ -112,7 +112,7 @@ def run_search(
     ladder: Ladder | None = None,
     n_trials: int,
     seed: int,
-    rows_path: Path,
+    rows_path: Path | None,
     stopwatch: Stopwatch,
     max_s: float | None = None,
     patience: int | None = None,
@@ -131,7 +131,7 @@ def run_search(
         ladder: scored next, to its end; what it ends at is what searchers search with that know skip sets alone.
         n_trials, max_s, patience: see `Budget`.
         seed: written into each row.
-        rows_path: JSON lines, one row a trial.
+        rows_path: JSON lines, one row a trial; None: no file.
         stopwatch: where the elapsed seconds come from.
         pruning: when the searcher's hopeless trials are stopped; None: never.
         listener: told each row.
@@ -202,17 +202,9 @@ class _Rows:
     A kill leaves the last trial without its row, or with half of one; these are added.
     """
 
-    def __init__(self, path: Path, trials: Sequence[FrozenTrial], listener: Listener | None) -> None:
+    def __init__(self, path: Path | None, trials: Sequence[FrozenTrial], listener: Listener | None) -> None:
         self._path, self._listener = path, None
-        drop_partial_line(path)
-        rows = read_rows(path) if path.exists() else []
-        same = ("skip", "state", "elapsed_s")
-        known = [tuple(row_of(trial, number)[key] for key in same) for number, trial in enumerate(trials[: len(rows)])]
-        if [tuple(row.get(key) for key in same) for row in rows] != known:
-            log.info("%s has not the rows of the study, in its order: it is written anew", path)
-            path.unlink()
-            rows = []
-        self._n = len(rows)
+        self._n = len(trials) if path is None else _n_written(path, trials)
         self.add(trials)
         self._listener = listener
 
@@ -221,10 +213,24 @@ class _Rows:
         for number, trial in enumerate(trials[self._n :], start=self._n):
             row = row_of(trial, number)
             with _uninterrupted():
-                append_row(self._path, row)
+                if self._path:
+                    append_row(self._path, row)
                 self._n += 1
             if self._listener:
                 self._listener(row)
+
+
+def _n_written(path: Path, trials: Sequence[FrozenTrial]) -> int:
+    """How many of the trials have their row in the file; a file of other rows is removed."""
+    drop_partial_line(path)
+    rows = read_rows(path) if path.exists() else []
+    same = ("skip", "state", "elapsed_s")
+    known = [tuple(row_of(trial, number)[key] for key in same) for number, trial in enumerate(trials[: len(rows)])]
+    if [tuple(row.get(key) for key in same) for row in rows] == known:
+        return len(rows)
+    log.info("%s has not the rows of the study, in its order: it is written anew", path)
+    path.unlink()
+    return 0
 
 
 @contextmanager

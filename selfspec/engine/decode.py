@@ -17,7 +17,7 @@ from torch import Tensor
 from selfspec.drafters.chain import NoDraft
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.masks import check_batches
-from selfspec.engine.protocols import Drafter, Kind, Output, Row, Schedule, Verifier
+from selfspec.engine.protocols import Drafter, Kind, Row, Schedule, Verifier
 from selfspec.engine.request import Criterion, Ending, Request
 from selfspec.engine.sampling import Chooser, Sampling, draw
 from selfspec.engine.schedule import Listener, Sequential, Session
@@ -142,7 +142,8 @@ def _prefill(decoder: Decoder, request: Request, drafter: Drafter, watch: Stopwa
     begin = watch.now()
     row = request.row
     cache = decoder.new_cache(n_rows=1, capacity=request.n_prompt + request.n_max)
-    output = _read(decoder, row.ids, cache, hidden=drafter.needs.hidden)
+    ids_1T = torch.tensor([row.ids], device=decoder.device)
+    output = decoder.full.output(ids_1T, starts=[0], cache=cache, n_logits=1, hidden=drafter.needs.hidden)
     token = _choose(row, output.logits_BTV[0, -1])
     request.commit([token])
     if request.finish is None:
@@ -150,11 +151,6 @@ def _prefill(decoder: Decoder, request: Request, drafter: Drafter, watch: Stopwa
     request.prefill_s = request.total_s = watch.now() - begin
     tell(request.index, [token], ["bonus"])
     return cache
-
-
-def _read(decoder: Decoder, ids: list[int], cache: ClockCache, *, hidden: tuple[int, ...]) -> Output:
-    ids_1T = torch.tensor([ids], device=decoder.device)
-    return decoder.full.output(ids_1T, starts=[0], cache=cache, n_logits=1, hidden=hidden)
 
 
 def _choose(row: Row, logits_V: Tensor) -> int:

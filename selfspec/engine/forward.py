@@ -9,6 +9,7 @@ again what is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -139,7 +140,9 @@ class BoundForward:
         text_rows: TextRows | None = None,
     ) -> Tensor:
         """See `Forward`."""
-        return self.output(ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows).logits_BTV
+        placed = self._placed(ids_BT, starts, cache, n_logits, text_rows)
+        logits_BTV: Tensor = self.module(input_ids=ids_BT, **placed).logits
+        return logits_BTV
 
     def output(
         self,
@@ -152,23 +155,14 @@ class BoundForward:
         hidden: Sequence[int] = (),
     ) -> Output:
         """See `Forward`."""
-        n_new = ids_BT.shape[1]
-        cache.set(starts, n_new)
-        offsets_T = torch.arange(n_new, device=ids_BT.device)
-        if cache.is_uniform:
-            positions_BT = (offsets_T + starts[0]).unsqueeze(0)
-            mask = None  # the model builds its own from the clock
-        else:
-            positions_BT = torch.tensor(starts, device=ids_BT.device).unsqueeze(1) + offsets_T
-            dtype = next(self.module.parameters()).dtype
-            mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
-            # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
-            positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        return self._run(ids_BT, positions_BT, mask, cache, n_logits, text_rows, hidden)
+        placed = self._placed(ids_BT, starts, cache, n_logits, text_rows)
+        with self._caught(hidden) as states:
+            return Output(self.module(input_ids=ids_BT, **placed).logits, states)
 
     def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
         """The logits of `tree_output`, [B, T, V]."""
-        return self.tree_output(ids_BT, **where).logits_BTV
+        logits_BTV: Tensor = self.module(input_ids=ids_BT, **self._placed_in_tree(**where)).logits
+        return logits_BTV
 
     def tree_output(
         self,
@@ -182,38 +176,60 @@ class BoundForward:
         hidden: Sequence[int] = (),
     ) -> Output:
         """See `Forward`."""
+        placed = self._placed_in_tree(positions_BT, seen_BTS, key_positions_BS, cache, text_rows)
+        with self._caught(hidden) as states:
+            return Output(self.module(input_ids=ids_BT, **placed).logits, states)
+
+    def _placed(
+        self, ids_BT: Tensor, starts: Sequence[int], cache: ClockCache, n_logits: int, text_rows: TextRows | None
+    ) -> dict[str, Any]:
+        """The module's other arguments where each row follows its own text."""
+        n_new = ids_BT.shape[1]
+        cache.set(starts, n_new)
+        offsets_T = torch.arange(n_new, device=ids_BT.device)
+        if cache.is_uniform:
+            positions_BT = (offsets_T + starts[0]).unsqueeze(0)
+            mask = None  # the model builds its own from the clock
+        else:
+            positions_BT = torch.tensor(starts, device=ids_BT.device).unsqueeze(1) + offsets_T
+            dtype = next(self.module.parameters()).dtype
+            mask = attention_mask(self.module.config, positions_BT, n_keys=max(starts) + n_new, dtype=dtype)
+            # Padding behind a row that ends sooner may lie beyond the context; what it computes is dead.
+            positions_BT = positions_BT.clamp(max=self.context_length - 1)
+        return _arguments(positions_BT, mask, cache, n_logits, text_rows)
+
+    def _placed_in_tree(
+        self,
+        positions_BT: Tensor,
+        seen_BTS: Tensor,
+        key_positions_BS: Tensor,
+        cache: ClockCache,
+        text_rows: TextRows | None = None,
+    ) -> dict[str, Any]:
+        """The module's other arguments where tokens stand anywhere; see `tree_output`."""
         dtype = next(self.module.parameters()).dtype
         mask = tree_mask(
             self.module.config, positions_BT, seen_BTS=seen_BTS, key_positions_BS=key_positions_BS, dtype=dtype
         )
-        positions_BT = positions_BT.clamp(max=self.context_length - 1)
-        return self._run(ids_BT, positions_BT, mask, cache, 0, text_rows, hidden)
+        return _arguments(positions_BT.clamp(max=self.context_length - 1), mask, cache, 0, text_rows)
 
-    def _run(
-        self,
-        ids_BT: Tensor,
-        positions_BT: Tensor,
-        mask: Any,
-        cache: ClockCache,
-        n_logits: int,
-        text_rows: TextRows | None,
-        hidden: Sequence[int],
-    ) -> Output:
-        def logits() -> Tensor:
-            found: Tensor = self.module(
-                input_ids=ids_BT,
-                attention_mask=mask,
-                position_ids=positions_BT,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=n_logits,
-                # Only the forward of a trimmed head takes this.
-                **({} if text_rows is None else {"text_rows": text_rows}),
-            ).logits
-            return found
-
+    def _caught(self, hidden: Sequence[int]) -> AbstractContextManager[dict[int, Tensor]]:
+        """While it lasts, the module's forward leaves these hidden states in the dictionary."""
         if not hidden:
-            return Output(logits())
+            return nullcontext({})
         layers: Any = self.module.get_submodule(self.layers)
-        with caught(self.module, layers, hidden) as states:
-            return Output(logits(), states)
+        return caught(self.module, layers, hidden)
+
+
+def _arguments(
+    positions_BT: Tensor, mask: Any, cache: ClockCache, n_logits: int, text_rows: TextRows | None
+) -> dict[str, Any]:
+    return {
+        "attention_mask": mask,
+        "position_ids": positions_BT,
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": n_logits,
+        # Only the forward of a trimmed head takes this.
+        **({} if text_rows is None else {"text_rows": text_rows}),
+    }

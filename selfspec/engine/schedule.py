@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from selfspec.engine.cache import ClockCache
@@ -46,30 +46,47 @@ class Sequential:
 
     def run(self, session: Session) -> None:
         """See `Schedule`."""
-        end = session.watch.now()
+        decoder, drafter, cache, watch = session.decoder, session.drafter, session.cache, session.watch
+        end = watch.now()
         while session.live:
-            end = _round(session, end)
+            begin = end
+            rows = [request.row for request in session.live]
+            for request in session.live:
+                # A round commits one token more than it accepts, so it never drafts the last one.
+                request.row.limit = request.n_left - 1
+            thresholds = [row.stop.threshold for row in rows]
+            with cache.guarded([len(row.ids) - 1 for row in rows], by=drafter.name):
+                drafts = drafter.propose(rows, cache=cache)
+            check_drafts(drafts, rows, n_vocab=decoder.n_vocab, by=drafter.name)
+            drafted_at = watch.now()
+            output = read_drafts(decoder, rows, drafts, cache, hidden=drafter.needs.hidden)
+            verdicts = session.verifier.judge(rows, drafts, output.logits_BTV)
+            times = begin, drafted_at, watch.now()
+            end = _commit(session, drafts, verdicts, output, thresholds, times)
 
 
-def _round(session: Session, begin: float) -> float:
-    """One round of every live row, which began at `begin` seconds; when it ended."""
-    decoder, drafter, cache, watch, live = (
-        *(session.decoder, session.drafter, session.cache, session.watch),
-        session.live,
-    )
+def _commit(
+    session: Session,
+    drafts: Sequence[Draft],
+    verdicts: Sequence[Verdict],
+    output: Output,
+    thresholds: Sequence[float | None],
+    times: tuple[float, float, float],
+) -> float:
+    """Commit what stands of each row's draft, and let go of the rows that have finished.
+
+    Args:
+        session: its live rows are those of the round.
+        drafts, verdicts, thresholds: of each row; the threshold is that which the stop rule drafted with.
+        output: of the target on the drafts.
+        times: when the round began, when it had drafted, and when it had verified.
+
+    Returns:
+        When the round ended.
+    """
+    drafter, cache, live = session.drafter, session.cache, session.live
+    begin, drafted_at, verified_at = times
     share = 1 / len(live)
-    rows = [request.row for request in live]
-    for request in live:
-        # A round commits one token more than it accepts, so it never drafts the last one.
-        request.row.limit = request.n_left - 1
-    thresholds = [row.stop.threshold for row in rows]
-    with cache.guarded([len(row.ids) - 1 for row in rows], by=drafter.name):
-        drafts = drafter.propose(rows, cache=cache)
-    check_drafts(drafts, rows, n_vocab=decoder.n_vocab, by=drafter.name)
-    drafted_at = watch.now()
-    output = read_drafts(decoder, rows, drafts, cache, hidden=drafter.needs.hidden)
-    verdicts = session.verifier.judge(rows, drafts, output.logits_BTV)
-    verified_at = watch.now()
     for b, (request, draft, verdict) in enumerate(zip(live, drafts, verdicts, strict=True)):
         cache.commit(b, len(request.row.ids), verdict.path)
         tokens = [*(draft.tokens[node] for node in verdict.path), verdict.token]
@@ -94,7 +111,7 @@ def _round(session: Session, begin: float) -> float:
     going = [b for b, request in enumerate(live) if request.finish is None]
     if going:
         cache.keep(going)
-    end = watch.now()
+    end = session.watch.now()
     for request in live:
         request.total_s += (end - begin) * share
         if request.finish is not None:

@@ -1,0 +1,174 @@
+"""From configuration to the costs of drafts: this machine's, kept in the outputs, or a table of another device.
+
+Nothing may be measured here that a table of another device lacks: seconds of two machines would predict the speed of
+neither.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from search.costs.draft_tables import DraftCosts
+from search.costs.measure import measure, measure_drafts
+from search.costs.table import FORM, CostTable
+from search.dimensions import Dimension
+from search.draft_of_point import Drafts
+from search.goal import Goal
+from search.space import Space
+from search.study.workers import agree, open_storage
+from selfspec.errors import InputError
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.load import Loaded
+from selfspec.records import provenance, run_files
+from selfspec.skipping.plan import Precision
+from selfspec.skipping.skip_set import SkipSet
+
+log = logging.getLogger(__name__)
+
+MAPS = {"linear", "lowrank"}  # bridges with a matrix
+
+
+def given_table(cfg: DictConfig) -> CostTable | None:
+    """The table in the configuration; None: the costs are this machine's."""
+    if not cfg.costs.get("table"):
+        return None
+    table = OmegaConf.to_container(cfg.costs.table)
+    assert isinstance(table, dict)
+    return CostTable.of({str(key): value for key, value in table.items()})
+
+
+def check_given(cfg: DictConfig, drafts: Drafts, dimensions: Sequence[Dimension], goal: Goal) -> None:
+    """Refuse, before a model is loaded, a search that the given table does not know the costs of.
+
+    Warns where it is of a model of another name, and where the finals would race on another device than it is of.
+
+    Raises:
+        InputError: if the objective does not use costs, or drafts have parts that the table lacks.
+    """
+    table = given_table(cfg)
+    if table is None:
+        return
+    if not goal.uses_costs:
+        raise InputError(f"{_of(cfg)} has no effect: objective={goal.name} uses no costs; leave it out")
+    _check_parts(
+        cfg,
+        table,
+        has_maps=bool(MAPS & set(drafts.kinds(dimensions))),
+        has_head=bool(drafts.head_sizes(dimensions)),
+        is_rounded=drafts.precisions(dimensions) != ["same"],
+    )
+    if cfg.costs.name.rpartition("/")[2] != cfg.model.name:  # h100/smollm2-135m: the device, then the model
+        log.warning(
+            "%s, and the run's model is %s: right only if the two models have the same shape", _of(cfg), cfg.model.name
+        )
+    if cfg.finals.top:
+        log.warning("%s, but the finals race by this machine's clock; finals.top=0 leaves them out", _of(cfg))
+
+
+def _check_parts(cfg: DictConfig, table: CostTable, *, has_maps: bool, has_head: bool, is_rounded: bool) -> None:
+    """Refuse drafts whose parts the given table holds no seconds of."""
+    knows_rounded = any((table.attn_saved_s, table.mlp_saved_s, table.head_saved_s))
+    for part, setting, is_wanted, is_known in (
+        ("a bridge with a matrix costs", "draft=linear and lowrank", has_maps, table.map_s > 0),
+        ("a trimmed head saves", "head", has_head, table.head_saved_s != 0),
+        ("rounded weights save", "precision", is_rounded, knows_rounded),
+    ):
+        if is_wanted and not is_known:
+            raise InputError(
+                f"{_of(cfg)} and does not hold what {part} there; leave {setting} out, or search on that device with "
+                "costs=default"
+            )
+
+
+def _of(cfg: DictConfig) -> str:
+    device = cfg.costs.get("device") or "another device"
+    return f"costs={cfg.costs.name} is of {device}"
+
+
+def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
+    """The cost table, its file, and whether it was measured just now: of this machine, or as given for another device.
+
+    Raises:
+        InputError: if `costs.path` names no table.
+    """
+    of_device = given_table(cfg)
+    if of_device is not None:
+        return of_device, Path(f"costs={cfg.costs.name}"), False
+    if cfg.costs.path:
+        given = Path(cfg.costs.path)
+        return CostTable.read(given), given, False
+    wanted = OmegaConf.to_container(cfg.costs)
+    assert isinstance(wanted, dict)
+    measured: dict[str, Any] = {k: wanted[k] for k in ("contexts", "max_tokens", "repeats")}
+    room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
+    measured["contexts"] = sorted({min(c, room) for c in measured["contexts"]})
+    of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
+    of |= {"model": cfg.model.name, "machine": provenance.processor(), "form": FORM}
+    key = provenance.digest(str(sorted((of | measured).items())))[:8]
+    path = Path(cfg.paths.outputs) / "profile" / f"{cfg.model.name}-{key}.json"
+    if path.exists() and not cfg.costs.refresh:
+        log.info("costs: %s, measured before (costs.refresh=true measures anew)", path)
+        return CostTable.read(path), path, False
+    log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
+    table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run_files.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
+    return table, path, True
+
+
+def draft_costs(
+    cfg: DictConfig, loaded: Loaded, drafts: Drafts, dimensions: Sequence[Dimension], *, kept: Path | None = None
+) -> DraftCosts:
+    """What the drafts of a search cost.
+
+    Args:
+        cfg: of the run.
+        loaded: the model.
+        drafts: what a point is drafted with.
+        dimensions: of the search.
+        kept: the file in which a run that goes on has its tables.
+
+    Raises:
+        InputError: if the table is another device's and lacks a part of these drafts, which is not measured here then.
+    """
+    n_layers = loaded.decoder.n_layers
+    own = drafts.outline(Space(n_layers, dimensions=tuple(dimensions)).point(SkipSet(n_layers)))
+    if kept is not None and kept.exists():
+        table = CostTable.read(kept)
+    else:
+        has_maps = bool(MAPS & set(drafts.kinds(dimensions)))
+        table = _with_parts("", own.head, own.precision, costs(cfg, loaded)[0], cfg, loaded, has_maps=has_maps)
+    found = DraftCosts(table, own=own, measure=partial(_with_parts, table=table, cfg=cfg, loaded=loaded))
+    if kept is not None and kept.exists():
+        found.recall(kept)
+    return found
+
+
+def _with_parts(
+    name: str,
+    head: Tensor | None,
+    precision: Precision,
+    table: CostTable,
+    cfg: DictConfig,
+    loaded: Loaded,
+    *,
+    has_maps: bool = False,
+) -> CostTable:
+    """The table with what a draft's maps, head and precision cost, the same one for all workers of a search."""
+    if given_table(cfg) is not None:
+        _check_parts(cfg, table, has_maps=has_maps, has_head=head is not None, is_rounded=precision != "same")
+    elif has_maps or head is not None or precision != "same":
+        watch, repeats = Stopwatch(loaded.decoder.device), cfg.costs.repeats
+        settings: dict[str, Any] = {"head": head, "precision": precision, "repeats": repeats, "stopwatch": watch}
+        table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)
+    if cfg.storage:  # values of different tables could not be compared
+        where = f"{cfg.name} costs" + (f", {name}" if name else "")
+        table = CostTable.of(agree(open_storage(cfg.storage), where, table.as_dict()))
+    return table

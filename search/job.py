@@ -1,0 +1,288 @@
+"""A whole search as one value: made in Python or from a configuration, it runs the same way.
+
+It knows no configuration, no run folder's pictures and no terminal: who runs it is told how it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from search.costs.draft_tables import DraftCosts
+from search.costs.table import CostTable
+from search.draft_of_point import Drafts
+from search.finals import Finalist, Raced, race, rescore
+from search.goal import Goal, Prompts
+from search.importance import Importance, Verdict, predict
+from search.job_parts import Finals, Row, Searcher, SearchListener, SearchResult
+from search.objective import Objective
+from search.point import Point
+from search.replay.objectives import as_raced
+from search.replay.references import refer
+from search.replay.rule_tuner import paying
+from search.space import Space
+from search.starts import warm_starts
+from search.study.loop import Budget, row_of, run_search, top
+from search.study.pruning import Pruning
+from search.study.study import STUDY_NAME, SearchStudy
+from search.study.workers import Sharing
+from selfspec.engine.decode import Ending
+from selfspec.errors import DrafterError
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.records import provenance, run_files
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import StopRule
+
+__all__ = ["COSTS", "Finals", "SearchJob", "SearchListener", "SearchResult", "Searcher"]
+
+log = logging.getLogger(__name__)
+
+COSTS, JOURNAL, SETS = "costs.json", "study.journal", "sets.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchJob:
+    """Everything a search needs. `run` runs it, or goes on with it.
+
+    From plain Python, with any decoder-only `model` of transformers and `ids`, the token ids of some prompts:
+
+        from search.costs.draft_tables import DraftCosts
+        from search.costs.measure import measure
+        from search.draft_of_point import Drafts
+        from search.job import Searcher, SearchJob
+        from search.samplers.quadratic import Quadratic
+        from search.space import Space
+        from search.study.loop import Budget
+        from selfspec.measure.stopwatch import Stopwatch
+        from selfspec.models.decoder import Decoder
+        from selfspec.stopping import Threshold
+
+        decoder = Decoder(model)
+        watch = Stopwatch(decoder.device)
+        table = measure(decoder, contexts=[64], max_tokens=9, repeats=15, stopwatch=watch)
+        job = SearchJob(
+            decoder=decoder,
+            prompts={"mine": ids[:8]},
+            fresh={"mine": ids[8:]},
+            drafts=Drafts(Threshold(max_draft=8, threshold=0.6)),
+            costs=DraftCosts(table),
+            space=Space(decoder.n_layers),
+            searcher=Searcher("quadratic", Quadratic),
+            budget=Budget(n_trials=100),
+        )
+        print(job.run().spec)
+
+    Attributes:
+        decoder: the model.
+        prompts: token ids that trials are scored on, by data set.
+        fresh: token ids for the finals; where a data set has none, the finals use `prompts`.
+        drafts: what a point of the space is drafted with.
+        costs: of drafts; None where the objective takes the time itself.
+        space: what is searched.
+        searcher: who proposes.
+        budget: when it ends.
+        goal: what is maximised.
+        starts: kinds of skip sets that are scored first, see `search.starts`; `singles` is left out where it would take
+            more than half of the trials.
+        start_from: skip set files, or folders of earlier searches, whose sets are scored first, too.
+        pruning: when hopeless trials are stopped; None: never.
+        finals: how it ends.
+        force: search on although the verdict is that plain skipping will not pay.
+        identity: what must be equal for a run folder or storage to belong to this search.
+        storage: where several workers meet, see `search.study.workers`; None: there is one worker.
+        worker: which of them this is; worker 0 also runs the finals.
+        name: of the search in its storage.
+    """
+
+    decoder: Decoder
+    prompts: Prompts
+    drafts: Drafts
+    costs: DraftCosts | None
+    space: Space
+    searcher: Searcher
+    budget: Budget
+    fresh: Prompts = field(default_factory=dict)
+    goal: Goal = field(default_factory=Goal)
+    starts: Sequence[str] = ("nothing", "singles")
+    start_from: Sequence[Path] = ()
+    pruning: Pruning | None = None
+    finals: Finals = field(default_factory=Finals)
+    force: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    storage: str | None = None
+    worker: int = 0
+    name: str = STUDY_NAME
+
+    @property
+    def context(self) -> int:
+        """The median prompt's length in tokens."""
+        lengths = sorted(len(ids) for prompts in self.prompts.values() for ids in prompts)
+        return lengths[len(lengths) // 2]
+
+    def run(self, folder: Path | None = None, *, listener: SearchListener | None = None) -> SearchResult:
+        """Run the search to its end.
+
+        Args:
+            folder: where the study, the costs, and the rows of trials and finals are kept; a search that was
+                interrupted there goes on. None: they are kept in memory.
+            listener: is told how the search goes on.
+
+        Raises:
+            InputError: if the job cannot be done: before anything is written, or since no trial could be scored.
+        """
+        tell = listener or SearchListener()
+        objective = self.goal.on(self.prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs)
+        starts, has_map = self._starts()
+        study = self.study(folder, sets=self._computed_sets(folder))
+        if self.costs and folder:
+            self.costs.keep(folder / COSTS)
+        earlier = _rows(study)
+        if not earlier:
+            with suppress(RuntimeError, DrafterError):  # of which the first trial will tell
+                objective(self.space.point(SkipSet(self.space.n_layers)))  # warm-up: its seconds are nobody's
+        tell.begin(earlier, objective.unit)
+        go = partial(
+            run_search,
+            *(self.space, objective, study),
+            starts=starts,
+            seed=self.searcher.seed,
+            rows_path=folder / run_files.TRIALS if folder else None,
+            stopwatch=Stopwatch(self.decoder.device),
+            max_s=self.budget.max_s,
+            patience=self.budget.patience,
+            pruning=self.pruning,
+            listener=tell.trial,
+        )
+        n_trials, verdict = self.budget.n_trials, None
+        if has_map and self.costs and n_trials > len(starts):
+            found = go(n_trials=len(starts))
+            if found.ended == "trials":
+                verdict = self._verdict(_rows(study), self.costs.table)
+                found = go(n_trials=n_trials) if verdict.pays() or self.force else found
+        else:
+            found = go(n_trials=n_trials)
+        tell.searched(found, verdict)
+        raced: list[Raced] = []
+        if self.worker == 0 and self.finals.top and found.ended != "interrupted":
+            raced = self._finals(study, tell)
+            if folder:
+                (folder / run_files.FINALS).unlink(missing_ok=True)
+                for r in raced:
+                    run_files.append_row(folder / run_files.FINALS, r.row)
+        spec = raced[0].finalist.spec if raced else self.drafts(found.point)
+        return SearchResult(found, verdict, raced, _rows(study), objective.unit, spec)
+
+    def study(self, folder: Path | None = None, *, sets: Sequence[SkipSet] | None = None) -> SearchStudy:
+        """The study of the search, new or read back from the folder or the storage.
+
+        Args:
+            folder: where trials are kept if several workers share no storage; None: nowhere.
+            sets: what a searcher proposes that computes its sets beforehand.
+
+        Raises:
+            InputError: if the study there belongs to another search.
+        """
+        s = self.searcher
+        where: dict[str, Any] = {"journal": folder / JOURNAL if folder else None}
+        if self.storage:
+            where = {"storage": self.storage, "sharing": Sharing(self.worker), "name": self.name}
+        identity = {**self.identity}
+        # Values that were made with other costs are not comparable.
+        identity["costs"] = provenance.digest(str(self.costs.table)) if self.costs else ""
+        return SearchStudy(
+            self.space,
+            s.maker(sets),
+            seed=s.seed,
+            identity=identity,
+            encoding=s.encoding,
+            **where,
+        )
+
+    def _computed_sets(self, folder: Path | None) -> list[SkipSet] | None:
+        """What a searcher proposes that computes its sets beforehand, kept in the folder; None for the others."""
+        if self.searcher.computed is None:
+            return None
+        path = folder / SETS if folder else None
+        if path and path.exists():
+            return [SkipSet.parse(text, self.space.n_layers) for text in json.loads(path.read_text())["sets"]]
+        ids = [ids for prompts in self.prompts.values() for ids in prompts]
+        texts = [
+            r for batch in refer(self.decoder, ids, ending=Ending(self.goal.max_new_tokens)) for r in batch.references
+        ]
+        sets = self.searcher.compute(self.decoder, texts, self.costs.table if self.costs else None)
+        assert sets is not None
+        if path:
+            run_files.write_json(path, {"sets": [str(skip) for skip in sets]})
+        return sets
+
+    def _starts(self) -> tuple[list[SkipSet], bool]:
+        """What is scored first, and whether that is a whole map of speedups, which allows a verdict."""
+        kinds, n_layers, n_trials = list(self.starts), self.space.n_layers, self.budget.n_trials
+        if "singles" in kinds and n_trials < 4 * n_layers:
+            log.info("no importance map: its %d trials would be more than half of %d", 2 * n_layers, n_trials)
+            kinds.remove("singles")
+        starts = warm_starts(self.space, kinds, self.start_from)
+        d = self.drafts
+        is_plain = d.is_plain() and not (d.lookup or d.drafter or d.tree or self.space.dimensions)
+        alone = sum(len(skip) == 1 for skip in starts)
+        is_whole = "nothing" in kinds and alone == 2 * n_layers
+        return starts, is_whole and is_plain and self.goal.name == "expected_speedup"
+
+    def _verdict(self, rows: Sequence[Row], table: CostTable) -> Verdict:
+        importance = Importance.of(rows, self.space.n_layers)
+        verdict = predict(importance, table, context=self.context, max_draft=self.drafts.stop.max_draft)
+        log.info("%s", verdict.text())
+        return verdict
+
+    def _finals(self, study: SearchStudy, tell: SearchListener) -> list[Raced]:
+        """The best trials on prompts that the search has not seen, scored and then raced; the winner first."""
+        best = top(study, self.finals.top)
+        rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}  # where one was chosen for the point
+        prompts = {name: found for name, found in self.fresh.items() if found}
+        if len(prompts) < len(self.prompts):
+            prompts = dict(self.prompts)
+            log.warning("no calibration prompts are left for the finals: they run on those of the search")
+        for point, value in best:
+            log.info("finals: %s, %.3f in the search", point, value)
+        objective = self.goal.on(prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs)
+        entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), objective)]
+        finalists = rescore(entries, n_kept=self.finals.race)
+        for f in finalists:
+            value = f.score.value if f.score else float("nan")
+            log.info("fresh prompts: %s -> %.3f %s", f.spec.plan, value, objective.unit)
+        ids = [ids for found in prompts.values() for ids in found]
+        tell.race(0, len(ids))
+        return race(
+            self.decoder,
+            ids,
+            finalists,
+            ending=Ending(self.goal.max_new_tokens),
+            stopwatch=Stopwatch(self.decoder.device),
+            listener=lambda n_done: tell.race(n_done, len(ids)),
+        )
+
+    def _entries(
+        self, point: Point, value: float, tuned: Mapping[str, Any] | None, objective: Objective
+    ) -> list[tuple[Finalist, Objective]]:
+        """A point with each head that the finals try, and the objective that scores it as it races."""
+        entries = []
+        for drafts in self.drafts.variants(point):
+            spec = drafts(point)
+            rule = StopRule.from_dict(tuned) if tuned else spec.stop
+            if self.finals.pause and self.costs is not None:
+                rule = paying(rule, spec.plan, self.costs.for_plan(spec.plan), context=self.context)
+            spec = replace(spec, stop=rule)
+            # Scored with the rule that it races with: one chosen anew would be chosen on what it is judged by.
+            entries.append((Finalist(point, spec, value), as_raced(objective, spec)))
+        return entries
+
+
+def _rows(study: SearchStudy) -> list[Row]:
+    return [row_of(trial, number) for number, trial in enumerate(study.trials)]
