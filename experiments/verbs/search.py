@@ -141,7 +141,7 @@ def _run(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: C
         (folder.path / run_files.FINALS).unlink(missing_ok=True)
         for r in raced:
             run_files.append_row(folder.path / run_files.FINALS, r.row)
-        say(_told_race(raced, predicted=setup.objective.name == "expected_speedup"))
+        say(_told_race(raced))
     _draw(cfg, setup, folder, found)
     _finish(cfg, setup, folder, found, verdict, raced)
     show_search(
@@ -276,6 +276,8 @@ def _finish(
         measured["speedup"] = round(winner.speedup, 4)
         if not math.isnan(low):  # of a single prompt
             measured["interval"] = [round(low, 4), round(high, 4)]
+        if winner.doubts:
+            measured["in_doubt"] = list(winner.doubts)
     skip_set_files.save_skip_set(
         folder.path / skip_set_files.NAME,
         point.skip,
@@ -334,13 +336,14 @@ def _told(found: Found, unit: str, searcher: str) -> str:
     )
 
 
-def _told_race(raced: Sequence[Raced], *, predicted: bool) -> str:
+def _told_race(raced: Sequence[Raced]) -> str:
     best = raced[0]
     low, high = best.interval
-    score = best.finalist.score
-    told = "" if not predicted or score is None else f", predicted {score.value:.2f}x"
+    told = "" if best.finalist.predicted is None else f", predicted {best.finalist.predicted:.2f}x"
     doubt = "; the interval includes 1: no speedup is shown" if low <= 1 <= high else ""
     doubt = "; slower than plain decoding" if high < 1 else doubt
+    if best.doubts:
+        doubt += f"; in doubt, also after a second race: {'; '.join(best.doubts)}"
     n = len(best.finalist.times)
     return (
         f"raced on {n} prompts against plain decoding: skip={best.finalist.point}, {best.speedup:.2f}x "

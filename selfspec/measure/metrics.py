@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Interval = tuple[float, float]
+from selfspec.measure.intervals import Interval, t_interval
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -62,6 +62,24 @@ def speedup_interval(baseline: Sequence[Timed], method: Sequence[Timed]) -> Inte
         return ratios
 
     return bootstrap_interval(len(b), pooled)
+
+
+def speedup_t_interval(baseline: Sequence[Timed], method: Sequence[Timed], *, level: float) -> Interval:
+    """Student's t interval of `speedup` on the log scale, at any level of confidence and from two prompts on."""
+    return t_interval(_pooled_speedup, *_columns(baseline, method), level=level)
+
+
+def _columns(baseline: Sequence[Timed], method: Sequence[Timed]) -> list[np.ndarray]:
+    """Baseline seconds and tokens, then the method's: [n] each."""
+    if len(baseline) != len(method):
+        raise ValueError(f"{len(baseline)} baseline and {len(method)} method times; they must be paired")
+    both = [[getattr(t, name) for t in times] for times in (baseline, method) for name in ("seconds", "tokens")]
+    return [np.array(column, dtype=float) for column in both]
+
+
+def _pooled_speedup(bs: np.ndarray, bt: np.ndarray, ms: np.ndarray, mt: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (mt.sum(-1) / ms.sum(-1)) / (bt.sum(-1) / bs.sum(-1))
+    return found
 
 
 def bootstrap_interval(
