@@ -78,7 +78,7 @@ def t_interval(statistic: Statistic, *columns: np.ndarray, log: bool = True, lev
     Source: Miller 1974, The jackknife: a review; for a ratio of sums this is the t interval of the prompts' log ratios,
     each weighted by what it adds to the sums.
     """
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtrit
 
     n = len(columns[0])
     if n < 2:
