@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from experiments.config.registry_source import RegistrySource
 from selfspec.data.mini import Mini
 from selfspec.data.prompts import encode
 from selfspec.drafters.chain import ModelDraft
@@ -37,7 +38,7 @@ from selfspec.engine.protocols import BaseDrafter, Draft, Row
 from selfspec.engine.trace import DecodeResult
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded, load
-from selfspec.models.locate import RegistrySource, locate
+from selfspec.models.locate import locate
 from selfspec.records.provenance import load_average
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed

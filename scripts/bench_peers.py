@@ -27,6 +27,7 @@ from omegaconf import OmegaConf
 sys.path.insert(0, str(Path(__file__).parent))
 from shortened import shorter
 
+from experiments.config.registry_source import RegistrySource
 from experiments.results.tables import markdown_table
 from selfspec.data.mini import Mini
 from selfspec.data.prompts import encode
@@ -37,7 +38,7 @@ from selfspec.engine.decode import Ending, autoregress, speculate
 from selfspec.measure.exactness import compare
 from selfspec.models.decoder import Decoder, share
 from selfspec.models.load import load
-from selfspec.models.locate import RegistrySource, locate
+from selfspec.models.locate import locate
 from selfspec.records.provenance import load_average
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed

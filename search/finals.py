@@ -6,23 +6,26 @@ what the machine makes of the prediction. All that race decode the same prompts 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search.objective import Objective, Score
 from search.point import Point
+from search.race_rules import doubts, too_slow
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending, autoregress, speculate
 from selfspec.engine.trace import DecodeResult
-from selfspec.measure.metrics import Interval, Timed, acceptance, speedup, speedup_interval, tokens_per_round
+from selfspec.measure.intervals import Interval
+from selfspec.measure.metrics import Timed, acceptance, speedup, speedup_interval, tokens_per_round
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopState
 
-MIN_PROMPTS = 4  # before one may be out; chosen, not tuned
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -34,6 +37,7 @@ class Finalist:
         spec: what it is raced with.
         trial_value: of the trial that brought it here.
         score: on fresh prompts.
+        predicted: its speedup over plain decoding by that score; None if the objective predicts none.
         times, results: of the race, a prompt each.
         out_after: prompts after which it was out; None if it was not.
     """
@@ -42,6 +46,7 @@ class Finalist:
     spec: DraftSpec
     trial_value: float
     score: Score | None = None
+    predicted: float | None = None
     times: list[Timed] = field(default_factory=list)
     results: list[DecodeResult] = field(default_factory=list)
     out_after: int | None = None
@@ -49,13 +54,20 @@ class Finalist:
 
 @dataclass(frozen=True, slots=True)
 class Raced:
-    """What the race found of one finalist: speedup over plain decoding with its 95 % interval, and counts."""
+    """What the race found of one finalist: speedup over plain decoding with its 95 % interval, and counts.
+
+    Attributes:
+        doubts: why the speedup may be wrong, a clause each; empty if nothing speaks against it.
+        n_races: of which this is the last; 2 where a result of the first was in doubt.
+    """
 
     finalist: Finalist
     speedup: float
     interval: Interval
     acceptance: float
     tokens_per_round: float
+    doubts: tuple[str, ...] = ()
+    n_races: int = 1
 
     @property
     def row(self) -> dict[str, Any]:
@@ -68,6 +80,7 @@ class Raced:
             "stop": f.spec.stop.to_dict(),
             "trial_value": f.trial_value,
             "fresh_value": None if f.score is None else f.score.value,
+            "predicted": f.predicted,
             "speedup": self.speedup,
             "low": low,
             "high": high,
@@ -75,6 +88,8 @@ class Raced:
             "tokens_per_round": self.tokens_per_round,
             "n_prompts": len(f.times),
             "out_after": f.out_after,
+            "in_doubt": list(self.doubts),
+            "n_races": self.n_races,
         }
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
@@ -97,8 +112,8 @@ def race(
 ) -> list[Raced]:
     """Decode every prompt plainly and with each finalist, in turns; best first, those that were out at the end.
 
-    A finalist is out when the upper end of its interval lies below the lower end of the best one's. The first prompt is
-    decoded once before, and does not count.
+    A finalist is out when a test that is made after each prompt finds it slower than the fastest (`too_slow`). The
+    first prompt is decoded once before, and does not count. Finalists that raced before start anew.
 
     Args:
         decoder: the model.
@@ -109,6 +124,8 @@ def race(
         listener: told the number of prompts that are done.
     """
     plain: list[Timed] = []
+    for f in finalists:
+        f.times, f.results, f.out_after = [], [], None
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
     drafters = [build_drafter(f.spec, decoder) for f in finalists]
 
@@ -134,21 +151,26 @@ def race(
             else:
                 finalists[i].times.append(timed)
                 finalists[i].results.append(result)
-        if n_done >= MIN_PROMPTS:
-            _drop([f for f in finalists if f.out_after is None], plain)
+        times = {i: f.times for i, f in enumerate(finalists) if f.out_after is None}
+        for i in too_slow(times, n_finalists=len(finalists), n_prompts=len(prompts)):
+            finalists[i].out_after = n_done
         if listener:
             listener(n_done)
     raced = [_raced(f, plain) for f in finalists]
     return sorted(raced, key=lambda r: (r.finalist.out_after is not None, -r.speedup))
 
 
-def _drop(going: Sequence[Finalist], plain: Sequence[Timed]) -> None:
-    """Say who is out."""
-    intervals = [speedup_interval(plain, f.times) for f in going]
-    best = max(range(len(going)), key=lambda i: speedup(plain, going[i].times))
-    for finalist, (_, high) in zip(going, intervals, strict=True):
-        if high < intervals[best][0]:
-            finalist.out_after = len(finalist.times)
+def settled(measure: Callable[[], list[Raced]]) -> list[Raced]:
+    """The results of a race, `measure()`; of a second one, if any result of the first is in doubt."""
+    raced = measure()
+    if not any(r.doubts for r in raced):
+        return raced
+    for r in raced:
+        if r.doubts:
+            log.warning(
+                "the race is run again: %s, %.2fx, is in doubt: %s", r.finalist.point, r.speedup, "; ".join(r.doubts)
+            )
+    return [replace(r, n_races=2) for r in measure()]
 
 
 def _raced(finalist: Finalist, plain: Sequence[Timed]) -> Raced:
@@ -161,4 +183,5 @@ def _raced(finalist: Finalist, plain: Sequence[Timed]) -> Raced:
         speedup_interval(baseline, finalist.times),
         acceptance(accepted, drafted),
         tokens_per_round(accepted, len(rounds)),
+        tuple(doubts(baseline, finalist.times, predicted=finalist.predicted)),
     )

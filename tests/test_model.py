@@ -9,6 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from experiments.config.registry_source import RegistrySource
 from search.draft_of_point import Drafts
 from search.objective import TokensPerSecond
 from search.replay.chain_replay import replay
@@ -26,7 +27,7 @@ from selfspec.engine.trace import DecodeResult
 from selfspec.measure.exactness import compare
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded, load, physical_cores
-from selfspec.models.locate import RegistrySource, locate
+from selfspec.models.locate import locate
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Adaptive, Fixed, StopPolicy, Threshold
 

@@ -77,6 +77,18 @@ class TestList:
         assert arms["searched"]["speedup"] == pytest.approx(0.91 / 0.71)
         assert f"speedup {0.91 / 0.71:.2f}" in runs(outputs, "list", "evaluate/")
 
+    def test_a_raced_speedup_in_doubt_says_so(self, outputs: Path) -> None:
+        file = Path(facts(outputs, "list", "00000001")[0]["path"]) / "summary.json"
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        raced = {"skip": summary["best"]["skip"], "speedup": 1.5, "low": 1.03, "high": 2.14}
+        for in_doubt in (["a busy machine"], [], None):
+            file.write_text(
+                json.dumps(summary | {"winner": raced | ({} if in_doubt is None else {"in_doubt": in_doubt})})
+            )
+            (run,) = facts(outputs, "list", "00000001")
+            assert run["best"]["in_doubt"] == (in_doubt or [])
+            assert ("in doubt" in " ".join(runs(outputs, "list", "00000001").split())) == bool(in_doubt)
+
     @pytest.mark.parametrize(
         ("pattern", "n"),
         [("00000001", 1), ("tpe", 1), ("search/made-up", 6), ("*-0000000?*", 3), ("search", 6), ("toy", 3)],

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.composing import option
+from experiments.config.registry_source import RegistrySource
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
 from selfspec.data.prompts import Prompt, encode, ends_with_any
@@ -29,7 +30,7 @@ from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError, check_count
 from selfspec.models.load import Loaded, load
-from selfspec.models.locate import RegistrySource, locate
+from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set_files import NAME as SKIP_SET

@@ -13,6 +13,7 @@ from experiments.charts.theme import Row, unit
 from experiments.dashboard import streamlit_helpers
 from experiments.results import scan
 from experiments.results.scan import Entry
+from experiments.terminal.run_list import interval
 from search.point import row_text
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
@@ -113,11 +114,14 @@ def _figures_in_brief(entry: Entry, trials: list[Row] | list[dict[str, Any]]) ->
         st.progress(min(1.0, len(trials) / n_trials))
     winner = entry.summary.get("winner") or {}
     if winner.get("speedup") is not None:
+        speed = interval(*(winner[name] for name in ("speedup", "low", "high")))
         st.success(
-            f"The winner decodes {winner['speedup']:.2f}× [{winner['low']:.2f}, {winner['high']:.2f}] as fast as plain "
-            f"decoding on {winner['n_prompts']} prompts that the search did not see.",
+            f"The winner decodes {speed} times as fast as plain decoding on "
+            f"{winner['n_prompts']} prompts that the search did not see.",
             icon=":material/emoji_events:",
         )
+        if winner.get("in_doubt"):
+            st.warning(f"This speedup is in doubt: {'; '.join(winner['in_doubt'])}.")
     verdict = entry.summary.get("verdict") or {}
     if verdict.get("text"):
         st.caption(f"From the importance map: {verdict['text']}.")

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from experiments.paper.section import Cell, Value
 from experiments.quality.judge import Quality, quality_rows, summary
 from experiments.results.find_runs import RunFolder, flagged
@@ -109,7 +107,7 @@ class Measured:
     @property
     def acceptance(self) -> Cell:
         """Accepted over drafted tokens."""
-        return pooled(self.rows, lambda row: row["accepted"], lambda row: row["drafted"], digits=3)
+        return pooled(self.rows, lambda row: row["accepted"], lambda row: row["drafted"], most=1, digits=3)
 
     @property
     def speedup(self) -> Cell:
@@ -280,18 +278,18 @@ def _measured(run: RunFolder) -> Iterator[Measured]:
 
 
 def pooled(
-    rows: Sequence[Row], numerator: Callable[[Row], float], denominator: Callable[[Row], float], *, digits: int = 2
+    rows: Sequence[Row],
+    numerator: Callable[[Row], float],
+    denominator: Callable[[Row], float],
+    *,
+    most: float = math.inf,
+    digits: int = 2,
 ) -> Cell:
-    """The ratio of two sums over rows, with its bootstrap interval over prompts."""
-    sums: dict[str, np.ndarray] = {}
+    """The ratio of two sums over rows, at most `most`, with its 95 % interval over prompts."""
+    sums: dict[str, tuple[float, float]] = {}
     for row in rows:
-        sums[row["prompt_id"]] = sums.get(row["prompt_id"], 0) + np.array([numerator(row), denominator(row)])
-    some = np.array([pair for pair in sums.values() if pair[1]]).reshape(-1, 2)
-
-    def ratios(picks: np.ndarray) -> np.ndarray:
-        drawn = some[picks].sum(axis=1)
-        found: np.ndarray = drawn[:, 0] / drawn[:, 1]
-        return found
-
-    top, bottom = some.sum(axis=0)
-    return Cell(metrics.ratio(top, bottom), *metrics.bootstrap_interval(len(some), ratios), digits=digits)
+        top, bottom = sums.get(row["prompt_id"], (0.0, 0.0))
+        sums[row["prompt_id"]] = top + numerator(row), bottom + denominator(row)
+    some = [both for both in sums.values() if both[1]]
+    value, (low, high) = metrics.pooled_ratio([top for top, _ in some], [bottom for _, bottom in some], most=most)
+    return Cell(value, low, high, digits=digits)

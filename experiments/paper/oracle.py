@@ -55,7 +55,9 @@ def _without_waste(row: Row) -> Timed:
 
 def _cells(arm: Measured) -> list[Value]:
     drafted = pooled(arm.rows, lambda row: row["drafted"], lambda row: row["n_rounds"])
-    rejected = pooled(arm.rows, lambda row: row["drafted"] - row["accepted"], lambda row: row["drafted"], digits=3)
+    rejected = pooled(
+        arm.rows, lambda row: row["drafted"] - row["accepted"], lambda row: row["drafted"], most=1, digits=3
+    )
     return [*arm.first_cells, arm.rule, drafted, rejected, arm.speedup, oracle(arm.pairs), arm.run_cell]
 
 

@@ -39,6 +39,7 @@ def at(arm: Measured, position: int) -> Cell:
         arm.rows,
         lambda row: sum(accepted >= position for accepted in row["round_accepted"]),
         lambda row: judged(row, position),
+        most=1,
     )
 
 

@@ -42,7 +42,7 @@ SECTIONS: Sequence[Callable[[Evidence], Section]] = (
 )
 CELLS = (
     "Where a value was published for the same model, data and temperature, a cell reads *published / here [95 % "
-    "bootstrap interval over prompts]*; `–` where there is no number."
+    "interval over prompts]*; `–` where there is no number."
 )
 
 

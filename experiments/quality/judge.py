@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.quality import last_number
@@ -23,7 +23,7 @@ from experiments.results.tables import markdown_table, number
 from selfspec.data.answer_text import without_thoughts
 from selfspec.data.task import Example
 from selfspec.errors import InputError, unknown_name
-from selfspec.measure.metrics import bootstrap_interval
+from selfspec.measure.metrics import mean_interval
 from selfspec.records import run_files
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ Measure = Callable[[Sequence[tuple[Example, str]]], list[Row]]
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """One number of one arm: the mean over prompts, with its 95 % bootstrap interval over prompts."""
+    """One number of one arm: the mean over prompts, with its 95 % interval over prompts."""
 
     arm: str
     metric: str
@@ -179,9 +179,10 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> list[Quality]:
 
 
 def _quality(arm: str, metric: str, each: Sequence[float], samples: Sequence[Sequence[float]]) -> Quality:
-    of_prompts = np.array(each)
-    low, high = bootstrap_interval(len(each), lambda picks: of_prompts[picks].mean(axis=1))
-    return Quality(arm, metric, float(of_prompts.mean()), low, high, len(each), sum(map(len, samples)))
+    # fractions, but for a measure of a user's own
+    within = (0.0, 1.0) if all(0 <= value <= 1 for value in each) else (-math.inf, math.inf)
+    low, high = mean_interval(each, within=within)
+    return Quality(arm, metric, sum(each) / len(each), low, high, len(each), sum(map(len, samples)))
 
 
 def quality_table(found: Sequence[Quality]) -> str:

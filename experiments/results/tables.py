@@ -28,7 +28,7 @@ Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 SPEEDUP = (
     "Speedup: the arm's tokens per second over plain decoding's, pooled over the prompts both decoded, without the "
-    "prefill and the token it gives; in brackets the 95 % bootstrap interval over prompts."
+    "prefill and the token it gives; in brackets the 95 % interval over prompts."
 )
 
 

@@ -109,6 +109,7 @@ def _finals(file: Path) -> RenderableType:
     table = plain_table("finals: skip", "in the search", "fresh prompts", "raced [95 %]", "acceptance", "prompts")
     for row in rows:
         raced = run_list.interval(row.get("speedup"), row.get("low"), row.get("high"))
+        raced += ", in doubt" if row.get("in_doubt") else ""
         cells = [_cell(row.get(name)) for name in ("trial_value", "fresh_value")]
         table.add_row(
             Text(str(row.get("skip"))), *cells, raced, _cell(row.get("acceptance")), text(row.get("n_prompts"))

@@ -154,6 +154,7 @@ def best(entry: Entry) -> dict[str, Any] | None:
         "acceptance": plain(trial.get("acceptance")),
         "draft_cost": plain(trial.get("draft_cost")),
         **{f"raced_{name}": plain(winner.get(name)) for name in ("speedup", "low", "high")},
+        "in_doubt": list(winner.get("in_doubt") or []),
     }
 
 
@@ -194,6 +195,7 @@ def _in_brief(facts: Mapping[str, Any]) -> str:
         size = "" if told["n_skipped"] is None else f" ({told['n_skipped']} of {2 * facts['n_layers']} sublayers)"
         raced = interval(*(told[f"raced_{name}"] for name in ("speedup", "low", "high")))
         value = worth(told["value"], str(told["unit"]), 2) + ("" if raced == "–" else f", raced {raced}")
+        value += ", in doubt" if told["in_doubt"] else ""
         return f"{value}, skip={told['skip']}{size}"
     drafts: Sequence[Mapping[str, Any]] = [a for a in facts["arms"] if a["skip"] not in (None, "none")]
     timed = [a for a in drafts if a["speedup"] is not None]

@@ -144,7 +144,7 @@ def _write(
 ) -> None:
     """What the run folder holds besides the rows, the study and the costs, which the job keeps itself."""
     if result.raced:
-        say(_told_race(result.raced, predicted=job.goal.name == "expected_speedup"))
+        say(_told_race(result.raced))
     _draw(cfg, job, folder, result)
     _save(cfg, job, loaded, folder, result)
     show_search(
@@ -191,6 +191,8 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
         measured["speedup"] = round(winner.speedup, 4)
         if not math.isnan(low):  # of a single prompt
             measured["interval"] = [round(low, 4), round(high, 4)]
+        if winner.doubts:
+            measured["in_doubt"] = list(winner.doubts)
     skip_set_files.save_skip_set(
         folder.path / skip_set_files.NAME,
         point.skip,
@@ -249,13 +251,14 @@ def _told(found: Found, unit: str, searcher: str) -> str:
     )
 
 
-def _told_race(raced: Sequence[Raced], *, predicted: bool) -> str:
+def _told_race(raced: Sequence[Raced]) -> str:
     best = raced[0]
     low, high = best.interval
-    score = best.finalist.score
-    told = "" if not predicted or score is None else f", predicted {score.value:.2f}x"
+    told = "" if best.finalist.predicted is None else f", predicted {best.finalist.predicted:.2f}x"
     doubt = "; the interval includes 1: no speedup is shown" if low <= 1 <= high else ""
     doubt = "; slower than plain decoding" if high < 1 else doubt
+    if best.doubts:
+        doubt += f"; in doubt, also after a second race: {'; '.join(best.doubts)}"
     n = len(best.finalist.times)
     return (
         f"raced on {n} prompts against plain decoding: skip={best.finalist.point}, {best.speedup:.2f}x "

@@ -18,6 +18,10 @@ class Pruning:
     with probability `p`: of simulated ones with 12 or 24 prompts and the defaults, one in ten. A trial whose prompts so
     far are no worse on average never is.
 
+    `optuna.pruners.WilcoxonPruner` makes the same test, but spares a trial whose mean so far is above the mean of all
+    prompts of the best one: easy prompts at the beginning hide a hopeless trial. It also needs a report to the storage
+    after each prompt, between prompts that are timed.
+
     Attributes:
         p: below or at which a trial is hopeless.
         min_prompts: of which the values must be known before the test is made.

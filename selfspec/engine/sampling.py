@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -192,10 +193,6 @@ def _no_numbers() -> PromptError:
 
 
 def _stream(seed: int, row: int, purpose: int) -> int:
-    """A seed of its own for each (seed, row, purpose), well mixed: neighbours must not correlate (splitmix64)."""
-    z = (
-        seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9 + purpose * 0x94D049BB133111EB + 0x632BE59BD9B4E019
-    ) % 2**64
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
-    return (z ^ (z >> 31)) % 2**63
+    """A seed of its own for each (seed, row, purpose), well mixed: neighbours do not correlate."""
+    words = np.random.SeedSequence([seed % 2**64, row, purpose]).generate_state(1, np.uint64)
+    return int(words[0]) >> 1  # torch takes 63 bits

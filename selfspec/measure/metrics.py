@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Interval = tuple[float, float]
+from selfspec.measure.intervals import Interval, interval, t_interval
 
 
 def ratio(numerator: float, denominator: float) -> float:
@@ -50,37 +50,41 @@ def speedup(baseline: Sequence[Timed], method: Sequence[Timed]) -> float:
 
 
 def speedup_interval(baseline: Sequence[Timed], method: Sequence[Timed]) -> Interval:
-    """The 95 % bootstrap interval of `speedup`; a prompt is drawn with both of its times."""
-    if len(baseline) != len(method):
-        raise ValueError(f"{len(baseline)} baseline and {len(method)} method times; they must be paired")
-    b = np.array([(t.seconds, t.tokens) for t in baseline], dtype=float).reshape(-1, 2)
-    m = np.array([(t.seconds, t.tokens) for t in method], dtype=float).reshape(-1, 2)
-
-    def pooled(picks: np.ndarray) -> np.ndarray:
-        bs, ms = b[picks].sum(axis=1), m[picks].sum(axis=1)
-        ratios: np.ndarray = (ms[:, 1] / ms[:, 0]) / (bs[:, 1] / bs[:, 0])
-        return ratios
-
-    return bootstrap_interval(len(b), pooled)
+    """The 95 % interval of `speedup`; a prompt is drawn, or left out, with both of its times."""
+    return interval(_pooled_speedup, *_columns(baseline, method))
 
 
-def bootstrap_interval(
-    n_prompts: int, statistic: Callable[[np.ndarray], np.ndarray], *, level: float = 0.95, n: int = 2000, seed: int = 0
-) -> Interval:
-    """Percentile interval of a statistic of prompts.
+def speedup_t_interval(baseline: Sequence[Timed], method: Sequence[Timed], *, level: float) -> Interval:
+    """Student's t interval of `speedup` on the log scale, at any level of confidence and for any number of prompts."""
+    return t_interval(_pooled_speedup, *_columns(baseline, method), level=level)
+
+
+def pooled_ratio(top: Sequence[float], bottom: Sequence[float], *, most: float = math.inf) -> tuple[float, Interval]:
+    """The ratio of two sums over prompts, with its 95 % interval.
 
     Args:
-        n_prompts: prompts to draw from, with replacement.
-        statistic: from drawn prompt indices [n, n_prompts] to values [n].
-        level: of confidence.
-        n: resamples; chosen, not tuned.
-        seed: of the resampling.
-
-    Returns:
-        (low, high); nan for fewer than two prompts, from which nothing can be said.
+        top, bottom: one number a prompt each.
+        most: the largest value that the ratio can have: 1 for a fraction.
     """
-    if n_prompts < 2:
-        return math.nan, math.nan
-    picks = np.random.default_rng(seed).integers(0, n_prompts, size=(n, n_prompts))
-    low, high = np.quantile(statistic(picks), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    columns = np.array(top, dtype=float), np.array(bottom, dtype=float)
+    low, high = interval(lambda a, b: a.sum(-1) / b.sum(-1), *columns)
+    return ratio(float(columns[0].sum()), float(columns[1].sum())), (max(low, 0.0), min(high, most))
+
+
+def mean_interval(values: Sequence[float], *, within: Interval) -> Interval:
+    """The 95 % interval of a mean over prompts, of values that lie in `within`."""
+    low, high = interval(lambda column: column.mean(-1), np.array(values, dtype=float), log=False)
+    return max(low, within[0]), min(high, within[1])
+
+
+def _columns(baseline: Sequence[Timed], method: Sequence[Timed]) -> list[np.ndarray]:
+    """Baseline seconds and tokens, then the method's: [n] each."""
+    if len(baseline) != len(method):
+        raise ValueError(f"{len(baseline)} baseline and {len(method)} method times; they must be paired")
+    both = [[getattr(t, name) for t in times] for times in (baseline, method) for name in ("seconds", "tokens")]
+    return [np.array(column, dtype=float) for column in both]
+
+
+def _pooled_speedup(bs: np.ndarray, bt: np.ndarray, ms: np.ndarray, mt: np.ndarray) -> np.ndarray:
+    found: np.ndarray = (mt.sum(-1) / ms.sum(-1)) / (bt.sum(-1) / bs.sum(-1))
+    return found
