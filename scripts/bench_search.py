@@ -25,7 +25,7 @@ from hydra import compose, initialize_config_module
 from experiments.config import build_search
 from experiments.config.search_setup import Setup, set_up
 from experiments.results import figures
-from search.objective import GoOn, Score
+from search.objective import Score, ShouldContinue
 from search.point import Point
 from search.starts import warm_starts
 from search.study.loop import run_search
@@ -51,9 +51,9 @@ class Remembered:
         self.name, self.unit = setup.objective.name, setup.objective.unit
         self._known: dict[Point, Score] = {}
 
-    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, draft: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """See `Objective`."""
-        point = Point.of(draft)
+        point = Point.from_draft(draft)
         if point not in self._known:
             self._known[point] = self._objective(point)
         return self._known[point]

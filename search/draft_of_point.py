@@ -16,7 +16,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from search.dimensions import Choice, Dimension
-from search.fitting.bridge_fitting import Fits
+from search.fitting.bridge_fitting import BridgeFitter
 from search.fitting.vocabulary import most_useful
 from search.point import Point, Value
 from selfspec.drafters.lookup import joined
@@ -68,7 +68,7 @@ class Drafts:
 
     stop: StopPolicy
     kind: str = PLAIN
-    fits: Fits | None = None
+    fits: BridgeFitter | None = None
     merge: bool = True
     rank: int | None = None
     head: int | None = None
@@ -89,7 +89,7 @@ class Drafts:
         Raises:
             RuntimeError: if its values cannot be together: there is no such draft.
         """
-        point = Point.of(draft)
+        point = Point.from_draft(draft)
         try:
             chosen = self.at(point.settings)
         except InputError as error:
@@ -98,7 +98,7 @@ class Drafts:
 
     def outline(self, draft: Point | SkipSet) -> DraftPlan:
         """The plan of a point with nothing fitted: it costs what the plan costs, and has its size."""
-        point = Point.of(draft)
+        point = Point.from_draft(draft)
         return self.at(point.settings)._outline(point.skip)
 
     def at(self, settings: Mapping[str, Value]) -> Drafts:

@@ -45,7 +45,7 @@ class Tried:
         return acceptance(self.accepted, self.drafted)
 
     @classmethod
-    def of(cls, row: Row) -> Tried:
+    def from_row(cls, row: Row) -> Tried:
         """What a row with counts tells."""
         value = row["value"] if row["state"] == "complete" else None
         stop = row.get("stop") or {}
@@ -67,7 +67,7 @@ class Importance:
     alone: Mapping[SkipSet, Tried]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], n_layers: int) -> Importance:
+    def from_rows(cls, rows: Sequence[Row], n_layers: int) -> Importance:
         """What the rows of a search tell; of several rows of one set the first complete one counts, else a pruned one.
 
         Raises:
@@ -79,7 +79,7 @@ class Importance:
         rows = [row for row in rows if row.get("settings") == settings]
         for row in sorted(rows, key=lambda row: row["state"] != "complete"):
             if row["state"] != "failed" and row.get("drafted"):
-                tried.setdefault(row["skip"], Tried.of(row))
+                tried.setdefault(row["skip"], Tried.from_row(row))
         nothing = tried.get("none")
         if nothing is None:
             raise InputError(
@@ -200,7 +200,7 @@ def fixed_speedup(chance: float, skip: SkipSet, costs: CostTable, *, context: in
     committed, best = 1.0, (0.0, 1)
     for k in range(1, max_draft + 1):
         committed += chance**k
-        round_s = k * draft_s + costs.verification_s(k + 1, context) + costs.round_s
+        round_s = k * draft_s + costs.verification_s(k + 1, context) + costs.overhead_s
         best = max(best, (committed * plain_s / round_s, k))
     return best
 

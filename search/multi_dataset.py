@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from search.objective import GoOn, Objective, Score
+from search.objective import Objective, Score, ShouldContinue
 from search.point import Point
 from selfspec.skipping.skip_set import SkipSet
 
@@ -15,7 +15,7 @@ Combine = Literal["mean", "worst"]
 
 
 @dataclass(frozen=True, slots=True)
-class Robust:
+class MultiDataset:
     """Scores a point on each data set, and takes the mean or the worst value; counts are pooled.
 
     Attributes:
@@ -36,7 +36,7 @@ class Robust:
         """See `Objective`."""
         return next(iter(self.objectives.values())).unit
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """See `Objective`. Every data set is scored to its end: half of them would be another objective."""
         scores = [objective(point) for objective in self.objectives.values()]
         value = fmean(s.value for s in scores) if self.combine == "mean" else min(s.value for s in scores)

@@ -52,13 +52,13 @@ class Score:
         """Accepted over drafted; nan if nothing was drafted."""
         return acceptance(self.accepted, self.drafted)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields, and the acceptance (None if nothing was drafted)."""
         rate = self.acceptance
         return {**asdict(self), "acceptance": None if math.isnan(rate) else rate}
 
 
-GoOn = Callable[[Sequence[float]], bool]  # the values of the prompts so far -> whether to score the others
+ShouldContinue = Callable[[Sequence[float]], bool]  # the values of the prompts so far -> whether to score the others
 Draft = Callable[[Point], DraftSpec]  # what a point is drafted with
 
 
@@ -75,13 +75,13 @@ class Objective(Protocol):
         """Of the value."""
         ...
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """The score of `point`.
 
         Args:
             point: what is scored; a skip set is a point without other dimensions.
-            go_on: asked now and then with the values of the prompts so far; where it says no, scoring ends. An
-                objective that has no value of a prompt never asks.
+            should_continue: gets the values of the prompts so far; scoring ends when it returns False. An objective
+                without a value for each prompt never calls it.
 
         Raises:
             RuntimeError, DrafterError: if it could not be scored; the trial is recorded as failed, with the reason.
@@ -114,9 +114,9 @@ class TokensPerSecond:
     def __post_init__(self) -> None:
         Ending(self.max_new_tokens)  # refuses what no trial could do, before there is a run
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """See `Objective`."""
-        spec = self.draft(Point.of(point))
+        spec = self.draft(Point.from_draft(point))
         drafter = build_drafter(spec, self.decoder)
         ending = Ending(self.max_new_tokens)
         n_tokens = n_rounds = drafted = accepted = 0

@@ -24,7 +24,7 @@ class Point:
     settings: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, draft: SkipSet | Point) -> Point:
+    def from_draft(cls, draft: SkipSet | Point) -> Point:
         """The point of a skip set in a space without other dimensions."""
         return draft if isinstance(draft, Point) else cls(draft)
 

@@ -108,7 +108,7 @@ def _spec(draft: Draft, decoder: Decoder, stop: StopPolicy | None) -> DraftSpec:
     if isinstance(draft, DraftSpec):
         return draft if stop is None else replace(draft, stop=stop)
     if isinstance(draft, SkipSet):
-        draft = DraftPlan.of(draft)
+        draft = DraftPlan.from_skip_set(draft)
     if isinstance(draft, DraftPlan):
         return DraftSpec(draft, stop or DEFAULT_STOP)
     return load_spec(draft, decoder, stop=stop, default_stop=DEFAULT_STOP)

@@ -33,7 +33,7 @@ from selfspec.models.locate import RegistrySource, locate
 from selfspec.records import provenance, run_files
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set_files import NAME as SKIP_SET
-from selfspec.stopping import Paying, StopPolicy, StopRule
+from selfspec.stopping import PauseWhenUnprofitable, StopPolicy, StopRule
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def searched(draft: str) -> Mapping[str, Any]:
 
 def stop_name(policy: StopPolicy) -> str:
     """`Adaptive` is called `adaptive`, and `adaptive, paying` where it pauses while it does not pay."""
-    if isinstance(policy, Paying):
+    if isinstance(policy, PauseWhenUnprofitable):
         return f"{stop_name(policy.rule)}, paying"
     return type(policy).__name__.lower()
 

@@ -21,11 +21,11 @@ from search.costs.draft_tables import DraftCosts
 from search.costs.measure import measure, measure_drafts
 from search.costs.table import FORM, CostTable
 from search.draft_of_point import FULL, Drafts, check_dimensions, continued, heads, remembered
-from search.fitting.bridge_fitting import Fits, observe
+from search.fitting.bridge_fitting import BridgeFitter, observe
 from search.objective import Objective, TokensPerSecond
 from search.replay.objectives import ReplayObjective, accepted_fraction, expected_speedup
 from search.replay.parallel_agreement import Matchness
-from search.replay.references import BATCH_STARTS, Reference, ReferenceBatch, refer
+from search.replay.references import BATCH_STARTS, Reference, ReferenceBatch, decode_references
 from search.space import Space
 from search.study.study import SearchStudy
 from search.study.workers import Sharing, agree, open_storage
@@ -89,7 +89,7 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
     table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_files.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
+    run_files.write_json(path, {"costs": table.to_dict(), "of": of | measured, "provenance": provenance.environment()})
     return table, path, True
 
 
@@ -199,7 +199,7 @@ def drafts(cfg: DictConfig, loaded: Loaded, prompts: Sequence[list[int]]) -> Dra
     texts = continued(loaded.decoder, prompts, max_new_tokens=c.max_new_tokens, n_tokens=n_tokens)
     made = replace(
         made,
-        fits=None if set(_kinds(cfg)) == {PLAIN} else Fits(observe(loaded.decoder, texts, n_tokens=c.n_tokens)),
+        fits=None if set(_kinds(cfg)) == {PLAIN} else BridgeFitter(observe(loaded.decoder, texts, n_tokens=c.n_tokens)),
         heads=heads(loaded.decoder, texts, _heads(cfg)),
         memories={n: remembered(texts, n) for n in memories},
     )
@@ -229,7 +229,7 @@ def draft_costs(cfg: DictConfig, loaded: Loaded, made: Drafts, *, resumed: Path 
             table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)
         if cfg.storage:  # values of different tables could not be compared
             where = f"{cfg.name} costs" + (f", {name}" if name else "")
-            table = CostTable.of(agree(open_storage(cfg.storage), where, table.as_dict()))
+            table = CostTable.from_dict(agree(open_storage(cfg.storage), where, table.to_dict()))
         return table
 
     n_layers = loaded.decoder.n_layers
@@ -255,7 +255,9 @@ def references(cfg: DictConfig, loaded: Loaded, calibration: Sequence[Sequence[i
     """What the full model says on calibration prompts, and its keys and values of it."""
     o = cfg.objective
     ending = Ending(o.max_new_tokens)
-    return refer(loaded.decoder, calibration, ending=ending, batch_starts=o.get("batch_starts", BATCH_STARTS))
+    return decode_references(
+        loaded.decoder, calibration, ending=ending, batch_starts=o.get("batch_starts", BATCH_STARTS)
+    )
 
 
 def objective(

@@ -23,7 +23,7 @@ def given_table(cfg: DictConfig) -> CostTable | None:
         return None
     table = OmegaConf.to_container(cfg.costs.table)
     assert isinstance(table, dict)
-    return CostTable.of({str(key): value for key, value in table.items()})
+    return CostTable.from_dict({str(key): value for key, value in table.items()})
 
 
 def check_given(cfg: DictConfig, *, is_used: bool) -> None:

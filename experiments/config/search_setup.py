@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from experiments.config import build, build_search, build_space
 from search.costs.draft_tables import DraftCosts
 from search.draft_of_point import Drafts
-from search.multi_dataset import Robust
+from search.multi_dataset import MultiDataset
 from search.objective import Objective
 from search.replay import rule_tuner
 from search.space import Space
@@ -156,4 +156,4 @@ def objective_on(
         name: build_search.objective(cfg, loaded, [p.ids for p in found], drafts=drafts, costs=costs)
         for name, found in prompts.items()
     }
-    return Robust(each, cfg.objective.combine) if len(each) > 1 else next(iter(each.values()))
+    return MultiDataset(each, cfg.objective.combine) if len(each) > 1 else next(iter(each.values()))

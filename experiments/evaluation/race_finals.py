@@ -14,7 +14,7 @@ from experiments.terminal.progress import progress
 from search.finals import Finalist, Raced, race, rescore
 from search.point import Point
 from search.replay.objectives import as_raced
-from search.replay.rule_tuner import paying
+from search.replay.rule_tuner import pausing
 from selfspec.engine.decode import Ending
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.stopping import StopRule
@@ -46,7 +46,7 @@ def finals(
             spec, tuned = drafts(point), rules.get(point)
             rule = StopRule.from_dict(tuned) if tuned else spec.stop
             if cfg.pause and setup.costs is not None:
-                rule = paying(rule, spec.plan, setup.costs.for_plan(spec.plan), context=setup.context)
+                rule = pausing(rule, spec.plan, setup.costs.for_plan(spec.plan), context=setup.context)
             spec = replace(spec, stop=rule)
             # Scored with the rule that it races with: one chosen anew would be chosen on what it is judged by.
             entries.append((Finalist(point, spec, value), as_raced(objective, spec)))

@@ -30,7 +30,7 @@ from search.point import Point, row_text
 from search.replay.rule_tuner import variants
 from search.starts import warm_starts
 from search.study.loop import Budget, Found, row_of, run_search, top
-from search.study.pruning import Pruning
+from search.study.pruning import WilcoxonPruning
 from search.study.study import SearchStudy
 from selfspec.drafters.spec_files import save_spec
 from selfspec.engine.decode import Ending
@@ -99,7 +99,7 @@ def _check(cfg: DictConfig) -> None:
     if cfg.objective.get("tune_stop"):
         variants(build.stop(cfg))
     if cfg.prune:
-        Pruning(**cfg.prune)
+        WilcoxonPruning(**cfg.prune)
     for key, least in (("finals.top", 0), ("finals.race", 1), ("finals.n_prompts", 1), ("worker", 0)):
         value = OmegaConf.select(cfg, key)
         if value < least:
@@ -210,7 +210,7 @@ def _search(
                 stopwatch=Stopwatch(setup.loaded.decoder.device),
                 max_s=cfg.searcher.max_s,
                 patience=cfg.searcher.patience,
-                pruning=Pruning(**cfg.prune) if cfg.prune else None,
+                pruning=WilcoxonPruning(**cfg.prune) if cfg.prune else None,
                 listener=on_trial,
             )
 
@@ -220,7 +220,7 @@ def _search(
         if found.ended != "trials":
             return found, None
         rows = run_files.read_rows(folder.path / run_files.TRIALS)
-        importance = Importance.of(rows, setup.space.n_layers)
+        importance = Importance.from_rows(rows, setup.space.n_layers)
         verdict = predict(importance, setup.costs.table, context=setup.context, max_draft=build.stop(cfg).max_draft)
         log.info("%s", verdict.text())
         return (go(n_trials) if verdict.pays() or cfg.force else found), verdict
@@ -253,7 +253,7 @@ def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found) -> None:
         pictures["pareto"] = figures.pareto(rows, objective=name)
         write_front(folder.path / FRONT, rows, model=cfg.model.name, n_layers=n_layers, run=folder.id)
     with suppress(InputError):  # without a trial that skips nothing there is no map
-        importance = Importance.of(rows, n_layers)
+        importance = Importance.from_rows(rows, n_layers)
         if importance.alone:
             pictures["importance"] = figures.importance_map(importance, objective=name)
     for picture, figure in pictures.items():

@@ -89,8 +89,8 @@ def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_t
         head_s=_head_s(graphed, repeats),
     )
     left = [tuple(v - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
-    table = replace(table, beside_s=tuple(left))
-    return replace(table, round_s=_round_s(graphed, table))
+    table = replace(table, interaction_s=tuple(left))
+    return replace(table, overhead_s=_overhead_s(graphed, table))
 
 
 def forward_call(decoder: Decoder, ids: torch.Tensor, context: int, cache: ClockCache) -> Callable[[], object]:
@@ -146,7 +146,7 @@ def _head_s(graphed: GraphedDecoder, repeats: int) -> float:
     return median_seconds(lambda: head(hidden), graphed.device, repeats)
 
 
-def _round_s(graphed: GraphedDecoder, table: CostTable) -> float:
+def _overhead_s(graphed: GraphedDecoder, table: CostTable) -> float:
     """What a real round takes beside its chain and its verification, on the host's clock; at least 0."""
     context, n = table.contexts[0], graphed.n_layers
     (result,) = speculate(

@@ -72,14 +72,14 @@ class DraftCosts:
         """
         try:
             others = json.loads(path.read_text(encoding="utf-8")).get("others", {})
-            self._others |= {name: CostTable.of(body) for name, body in others.items()}
+            self._others |= {name: CostTable.from_dict(body) for name, body in others.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path} holds no cost tables ({error}); `selfspec profile` makes one") from None
 
     def _write(self) -> None:
         if self._path:
-            others = {name: table.as_dict() for name, table in self._others.items()}
-            body = {"costs": self.table.as_dict(), **({"others": others} if others else {})}
+            others = {name: table.to_dict() for name, table in self._others.items()}
+            body = {"costs": self.table.to_dict(), **({"others": others} if others else {})}
             run_files.write_json(self._path, body)
 
 

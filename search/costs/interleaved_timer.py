@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from selfspec.measure.stopwatch import Stopwatch
 
 
-class Turns:
+class InterleavedTimer:
     """Times calls in turn, in units of one call that comes before and after every pair of them.
 
     A machine's speed drifts by a third within minutes, while the ratio of neighbouring calls hardly does: so a ratio is

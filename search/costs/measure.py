@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from torch import Tensor
 
-from search.costs.interleaved_timer import Turns
+from search.costs.interleaved_timer import InterleavedTimer
 from search.costs.table import GRID, CostTable, spread
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
@@ -53,7 +53,7 @@ def measure(
     """
     n = decoder.n_layers
     sets = [SkipSet(n, spread(n, a), spread(n, m)) for a in GRID for m in GRID]
-    turns = Turns(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
+    turns = InterleavedTimer(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
     full, drafted = [1.0], []
     for context in contexts:
         calls = {str(s): _drafting(decoder, s, context) for s in sets}
@@ -81,8 +81,8 @@ def measure(
         head_s=head_units * unit_s,
     )
     left = [tuple(v * unit_s - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
-    table = replace(table, beside_s=tuple(left))
-    return replace(table, round_s=_round_units(decoder, contexts[0], stopwatch) * unit_s)
+    table = replace(table, interaction_s=tuple(left))
+    return replace(table, overhead_s=_round_units(decoder, contexts[0], stopwatch) * unit_s)
 
 
 @torch.inference_mode()
@@ -108,7 +108,7 @@ def measure_drafts(
         stopwatch: where seconds come from.
     """
     context, n = table.contexts[0], decoder.n_layers
-    everything = DraftPlan.of(SkipSet.from_bits([True] * (2 * n)))
+    everything = DraftPlan.from_skip_set(SkipSet.from_bits([True] * (2 * n)))
     has_head, is_rounded = head is not None or precision != "same", precision != "same"
     halves = {"attn": SkipSet(n, mlp=frozenset(range(n))), "mlp": SkipSet(n, attn=frozenset(range(n)))}
     calls = {"nothing": _drafting(decoder, everything, context)}
@@ -125,7 +125,7 @@ def measure_drafts(
         for name, skip in halves.items():
             calls[name] = _drafting(decoder, skip, context)
             calls[f"{name} rounded"] = _drafting(decoder, replace(own, skip=skip), context)
-    turns = Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    turns = InterleavedTimer(_plain(decoder, 1, context), repeats, stopwatch)
     units, unit_s = turns.units(calls), table.plain_s(context)
     map_s = max(0.0, units["maps"] - units["nothing"]) * unit_s / n if has_maps else 0.0
     saved = units["nothing"] - units["head"] if has_head else 0.0
@@ -141,7 +141,7 @@ def check(
 ) -> list[tuple[float, float]]:
     """(predicted, measured) cost of one drafted token of each set in plain tokens, at the first context, in turn."""
     context = table.contexts[0]
-    turns = Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    turns = InterleavedTimer(_plain(decoder, 1, context), repeats, stopwatch)
     measured = turns.units({str(i): _drafting(decoder, skip, context) for i, skip in enumerate(sets)})
     plain_s = table.plain_s(context)
     return [(table.draft_s(skip, context) / plain_s, measured[str(i)]) for i, skip in enumerate(sets)]
@@ -175,12 +175,12 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
     memory is busy and one whose is not, and a round is mostly forwards.
     """
     nothing = SkipSet(decoder.n_layers)
-    spec = DraftSpec(DraftPlan.of(nothing), _always(N_DRAFTED))
+    spec = DraftSpec(DraftPlan.from_skip_set(nothing), _always(N_DRAFTED))
     drafter, plain = build_drafter(spec, decoder), _plain(decoder, 1, context)
     forwards = {"draft": _drafting(decoder, nothing, context), "verify": _plain(decoder, N_DRAFTED + 1, context)}
     left = []
     for _ in range(OVERHEAD_REPEATS):
-        turns = Turns(plain, 3, stopwatch)
+        turns = InterleavedTimer(plain, 3, stopwatch)
         before = turns.units(forwards)
         (result,) = speculate(
             decoder,
@@ -200,7 +200,7 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
 def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Callable[[], None]:
     """Drafting one token after `context` tokens, ready to be timed."""
     cache, ids = _prefilled(decoder, context, 1)
-    spec = DraftSpec(draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft), _always(1))
+    spec = DraftSpec(draft if isinstance(draft, DraftPlan) else DraftPlan.from_skip_set(draft), _always(1))
     drafter = build_drafter(spec, decoder)
     row = Row(0, [*ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
 

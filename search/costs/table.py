@@ -19,6 +19,7 @@ from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
 
 FORM = 2  # of a table: what it measures; one of an older form can be read, but is not what is measured now
+FORMER_NAMES = {"round_s": "overhead_s", "beside_s": "interaction_s"}  # in files written before 2026-11-28
 GRID = (0.0, 0.5, 1.0)  # parts of the attention, and of the MLPs, that are left out where drafts are measured
 
 
@@ -35,13 +36,13 @@ class CostTable:
         full_s: of one plain token and its choice, at each of `contexts`.
         verify_s: of the full forward of 1, 2, 3, ... tokens, at the first of `contexts`.
         verify_far_s: the same at the last; empty: each takes as much more as one token does.
-        round_s: of a round beside its forwards, where the model drafts; a plain round, or one looked up, has nothing.
+        overhead_s: of a round with a model draft, without its forwards; plain rounds and lookup rounds have none.
         map_s: of one linear bridge; a mean costs nothing, a map of low rank its part of the weights.
         head_saved_s: what the draft's own head that it was measured with saves: trimmed, rounded or both.
         attn_saved_s: what int8 or int4 saves of one attention sublayer.
         mlp_saved_s: what int8 or int4 saves of one MLP sublayer.
-        beside_s: what a drafted token takes beside the sum of its parts, at each of `contexts`: with none, half and all
-            of the attention left out (rows) and of the MLPs (columns), row by row; empty: nothing.
+        interaction_s: seconds of a drafted token minus the sum of its parts, one grid of 9 for each of `contexts`: with
+            none, half and all of the attention (rows) and of the MLPs (columns) left out, row by row; empty: zeros.
     """
 
     contexts: tuple[int, ...]
@@ -51,13 +52,13 @@ class CostTable:
     full_s: tuple[float, ...]
     verify_s: tuple[float, ...]
     verify_far_s: tuple[float, ...] = ()
-    round_s: float = 0.0
+    overhead_s: float = 0.0
     head_s: float = 0.0
     map_s: float = 0.0
     head_saved_s: float = 0.0
     attn_saved_s: float = 0.0
     mlp_saved_s: float = 0.0
-    beside_s: tuple[tuple[float, ...], ...] = ()
+    interaction_s: tuple[tuple[float, ...], ...] = ()
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
         """Itself: a table of one head and precision is for all plans that have them."""
@@ -65,7 +66,7 @@ class CostTable:
 
     def draft_s(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Seconds of one drafted token with a skip set left out or as planned, after `context` tokens."""
-        plan = draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft)
+        plan = draft if isinstance(draft, DraftPlan) else DraftPlan.from_skip_set(draft)
         skip = plan.skip
         n_attn, n_mlp = skip.n_layers - len(skip.attn), skip.n_layers - len(skip.mlp)
         bridges_s = sum(b.n_maps for b in plan.bridges.values()) * self.map_s
@@ -73,7 +74,7 @@ class CostTable:
         saved_s = self.head_saved_s if is_rounded or plan.head is not None else 0.0
         saved_s += n_attn * self.attn_saved_s + n_mlp * self.mlp_saved_s if is_rounded else 0.0
         parts_s = self.base_s + n_attn * self._at(self.attn_s, context) + n_mlp * self.mlp_s
-        return parts_s + self._beside_s(skip, context) + bridges_s - saved_s
+        return parts_s + self._interaction_s(skip, context) + bridges_s - saved_s
 
     def draft_cost(self, draft: SkipSet | DraftPlan, context: int) -> float:
         """Of one drafted token, in plain tokens: c of the expected speedup."""
@@ -89,10 +90,10 @@ class CostTable:
         far = along(self.verify_far_s, n_tokens) if self.verify_far_s else near + self.full_s[-1] - self.full_s[0]
         return self._at((near, far), context)
 
-    def _beside_s(self, skip: SkipSet, context: int) -> float:
+    def _interaction_s(self, skip: SkipSet, context: int) -> float:
         """Between the sets that were measured, along straight lines: by MLPs, then attention, then context."""
         n, found = skip.n_layers, []
-        for grid in self.beside_s:
+        for grid in self.interaction_s:
             rows = [between(grid[i : i + 3], len(skip.mlp), n) for i in (0, 3, 6)]
             found.append(between(rows, len(skip.attn), n))
         return self._at(found, context, may_fall=True) if found else 0.0
@@ -110,15 +111,16 @@ class CostTable:
         slope = (values[-1] - values[0]) / (self.contexts[-1] - self.contexts[0])
         return values[0] + slope * (context - self.contexts[0])
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON; `read` is its inverse."""
         return asdict(self)
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> CostTable:
-        """The table of `as_dict`, also after JSON made lists of its tuples."""
-        parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in body.items()}
-        return cls(**parts | {"beside_s": tuple(tuple(grid) for grid in parts.get("beside_s", ()))})
+    def from_dict(cls, body: Mapping[str, Any]) -> CostTable:
+        """The table of `to_dict`, also after JSON made lists of its tuples; earlier names of parts are understood."""
+        named = {FORMER_NAMES.get(k, k): v for k, v in body.items()}
+        parts: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in named.items()}
+        return cls(**parts | {"interaction_s": tuple(tuple(grid) for grid in parts.get("interaction_s", ()))})
 
     @classmethod
     def read(cls, path: Path) -> CostTable:
@@ -128,7 +130,7 @@ class CostTable:
             InputError: if there is none, or it holds times that cannot be.
         """
         try:
-            table = cls.of(json.loads(path.read_text(encoding="utf-8"))["costs"])
+            table = cls.from_dict(json.loads(path.read_text(encoding="utf-8"))["costs"])
             table.check(str(path))
         except InputError:
             raise
@@ -149,7 +151,7 @@ class CostTable:
         """
         parts = {
             **{f"attn_s at {c}": s for c, s in zip(self.contexts, self.attn_s, strict=False)},
-            **{"mlp_s": self.mlp_s, "base_s": self.base_s, "round_s": self.round_s, "map_s": self.map_s},
+            **{"mlp_s": self.mlp_s, "base_s": self.base_s, "overhead_s": self.overhead_s, "map_s": self.map_s},
         }
         whole = {f"full_s at {c}": s for c, s in zip(self.contexts, self.full_s, strict=False)}
         whole |= {f"verify_s of {k}": s for k, s in enumerate(self.verify_s, start=1)}

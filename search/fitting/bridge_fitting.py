@@ -183,7 +183,7 @@ class _Spectrum:
     vectors: Tensor
 
 
-class Fits:
+class BridgeFitter:
     """Bridges and plans from what was observed; the same observation gives the same plans.
 
     Args:
@@ -220,7 +220,7 @@ class Fits:
         if (kind == "lowrank") != (rank is not None) or (rank is not None and rank < 1):
             raise InputError(f"kind={kind} with rank={rank}: lowrank needs a rank of at least 1, other kinds take none")
         if kind == PLAIN:
-            return DraftPlan.of(skip)
+            return DraftPlan.from_skip_set(skip)
         bridges: dict[Sublayer, Bridge] = {}
         for first, last in self.runs(skip, merge=merge):
             bridges[sublayer(first)] = self.bridge(first, last, kind=kind, rank=rank)
@@ -238,7 +238,7 @@ class Fits:
     def runs(self, skip: SkipSet, *, merge: bool) -> list[tuple[int, int]]:
         """The (first, last) sublayer that each bridge stands in for; see `plan`."""
         found: list[tuple[int, int]] = []
-        for at in map(position, DraftPlan.of(skip).skipped):
+        for at in map(position, DraftPlan.from_skip_set(skip).skipped):
             joins = merge and self.observed.adds[at // 2] and bool(found) and found[-1][1] == at - 1
             if joins and self.observed.adds[(at - 1) // 2]:
                 found[-1] = (found[-1][0], at)

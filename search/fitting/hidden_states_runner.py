@@ -43,7 +43,7 @@ class Text(Protocol):
         ...
 
 
-class Stream:
+class HiddenStateRunner:
     """The residual stream at positions of texts: its start, and what each layer, whole or in part, makes of it.
 
     Args:

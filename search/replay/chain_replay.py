@@ -27,7 +27,7 @@ NOTHING: Mapping[Start, list[int]] = {}
 SLACK = 0.05  # of confidence: a rule may learn to go on where it would have stopped at first; chosen, not tuned
 
 
-def looked_up(references: Sequence[Reference], lookup: LookupDraft) -> dict[Start, list[int]]:
+def find_lookup_proposals(references: Sequence[Reference], lookup: LookupDraft) -> dict[Start, list[int]]:
     """What prompt lookup proposes at each place where a round may begin and there is something to find."""
     found = {}
     for row, reference in enumerate(references):
@@ -43,7 +43,7 @@ def replay(
     chains: Chains,
     stop: StopPolicy,
     *,
-    copied: Mapping[Start, list[int]] = NOTHING,
+    lookup_proposals: Mapping[Start, list[int]] = NOTHING,
     look_ahead: int | None = None,
 ) -> list[list[Round]]:
     """The rounds that `speculate` would make of every prompt, the rule begun afresh for each, without seconds.
@@ -51,10 +51,11 @@ def replay(
     Args:
         chains: of the draft; grown where they are too short.
         stop: the rule; its longest draft is at most the chains'.
-        copied: what prompt lookup in front of the draft proposes, see `looked_up`; of these rounds the rule hears not.
+        lookup_proposals: of `find_lookup_proposals`, for a lookup in front of the draft. The stop rule does not observe
+            these rounds.
         look_ahead: chains of a prompt that are grown at once; None: the more, the fewer are likely to be in vain.
     """
-    prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(chains.batch.references)]
+    prompts = [_Prompt(row, r, stop.begin(), lookup_proposals) for row, r in enumerate(chains.batch.references)]
     _finish(prompts, chains, stop, look_ahead)
     return [prompt.rounds for prompt in prompts]
 
@@ -64,12 +65,12 @@ def replay_in_turn(
     stop: StopPolicy,
     *,
     after: StopState | None = None,
-    copied: Mapping[Start, list[int]] = NOTHING,
+    lookup_proposals: Mapping[Start, list[int]] = NOTHING,
 ) -> tuple[list[list[Round]], StopState]:
     """The same as in a race: one prompt after the other, the rule going on with what it learnt; and its last state.
 
     Args:
-        chains, stop, copied: see `replay`.
+        chains, stop, lookup_proposals: see `replay`.
         after: what the rule learnt in the prompts before these; None: these are the first, and the first of them is
             decoded once before and does not count, as in a race.
     """
@@ -77,7 +78,7 @@ def replay_in_turn(
     for row in range(len(chains.batch.references)):
         for _ in range(2 if state is None else 1):
             state = stop.begin(state)
-            prompt = _Prompt(row, chains.batch.references[row], state, copied)
+            prompt = _Prompt(row, chains.batch.references[row], state, lookup_proposals)
             _finish([prompt], chains, stop, None)
         made.append(prompt.rounds)
     assert state is not None, "a batch holds at least one prompt"
@@ -112,9 +113,9 @@ def _worth_growing(prompts: Sequence[_Prompt]) -> int:
     return max(1, min(MOST_AHEAD, round(4 * n_rounds / accepted) - 1))
 
 
-def draft_everything(chains: Chains, stop: StopPolicy, *, copied: Container[Start] = ()) -> None:
-    """Grow the chain from every start but the copied as far as the rule would go, and a little further."""
-    starts = [start for start in chains.starts if start not in copied]
+def draft_everything(chains: Chains, stop: StopPolicy, *, lookup_proposals: Container[Start] = ()) -> None:
+    """Grow the chains as far as the rule would go and a little further, except where prompt lookup proposes."""
+    starts = [start for start in chains.starts if start not in lookup_proposals]
     while wanted := [start for start in starts if _goes_on(chains[start], stop)]:
         chains.grow(wanted)
 
@@ -126,7 +127,7 @@ class _Prompt:
     row: int
     reference: Reference
     state: StopState
-    copied: Mapping[Start, list[int]]
+    lookup_proposals: Mapping[Start, list[int]]
     n_committed: int = 1
     rounds: list[Round] = field(default_factory=list)
 
@@ -138,9 +139,9 @@ class _Prompt:
     def advance(self, chains: Chains, stop: StopPolicy) -> bool:
         """Make the rounds whose chains are long enough; whether these were all."""
         while self.n_committed < len(self.reference.tokens):
-            copied = self.copied.get(self.start)
-            if copied:
-                self._make(copied, (), source=LOOKUP)
+            lookup_proposals = self.lookup_proposals.get(self.start)
+            if lookup_proposals:
+                self._make(lookup_proposals, (), source=LOOKUP)
                 continue
             chain = chains[self.start]
             limit = min(stop.max_draft, chain.limit)
@@ -180,7 +181,7 @@ def _n_drafted(chain: Chain, state: StopState, limit: int, needs_confidence: boo
 def _unfinished(prompt: _Prompt, chains: Chains, stop: StopPolicy) -> Iterator[Start]:
     """Where later rounds of a prompt may begin, nearest first, as far as those chains are worth growing."""
     for n in range(prompt.n_committed + 1, len(prompt.reference.tokens)):
-        if (prompt.row, n) not in prompt.copied and _goes_on(chains[prompt.row, n], stop):
+        if (prompt.row, n) not in prompt.lookup_proposals and _goes_on(chains[prompt.row, n], stop):
             yield prompt.row, n
 
 

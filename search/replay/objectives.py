@@ -12,10 +12,10 @@ from typing import Any
 
 from search.costs.draft_tables import Costs
 from search.costs.table import CostTable
-from search.multi_dataset import Robust
-from search.objective import Draft, GoOn, Objective, Score, TokensPerSecond
+from search.multi_dataset import MultiDataset
+from search.objective import Draft, Objective, Score, ShouldContinue, TokensPerSecond
 from search.point import Point
-from search.replay.chain_replay import NOTHING, draft_everything, looked_up, replay, replay_in_turn
+from search.replay.chain_replay import NOTHING, draft_everything, find_lookup_proposals, replay, replay_in_turn
 from search.replay.chains import Chains, Start
 from search.replay.parallel_agreement import Matchness
 from search.replay.references import Reference, ReferenceBatch
@@ -60,7 +60,7 @@ def cost_of(rounds: list[Round], reference: Reference, plan: DraftPlan, costs: C
     for r in rounds:
         one = costs.plain_s(context)
         draft_s += r.n_forwards * costs.draft_s(plan, context)
-        verify_s += costs.verification_s(r.drafted + 1, context) + (costs.round_s if r.n_forwards else 0.0)
+        verify_s += costs.verification_s(r.drafted + 1, context) + (costs.overhead_s if r.n_forwards else 0.0)
         plain_s += r.committed * one
         plain_drafted_s += r.n_forwards * one
         context += r.committed
@@ -80,7 +80,7 @@ def accepted_fraction(prompts: Sequence[Replayed]) -> float:
     return 1.0 if math.isnan(value) else value
 
 
-class LookedUp:
+class LookupProposals:
     """Where prompt lookup proposes something in the references: it depends on them and on the lookup alone.
 
     Args:
@@ -98,7 +98,7 @@ class LookedUp:
             return [NOTHING for _ in self._batches]
         key = (tuple(sorted(spec.lookup_settings.items())), id(memory))
         if key not in self._found:  # the memory is kept with it: no other has its id meanwhile
-            self._found[key] = memory, [looked_up(b.references, lookup) for b in self._batches]
+            self._found[key] = memory, [find_lookup_proposals(b.references, lookup) for b in self._batches]
         return self._found[key][1]
 
 
@@ -116,7 +116,7 @@ class ReplayObjective:
         draft: what a point is drafted with; its stop rule begins afresh with every prompt, but where it is carried.
         tune_stop: choose the rule's settings for each point, those of the best value; the score says which.
         is_carried: the rule goes on from prompt to prompt, as when one after the other is decoded.
-        copied: what prompt lookup proposes; None: found out.
+        lookup_proposals: what prompt lookup proposes; None: found out.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
@@ -132,25 +132,25 @@ class ReplayObjective:
     draft: Draft
     tune_stop: bool = False
     is_carried: bool = False
-    copied: LookedUp | None = field(default=None, compare=False)
+    lookup_proposals: LookupProposals | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.batches:
             raise InputError("every calibration prompt ended at its first token, so there is nothing to draft")
-        if self.copied is None:
-            object.__setattr__(self, "copied", LookedUp(self.batches))
+        if self.lookup_proposals is None:
+            object.__setattr__(self, "lookup_proposals", LookupProposals(self.batches))
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """See `Objective`."""
         began = self.stopwatch.now()
         by_rule: dict[StopPolicy, list[Replayed]] = {}
         pruned = False
-        for n_done, drafted in enumerate(self._batches(self.draft(Point.of(point))), start=1):
+        for n_done, drafted in enumerate(self._batches(self.draft(Point.from_draft(point))), start=1):
             for rule, prompts in drafted.items():
                 by_rule.setdefault(rule, []).extend(prompts)
             best = max(by_rule, key=lambda rule: self.value(by_rule[rule]))
             values = tuple(self.value([p]) for p in by_rule[best])
-            if go_on and n_done < len(self.batches) and not go_on(values):
+            if should_continue and n_done < len(self.batches) and not should_continue(values):
                 pruned = True
                 break
         prompts = by_rule[best]
@@ -177,16 +177,16 @@ class ReplayObjective:
                 raise InputError(f"{spec} has no stop rule that a replay could tune; leave objective.tune_stop out")
             yield from self._simulated(spec)
             return
-        assert self.copied is not None
+        assert self.lookup_proposals is not None
         plan, costs = spec.plan, self.costs.for_plan(spec.plan)
         forward = self.decoder.bind(plan)
         rules = variants(spec.stop) if self.tune_stop else [spec.stop]
         learnt: dict[StopPolicy, StopState] = {}
-        for n_done, (batch, copied) in enumerate(zip(self.batches, self.copied(spec), strict=True)):
+        for n_done, (batch, lookup_proposals) in enumerate(zip(self.batches, self.lookup_proposals(spec), strict=True)):
             widest = Widest(rules)
             chains = Chains(forward, batch, max_draft=widest.max_draft, with_confidence=widest.needs_confidence)
             if self.tune_stop:
-                draft_everything(chains, widest, copied=copied)
+                draft_everything(chains, widest, lookup_proposals=lookup_proposals)
                 if isinstance(spec.stop, Optimal) and not n_done:
                     context = len(batch.references[0].prompt)
                     draft_cost = costs.draft_cost(plan, context)
@@ -194,9 +194,11 @@ class ReplayObjective:
             replayed = {}
             for rule in rules:
                 if self.is_carried:
-                    found, learnt[rule] = replay_in_turn(chains, rule, after=learnt.get(rule), copied=copied)
+                    found, learnt[rule] = replay_in_turn(
+                        chains, rule, after=learnt.get(rule), lookup_proposals=lookup_proposals
+                    )
                 else:
-                    found = replay(chains, rule, copied=copied)
+                    found = replay(chains, rule, lookup_proposals=lookup_proposals)
                 prompts = zip(found, batch.references, strict=True)
                 replayed[rule] = [cost_of(rounds, reference, plan, costs) for rounds, reference in prompts]
             yield replayed
@@ -220,7 +222,7 @@ def as_raced(objective: Objective, spec: DraftSpec) -> Objective:
 
     An objective that carries and tunes no rule has none to change.
     """
-    if isinstance(objective, Robust):
+    if isinstance(objective, MultiDataset):
         return replace(objective, objectives={k: as_raced(o, spec) for k, o in objective.objectives.items()})
     if isinstance(objective, ReplayObjective):
         return replace(objective, draft=lambda _: spec, tune_stop=False, is_carried=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from search.objective import Draft, GoOn, Score
+from search.objective import Draft, Score, ShouldContinue
 from search.point import Point
 from search.replay.references import ReferenceBatch
 from selfspec.engine.forward import Forward
@@ -51,10 +51,10 @@ class Matchness:
         if not self.batches:
             raise InputError("every calibration prompt ended at its first token, so there is nothing to read")
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """See `Objective`."""
         began = self.stopwatch.now()
-        forward = self.decoder.bind(self.draft(Point.of(point)).plan)
+        forward = self.decoder.bind(self.draft(Point.from_draft(point)).plan)
         agreed: list[int] = []
         n_read: list[int] = []
         pruned = False
@@ -62,7 +62,7 @@ class Matchness:
             agreed += count_agreed(forward, batch)
             n_read += [r.n_starts for r in batch.references]
             values = tuple(ratio(a, n) for a, n in zip(agreed, n_read, strict=True))
-            if go_on and n_done < len(self.batches) and not go_on(values):
+            if should_continue and n_done < len(self.batches) and not should_continue(values):
                 pruned = True
                 break
         return Score(

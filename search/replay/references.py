@@ -50,7 +50,7 @@ class ReferenceBatch:
 
 
 @torch.inference_mode()
-def refer(
+def decode_references(
     decoder: Decoder, prompts: Sequence[Sequence[int]], *, ending: Ending, batch_starts: int = BATCH_STARTS
 ) -> list[ReferenceBatch]:
     """Decode each prompt greedily with the full model, and keep what drafting after it needs.

@@ -15,7 +15,7 @@ from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import BestFirst
 from selfspec.errors import InputError
 from selfspec.skipping.plan import DraftPlan
-from selfspec.stopping import Optimal, Paying, RuleState, StopPolicy, StopRule, StopState
+from selfspec.stopping import Optimal, PauseWhenUnprofitable, RuleState, StopPolicy, StopRule, StopState
 
 MAX_KNOTS = 12  # of a calibration; chosen, not tuned
 
@@ -86,7 +86,7 @@ def fitted(rule: Optimal, drafted: Sequence[Chains], *, draft_cost: float, costs
     return replace(rule, draft_cost=draft_cost, verify_cost=more, calibration=calibration(pairs))
 
 
-def paying(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int) -> Paying:
+def pausing(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int) -> PauseWhenUnprofitable:
     """`rule`, with pauses while the plan's drafts cost more than they give.
 
     Args:
@@ -97,7 +97,9 @@ def paying(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int)
     """
     # A table measured on a busy machine may add up to less than nothing.
     draft_cost = max(0.0, costs.draft_cost(plan, context))
-    return Paying(rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, rule.max_draft, context=context))
+    return PauseWhenUnprofitable(
+        rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, rule.max_draft, context=context)
+    )
 
 
 def verify_cost(costs: CostTable, n_tokens: int, *, context: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from search.fitting.hidden_states_runner import Stream, Text
+from search.fitting.hidden_states_runner import HiddenStateRunner, Text
 from search.samplers.knapsack import Drafts, closest
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
@@ -26,17 +26,17 @@ def clasp(decoder: Decoder, texts: Sequence[Text], *, n_positions: int = 4, keep
         keep_ends: never skip the first and the last layer.
 
     Raises:
-        InputError: see `Stream`.
+        InputError: see `HiddenStateRunner`.
 
     Source: Chen et al. 2025 (arXiv:2505.24196, CLaSp), who compare the state of the last accepted token; here it is the
     mean over positions of all texts, since one set is to serve them all.
     """
-    drafts = solve_layers(Stream(decoder, texts, n_positions=n_positions), keep_ends=keep_ends)
+    drafts = solve_layers(HiddenStateRunner(decoder, texts, n_positions=n_positions), keep_ends=keep_ends)
     found = [SkipSet.from_bits(bits) for bits in drafts.bits]
     return [skip for skip in found if 0 < len(skip.attn) < skip.n_layers]
 
 
-def solve_layers(stream: Stream, *, keep_ends: bool) -> Drafts:
+def solve_layers(stream: HiddenStateRunner, *, keep_ends: bool) -> Drafts:
     """The drafts that reach the end of the model, one for each number of skipped layers, from 0 on."""
     drafts = Drafts.start(stream)
     for i in range(stream.n_layers):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from search.costs.table import CostTable
-from search.fitting.hidden_states_runner import Stream, Text, cosines
+from search.fitting.hidden_states_runner import HiddenStateRunner, Text, cosines
 from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
@@ -40,7 +40,7 @@ class Drafts:
     cosines: list[float]
 
     @classmethod
-    def start(cls, stream: Stream) -> Drafts:
+    def start(cls, stream: HiddenStateRunner) -> Drafts:
         """The one that has not begun."""
         return cls([0], [()], stream.start(), [1.0])
 
@@ -67,11 +67,11 @@ def knapsack(
         largest_unit: of the cost units, see `units`.
 
     Raises:
-        InputError: see `Stream` and `units`.
+        InputError: see `HiddenStateRunner` and `units`.
 
     Source: Cha et al. 2026 (arXiv:2602.20217, KnapSpec), whose choices the defaults of the last three settings are.
     """
-    stream = Stream(decoder, texts, n_positions=n_positions)
+    stream = HiddenStateRunner(decoder, texts, n_positions=n_positions)
     attn, mlp = units(costs, stream.context, largest=largest_unit)
     drafts = solve(stream, attn=attn, mlp=mlp, keep_ends=keep_ends, least_cosine=least_cosine)
     return [SkipSet.from_bits(bits) for bits in drafts.bits[1:]]
@@ -88,7 +88,7 @@ def units(costs: CostTable, context: int, *, largest: int) -> tuple[int, int]:
     Raises:
         InputError: if neither costs anything.
     """
-    parts = replace(costs, beside_s=())  # a sum, as the program needs it
+    parts = replace(costs, interaction_s=())  # a sum, as the program needs it
     whole = parts.draft_s(SkipSet(1), context)
     attn_s = whole - parts.draft_s(SkipSet(1, attn=frozenset({0})), context)
     mlp_s = whole - parts.draft_s(SkipSet(1, mlp=frozenset({0})), context)
@@ -102,7 +102,7 @@ def units(costs: CostTable, context: int, *, largest: int) -> tuple[int, int]:
     return (small, large) if attn_s < mlp_s else (large, small)
 
 
-def solve(stream: Stream, *, attn: int, mlp: int, keep_ends: bool, least_cosine: float) -> Drafts:
+def solve(stream: HiddenStateRunner, *, attn: int, mlp: int, keep_ends: bool, least_cosine: float) -> Drafts:
     """The drafts that reach the end of the model, the one that skips nothing first.
 
     Args:

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
-from search.objective import GoOn, Objective, Score
+from search.objective import Objective, Score, ShouldContinue
 from search.point import Point
 from search.samplers.base import Exhausted
 from search.space import Space
-from search.study.pruning import Pruning
+from search.study.pruning import WilcoxonPruning
 from search.study.study import Proposal, SearchStudy
 from selfspec.errors import DrafterError, InputError
 from selfspec.measure.stopwatch import Stopwatch
@@ -114,7 +114,7 @@ def run_search(
     stopwatch: Stopwatch,
     max_s: float | None = None,
     patience: int | None = None,
-    pruning: Pruning | None = None,
+    pruning: WilcoxonPruning | None = None,
     listener: Listener | None = None,
 ) -> Found:
     """Run the search until a budget is spent; what an earlier run of the same study spent counts.
@@ -241,7 +241,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _score(
-    proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], pruning: Pruning | None
+    proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], pruning: WilcoxonPruning | None
 ) -> tuple[Score | None, str | None]:
     """The score, from memory where this point was run before, and where that is; or None and why there is none."""
     number = _earlier(trials, proposal)
@@ -250,11 +250,11 @@ def _score(
         known = {f.name: attrs[f.name] for f in fields(Score) if f.name in attrs}
         return Score(**known | {"values": tuple(known.get("values", ()))}), f"known from trial {number}"
     best = None if pruning is None or proposal.origin == "start" else _best(trials)
-    go_on: GoOn | None = None
+    should_continue: ShouldContinue | None = None
     if pruning is not None and best is not None:
-        go_on = pruning.against(trials[best].user_attrs.get("values", ()))
+        should_continue = pruning.against(trials[best].user_attrs.get("values", ()))
     try:
-        score = objective(proposal.point, go_on=go_on)
+        score = objective(proposal.point, should_continue=should_continue)
     except (RuntimeError, DrafterError) as error:  # torch's out-of-memory is one; anything else ends the search
         return None, str(error).splitlines()[0]
     return score, f"behind trial {best} after {len(score.values)} prompts" if score.pruned else None

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from search.objective import GoOn
+from search.objective import ShouldContinue
 from selfspec.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Pruning:
+class WilcoxonPruning:
     """Ends a trial whose prompts are worse than the best trial's: a one-sided Wilcoxon signed-rank test of both.
 
     The test is made again after each prompt, so that a trial just as good as the best one is stopped more often than
@@ -41,11 +41,11 @@ class Pruning:
                 f"{0.5**self.min_prompts:.2g}; give more prompts"
             )
 
-    def against(self, best: Sequence[float]) -> GoOn:
+    def against(self, best: Sequence[float]) -> ShouldContinue:
         """Whether to score the other prompts, given the values so far; `best` are the best trial's, in that order."""
         from scipy.stats import wilcoxon  # type: ignore[import-untyped]  # takes a second, and most searches do without
 
-        def go_on(values: Sequence[float]) -> bool:
+        def should_continue(values: Sequence[float]) -> bool:
             n = len(values)
             if not self.min_prompts <= n <= len(best):
                 return True
@@ -54,4 +54,4 @@ class Pruning:
                 return True
             return bool(wilcoxon(differences, alternative="less", zero_method="zsplit").pvalue > self.p)
 
-        return go_on
+        return should_continue

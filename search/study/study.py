@@ -204,7 +204,7 @@ class SearchStudy:
             "mlp": sorted(proposal.skip.mlp),
             **({"settings": dict(proposal.point.settings)} if self.space.dimensions else {}),
             "origin": proposal.origin,
-            **({**score.as_dict(), "values": list(score.values)} if score else {}),
+            **({**score.to_dict(), "values": list(score.values)} if score else {}),
             **facts,
         }
         state = TrialState.FAIL if score is None else TrialState.PRUNED if score.pruned else TrialState.COMPLETE

@@ -39,12 +39,7 @@ class Memory:
 
     def __init__(self, ids_N: Tensor) -> None:
         self.ids_N = ids_N
-        self._behind: dict[int, dict[tuple[int, ...], int]] = {}  # 0.2 kB a token for each length that is asked for
-
-    @classmethod
-    def of(cls, ids_N: Tensor | None) -> Memory | None:
-        """The memory of a plan, if it has one."""
-        return None if ids_N is None else cls(ids_N)
+        self._behind: dict[int, dict[tuple[int, ...], int]] = {}  # 0.2 kB a token for each length that was looked for
 
     @cached_property
     def ids(self) -> list[int]:
@@ -89,12 +84,13 @@ class LookupDraft(AroundDrafter):
     """Looks the next tokens up; rows where there is nothing to find are drafted by `inner`.
 
     The longest end of a row's text that occurred before counts, and of two of one length that in its own text. The stop
-    rule is not asked: looked-up tokens cost nothing but their verification, and there is no confidence. They are a
-    point mass, chosen without chance, and judged as such when the target samples.
+    rule does not observe these rounds: looked-up tokens cost only their verification, and they have no confidence. The
+    verifier judges them as point masses when the target samples, since no chance chose them.
 
-    A memory of other texts than are decoded has matches too, which hardly ever hold. So it is asked while it knows this
-    one: of the last `asked` places of the text where it had a match, among `reach` tokens, the token that followed must
-    have been right at a fraction `known` at least, with one in its favour.
+    A memory of unrelated texts has matches too, and their continuations are almost always wrong. The memory therefore
+    proposes only while its hit rate is high enough: among the last `reach_tokens` tokens of the text, take the newest
+    `window` places where the memory has a match, and count those where its next token is the text's own. That count
+    plus one must be at least `min_hit_rate` times the number of places.
 
     Attributes:
         inner: drafts for the rows without a match; by default nobody does.
@@ -106,15 +102,17 @@ class LookupDraft(AroundDrafter):
         agreed: tokens proposed, at most, where no end was found but the last token occurred twice and was followed by
             the same; 0: none.
         memory: where to look besides; None: nowhere.
-        asked, reach, known: see above.
+        window: the most matches of the memory that its hit rate is computed from.
+        reach_tokens: how far back these matches may lie.
+        min_hit_rate: the fraction of these matches that must be right, between 0 and 1.
 
     Raises:
         InputError: for lengths that leave nothing to look for or to propose.
 
     Source: Saxena 2023, prompt lookup decoding; Yang et al. 2023 (arXiv:2304.04487); for the memory He et al. 2023,
     REST (arXiv:2311.08252), whose texts are a corpus; for the length Oliaro et al. 2024, SuffixDecoding
-    (arXiv:2411.04975). The factors are the best of eleven rules replayed on three kinds of text, and so is what a
-    memory must have known (LOG).
+    (arXiv:2411.04975). The factors are the best of eleven rules replayed on three kinds of text, and so are the
+    settings of the hit rate (LOG).
     """
 
     inner: Drafter = field(default_factory=NoDraft)
@@ -125,9 +123,9 @@ class LookupDraft(AroundDrafter):
     per_match: int = 2
     per_memory_match: int = 1
     memory: Memory | None = None
-    asked: int = 16
-    reach: int = 64
-    known: float = 0.2
+    window: int = 16
+    reach_tokens: int = 64
+    min_hit_rate: float = 0.2
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or not 1 <= self.min_ngram <= self.max_ngram:
@@ -178,14 +176,14 @@ class LookupDraft(AroundDrafter):
     def _knows(self, memory: Memory, ids: Sequence[int]) -> bool:
         """Whether the memory was right often enough, as far as the text has come."""
         n_matches = n_right = 0
-        for end in range(len(ids) - 1, max(0, len(ids) - 1 - self.reach), -1):
+        for end in range(len(ids) - 1, max(0, len(ids) - 1 - self.reach_tokens), -1):
             at, n = self._match(memory, ids, end)
             if n:
                 n_matches += 1
                 n_right += memory.ids[at] == ids[end]
-            if n_matches == self.asked:
+            if n_matches == self.window:
                 break
-        return n_right + 1 >= self.known * n_matches
+        return n_right + 1 >= self.min_hit_rate * n_matches
 
     def _agreed(self, ids: Sequence[int], n_tokens: int) -> list[int]:
         """What followed the last two occurrences of the last token, as far as it was the same."""

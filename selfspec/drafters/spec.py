@@ -23,6 +23,9 @@ from selfspec.targets import TARGET
 
 Lookup = Literal["front", "beside", "only"]
 
+# Settings of prompt lookup in files written before 2026-11-28, and their names now.
+FORMER_LOOKUP = {"asked": "window", "reach": "reach_tokens", "known": "min_hit_rate"}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftSpec:
@@ -109,7 +112,7 @@ class DraftSpec:
             plan,
             StopRule.from_dict(settings["stop"]) if stop is None else stop,
             settings.get("lookup"),
-            settings.get("lookup_settings") or {},
+            {FORMER_LOOKUP.get(k, k): v for k, v in (settings.get("lookup_settings") or {}).items()},
             None if tree is None else shape_from(tree),
             settings.get("sample_draft", True),
             settings.get("drafter"),

@@ -72,14 +72,16 @@ def read_draft(
     text = str(draft)
     path = Path(text).expanduser()
     if text == "none" or SYNTAX.fullmatch(text):  # also beside a folder of that name, which is ./a1
-        return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}
+        return DraftPlan.from_skip_set(SkipSet.parse(text, decoder.n_layers)), {}
     if file := _plan_file(path):
         return plan_files.load_plan(file, decoder, facts), plan_files.read_plan_file(file)
     if "/" not in text and path.suffix not in (".yaml", ".yml") and not os.path.exists(path):
-        return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}  # which says what is wrong with it
+        return DraftPlan.from_skip_set(SkipSet.parse(text, decoder.n_layers)), {}  # which says what is wrong with it
     skip = skip_set_files.load_skip_set(text, n_layers=decoder.n_layers)
     file = path / skip_set_files.NAME if os.path.isdir(path) else path
-    return DraftPlan.of(skip), dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return DraftPlan.from_skip_set(skip), dict(
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+    ) if file.is_file() else {}
 
 
 def _plan_file(path: Path) -> Path | None:

@@ -21,7 +21,7 @@ from selfspec.errors import InputError
 from selfspec.models.packing import n_bytes
 from selfspec.models.sublayers import Patch, Sublayers, find_sublayers
 from selfspec.skipping.bridges import stand_in
-from selfspec.skipping.plan import DraftPlan, Precision, Sublayer, sublayer, written
+from selfspec.skipping.plan import DraftPlan, Precision, Sublayer, format_sublayer, sublayer
 from selfspec.skipping.rounding import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.skipping.trimmed_head import TrimmedHead, trimmed
@@ -150,7 +150,7 @@ class Decoder:
         bridge, patches = plan.bridges[at], self._patches(at)
         if len(bridge.bias) != self.config.hidden_size:
             raise InputError(
-                f"the bridge at {written(at)} is for a hidden size of {len(bridge.bias)}, but this model's is "
+                f"the bridge at {format_sublayer(at)} is for a hidden size of {len(bridge.bias)}, but this model's is "
                 f"{self.config.hidden_size}; fit it for this model"
             )
         module = self.model.get_submodule(f"{self.sublayers.path}.{at[1]}.{patches[0].name}")
@@ -198,7 +198,7 @@ class Decoder:
 
 
 def _plan(draft: SkipSet | DraftPlan) -> DraftPlan:
-    return draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft)
+    return draft if isinstance(draft, DraftPlan) else DraftPlan.from_skip_set(draft)
 
 
 def share(module: nn.Module) -> nn.Module:

@@ -145,7 +145,7 @@ class StaticChain(BaseDrafter):
         """
         n_drafted = bucket(n, CHAINS)
         n_keys = min(key_bucket(max(starts) + n_drafted), static.capacity)
-        texts = PaddedTexts.of(text_rows, static.n_rows)
+        texts = PaddedTexts.from_rows(text_rows, static.n_rows)
         key = (self._number, self.forward.number, id(static), n_drafted, n_keys, texts.shape)
         inputs = {
             "ids_BT": padded(ids_B1, static.n_rows, 1),

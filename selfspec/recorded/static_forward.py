@@ -130,7 +130,7 @@ class StaticForward:
         n_tokens = bucket(n_new, TOKENS)
         n_keys = min(key_bucket(max(starts) + n_tokens), static.capacity)
         kept = n_logits if n_tokens == n_new else 0
-        texts = PaddedTexts.of(text_rows, static.n_rows)
+        texts = PaddedTexts.from_rows(text_rows, static.n_rows)
         key = (self.number, id(static), n_tokens, n_keys, kept, texts.shape)
         inputs = {
             "ids_BT": padded(ids_BT, static.n_rows, n_tokens),
@@ -195,7 +195,7 @@ class StaticForward:
         seen[:, :, 0] = True
         seen[:n_rows, :n_new] = pad(seen_BTS.expand(n_rows, n_new, -1), (0, n_keys - seen_BTS.shape[-1]))
         key_positions_BS = key_positions_BS.expand(n_rows, -1)
-        texts = PaddedTexts.of(text_rows, static.n_rows)
+        texts = PaddedTexts.from_rows(text_rows, static.n_rows)
         key = (self.number, id(static), "tree", n_tokens, n_keys, texts.shape)
         inputs = {
             "ids_BT": padded(ids_BT, static.n_rows, n_tokens),
@@ -337,7 +337,7 @@ class PaddedTexts:
     shape: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, rows: TextRows | None, n_rows: int) -> PaddedTexts:
+    def from_rows(cls, rows: TextRows | None, n_rows: int) -> PaddedTexts:
         """`rows` for a batch padded to `n_rows`."""
         if rows is None:
             return cls()

@@ -64,12 +64,12 @@ class DraftPlan:
         for at in order:
             if at not in self.skipped:
                 raise InputError(
-                    f"the plan has a bridge at {written(at)}, which is not skipped (skip={self.skip}); "
+                    f"the plan has a bridge at {format_sublayer(at)}, which is not skipped (skip={self.skip}); "
                     "skip it, or leave the bridge out"
                 )
 
     @classmethod
-    def of(cls, skip: SkipSet) -> DraftPlan:
+    def from_skip_set(cls, skip: SkipSet) -> DraftPlan:
         """The plain plan: nothing stands in for what is skipped."""
         return cls(skip)
 
@@ -87,7 +87,11 @@ class DraftPlan:
             "kind": self.kind,
             "precision": self.precision,
             "bridges": [
-                {"at": written(at), "for": [written(a) for a in runs[at]], "shapes": [list(t.shape) for t in b.tensors]}
+                {
+                    "at": format_sublayer(at),
+                    "for": [format_sublayer(a) for a in runs[at]],
+                    "shapes": [list(t.shape) for t in b.tensors],
+                }
                 for at, b in self.bridges.items()
             ],
             "head_size": None if self.head is None else self.head.numel(),
@@ -96,7 +100,9 @@ class DraftPlan:
 
     def tensors(self) -> dict[str, Tensor]:
         """Its numbers by name: those of the bridges, `head` and `memory`; on the CPU."""
-        named = {f"{written(at)}.{i}": t for at, bridge in self.bridges.items() for i, t in enumerate(bridge.tensors)}
+        named = {
+            f"{format_sublayer(at)}.{i}": t for at, bridge in self.bridges.items() for i, t in enumerate(bridge.tensors)
+        }
         named |= {name: t for name, t in (("head", self.head), ("memory", self.memory)) if t is not None}
         return {name: t.detach().cpu().contiguous() for name, t in named.items()}
 
@@ -136,7 +142,7 @@ class DraftPlan:
         """The first 12 hexadecimal digits of the SHA-256 of all it holds; reads all weights."""
         found = hashlib.sha256(f"{self.skip.n_layers} {self.skip} {self.kind} {self.precision}".encode())
         for at, bridge in self.bridges.items():
-            found.update(f" {written(at)} {bridge.digest()}".encode())
+            found.update(f" {format_sublayer(at)} {bridge.digest()}".encode())
         if self.head is not None:
             found.update(f" head {self.head.tolist()}".encode())
         if self.memory is not None:
@@ -156,7 +162,7 @@ class DraftPlan:
     def __str__(self) -> str:
         parts = [str(self.skip)]
         if self.bridges:
-            parts.append(f"{self.kind} at {' '.join(written(at) for at in self.bridges)}")
+            parts.append(f"{self.kind} at {' '.join(format_sublayer(at) for at in self.bridges)}")
         if self.head is not None:
             parts.append(f"head of {self.head.numel()}")
         if self.precision != "same":
@@ -176,7 +182,7 @@ def sublayer(position: int) -> Sublayer:
     return ("mlp" if position % 2 else "attn", position // 2)
 
 
-def written(at: Sublayer) -> str:
+def format_sublayer(at: Sublayer) -> str:
     """As in a written skip set: `a3`, `m7`."""
     return f"{at[0][0]}{at[1]}"
 

@@ -3,7 +3,7 @@
 from selfspec.stopping.adaptive import Adaptive
 from selfspec.stopping.base import RuleState, StopRule
 from selfspec.stopping.lookahead import Optimal
-from selfspec.stopping.pausing import Paying
+from selfspec.stopping.pausing import PauseWhenUnprofitable
 from selfspec.stopping.protocol import StopPolicy, StopState
 from selfspec.stopping.rules import Fixed, Heuristic, Threshold
 
@@ -12,7 +12,7 @@ __all__ = [
     "Fixed",
     "Heuristic",
     "Optimal",
-    "Paying",
+    "PauseWhenUnprofitable",
     "RuleState",
     "StopPolicy",
     "StopRule",

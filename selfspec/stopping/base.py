@@ -7,9 +7,11 @@ elsewhere is written by where it is imported from, `{"_target_": "rules.Patient"
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfspec.errors import InputError, unknown_name
@@ -40,6 +42,8 @@ class StopRule:
 
     __slots__ = ()
     needs_confidence: ClassVar[bool] = True
+    former_name: ClassVar[str | None] = None  # in files written by earlier versions
+    former_settings: ClassVar[Mapping[str, str]] = MappingProxyType({})  # earlier name of a setting -> its name
 
     if TYPE_CHECKING:  # a field of each rule; a property here would be taken for the field's default
 
@@ -58,7 +62,7 @@ class StopRule:
         """See `StopPolicy`: the name or the place of the rule, and its settings."""
         settings = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}  # type: ignore[arg-type]
         kind = type(self)
-        name = kind.__name__.lower()
+        name = _name(kind)
         if named_rules().get(name) is kind:
             return {NAME: name, **settings}
         return {TARGET: f"{kind.__module__}.{kind.__qualname__}", **settings}
@@ -72,6 +76,7 @@ class StopRule:
         """
         settings = {key: _rebuilt(value) for key, value in body.items() if key not in (NAME, TARGET)}
         kind = _imported(str(body[TARGET])) if TARGET in body else _named(str(body.get(NAME)))
+        settings = {kind.former_settings.get(key, key): value for key, value in settings.items()}
         try:
             return kind(**settings)
         except TypeError as error:
@@ -118,11 +123,16 @@ def named_rules() -> dict[str, type[StopRule]]:
     folder = import_module(__package__)
     modules = [import_module(f"{__package__}.{module.name}") for module in pkgutil.iter_modules(folder.__path__)]
     return {
-        kind.__name__.lower(): kind
+        _name(kind): kind
         for module in modules
         for kind in vars(module).values()
         if _is_rule(kind) and kind.__module__ == module.__name__
     }
+
+
+def _name(kind: type) -> str:
+    """`PauseWhenUnprofitable` is written as `pause_when_unprofitable`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def _is_rule(kind: Any) -> bool:
@@ -131,6 +141,9 @@ def _is_rule(kind: Any) -> bool:
 
 def _named(name: str) -> type[StopRule]:
     rules = named_rules()
+    former = {rule.former_name: rule for rule in rules.values() if rule.former_name}
+    if name in former:
+        return former[name]
     if name not in rules:
         raise unknown_name("stop rule", name, list(rules))
     return rules[name]
