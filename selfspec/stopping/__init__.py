@@ -1,4 +1,7 @@
-"""Stop rules under the names that configurations and users have for them; what they are is in `selfspec.stopping`."""
+"""Stop rules: when to end a draft, one family of rules a file. Configurations name the rules by this package.
+
+It must not know models, caches or tensors: a rule sees counts and confidences only.
+"""
 
 from selfspec.stopping.adaptive import Adaptive
 from selfspec.stopping.base import RuleState, StopRule

@@ -1,7 +1,7 @@
-"""What stop rules have in common: how a rule is written down and read back, and what a rule does if it says nothing.
+"""Base classes of stop rules: conversion to and from plain values, and defaults.
 
-A rule of this package is written by its name, `{"name": "threshold", "max_draft": 12, "threshold": 0.6}`. A rule from
-elsewhere is written by where it is imported from, `{"_target_": "rules.Patient", "max_draft": 12}`.
+A rule of this package is written with its name, `{"name": "threshold", "max_draft": 12, "threshold": 0.6}`. A rule from
+elsewhere is written with its import path, `{"_target_": "rules.Patient", "max_draft": 12}`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME, TARGET = "name", "_target_"
 
 
 class StopRule:
-    """The base of a stop rule: a frozen dataclass with `max_draft` and `begin`.
+    """Base of a stop rule, which is a frozen dataclass with `max_draft` and `begin`.
 
     Example:
         @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class StopRule:
     former_name: ClassVar[str | None] = None  # in files written by earlier versions
     former_settings: ClassVar[Mapping[str, str]] = MappingProxyType({})  # earlier name of a setting -> its name
 
-    if TYPE_CHECKING:  # a field of each rule; a property here would be taken for the field's default
+    if TYPE_CHECKING:  # each rule has this field; at run time a property would become the field's default
 
         @property
         def max_draft(self) -> int: ...
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state for a new prompt; every rule implements it."""
         raise NotImplementedError(f"{type(self).__name__} has no begin")
 
     def variants(self) -> Sequence[StopPolicy]:
-        """None, for a rule that does not say what else to try."""
+        """Nothing: by default a rule has no other settings to try."""
         return ()
 
     def to_dict(self) -> dict[str, Any]:
-        """See `StopPolicy`: the name or the place of the rule, and its settings."""
+        """Name or import path of the rule, and its settings."""
         settings = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}  # type: ignore[arg-type]
         kind = type(self)
         name = _name(kind)
@@ -69,7 +69,7 @@ class StopRule:
 
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> StopPolicy:
-        """The rule that `to_dict` wrote.
+        """The rule that `to_dict` wrote; earlier names of rules and settings are understood.
 
         Raises:
             InputError: if there is no such rule, it cannot be imported, or it has other settings.
@@ -85,41 +85,41 @@ class StopRule:
 
 
 class RuleState:
-    """The base of a rule's state: it always begins to draft, has no threshold and learns nothing."""
+    """Base of a rule's state: it always drafts, has no threshold and learns nothing."""
 
     __slots__ = ()
 
     @property
     def threshold(self) -> float | None:
-        """See `StopState`."""
+        """None: by default a rule has no threshold."""
         return None
 
     def begins(self) -> bool:
-        """See `StopState`."""
+        """True: by default every round drafts."""
         return True
 
     def more(self, n_drafted: int, confidence: float) -> bool:
-        """See `StopState`."""
+        """Whether to draft another token; every rule implements it."""
         raise NotImplementedError(f"{type(self).__name__} has no more")
 
     def observe(self, n_drafted: int, n_accepted: int) -> None:
-        """See `StopState`."""
+        """Learn nothing."""
 
 
 def check_max_draft(max_draft: int) -> None:
-    """Refuse a round of no tokens."""
+    """Raise InputError if a round could draft no token."""
     if max_draft < 1:
         raise InputError(f"stop.max_draft={max_draft}; a round drafts at least 1 token")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Refuse what is no probability."""
+    """Raise InputError if the value is not a probability."""
     if not 0 <= value <= 1:
         raise InputError(f"stop.{name}={value}; it is a probability, between 0 and 1")
 
 
 def named_rules() -> dict[str, type[StopRule]]:
-    """The rules in the modules of this package, by their names."""
+    """The rules of this package's modules, by name."""
     folder = import_module(__package__)
     modules = [import_module(f"{__package__}.{module.name}") for module in pkgutil.iter_modules(folder.__path__)]
     return {
@@ -150,7 +150,7 @@ def _named(name: str) -> type[StopRule]:
 
 
 def _imported(target: str) -> type[StopRule]:
-    """The rule of that place; nothing else is ever called, since records are read from files of others."""
+    """The rule at an import path. Only stop rules are returned, since files of other people are read with this."""
     module, _, name = target.rpartition(".")
     try:
         kind = getattr(import_module(module), name)
@@ -166,14 +166,14 @@ def _imported(target: str) -> type[StopRule]:
 
 
 def _rebuilt(value: Any) -> Any:
-    """A setting: a rule is made anew, and a list becomes a tuple, so that rules can be compared and be keys."""
+    """A setting from plain values; lists become tuples, so that rules can be compared and hashed."""
     if isinstance(value, Mapping) and (NAME in value or TARGET in value):
         return StopRule.from_dict(value)
     return tuple(_rebuilt(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:
-    """A setting in values that YAML and JSON can hold, whatever kind of list or mapping it came as."""
+    """A setting as plain values of YAML and JSON."""
     if isinstance(value, StopRule):
         return value.to_dict()
     if isinstance(value, Mapping):

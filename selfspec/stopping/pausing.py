@@ -27,11 +27,11 @@ class PauseWhenUnprofitable(StopRule):
 
     Attributes:
         rule: decides how far to draft between pauses.
-        draft_cost: of one drafted token, in plain tokens; measured.
-        verify_cost: of verifying one token more, in plain tokens; measured.
-        window: rounds.
-        credit: tokens over cost at the start, with the weight of `window / 2` plain tokens.
-        pause, longest_pause: rounds.
+        draft_cost: measured cost of one drafted token, in plain tokens.
+        verify_cost: measured cost of verifying one more token, in plain tokens.
+        window: length of the average, in rounds.
+        credit: ratio of tokens to cost at the start, with the weight of `window / 2` plain tokens.
+        pause, longest_pause: lengths of the first and of the longest pause, in rounds.
         min_gain: tokens that drafting must give for the cost of one plain token. Above 1, since costs grow with the
             text and prompt lookup is cheaper than a draft.
     """
@@ -63,23 +63,23 @@ class PauseWhenUnprofitable(StopRule):
 
     @property
     def max_draft(self) -> int:
-        """See `StopPolicy`."""
+        """That of the rule inside."""
         return self.rule.max_draft
 
     @property
     def needs_confidence(self) -> bool:  # type: ignore[override]
-        """See `StopPolicy`."""
+        """Whether the rule inside reads the confidence."""
         return self.rule.needs_confidence
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state with the sums and pauses of `after`, and a new state of the rule inside."""
         if isinstance(after, _PausingState):
             return replace(after, inner=self.rule.begin(after.inner))
         weight = self.window / 2
         return _PausingState(self, self.rule.begin(), self.credit * weight, weight, self.pause)
 
     def variants(self) -> Sequence[StopPolicy]:
-        """See `StopPolicy`: what is tuned is the rule inside."""
+        """The variants of the rule inside, each with these pauses."""
         return [replace(self, rule=rule) for rule in self.rule.variants()]
 
 
@@ -90,7 +90,7 @@ class _PausingState(RuleState):
     tokens: float
     cost: float
     next_pause: int
-    n_paused: int = 0  # rounds that are left
+    n_paused: int = 0  # rounds that are left of the current pause
     n_drafted: int = 0  # rounds since the last pause
 
     @property
