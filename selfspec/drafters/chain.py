@@ -48,7 +48,7 @@ class ModelDraft(BaseDrafter):
     is_replayable: ClassVar[bool] = True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """A chain for each row; a stopped row stays in the batch until the last one stops, and its results are unused."""
+        """A chain for each row; a stopped row stays in the batch until the last one stops, with unused results."""
         starts = [len(row.ids) - 1 for row in rows]
         drafts = [
             Draft(confidences=[], probabilities=[] if self.sample and row.chooser.do_sample else None, source=self.name)

