@@ -1,7 +1,7 @@
-"""From the best trials to one winner: scored anew on fresh prompts, then raced against plain decoding by the clock.
+"""The finals of a search: score the best trials on fresh prompts, then race them against plain decoding by the clock.
 
-A search's best trial is partly lucky: it was chosen for its value. Fresh prompts take the luck out, and the race says
-what the machine makes of the prediction. All that race decode the same prompts in turn.
+The value of a search's best trial is biased, since the trial was chosen for it. Fresh prompts remove this bias, and the
+race measures the real speedup. All finalists decode the same prompts in turn.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopState
 
-MIN_PROMPTS = 4  # before one may be out; chosen, not tuned
+MIN_PROMPTS = 4  # prompts before a finalist can be dropped; chosen, not tuned
 
 
 @dataclass(slots=True)
 class Finalist:
-    """A point on its way through the finals.
+    """A point in the finals.
 
     Attributes:
-        point: of the search space.
-        spec: what it is raced with.
-        trial_value: of the trial that brought it here.
-        score: on fresh prompts.
-        times, results: of the race, a prompt each.
-        out_after: prompts after which it was out; None if it was not.
+        point: point of the search space.
+        spec: its draft spec in the race.
+        trial_value: value of its trial in the search.
+        score: score on fresh prompts; None before `rescore`.
+        times, results: one entry for each raced prompt.
+        out_after: number of prompts after which it was dropped; None if it was not.
     """
 
     point: Point
@@ -49,7 +49,7 @@ class Finalist:
 
 @dataclass(frozen=True, slots=True)
 class Raced:
-    """What the race found of one finalist: speedup over plain decoding with its 95 % interval, and counts."""
+    """Result of the race for one finalist: speedup over plain decoding with its 95 % interval, and counts."""
 
     finalist: Finalist
     speedup: float
@@ -59,7 +59,7 @@ class Raced:
 
     @property
     def row(self) -> dict[str, Any]:
-        """For a JSON line."""
+        """The row of `finals.jsonl`."""
         f, (low, high) = self.finalist, self.interval
         row = {
             "skip": str(f.point.skip),
@@ -80,7 +80,7 @@ class Raced:
 
 
 def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int) -> list[Finalist]:
-    """The best `n_kept`, each on the prompts and with the drafts of its objective, best first."""
+    """Score each finalist with its objective; returns the best `n_kept`, best first."""
     for finalist, objective in entries:
         finalist.score = objective(finalist.point)
     return sorted((f for f, _ in entries), key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
@@ -95,25 +95,25 @@ def race(
     stopwatch: Stopwatch,
     listener: Callable[[int], None] | None = None,
 ) -> list[Raced]:
-    """Decode every prompt plainly and with each finalist, in turns; best first, those that were out at the end.
+    """Decode every prompt plainly and with each finalist in turn; returns the best first, dropped ones last.
 
-    A finalist is out when the upper end of its interval lies below the lower end of the best one's. The first prompt is
-    decoded once before, and does not count.
+    A finalist is dropped if the upper end of its interval lies below the lower end of the best one's interval. The
+    first prompt is decoded once as a warm-up.
 
     Args:
         decoder: the model.
         prompts: token ids; not those that the finalists were chosen on.
-        finalists: who races.
-        ending: of each answer.
-        stopwatch: where seconds come from.
-        listener: told the number of prompts that are done.
+        finalists: the finalists.
+        ending: end of each answer.
+        stopwatch: measures the seconds.
+        listener: called with the number of finished prompts.
     """
     plain: list[Timed] = []
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
     drafters = [build_drafter(f.spec, decoder) for f in finalists]
 
     def run(i: int, ids: Sequence[int]) -> DecodeResult:
-        """By the i-th finalist, or plainly for -1."""
+        """Decode with the i-th finalist, or plainly for -1."""
         if i < 0:
             (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch)
             return result
@@ -143,7 +143,7 @@ def race(
 
 
 def _drop(going: Sequence[Finalist], plain: Sequence[Timed]) -> None:
-    """Say who is out."""
+    """Mark the finalists that are dropped now."""
     intervals = [speedup_interval(plain, f.times) for f in going]
     best = max(range(len(going)), key=lambda i: speedup(plain, going[i].times))
     for finalist, (_, high) in zip(going, intervals, strict=True):

@@ -24,7 +24,7 @@ from search.draft_of_point import FULL, Drafts, check_dimensions, continued, hea
 from search.fitting.bridge_fitting import BridgeFitter, observe
 from search.objective import Objective, TokensPerSecond
 from search.replay.objectives import ReplayObjective, accepted_fraction, expected_speedup
-from search.replay.parallel_agreement import Matchness
+from search.replay.parallel_agreement import ParallelAgreement
 from search.replay.references import BATCH_STARTS, Reference, ReferenceBatch, decode_references
 from search.space import Space
 from search.study.study import SearchStudy
@@ -283,7 +283,7 @@ def objective(
         return TokensPerSecond(decoder, calibration, o.max_new_tokens, watch, drafts)
     batches = references(cfg, loaded, calibration)
     if o.name == "matchness":
-        return Matchness(decoder, batches, watch, drafts)
+        return ParallelAgreement(decoder, batches, watch, drafts)
     if o.name not in _REPLAYED:
         raise unknown_name("objective", o.name, options("objective"))
     assert costs is not None

@@ -1,4 +1,4 @@
-"""The cost tables of a search whose drafts have several heads or precisions: each measured when it is first needed."""
+"""Cost tables for drafts of several heads or precisions; each is measured at its first use."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from selfspec.skipping.plan import DraftPlan, Precision
 
 log = logging.getLogger(__name__)
 
-Measure = Callable[[str, Tensor | None, Precision], CostTable]  # from a table's name, a head and a precision
+Measure = Callable[[str, Tensor | None, Precision], CostTable]  # (name of the table, head, precision) -> table
 
 
 class Costs(Protocol):
-    """What drafts cost."""
+    """Cost tables of drafts."""
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
-        """The table for drafts with a plan's head and precision."""
+        """The table for drafts with the head and precision of a plan."""
         ...
 
 
 class DraftCosts:
-    """The run's own table, and those of other heads and precisions.
+    """The run's own table, and tables for other heads and precisions.
 
     Args:
-        table: of the run's own head and precision, with the cost of a bridge.
-        own: a plan of these.
-        measure: makes another table.
+        table: table for the run's own head and precision, with the cost of a bridge.
+        own: a plan with this head and precision.
+        measure: measures another table.
     """
 
     def __init__(self, table: CostTable, *, own: DraftPlan, measure: Measure) -> None:
@@ -45,7 +45,7 @@ class DraftCosts:
         self._path: Path | None = None
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
-        """See `Costs`; measures it if need be. The machine must be quiet."""
+        """The table for a plan's head and precision; it is measured at its first use, on a quiet machine."""
         name = _name(plan)
         if name == self._own:
             return self.table
@@ -60,15 +60,15 @@ class DraftCosts:
         return self._others[name]
 
     def keep(self, path: Path) -> None:
-        """Write all tables to a JSON file, now and whenever another is measured; `CostTable.read` reads the own one."""
+        """Write all tables to a JSON file, now and after each measurement; `CostTable.read` reads the run's own one."""
         self._path = path
         self._write()
 
     def recall(self, path: Path) -> None:
-        """Take the other tables from the file of `keep`.
+        """Read the other tables from the file of `keep`.
 
         Raises:
-            InputError: if it cannot be read.
+            InputError: if the file cannot be read.
         """
         try:
             others = json.loads(path.read_text(encoding="utf-8")).get("others", {})
@@ -84,5 +84,5 @@ class DraftCosts:
 
 
 def _name(plan: DraftPlan) -> str:
-    """What tells tables apart: `head full, int4`."""
+    """Key of a table: `head full, int4`."""
     return f"head {'full' if plan.head is None else plan.head.numel()}, {plan.precision}"

@@ -1,6 +1,6 @@
-"""The objectives without noise: drafts replayed against what the full model is known to say, and measured costs.
+"""Objectives without noise: replay drafts against references, and weigh the counts with measured costs.
 
-Nothing is verified and no clock is read into a value, so that two runs give the same number.
+A value involves neither a verification nor a clock, so two runs give the same value.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from search.objective import Draft, Objective, Score, ShouldContinue, TokensPerS
 from search.point import Point
 from search.replay.chain_replay import NOTHING, draft_everything, find_lookup_proposals, replay, replay_in_turn
 from search.replay.chains import Chains, Start
-from search.replay.parallel_agreement import Matchness
+from search.replay.parallel_agreement import ParallelAgreement
 from search.replay.references import Reference, ReferenceBatch
 from search.replay.rule_tuner import Widest, fitted, variants
 from search.replay.simulator import simulate
@@ -35,25 +35,25 @@ from selfspec.stopping import Optimal, StopPolicy, StopState
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The rounds of one prompt, and what they cost in seconds: drafting, verifying, or plain decoding instead."""
+    """The rounds of one prompt, and the seconds of drafting, of verifying, and of plain decoding instead."""
 
     rounds: list[Round]
     draft_s: float
     verify_s: float
     plain_s: float
-    plain_drafted_s: float  # had the tokens that the model drafted been plain ones
+    plain_drafted_s: float  # seconds plain decoding needs for as many tokens as the draft's forwards
 
 
 def cost_of(rounds: list[Round], reference: Reference, plan: DraftPlan, costs: CostTable) -> Replayed:
-    """One prompt's rounds with their seconds, each at the context where it happens.
+    """The rounds of one prompt with their seconds, each at its own context length.
 
-    A forward of a draft that reads several nodes of a tree is taken to cost as much as one that reads one.
+    A forward of the draft over several nodes of a tree counts as much as one over a single node.
 
     Args:
-        rounds: of the prompt.
+        rounds: rounds of the prompt.
         reference: the prompt and its answer.
-        plan: of the draft.
-        costs: of its forwards.
+        plan: plan of the draft.
+        costs: cost table of its forwards.
     """
     context = len(reference.prompt)
     draft_s = verify_s = plain_s = plain_drafted_s = 0.0
@@ -68,12 +68,12 @@ def cost_of(rounds: list[Round], reference: Reference, plan: DraftPlan, costs: C
 
 
 def expected_speedup(prompts: Sequence[Replayed]) -> float:
-    """Plain seconds over the method's, pooled."""
+    """Seconds of plain decoding over seconds of the method, pooled."""
     return ratio(sum(p.plain_s for p in prompts), sum(p.draft_s + p.verify_s for p in prompts))
 
 
 def accepted_fraction(prompts: Sequence[Replayed]) -> float:
-    """Accepted over drafted tokens, pooled; 1 where nothing was drafted, since nothing was rejected."""
+    """Accepted over drafted tokens, pooled; 1 if nothing was drafted, since nothing was rejected."""
     value = acceptance(
         sum(r.accepted for p in prompts for r in p.rounds), sum(r.drafted for p in prompts for r in p.rounds)
     )
@@ -81,10 +81,10 @@ def accepted_fraction(prompts: Sequence[Replayed]) -> float:
 
 
 class LookupProposals:
-    """Where prompt lookup proposes something in the references: it depends on them and on the lookup alone.
+    """Proposals of prompt lookup in the references; they depend only on the references and the lookup, and are cached.
 
     Args:
-        batches: of references.
+        batches: batches of references.
     """
 
     def __init__(self, batches: Sequence[ReferenceBatch]) -> None:
@@ -92,31 +92,31 @@ class LookupProposals:
         self._found: dict[Any, tuple[Any, list[Mapping[Start, list[int]]]]] = {}
 
     def __call__(self, spec: DraftSpec) -> Sequence[Mapping[Start, list[int]]]:
-        """For each batch what the lookup of `spec` proposes, by place."""
+        """For each batch, the proposals of the lookup of `spec` by start."""
         lookup, memory = lookup_of(spec), spec.plan.memory
         if lookup is None:
             return [NOTHING for _ in self._batches]
         key = (tuple(sorted(spec.lookup_settings.items())), id(memory))
-        if key not in self._found:  # the memory is kept with it: no other has its id meanwhile
+        if key not in self._found:  # the memory is stored as well, so that no other one gets its id
             self._found[key] = memory, [find_lookup_proposals(b.references, lookup) for b in self._batches]
         return self._found[key][1]
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayObjective:
-    """Replays every calibration prompt with a point's drafts, and values what comes out.
+    """Replays every calibration prompt with a point's drafts, and computes a value from the replayed prompts.
 
     Attributes:
-        name, unit: of the value.
-        value: from the replayed prompts.
+        name, unit: name and unit of the value.
+        value: function from the replayed prompts to the value.
         decoder: the model.
-        batches: what the full model says on the calibration prompts.
-        costs: measured on this machine.
-        stopwatch: for the seconds that scoring takes.
-        draft: what a point is drafted with; its stop rule begins afresh with every prompt, but where it is carried.
-        tune_stop: choose the rule's settings for each point, those of the best value; the score says which.
-        is_carried: the rule goes on from prompt to prompt, as when one after the other is decoded.
-        lookup_proposals: what prompt lookup proposes; None: found out.
+        batches: references of the calibration prompts.
+        costs: costs measured on this machine.
+        stopwatch: measures the seconds of scoring.
+        draft: gives the draft spec of a point. Its stop rule begins anew for every prompt, unless `is_carried`.
+        tune_stop: choose the stop rule's settings with the best value for each point; the score holds them.
+        is_carried: the stop rule keeps its state from prompt to prompt, as in decoding them one after another.
+        lookup_proposals: proposals of prompt lookup; None: computed from `batches`.
 
     Source: the closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with counted instead of assumed
     acceptance and a measured cost of verification.
@@ -141,7 +141,7 @@ class ReplayObjective:
             object.__setattr__(self, "lookup_proposals", LookupProposals(self.batches))
 
     def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
-        """See `Objective`."""
+        """The score of a replay; with `tune_stop` that of the stop rule with the best value."""
         began = self.stopwatch.now()
         by_rule: dict[StopPolicy, list[Replayed]] = {}
         pruned = False
@@ -169,7 +169,7 @@ class ReplayObjective:
         )
 
     def _batches(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
-        """The replayed prompts of one batch after the other, by stop rule."""
+        """Yield the replayed prompts of each batch, by stop rule."""
         if spec.lookup == "only":
             raise InputError(f"{spec} cannot be replayed; search with objective=tokens_per_second")
         if not spec.is_plan:
@@ -204,9 +204,10 @@ class ReplayObjective:
             yield replayed
 
     def _simulated(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
-        """The same of a drafter that runs as it does in a decode: a tree, or a user's own.
+        """The same for a drafter that must run as in a decode: a tree, or a user's own drafter.
 
-        A rule that is carried goes on from batch to batch; the prompts of one begin with the same state.
+        With `is_carried` the rule's state carries over from batch to batch; the prompts of a batch begin with the same
+        state.
         """
         drafter = build_drafter(spec, self.decoder)
         costs, state = self.costs.for_plan(spec.plan), None
@@ -218,15 +219,15 @@ class ReplayObjective:
 
 
 def as_raced(objective: Objective, spec: DraftSpec) -> Objective:
-    """`objective` that scores `spec`, whatever the point, with its rule carried from prompt to prompt as in a race.
+    """`objective` for `spec` at any point, with the stop rule's state carried from prompt to prompt as in a race.
 
-    An objective that carries and tunes no rule has none to change.
+    An objective without a replay changes only its spec.
     """
     if isinstance(objective, MultiDataset):
         return replace(objective, objectives={k: as_raced(o, spec) for k, o in objective.objectives.items()})
     if isinstance(objective, ReplayObjective):
         return replace(objective, draft=lambda _: spec, tune_stop=False, is_carried=True)
-    assert isinstance(objective, TokensPerSecond | Matchness)
+    assert isinstance(objective, TokensPerSecond | ParallelAgreement)
     return replace(objective, draft=lambda _: spec)
 
 
