@@ -100,7 +100,7 @@ def singles(n_layers: int) -> list[SkipSet]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SpeedupBound:
     """An upper estimate of the speedup of plain skipping, and the set that would reach it.
 
     Attributes:
@@ -134,7 +134,7 @@ class Verdict:
         )
 
 
-def predict(importance: Importance, costs: CostTable, *, context: int, max_draft: int) -> Verdict:
+def predict(importance: Importance, costs: CostTable, *, context: int, max_draft: int) -> SpeedupBound:
     """An optimistic estimate of the best speedup of any skip set; a search rarely exceeds it.
 
     The acceptance of a set is estimated as the product of the relative acceptances of its sublayers, each skipped
@@ -165,7 +165,7 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
     mildest = sorted(kept, key=lambda skip: -kept[skip])
     attn = [(layer, kept[skip]) for skip in mildest for layer in skip.attn]
     mlp = [(layer, kept[skip]) for skip in mildest for layer in skip.mlp]
-    best = Verdict(0.0, SkipSet(n_layers), 1.0, 1.0, 1)
+    best = SpeedupBound(0.0, SkipSet(n_layers), 1.0, 1.0, 1)
     for n_attn in range(n_layers + 1):
         for n_mlp in range(n_layers + 1):
             attn_layers, mlp_layers = ([layer for layer, _ in s] for s in (attn[:n_attn], mlp[:n_mlp]))
@@ -174,7 +174,7 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
             bound, draft_length = fixed_speedup(chance, skip, costs, context=context, max_draft=max_draft)
             if bound > best.bound:
                 draft_cost = costs.draft_cost(skip, context)
-                best = Verdict(bound, skip, chance, draft_cost, draft_length, len(importance.missing))
+                best = SpeedupBound(bound, skip, chance, draft_cost, draft_length, len(importance.missing))
     if best.bound > max_draft + 1:
         raise InputError(
             f"the cost table predicts {best.bound:.2f}x of plain decoding, but a round of {max_draft} drafted tokens "

@@ -59,7 +59,7 @@ class Score:
 
 
 ShouldContinue = Callable[[Sequence[float]], bool]  # values of the prompts so far -> whether to score the others
-Draft = Callable[[Point], DraftSpec]  # from a point to its draft spec
+SpecOfPoint = Callable[[Point], DraftSpec]  # from a point to its draft spec
 
 
 class Objective(Protocol):
@@ -107,7 +107,7 @@ class TokensPerSecond:
     prompts: Sequence[Sequence[int]]
     max_new_tokens: int
     stopwatch: Stopwatch
-    draft: Draft
+    draft: SpecOfPoint
     name: str = "tokens_per_second"
     unit: str = "tokens/s"
 

@@ -21,7 +21,7 @@ from selfspec.engine.decode import Ending, Kind
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
-from selfspec.speculator import Draft, kept
+from selfspec.speculator import DraftLike, kept
 from selfspec.stopping import StopPolicy
 
 _UNSUPPORTED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -31,7 +31,7 @@ def generate(
     model: Any,
     inputs: Tensor | Sequence[int] | str,
     *,
-    draft: Draft,
+    draft: DraftLike,
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
     tokenizer: Any = None,
@@ -77,7 +77,7 @@ def generate(
 
 
 def as_custom_generate(
-    draft: Draft,
+    draft: DraftLike,
     *,
     stop: StopPolicy | None = None,
     lookup: bool | None = None,

@@ -34,7 +34,7 @@ from selfspec.stopping import StopPolicy, StopState, Threshold
 DEFAULT_STOP = Threshold(max_draft=12, threshold=0.6)  # the paper's K and first threshold, without its adaptation
 MOST_KEPT = 4  # speculators kept for a model; each may hold rounded copies of its weights; chosen, not tuned
 
-Draft = DraftSpec | DraftPlan | SkipSet | str | Path
+DraftLike = DraftSpec | DraftPlan | SkipSet | str | Path
 
 
 class Speculator:
@@ -55,7 +55,7 @@ class Speculator:
     def __init__(
         self,
         model: nn.Module | Decoder,
-        draft: Draft,
+        draft: DraftLike,
         *,
         stop: StopPolicy | None = None,
         lookup: bool | None = None,
@@ -103,7 +103,7 @@ class Speculator:
         return results
 
 
-def _spec(draft: Draft, decoder: Decoder, stop: StopPolicy | None) -> DraftSpec:
+def _spec(draft: DraftLike, decoder: Decoder, stop: StopPolicy | None) -> DraftSpec:
     if isinstance(draft, DraftSpec):
         return draft if stop is None else replace(draft, stop=stop)
     if isinstance(draft, SkipSet):
@@ -136,7 +136,7 @@ _PLACE = "_selfspec_kept"
 
 def kept(
     model: nn.Module,
-    draft: Draft,
+    draft: DraftLike,
     *,
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
@@ -163,7 +163,7 @@ def kept(
     return found.speculators[key]
 
 
-def _key(draft: Draft) -> Hashable:
+def _key(draft: DraftLike) -> Hashable:
     """Key of a draft; for a file or folder it includes the modification times."""
     if not isinstance(draft, str | Path):
         return draft

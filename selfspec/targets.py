@@ -52,7 +52,7 @@ def find_class(target: str, *, method: str) -> Any:
             "file lies"
         ) from None
     if not (isinstance(found, type) and callable(getattr(found, method, None))):
-        raise InputError(f"{target} is no class with a method {method}")
+        raise InputError(f"{target} is not a class with a method {method}")
     return found
 
 
@@ -71,8 +71,8 @@ def changed(value: Any, name: str, **settings: Any) -> Any:
     for key in settings:
         if key not in fields:
             known = f"its settings are {', '.join(fields)}" if fields else "there is nothing to set"
-            raise InputError(f"{name}.{key} is no setting of {type(value).__name__}; {known}")
+            raise InputError(f"{name}.{key} is not a setting of {type(value).__name__}; {known}")
     try:
         return dataclasses.replace(value, **settings)
     except TypeError as error:
-        raise InputError(f"{name} of {settings} cannot be ({error})") from None
+        raise InputError(f"{name} cannot have {settings} ({error})") from None

@@ -87,7 +87,7 @@ def test_search_by_a_table_that_cannot_be_ends_in_one_line(toy: list[str], empty
     Path("mine.json").write_text(json.dumps(body))
     ran = command("search", *toy, "searcher.n_trials=3", "objective.n_prompts=2", "costs.path=mine.json")
     assert ran.status == 2
-    assert "mine.json: mlp_s takes -3e-06 s, which cannot be" in ran.error_lines[-1]
+    assert "mine.json: mlp_s takes -3e-06 s, which is impossible" in ran.error_lines[-1]
 
 
 FACTS: dict[str, Any] = {"weights": {"revision": "abc", "sha256": None}}
@@ -109,10 +109,10 @@ def saved(folder: Path, decoder: Decoder, *, bias: Tensor | None = None, **parts
         ({"memory": torch.tensor([3, toys.VOCAB, 5])}, f"memory holds token {toys.VOCAB}, but"),
         ({"memory": torch.tensor([3, -7, 5])}, "memory holds token -7, but"),
         ({"head": torch.tensor([-1, 5])}, "head holds token -1, but"),
-        ({"memory": torch.tensor([3.0, 4.0])}, "memory is no list of token ids"),
-        ({"memory": torch.tensor([[3, 4], [5, 6]])}, "memory is no list of token ids"),
+        ({"memory": torch.tensor([3.0, 4.0])}, "memory is not a list of token ids"),
+        ({"memory": torch.tensor([[3, 4], [5, 6]])}, "memory is not a list of token ids"),
         ({"head": torch.tensor([3, 4, 500])}, "head holds token 500, but"),
-        ({"head": torch.tensor([True, False])}, "head is no list of token ids"),
+        ({"head": torch.tensor([True, False])}, "head is not a list of token ids"),
     ],
 )
 def test_plan_whose_sum_is_right_and_whose_tensors_cannot_be_is_refused(

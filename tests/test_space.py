@@ -366,7 +366,7 @@ class TestDrafts:
             ("draft", ["liner"], "draft=liner"),
             ("lookup", ["only"], "lookup=only"),
             ("memory", [9], "memory=9"),
-            ("stop.length", [9], "stop.length is no setting of Threshold"),
+            ("stop.length", [9], "stop.length is not a setting of Threshold"),
             ("stop.max_draft", [0], "max_draft=0"),
             ("stop.threshold", [0.5, 2.0], "threshold=2.0"),
             ("tree.width", [2], "no tree"),

@@ -270,7 +270,7 @@ def test_a_users_drafter_gets_what_its_signature_names(decoder: Decoder) -> None
         ({"_target_": "no_such_module.Own"}, "no_such_module"),
         ({"_target_": "nothing"}, "nothing"),
         ({"_target_": "tests.test_spec.Own", "depth": 3}, "cannot be made"),
-        ({"_target_": "tests.test_spec.counted"}, "no class with a method propose"),
+        ({"_target_": "tests.test_spec.counted"}, "not a class with a method propose"),
     ],
 )
 def test_a_users_drafter_that_cannot_be_made_is_one_line(drafter: dict[str, Any], piece: str, decoder: Decoder) -> None:

@@ -372,7 +372,7 @@ class TestWritten:
             ({"_target_": "nowhere_at_all.Rule"}, "cannot be imported (No module named 'nowhere_at_all')"),
             ({"_target_": "tests.test_stop.Nothing"}, "cannot be imported"),
             ({"_target_": "Rule"}, "cannot be imported"),
-            ({"_target_": "os.getcwd"}, "no stop rule"),
+            ({"_target_": "os.getcwd"}, "not a stop rule"),
             ({"_target_": "tests.test_stop.Patient", "max_draft": 2}, "cannot be made of"),
         ],
         ids=str,
@@ -417,7 +417,7 @@ class TestOfTenLines(StopContract):
 
 def test_what_is_no_rule_is_refused_before_anything_runs() -> None:
     for target, piece in (
-        ("fractions.Fraction", "no stop rule"),
+        ("fractions.Fraction", "not a stop rule"),
         (f"{__name__}.Thawed", "unhashable"),
         (f"{__name__}.Undeclared", "dataclass"),
         (f"{__name__}.holding_an_object", "not JSON serializable"),

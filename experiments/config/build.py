@@ -140,7 +140,7 @@ def _stop(settings: DictConfig, draft: str) -> StopPolicy:
         return StopRule.from_dict(searched(draft)["stop"])
     rule, target = instance(settings), settings.get("_target_")
     if not isinstance(rule, StopRule):
-        raise InputError(f"stop: {target} is no stop rule; it must inherit from selfspec.stopping.StopRule")
+        raise InputError(f"stop: {target} is not a stop rule; it must inherit from selfspec.stopping.StopRule")
     try:  # as records will hold it: what cannot be written down is refused before anything runs
         written = StopRule.from_dict(json.loads(json.dumps(rule.to_dict())))
         hash(written)

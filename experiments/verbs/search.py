@@ -24,7 +24,7 @@ from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from search.finals import Raced
-from search.importance import Importance, Verdict, predict
+from search.importance import Importance, SpeedupBound, predict
 from search.pareto import write_front
 from search.point import Point, row_text
 from search.replay.rule_tuner import variants
@@ -172,7 +172,7 @@ def _computed_sets(cfg: DictConfig, setup: Setup, path: Path) -> list[SkipSet] |
 
 def _search(
     cfg: DictConfig, setup: Setup, study: SearchStudy, begin: Starts, folder: Folder, tracker: Tracker
-) -> tuple[Found, Verdict | None]:
+) -> tuple[Found, SpeedupBound | None]:
     """The starts, the verdict that they allow, and the search."""
     starts, has_map = begin
     n_trials, unit = cfg.searcher.n_trials, setup.objective.unit
@@ -261,7 +261,7 @@ def _draw(cfg: DictConfig, setup: Setup, folder: Folder, found: Found) -> None:
 
 
 def _finish(
-    cfg: DictConfig, setup: Setup, folder: Folder, found: Found, verdict: Verdict | None, raced: Sequence[Raced]
+    cfg: DictConfig, setup: Setup, folder: Folder, found: Found, verdict: SpeedupBound | None, raced: Sequence[Raced]
 ) -> None:
     winner = raced[0] if raced else None
     point = winner.finalist.point if winner else found.point

@@ -136,7 +136,7 @@ class CostTable:
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path} is no cost table ({error}); `selfspec profile` makes one") from None
+            raise InputError(f"{path} is not a cost table ({error}); `selfspec profile` makes one") from None
         return table
 
     def check(self, name: str, *, n_layers: int | None = None, contexts: Sequence[int] = ()) -> None:
@@ -170,8 +170,8 @@ class CostTable:
         if bad:
             what, seconds = bad[0]
             raise InputError(
-                f"{name}: {what} takes {seconds:.3g} s, which cannot be; the machine was busy: measure again while it "
-                "is quiet (costs.refresh=true), or give another table by costs.path"
+                f"{name}: {what} takes {seconds:.3g} s, which is impossible; the machine was busy: measure again while "
+                "it is quiet (costs.refresh=true), or give another table by costs.path"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from search.costs.draft_tables import Costs
 from search.costs.table import CostTable
 from search.multi_dataset import MultiDataset
-from search.objective import Draft, Objective, Score, ShouldContinue, TokensPerSecond
+from search.objective import Objective, Score, ShouldContinue, SpecOfPoint, TokensPerSecond
 from search.point import Point
 from search.replay.chain_replay import NOTHING, draft_everything, find_lookup_proposals, replay, replay_in_turn
 from search.replay.chains import Chains, Start
@@ -129,7 +129,7 @@ class ReplayObjective:
     batches: Sequence[ReferenceBatch]
     costs: Costs
     stopwatch: Stopwatch
-    draft: Draft
+    draft: SpecOfPoint
     tune_stop: bool = False
     is_carried: bool = False
     lookup_proposals: LookupProposals | None = field(default=None, compare=False)

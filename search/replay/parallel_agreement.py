@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from search.objective import Draft, Score, ShouldContinue
+from search.objective import Score, ShouldContinue, SpecOfPoint
 from search.point import Point
 from search.replay.references import ReferenceBatch
 from selfspec.engine.forward import Forward
@@ -43,7 +43,7 @@ class ParallelAgreement:
     decoder: Decoder
     batches: Sequence[ReferenceBatch]
     stopwatch: Stopwatch
-    draft: Draft
+    draft: SpecOfPoint
     name: str = "matchness"
     unit: str = "agreed"
 

@@ -22,11 +22,12 @@ Bits = tuple[bool, ...]
 Unit = tuple[int, ...]  # bits that change together
 
 FAILED = float("-inf")
+# later ones replace earlier ones of a set
 FINISHED = (
     TrialState.FAIL,
     TrialState.PRUNED,
     TrialState.COMPLETE,
-)  # later ones replace earlier ones of a set
+)
 N_TRIES = 2000  # random sets to try before a space counts as exhausted; chosen, not tuned
 N_ENUMERATED = 12  # with at most so many bits, every set is tried as well
 

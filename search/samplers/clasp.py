@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from search.fitting.hidden_states_runner import HiddenStateRunner, Text
-from search.samplers.knapsack import Drafts, closest
+from search.samplers.knapsack import PartialDrafts, closest
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
 
@@ -35,9 +35,9 @@ def clasp(decoder: Decoder, texts: Sequence[Text], *, n_positions: int = 4, keep
     return [skip for skip in found if 0 < len(skip.attn) < skip.n_layers]
 
 
-def solve_layers(stream: HiddenStateRunner, *, keep_ends: bool) -> Drafts:
+def solve_layers(stream: HiddenStateRunner, *, keep_ends: bool) -> PartialDrafts:
     """The best draft for each number of skipped layers, from 0 on."""
-    drafts = Drafts.start(stream)
+    drafts = PartialDrafts.start(stream)
     for i in range(stream.n_layers):
         may_skip = not (keep_ends and i in (0, stream.n_layers - 1))
         kept = stream.run(i, drafts.states, attn=True, mlp=True)

@@ -24,7 +24,7 @@ from selfspec.skipping.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)
-class Drafts:
+class PartialDrafts:
     """Drafts up to a sublayer.
 
     Attributes:
@@ -40,7 +40,7 @@ class Drafts:
     cosines: list[float]
 
     @classmethod
-    def start(cls, stream: HiddenStateRunner) -> Drafts:
+    def start(cls, stream: HiddenStateRunner) -> PartialDrafts:
         """The empty draft before the first sublayer."""
         return cls([0], [()], stream.start(), [1.0])
 
@@ -102,7 +102,7 @@ def units(costs: CostTable, context: int, *, largest: int) -> tuple[int, int]:
     return (small, large) if attn_s < mlp_s else (large, small)
 
 
-def solve(stream: HiddenStateRunner, *, attn: int, mlp: int, keep_ends: bool, least_cosine: float) -> Drafts:
+def solve(stream: HiddenStateRunner, *, attn: int, mlp: int, keep_ends: bool, least_cosine: float) -> PartialDrafts:
     """The best draft for each saving; the first one skips nothing.
 
     Args:
@@ -110,7 +110,7 @@ def solve(stream: HiddenStateRunner, *, attn: int, mlp: int, keep_ends: bool, le
         attn, mlp: units that skipping one sublayer saves; at least 1.
         keep_ends, least_cosine: as in `knapsack`.
     """
-    drafts = Drafts.start(stream)
+    drafts = PartialDrafts.start(stream)
     for i in range(stream.n_layers):
         inputs_NBPD, row = drafts.states, {bits: n for n, bits in enumerate(drafts.bits)}
         may_skip = not (keep_ends and i in (0, stream.n_layers - 1))
@@ -130,14 +130,14 @@ def solve(stream: HiddenStateRunner, *, attn: int, mlp: int, keep_ends: bool, le
 
 
 def closest(
-    drafts: Drafts,
+    drafts: PartialDrafts,
     kept_NBPD: Tensor,
     skipped_NBPD: Tensor | None,
     *,
     bits: int,
     units: int,
     least_cosine: float = float("-inf"),
-) -> Drafts:
+) -> PartialDrafts:
     """For each saving the draft of best cosine after the next sublayers, the smallest saving first.
 
     Args:
@@ -160,4 +160,4 @@ def closest(
     # The full model always stays.
     chosen = [best[s] for s in sorted(best) if s == 0 or near[best[s]] >= least_cosine]
     states_NBPD = torch.stack([options[n // len(kept_NBPD)][0][n % len(kept_NBPD)] for n in chosen])
-    return Drafts([saved[n] for n in chosen], [paths[n] for n in chosen], states_NBPD, [near[n] for n in chosen])
+    return PartialDrafts([saved[n] for n in chosen], [paths[n] for n in chosen], states_NBPD, [near[n] for n in chosen])

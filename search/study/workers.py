@@ -338,6 +338,6 @@ def _proxy(url: str) -> BaseStorage:
         proxy.wait_server_ready(timeout=CONNECT_S)
     except ConnectionError:
         raise InputError(
-            f"storage={url!r}: nobody answered within {CONNECT_S} s; start optuna.storages.run_grpc_proxy_server there"
+            f"storage={url!r}: no answer within {CONNECT_S} s; start optuna.storages.run_grpc_proxy_server there"
         ) from None
     return proxy

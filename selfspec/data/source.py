@@ -214,7 +214,8 @@ def _hub_items(origin: Origin, path: str | None, split: str, seed: int) -> Itera
     except (OSError, datasets.exceptions.DatasetsError) as error:  # an unreachable hub is an OSError
         place = path or f"{where} of the hub"
         raise InputError(
-            f"data={origin.name} needs {place}, which cannot be had ({_line(error)}); give a file with data.path=FILE"
+            f"data={origin.name} needs {place}, which is not available ({_line(error)}); "
+            "give a file with data.path=FILE"
         ) from error
     for k in _order(len(rows), seed):
         yield f"{split}-{k}", f"{where} {split} row {k}", lambda k=k: rows[k]  # type: ignore[misc]

@@ -75,9 +75,8 @@ def _own(spec: DraftSpec, decoder: Decoder) -> Drafter:
     """The drafter of a user's own class."""
     assert spec.drafter is not None
     target = str(spec.drafter[TARGET])
-    made = find_class(
-        target, method="propose"
-    )  # only a class with `propose` is called, since a spec may come from a file of somebody else
+    # only a class with `propose` is called, since a spec may come from a file of somebody else
+    made = find_class(target, method="propose")
     settings = {key: value for key, value in spec.drafter.items() if key != TARGET}
     try:
         taken = inspect.signature(made).parameters

@@ -106,9 +106,8 @@ class ModelDraft(BaseDrafter):
     def _pick(self, row: Row, draft: Draft, logits_V: Tensor) -> int:
         ids = row.ids + draft.tokens
         if draft.probabilities is None:
-            return int(
-                largest(row.chooser.warp(ids, logits_V))
-            )  # nan or infinity need no check here: the verifier rejects a bad draft
+            # nan or infinity need no check here: the verifier rejects a bad draft
+            return int(largest(row.chooser.warp(ids, logits_V)))
         draft_V = row.chooser.probabilities(ids, logits_V)
         draft.probabilities.append(draft_V)
         return draw(draft_V, row.chooser.draft_rng)

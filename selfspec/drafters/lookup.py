@@ -160,10 +160,10 @@ class LookupDraft(AroundDrafter):
         n_tokens = min(self.max_tokens, limit)
         if n_tokens < 1:
             return []
-        text = Text(list(ids))
+        text = SearchableText(list(ids))
         remembered, n_like = self._match(self.memory, ids, len(ids)) if self.memory else (0, 0)
         for n in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
-            end = Text(text.ids[-n:])
+            end = SearchableText(text.ids[-n:])
             at = text.last(end)
             if at >= 0:
                 distance = len(ids) - n - at
@@ -197,14 +197,14 @@ class LookupDraft(AroundDrafter):
         return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-class Text:
+class SearchableText:
     """Token ids that are searched as bytes: 0.1 ms for 4096 tokens."""
 
     def __init__(self, ids: list[int]) -> None:
         items = array("i", ids)
         self.ids, self.bytes, self.size = ids, items.tobytes(), items.itemsize
 
-    def last(self, other: Text) -> int:
+    def last(self, other: SearchableText) -> int:
         """Index of the last occurrence of `other` before the end of the text; -1 if there is none."""
         at = self.bytes.rfind(other.bytes, 0, len(self.bytes) - self.size)
         while at > 0 and at % self.size:  # a match that begins within an item

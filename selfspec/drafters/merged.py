@@ -29,9 +29,8 @@ class MergedDraft(AroundDrafter):
 
     lookup: LookupDraft
     inner: Drafter
-    _own: dict[int, Draft] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )  # drafts of `inner`, by row
+    # drafts of `inner`, by row
+    _own: dict[int, Draft] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """The merged draft of each row."""

@@ -74,9 +74,8 @@ class ClockCache(Cache):  # type: ignore[misc]
 
     def __init__(self, n_layers: int, *, n_rows: int, capacity: int, device: torch.device | None = None) -> None:
         self.capacity = capacity
-        self.device = device or torch.device(
-            "cpu"
-        )  # of the input ids; the buffers of a layer lie on the layer's device
+        # of the input ids; the buffers of a layer lie on the layer's device
+        self.device = device or torch.device("cpu")
         self.clocks = [0] * n_rows
         self._guard: tuple[Sequence[int], str] | None = None
         super().__init__(layers=[ClockLayer(self) for _ in range(n_layers)])

@@ -60,7 +60,7 @@ def _what_is_wrong(draft: Draft, limit: int, n_vocab: int) -> str | None:
                 return f"gave node {node} the parent {parent}; a parent comes before its children, and the root is -1"
     longest = max(depths(draft), default=0)
     if longest > limit:
-        return f"drafted {longest} tokens, and at most {limit} were asked for"
+        return f"drafted {longest} tokens, and the limit is {limit}"
     if draft.confidences and len(draft.confidences) != n:
         return f"gave {len(draft.confidences)} confidences for {n} tokens; give one for each, or none"
     return None if draft.probabilities is None else _wrong_probabilities(draft, n_vocab)

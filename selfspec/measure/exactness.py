@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selfspec.models.decoder import Decoder
 
-Verdict = Literal["identical", "near_tie", "mismatch"]
+Outcome = Literal["identical", "near_tie", "mismatch"]
 
 # In units of eps · (largest absolute logit): rounding errors grow with the summands, and if the best token is unsure
 # that logit is a negative one. Measured in bfloat16, 6366 places of three texts (SmolLM2-135M,
@@ -40,7 +40,7 @@ class Comparison:
         tolerance: largest gap of a near-tie.
     """
 
-    verdict: Verdict
+    verdict: Outcome
     first_divergence: int | None = None
     gap: float | None = None
     tolerance: float | None = None

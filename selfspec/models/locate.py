@@ -171,7 +171,7 @@ def _from_hub(hub_id: str, revision: str | None) -> Located:
         cached = snapshot(local_files_only=True)
         lacks = _lacking(Path(cached.folder_or_id))
     except errors.HFValidationError as error:
-        raise InputError(f"{hub_id} is no name on the hub") from error
+        raise InputError(f"{hub_id} is not a name on the hub") from error
     except errors.LocalEntryNotFoundError:
         pass  # not in the hub's cache
     except InputError as error:

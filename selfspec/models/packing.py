@@ -30,9 +30,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, *, is_shared: bool = False) -> None:
         super().__init__()
-        self._kept = (
-            (linear.weight.detach(),) if is_shared else ()
-        )  # in a tuple, so that it is no parameter of this module
+        # in a tuple, so that it is no parameter of this module
+        self._kept = (linear.weight.detach(),) if is_shared else ()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # Packed for one row, which is the usual case in decoding; packing for several makes one row slow.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)

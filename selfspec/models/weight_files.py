@@ -95,7 +95,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _no_file(file, f"no JSON ({' '.join(str(error).split())})") from None
+        raise _no_file(file, f"not JSON ({' '.join(str(error).split())})") from None
     if not isinstance(body, dict):
         raise _no_file(file, f"JSON of another kind ({type(body).__name__} instead of an object)")
     return body
@@ -104,7 +104,7 @@ def read_object(file: Path) -> dict[str, Any]:
 def _shards(index: Path) -> list[str]:
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise _no_file(index, "no index of weight files (it has no weight_map)")
+        raise _no_file(index, "not an index of weight files (it has no weight_map)")
     return sorted(set(names.values()))
 
 
@@ -115,7 +115,7 @@ def _header(stream: BinaryIO, file: Path) -> tuple[int, dict[str, Any]]:
     _check_start(start, file)
     (length,) = struct.unpack("<Q", start[:8]) if len(start) >= 8 else (_LONGEST_HEADER + 1,)
     if length > _LONGEST_HEADER:
-        raise _no_file(file, "no safetensors file (its first bytes are no length of a header)")
+        raise _no_file(file, "not a safetensors file (its first bytes are not the length of a header)")
     if size < 8 + length:
         raise _no_file(file, f"cut off ({size} bytes, and its header alone takes {8 + length})")
     stream.seek(8)
@@ -124,7 +124,7 @@ def _header(stream: BinaryIO, file: Path) -> tuple[int, dict[str, Any]]:
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
-        raise _no_file(file, "no safetensors file (its header cannot be read)") from None
+        raise _no_file(file, "not a safetensors file (its header cannot be read)") from None
     if size != end:
         what = "cut off" if size < end else "longer than it should be"
         raise _no_file(file, f"{what} ({size} bytes, and its header says {end})")

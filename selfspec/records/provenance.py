@@ -79,9 +79,8 @@ def _code() -> dict[str, Any]:
         )
         return done.stdout
 
-    git(
-        "ls-files", "--error-unmatch", __file__
-    )  # fails if the package is installed elsewhere, in a checkout of another project
+    # fails if the package is installed elsewhere, in a checkout of another project
+    git("ls-files", "--error-unmatch", __file__)
     difference = git("diff", "HEAD")
     return {"commit": git("rev-parse", "HEAD").strip(), "is_dirty": bool(difference), "diff": difference}
 

@@ -102,7 +102,7 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor], body: Mapping[str,
         if size is None or ids is None:
             continue
         if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise InputError(f"{file}: its {name} is no list of token ids ({ids.dtype}, {ids.dim()} dimensions)")
+            raise InputError(f"{file}: its {name} is not a list of token ids ({ids.dtype}, {ids.dim()} dimensions)")
         if ids.numel() != size:
             raise InputError(f"{file} says {name}_size={size}, but its {name} holds {ids.numel()}; save it again")
         least = BETWEEN if name == "memory" else 0
@@ -174,4 +174,4 @@ def _tensors(file: Path, entry: Any) -> dict[str, Tensor]:
     try:
         return tensors_from(data)
     except SafetensorError as error:
-        raise InputError(f"{beside} is no safetensors file ({error}); save the plan again") from None
+        raise InputError(f"{beside} is not a safetensors file ({error}); save the plan again") from None

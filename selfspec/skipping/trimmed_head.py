@@ -186,7 +186,7 @@ def _rows(head: nn.Module) -> tuple[Tensor, Tensor | None]:
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
         raise InputError(
-            f"cannot trim an output head of type {type(head).__name__}, which has no dense weight at hand; "
+            f"cannot trim an output head of type {type(head).__name__}, which has no dense weight; "
             "leave the draft's head whole"
         )
     bias = getattr(head, "bias", None)

@@ -160,7 +160,7 @@ def _imported(target: str) -> type[StopRule]:
             "run where the file lies"
         ) from None
     if not _is_rule(kind):
-        raise InputError(f"{target!r} is no stop rule; it must inherit from selfspec.stopping.StopRule")
+        raise InputError(f"{target!r} is not a stop rule; it must inherit from selfspec.stopping.StopRule")
     rule: type[StopRule] = kind
     return rule
 
