@@ -99,7 +99,7 @@ def _finish(prompts: Sequence[_Prompt], chains: Chains, stop: StopPolicy, look_a
 
 
 def _worth_growing(prompts: Sequence[_Prompt]) -> int:
-    """How many chains of a prompt to grow at once: the one that is needed, and guesses.
+    """Number of chains of a prompt to grow at once: the one that is needed, and guesses.
 
     With r tokens in a round, one in r possible starts is used. Seconds of a replay with 1, 4 and 8 chains at once,
     measured on a CPU in bfloat16: 1.4, 2.3 and 2.8 at r = 3.6; 1.4, 1.2 and 1.8 at 2.1; 1.2, 0.9 and 0.7 at 1.7; 0.9,

@@ -206,7 +206,7 @@ class _Rows:
         same = ("skip", "state", "elapsed_s")
         known = [tuple(row_of(trial, number)[key] for key in same) for number, trial in enumerate(trials[: len(rows)])]
         if [tuple(row.get(key) for key in same) for row in rows] != known:
-            log.info("%s has not the rows of the study, in its order: it is written anew", path)
+            log.info("%s does not hold the rows of the study in its order; it is written again", path)
             path.unlink()
             rows = []
         self._n = len(rows)

@@ -27,7 +27,7 @@ def save_spec(
     """Write `spec` and the weights it is for; `load_spec` reads it, and `load_plan` reads its plan.
 
     Args:
-        path: the YAML file, or the folder for it; tensors go beside it, under the same name.
+        path: the YAML file, or its folder; the file of tensors gets the same name.
         spec: the spec to write.
         model: name of the model.
         decoder: the model.

@@ -14,7 +14,7 @@ Criterion = Callable[[list[int]], bool]  # (prompt and output so far) -> end her
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """When a sequence is over.
+    """The conditions that end a sequence.
 
     Attributes:
         max_new_tokens: largest number of new tokens, at least 1; the model's context may allow fewer.

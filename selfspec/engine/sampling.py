@@ -28,7 +28,7 @@ Warp = Callable[[Tensor, Tensor], Tensor]  # (ids so far [1, T], logits [1, V]) 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; the defaults are greedy decoding.
+    """Settings for the choice of tokens; the defaults are greedy decoding.
 
     Attributes:
         do_sample: draw from the warped distribution; otherwise take its maximum.

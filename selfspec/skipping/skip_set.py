@@ -60,7 +60,7 @@ class SkipSet:
             raise InputError(f"skip={shown!r} has a comma with nothing before or behind it; write it like 'a3,5-9 m7'")
         for item in re.split(r"[,\s]+", text.strip()):
             if item == "none":
-                raise InputError(f"skip={shown!r} names sublayers beside none; leave either out")
+                raise InputError(f"skip={shown!r} names sublayers and none; leave one of them out")
             match = _ITEM.fullmatch(item)
             if match is None or not (match[1] or kind):
                 raise InputError(
