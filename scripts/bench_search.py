@@ -26,9 +26,9 @@ from hydra import compose, initialize_config_module
 from experiments.config.build_search import search_job, searcher
 from experiments.results import figures
 from search.job import SearchJob
-from search.objective import GoOn, Objective, Score
+from search.objective import Objective, Score, ShouldContinue
 from search.point import Point
-from search.replay.references import refer
+from search.replay.references import decode_references
 from search.starts import warm_starts
 from search.study.loop import run_search
 from search.study.study import SearchStudy
@@ -54,9 +54,9 @@ class Remembered:
         self.name, self.unit = objective.name, objective.unit
         self._known: dict[Point, Score] = {}
 
-    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, draft: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """See `Objective`."""
-        point = Point.of(draft)
+        point = Point.from_draft(draft)
         if point not in self._known:
             self._known[point] = self._objective(point)
         return self._known[point]
@@ -107,7 +107,9 @@ def _run_all(args: argparse.Namespace, settings: list[str], folder: Path) -> Non
 def _run(job: SearchJob, objective: Remembered, folder: Path, args: argparse.Namespace) -> None:
     name, seed = job.searcher.name, job.searcher.seed
     ids = [ids for prompts in job.prompts.values() for ids in prompts]
-    batches = refer(job.decoder, ids, ending=Ending(job.goal.max_new_tokens)) if job.searcher.computed else []
+    batches = (
+        decode_references(job.decoder, ids, ending=Ending(job.goal.max_new_tokens)) if job.searcher.computed else []
+    )
     texts = [r for batch in batches for r in batch.references]
     sets = job.searcher.compute(job.decoder, texts, job.costs.table if job.costs else None)
     study = SearchStudy(

@@ -20,7 +20,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 
 from experiments.config import build
-from search.replay.references import ReferenceBatch, refer
+from search.replay.references import ReferenceBatch, decode_references
 from search.replay.rule_tuner import calibration
 from search.replay.simulator import simulate
 from selfspec.drafters.chain import ModelDraft
@@ -106,7 +106,7 @@ def main() -> None:
 
     def batches(part: Any) -> list[ReferenceBatch]:
         found = build.prompts(cfg, loaded, part, n=cfg.n, seed=cfg.seed, max_new_tokens=cfg.max_new_tokens)
-        return refer(decoder, [p.ids for p in found], ending=ending, batch_starts=args.batch_starts)
+        return decode_references(decoder, [p.ids for p in found], ending=ending, batch_starts=args.batch_starts)
 
     def counted(make: Callable[[], Drafter], stop: StopPolicy, on: Sequence[ReferenceBatch]) -> tuple[Counts, Watched]:
         watched = Watched(make())

@@ -1,1 +1,4 @@
-"""Which skip set? A study of skip sets, scored by an objective."""
+"""Search for the best draft: space, constraints, objectives, starts, finals, and the rooms below.
+
+It must not know Hydra, run folders of other verbs, tables or pictures; those are in `experiments`.
+"""

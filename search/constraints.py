@@ -1,7 +1,6 @@
-"""What a skip set must be to be worth running: bounds on how much is skipped, where, and on what the draft costs.
+"""Constraints of skip sets: bounds on how much is skipped, and where, and on the cost of the draft.
 
-Whatever is proposed is projected onto the nearest skip set that is allowed, so that no searcher needs to know of any of
-this.
+Every proposal is projected onto the nearest allowed skip set, so no searcher needs to know the constraints.
 """
 
 from __future__ import annotations
@@ -16,29 +15,29 @@ from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-DIGITS = 12  # beyond which two costs differ by rounding alone
+DIGITS = 12  # costs that are equal to so many digits differ only by rounding
 
 Measure = Callable[[SkipSet], float]
-Unit = tuple[int, ...]  # bits that are skipped together: of one sublayer, or of both of a layer
+Unit = tuple[int, ...]  # bits that are skipped together: one sublayer, or both of a layer
 Values = tuple[float, ...]  # one for each cap
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """Allowed skip sets of a model. Counts are of sublayers; without any setting every skip set is allowed.
+    """The allowed skip sets of a model. Counts are of sublayers; by default every skip set is allowed.
 
     Attributes:
-        n_skipped: exactly so many.
-        min_skipped, max_skipped: a whole number of sublayers, or a fraction (with a point) in (0, 1] of all of them.
-        keep_first, keep_last: whole layers at the ends that are never skipped.
-        only: the one kind that may be skipped.
-        whole_layers: attention and MLP of a layer are skipped together or not at all.
-        max_cost: of one drafted token, as a fraction of a plain token; needs `cost`.
-        max_memory: bytes of weights that the draft reads, as a fraction of the model's; needs `memory`.
-        cost, memory: of a skip set, in those fractions; they must not rise as more is skipped.
-        importance: what skipping each sublayer loses, in the order of `SkipSet.bits`: where there is a choice the least
-            important is skipped first and the most important given back first. Without it the choice is spread evenly
-            over the model, by multiples of the golden ratio.
+        n_skipped: exact number of skipped sublayers; None: any.
+        min_skipped, max_skipped: an integer number of sublayers, or a fraction of all of them (a float in (0, 1]).
+        keep_first, keep_last: number of whole layers at the ends that are never skipped.
+        only: the kind that may be skipped; None: both.
+        whole_layers: skip attention and MLP of a layer together or not at all.
+        max_cost: largest cost of one drafted token, in plain tokens; needs `cost`.
+        max_memory: largest number of weight bytes that the draft reads, as a fraction of the model's; needs `memory`.
+        cost, memory: these fractions for a skip set; they must not rise if more is skipped.
+        importance: loss by skipping each sublayer, in the order of `SkipSet.bits`. The least important sublayer is
+            skipped first, and the most important one is restored first. Without it the choice is spread evenly over
+            the model, by multiples of the golden ratio.
 
     Raises:
         InputError: if the settings contradict each other; `check` refuses those that contradict a model.
@@ -74,13 +73,13 @@ class Constraints:
             if limit is not None and limit <= 0:
                 raise InputError(f"{name}={limit}; give a fraction above 0")
             if limit is not None and measure is None:
-                raise InputError(f"{name}={limit}, but nobody knows what a skip set costs; leave it out or give costs")
+                raise InputError(f"{name}={limit}, but there are no costs of skip sets; leave it out or give costs")
 
     def check(self, n_layers: int) -> None:
-        """Nothing, if a model of `n_layers` layers has a skip set to search for.
+        """Check that a model of `n_layers` layers has a nonempty allowed skip set.
 
         Raises:
-            InputError: if no skip set is allowed, or none but the empty one.
+            InputError: if no skip set is allowed, or only the empty one.
         """
         if self.importance is not None and len(self.importance) != 2 * n_layers:
             raise InputError(f"{len(self.importance)} importances for {2 * n_layers} sublayers; give one for each")
@@ -93,7 +92,7 @@ class Constraints:
         self._cheapest(n_layers)
 
     def allows(self, skip: SkipSet) -> bool:
-        """Whether `skip` keeps all constraints."""
+        """Whether `skip` meets all constraints."""
         units, (low, high) = self._units(skip.n_layers), self._range(skip.n_layers)
         bits = skip.bits()
         n_units = sum(all(bits[i] for i in unit) for unit in units)
@@ -101,14 +100,15 @@ class Constraints:
         return is_made_of_units and low <= n_units <= high and _excess(self._over(skip)) == 0
 
     def project(self, skip: SkipSet) -> SkipSet:
-        """The allowed set next to `skip`: itself if it is allowed; the same for the same, and its own projection.
+        """The nearest allowed set to `skip`, which is `skip` itself if it is allowed. Deterministic and idempotent.
 
-        What may not be skipped is given back, of the layers skipped by half every other one, and then as few sublayers
-        are given back or taken as the bounds ask for. Where the draft then costs too much, more is skipped, the largest
-        saving first; where no more may be skipped, small savings are exchanged for large ones.
+        Sublayers that may not be skipped are restored; with `whole_layers`, so is every other layer of which only one
+        sublayer is skipped. Then as few sublayers as possible are restored or skipped to meet the bounds. If the draft
+        costs too much, more is skipped, the largest saving first; if no more may be skipped, small savings are
+        exchanged for large ones.
 
         Raises:
-            InputError: if nothing is allowed (see `check`).
+            InputError: if no set is allowed (see `check`).
         """
         if self.allows(skip):
             return skip
@@ -120,7 +120,7 @@ class Constraints:
         return self._cheapest(skip.n_layers) if found is None else found
 
     def _units(self, n_layers: int) -> list[Unit]:
-        """What may be skipped."""
+        """The units that may be skipped."""
         layers = range(self.keep_first, n_layers - self.keep_last)
         if self.whole_layers:
             return [(2 * i, 2 * i + 1) for i in layers]
@@ -128,7 +128,7 @@ class Constraints:
         return [(2 * i + kind,) for i in layers for kind in kinds]
 
     def _range(self, n_layers: int) -> tuple[int, int]:
-        """The least and the largest number of units."""
+        """Smallest and largest number of skipped units."""
         low, high = (
             round(bound * 2 * n_layers, 9) if isinstance(bound, float) else bound
             for bound in (self.min_skipped, self.max_skipped)
@@ -139,10 +139,10 @@ class Constraints:
         return math.ceil(low / size), min(math.floor(high / size), len(self._units(n_layers)))
 
     def _turn(self, unit: Unit) -> float:
-        """When this unit is skipped, if there is a choice: the smallest first."""
+        """Rank of a unit; units with smaller ranks are skipped first."""
         if self.importance is not None:
             return sum(self.importance[i] for i in unit)
-        return unit[0] // len(unit) * GOLDEN % 1  # any stretch of the model has its even share of the first k
+        return unit[0] // len(unit) * GOLDEN % 1  # so the first k units are spread evenly over the model
 
     @property
     def _caps(self) -> list[tuple[str, float, Measure]]:
@@ -150,16 +150,16 @@ class Constraints:
         return [(name, limit, measure) for name, limit, measure in caps if limit is not None and measure is not None]
 
     def _over(self, skip: SkipSet) -> Values:
-        """By how much each cap is exceeded; below 0 where it holds."""
+        """Excess over each cap; negative if the cap holds."""
         return tuple(round(measure(skip) - limit, DIGITS) for _, limit, measure in self._caps)
 
     def _savings(self, units: Sequence[Unit], n_layers: int) -> dict[Unit, Values]:
-        """What skipping each unit alone saves, of each cap."""
+        """Saving by skipping each unit alone, for each cap."""
         full = self._over(SkipSet(n_layers))
         return {unit: _sum(full, self._over(_set(n_layers, [unit])), sign=-1) for unit in units}
 
     def _cheapen(self, n_layers: int, units: Sequence[Unit], n_units: int) -> SkipSet | None:
-        """The first `n_units` units, changed until the caps hold; None where no change brings them nearer."""
+        """The first `n_units` units, changed until all caps hold; None if no change reduces the excess."""
         taken = list(units[:n_units])
         found = _set(n_layers, taken)
         over = self._over(found)
@@ -168,7 +168,7 @@ class Constraints:
         saving = self._savings(units, n_layers)
         _, high = self._range(n_layers)
         while _excess(over) > 0:
-            # Of units that save the same only the first in turn is tried.
+            # Of units with the same saving only the first one is tried.
             new = {saving[unit]: unit for unit in reversed(units) if unit not in taken}
             old = {saving[unit]: unit for unit in taken} if len(taken) >= high else {(0.0,) * len(over): None}
             if not new:
@@ -183,10 +183,10 @@ class Constraints:
         return found
 
     def _cheapest(self, n_layers: int) -> SkipSet:
-        """As much as may be skipped, with the largest savings.
+        """The set with as many skipped units as allowed, and the largest savings.
 
         Raises:
-            InputError: if the caps do not hold even then.
+            InputError: if a cap does not hold even then.
         """
         _, high = self._range(n_layers)
         units = self._units(n_layers)
@@ -195,11 +195,11 @@ class Constraints:
         found = self._cheapen(n_layers, units, high)
         if found is None:
             most = _set(n_layers, units[:high])
-            told = " and ".join(
+            limits = " and ".join(
                 f"{name}={limit}, where skipping {len(most)} sublayers, all that may be, leaves {measure(most):.3f}"
                 for name, limit, measure in self._caps
             )
-            raise InputError(f"no draft is cheap enough for {told}; raise it, or loosen the other constraints")
+            raise InputError(f"no draft is cheap enough for {limits}; raise it, or loosen the other constraints")
         return found
 
 
@@ -213,5 +213,5 @@ def _sum(a: Values, b: Values, *, sign: int = 1) -> Values:
 
 
 def _excess(over: Values) -> float:
-    """By how much caps are exceeded, in all."""
+    """Total excess over the caps."""
     return sum(max(0.0, value) for value in over)

@@ -1,4 +1,4 @@
-"""Dimensions of the search space besides the skip set: one of several values, or a number between two."""
+"""Dimensions of the search space besides the skip set: a choice of values, or a range of numbers."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ When = Mapping[str, tuple[Value, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of `values`, in no order; the first is the default."""
+    """One of several unordered values; the first is the default."""
 
     values: tuple[Value, ...]
 
     def at(self, fraction: float) -> Value:
-        """The value at a place in [0, 1], of which each has an equal part."""
+        """The value at a place in [0, 1], in which each value has an equal part."""
         return self.values[min(int(fraction * len(self.values)), len(self.values) - 1)]
 
     def place(self, value: Value) -> float:
-        """The middle of a value's part."""
+        """The middle of the value's part of [0, 1]."""
         return (self.values.index(value) + 0.5) / len(self.values)
 
     def holds(self, value: Value) -> bool:
-        """Whether it is one of them."""
+        """Whether the value is one of the choice."""
         return any(value == v and type(value) is type(v) for v in self.values)
 
     @property
     def extremes(self) -> tuple[Value, ...]:
-        """What to try if a range is to be known possible: all."""
+        """Values to test for validity: all."""
         return self.values
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """A number from `low` to `high`: whole if both are; `log`: as likely in each factor of ten."""
+    """A number from `low` to `high`, an integer if both are; with `log`, uniform on a logarithmic scale."""
 
     low: int | float
     high: int | float
@@ -53,7 +53,7 @@ class Range:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it holds whole numbers alone."""
+        """Whether the range holds only integers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def at(self, fraction: float) -> Value:
@@ -63,7 +63,7 @@ class Range:
         return min(int(found), int(self.high)) if self.is_whole else min(max(found, self.low), self.high)
 
     def place(self, value: Value) -> float:
-        """Where a value lies; of a whole one the middle of its part."""
+        """The place of a value in [0, 1]; for an integer the middle of its part."""
         assert isinstance(value, int | float)
         low, high, x = float(self.low), float(self.high), float(value)
         if self.is_whole:
@@ -73,26 +73,26 @@ class Range:
         return math.log(x / low) / math.log(high / low) if self.log else (x - low) / (high - low)
 
     def holds(self, value: Value) -> bool:
-        """Whether it lies between."""
+        """Whether the value lies in the range."""
         is_number = isinstance(value, int if self.is_whole else int | float) and not isinstance(value, bool)
         return is_number and self.low <= value <= self.high  # type: ignore[operator]
 
     @property
     def extremes(self) -> tuple[Value, ...]:
-        """What to try if a range is to be known possible: both ends."""
+        """Values to test for validity: both ends."""
         return self.low, self.high
 
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One more thing that a search may choose.
+    """A setting that a search chooses.
 
     Attributes:
-        name: of the setting that it chooses: `head`, `precision`, `stop.max_draft`, ...
-        domain: what it may be.
-        default: what starts have, and searchers that know skip sets alone.
-        when: it is searched where the dimensions named here have one of these values; elsewhere the run's own setting
-            holds.
+        name: name of the setting: `head`, `precision`, `stop.max_draft`, ...
+        domain: its possible values.
+        default: its value in starts, and for searchers that see only skip sets.
+        when: condition: the dimensions named here must have one of these values. Otherwise the setting is that of the
+            run.
     """
 
     name: str
@@ -106,15 +106,16 @@ class Dimension:
 
 
 def dimensions(settings: Mapping[str, Any], *, own: Mapping[str, Value] | None = None) -> tuple[Dimension, ...]:
-    """The dimensions of a configuration, each after those that it depends on.
+    """The dimensions of a configuration, in an order in which each one comes after those that it depends on.
 
     Args:
-        settings: by name `[a, b]`, `{values: [a, b]}` or `{low: 1, high: 9, log: false}`, these with `default` and
-            `when: {OTHER: VALUE}` if wanted; `{stop: {max_draft: ...}}` is `stop.max_draft`.
-        own: the run's own settings by name: the default of a range that holds it; else of a range its low end.
+        settings: by name `[a, b]`, `{values: [a, b]}` or `{low: 1, high: 9, log: false}`; the latter two may have
+            `default` and `when: {OTHER: VALUE}`. `{stop: {max_draft: ...}}` means `stop.max_draft`.
+        own: the run's own settings by name. They are the defaults of ranges that hold them; otherwise the default of a
+            range is its low end.
 
     Raises:
-        InputError: if one is none of these, or depends on what is no dimension or has no such value.
+        InputError: if an entry has another form, or depends on an unknown dimension or value.
     """
     found = {name: _dimension(name, body, own or {}) for name, body in _flat(settings).items()}
     for d in found.values():
@@ -134,7 +135,7 @@ def dimensions(settings: Mapping[str, Any], *, own: Mapping[str, Value] | None =
 
 
 def active(dimensions: Sequence[Dimension], values: Mapping[str, Value]) -> dict[str, Value]:
-    """Of values of all dimensions those whose conditions are met, in the dimensions' order."""
+    """The values of those dimensions whose conditions are met, in the order of the dimensions."""
     found: dict[str, Value] = {}
     for d in dimensions:
         if all(other in found and found[other] in values_ for other, values_ in d.when.items()):

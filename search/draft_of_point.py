@@ -1,7 +1,7 @@
-"""From a point of the search space to the draft that it stands for.
+"""From a point of the search space to its draft spec.
 
-A search moves over skip sets and values by name; this says what they mean. A setting that is no dimension of the space
-is the run's own.
+A search sees skip sets and named values; this module gives them their meaning. Settings outside the space are those of
+the run.
 """
 
 # V tokens that the draft's head scores
@@ -16,7 +16,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from search.dimensions import Choice, Dimension, choices
-from search.fitting.bridge_fitting import Fits, observe
+from search.fitting.bridge_fitting import BridgeFitter, observe
 from search.fitting.vocabulary import most_useful
 from search.point import Point, Value
 from selfspec.drafters.lookup import joined
@@ -33,14 +33,14 @@ from selfspec.stopping import StopPolicy
 from selfspec.targets import changed
 
 BATCH = 8  # prompts decoded at once for calibration
-NAMES = ("head", "precision", "draft", "lookup", "memory")  # of dimensions; and those of GROUPS with a dot
+NAMES = ("head", "precision", "draft", "lookup", "memory")  # names of dimensions; others are GROUP.SETTING
 GROUPS = ("stop", "tree", "drafter")
 FULL = "full"  # the head that scores all tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A prompt and what the full model says after it, token ids."""
+    """A prompt and the full model's continuation, as token ids."""
 
     prompt: list[int]
     tokens: list[int]
@@ -48,28 +48,28 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """What is drafted with when a point is asked for.
+    """The settings of drafts; called with a point, it gives the point's draft spec.
 
     Attributes:
         stop: the stop rule.
-        kind: of the bridges: skip (none), mean, linear or lowrank.
-        fits: of the bridges; None where no draft of the run has any.
-        merge: one map for a run of adjacent skipped sublayers instead of one for each.
-        rank: of lowrank maps.
-        head: how many tokens the draft scores; None: all.
-        heads: these tokens by their number, each [V], for every head that a draft of the run may have.
-        precision: of the weights that are kept.
-        lookup: prompt lookup in front of the draft; None: none.
-        memory: how many tokens of other texts prompt lookup searches as well; None: none.
-        memories: these texts by their size, as `lookup.Memory` takes them.
+        kind: kind of the bridges: skip (none), mean, linear or lowrank.
+        fits: fits bridges; None if no draft of the run has any.
+        merge: one bridge for a run of adjacent skipped sublayers instead of one for each.
+        rank: rank of lowrank bridges.
+        head: number of tokens that the draft's head scores; None: all.
+        heads: ids of these tokens by their number, each [V], for every head that a draft of the run may have.
+        precision: precision of the kept weights.
+        lookup: prompt lookup, see `DraftSpec`; None: none.
+        memory: number of tokens of other texts that prompt lookup searches; None: none.
+        memories: these texts by their size, in the form of `lookup.Memory`.
         tree, sample_draft, drafter: see `DraftSpec`.
-        other_heads: that the best points of a search are tried with as well.
-        price: tells a draft what its nodes cost, where its shape wants to know; None: nobody knows.
+        other_heads: further heads to try with the best points of a search.
+        price: adds measured costs to a spec whose tree needs them; None: there are no costs.
     """
 
     stop: StopPolicy
     kind: str = PLAIN
-    fits: Fits | None = None
+    fits: BridgeFitter | None = None
     merge: bool = True
     rank: int | None = None
     head: int | None = None
@@ -113,9 +113,9 @@ class Drafts:
         """The spec of a point.
 
         Raises:
-            RuntimeError: if its values cannot be together: there is no such draft.
+            RuntimeError: if its values exclude each other, so that there is no such draft.
         """
-        point = Point.of(draft)
+        point = Point.from_draft(draft)
         try:
             chosen = self.at(point.settings)
         except InputError as error:
@@ -123,15 +123,15 @@ class Drafts:
         return chosen._spec(point.skip)
 
     def outline(self, draft: Point | SkipSet) -> DraftPlan:
-        """The plan of a point with nothing fitted: it costs what the plan costs, and has its size."""
-        point = Point.of(draft)
+        """The plan of a point with unfitted bridges; it has the cost and the size of the real plan."""
+        point = Point.from_draft(draft)
         return self.at(point.settings)._outline(point.skip)
 
     def at(self, settings: Mapping[str, Value]) -> Drafts:
-        """The drafts with these values for the run's own settings.
+        """The drafts with these values in place of the run's own settings.
 
         Raises:
-            InputError: for a name that no dimension has, or a value that cannot be.
+            InputError: if a name or a value is invalid.
         """
         parts: dict[str, dict[str, Value]] = {}
         found = self
@@ -146,7 +146,7 @@ class Drafts:
         return found
 
     def variants(self, point: Point) -> list[Drafts]:
-        """These drafts, then the same with each of the other heads, if the point does not choose its head."""
+        """These drafts, and the same with each of the other heads, unless the point chooses its head."""
         found, n_scored = [self], {None if self.head is None else len(self.heads[self.head])}
         for n in self.other_heads if "head" not in point.settings else ():
             if len(self.heads[n]) not in n_scored:
@@ -155,7 +155,7 @@ class Drafts:
         return found
 
     def _with(self, name: str, value: Any) -> Drafts:
-        """One setting of `NAMES` changed."""
+        """The drafts with another value of a setting in `NAMES`."""
         if name == "head":
             return replace(self, head=_member(name, None if value == FULL else value, (None, *self.heads)))
         if name == "precision":
@@ -172,7 +172,7 @@ class Drafts:
         raise unknown_name("dimension of the space", name, [*NAMES, *(f"{group}.SETTING" for group in GROUPS)])
 
     def _with_part(self, group: str, values: Mapping[str, Value]) -> Drafts:
-        """Some settings of the stop rule, the tree or the user's drafter changed."""
+        """The drafts with other settings of the stop rule, the tree or the user's drafter."""
         part = getattr(self, group)
         if part is None:
             raise InputError(f"the run has no {group}, of which {', '.join(values)} could be searched; choose one")
@@ -247,7 +247,7 @@ def fitted(
         is_mapped = set(drafts.kinds(dimensions)) != {PLAIN}
         drafts = replace(
             drafts,
-            fits=Fits(observe(decoder, texts, n_tokens=n_tokens)) if is_mapped else None,
+            fits=BridgeFitter(observe(decoder, texts, n_tokens=n_tokens)) if is_mapped else None,
             heads=heads(decoder, texts, drafts.head_sizes(dimensions)),
             memories={n: remembered(texts, n) for n in memories},
         )
@@ -264,10 +264,10 @@ def _sizes(name: str, own: Iterable[int | str | None], others: Iterable[int]) ->
 
 
 def check_dimensions(drafts: Drafts, dimensions: Sequence[Dimension]) -> None:
-    """Nothing, if a draft can have every value of every dimension, taken by itself.
+    """Check that a draft can have each value of each dimension, taken by itself.
 
     Raises:
-        InputError: if not, or if a dimension of tensors has a range instead of values.
+        InputError: if not, or if a dimension of `NAMES` is a range instead of a choice.
     """
     for d in dimensions:
         if d.name in NAMES and not isinstance(d.domain, Choice):
@@ -287,7 +287,7 @@ def _member(name: str, value: Any, known: Iterable[Any]) -> Any:
 
 
 def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens: int, n_tokens: int) -> list[Text]:
-    """What the full model says after the prompts, several at once, until there are `n_tokens`.
+    """Continuations of the prompts by the full model, decoded in batches until there are `n_tokens` tokens.
 
     Raises:
         InputError: if the model takes no batches.
@@ -304,18 +304,18 @@ def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens:
 
 
 def remembered(texts: Sequence[Text], n_tokens: int) -> Tensor:
-    """The first texts, prompts and answers, until there are `n_tokens` of answers, as `lookup.Memory` takes them."""
+    """The first texts (prompts and answers) with `n_tokens` tokens of answers, in the form of `lookup.Memory`."""
     until = itertools.accumulate((len(t.tokens) for t in texts), initial=0)
     return joined([*t.prompt, *t.tokens] for t, n_before in zip(texts, until, strict=False) if n_before < n_tokens)
 
 
 def heads(decoder: Decoder, texts: Sequence[Text], sizes: Iterable[int]) -> dict[int, Tensor]:
-    """For each size the tokens that a draft's head should score, [V]; all of them where there are fewer.
+    """For each size, ids of the tokens that a draft's head should score, [V]; all of them if there are fewer.
 
     Args:
         decoder: the model.
-        texts: see `continued`.
-        sizes: how many tokens.
+        texts: texts of `continued`.
+        sizes: numbers of tokens.
     """
     n_vocab = int(decoder.config.vocab_size)
     answers, prompts, always = [t.tokens for t in texts], [t.prompt for t in texts], sorted(decoder.eos_ids)

@@ -1,7 +1,7 @@
-"""From the best trials to one winner: scored anew on fresh prompts, then raced against plain decoding by the clock.
+"""The finals of a search: score the best trials on fresh prompts, then race them against plain decoding by the clock.
 
-A search's best trial is partly lucky: it was chosen for its value. Fresh prompts take the luck out, and the race says
-what the machine makes of the prediction. All that race decode the same prompts in turn.
+The value of a search's best trial is biased, since the trial was chosen for it. Fresh prompts remove this bias, and the
+race measures the real speedup. All finalists decode the same prompts in turn.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Finalist:
-    """A point on its way through the finals.
+    """A point in the finals.
 
     Attributes:
         point: of the search space.
@@ -71,7 +71,7 @@ class Raced:
 
     @property
     def row(self) -> dict[str, Any]:
-        """For a JSON line."""
+        """The row of `finals.jsonl`."""
         f, (low, high) = self.finalist, self.interval
         row = {
             "skip": str(f.point.skip),
@@ -95,7 +95,7 @@ class Raced:
 
 
 def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int) -> list[Finalist]:
-    """The best `n_kept`, each on the prompts and with the drafts of its objective, best first."""
+    """Score each finalist with its objective; returns the best `n_kept`, best first."""
     for finalist, objective in entries:
         finalist.score = objective(finalist.point)
     return sorted((f for f, _ in entries), key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
@@ -110,7 +110,7 @@ def race(
     stopwatch: Stopwatch,
     listener: Callable[[int], None] | None = None,
 ) -> list[Raced]:
-    """Decode every prompt plainly and with each finalist, in turns; best first, those that were out at the end.
+    """Decode every prompt plainly and with each finalist in turn; returns the best first, dropped ones last.
 
     A finalist is out when a test that is made after each prompt finds it slower than the fastest (`too_slow`). The
     first prompt is decoded once before, and does not count. Finalists that raced before start anew.
@@ -118,10 +118,10 @@ def race(
     Args:
         decoder: the model.
         prompts: token ids; not those that the finalists were chosen on.
-        finalists: who races.
-        ending: of each answer.
-        stopwatch: where seconds come from.
-        listener: told the number of prompts that are done.
+        finalists: the finalists.
+        ending: end of each answer.
+        stopwatch: measures the seconds.
+        listener: called with the number of finished prompts.
     """
     plain: list[Timed] = []
     for f in finalists:
@@ -130,7 +130,7 @@ def race(
     drafters = [build_drafter(f.spec, decoder) for f in finalists]
 
     def run(i: int, ids: Sequence[int]) -> DecodeResult:
-        """By the i-th finalist, or plainly for -1."""
+        """Decode with the i-th finalist, or plainly for -1."""
         if i < 0:
             (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch)
             return result

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 from search.costs.draft_tables import DraftCosts
-from search.multi_dataset import Combine, Robust
-from search.objective import Draft, Objective, TokensPerSecond
+from search.multi_dataset import Combine, MultiDataset
+from search.objective import Objective, SpecOfPoint, TokensPerSecond
 from search.replay.objectives import ReplayObjective, accepted_fraction, expected_speedup
-from search.replay.parallel_agreement import Matchness
-from search.replay.references import BATCH_STARTS, ReferenceBatch, refer
+from search.replay.parallel_agreement import ParallelAgreement
+from search.replay.references import BATCH_STARTS, ReferenceBatch, decode_references
 from selfspec.engine.decode import Ending
 from selfspec.errors import InputError, unknown_name
 from selfspec.measure.stopwatch import Stopwatch
@@ -63,7 +63,7 @@ class Goal:
         """Whether its values are made by the clock."""
         return self.name == TIMED
 
-    def on(self, prompts: Prompts, *, decoder: Decoder, draft: Draft, costs: DraftCosts | None) -> Objective:
+    def on(self, prompts: Prompts, *, decoder: Decoder, draft: SpecOfPoint, costs: DraftCosts | None) -> Objective:
         """The objective on these prompts; where there are several data sets, one for each, combined.
 
         Args:
@@ -78,16 +78,16 @@ class Goal:
                 each[name] = TokensPerSecond(decoder, ids, self.max_new_tokens, Stopwatch(decoder.device), draft)
                 continue
             ending = Ending(self.max_new_tokens)
-            batches = refer(decoder, ids, ending=ending, batch_starts=self.batch_starts)
+            batches = decode_references(decoder, ids, ending=ending, batch_starts=self.batch_starts)
             each[name] = self._replayed(batches, decoder, draft, costs)
-        return Robust(each, self.combine) if len(each) > 1 else next(iter(each.values()))
+        return MultiDataset(each, self.combine) if len(each) > 1 else next(iter(each.values()))
 
     def _replayed(
-        self, batches: list[ReferenceBatch], decoder: Decoder, draft: Draft, costs: DraftCosts | None
+        self, batches: list[ReferenceBatch], decoder: Decoder, draft: SpecOfPoint, costs: DraftCosts | None
     ) -> Objective:
         watch = Stopwatch(decoder.device)
         if self.name == AGREED:
-            return Matchness(decoder, batches, watch, draft)
+            return ParallelAgreement(decoder, batches, watch, draft)
         if costs is None:
             raise InputError(f"objective={self.name} needs the costs of drafts; measure them (search.costs.measure)")
         value, unit = REPLAYED[self.name]

@@ -1,7 +1,7 @@
-"""What each sublayer is worth, skipped alone; and, from that alone, the most that plain skipping could bring.
+"""The importance of each sublayer, and an upper estimate of the speedup of plain skipping.
 
-A long search is worth its hours only where the most is more than plain decoding. It knows rows of trials and a table of
-costs; it runs nothing.
+Both come from the trials that skip one sublayer. A long search makes sense only if the estimate exceeds plain decoding.
+This module reads rows of trials and a cost table; it runs nothing.
 """
 
 # L layers, K drafted
@@ -20,17 +20,17 @@ from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
 
-PAYS = 1.02  # times plain decoding: less than noise and the engine's own time take away; chosen, not tuned
+PAYS = 1.02  # speedup over plain decoding; noise and overhead take away a smaller one; chosen, not tuned
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What a trial found.
+    """The result of a trial.
 
     Attributes:
-        value: the objective's; None if scoring ended early, on fewer prompts than others'.
-        accepted, drafted, n_rounds: pooled over prompts.
-        max_draft: the most tokens a round could draft, where the objective chose the stop rule for this very set.
+        value: value of the objective; None if scoring ended early, on fewer prompts than in other trials.
+        accepted, drafted, n_rounds: counts pooled over prompts.
+        max_draft: limit of the stop rule, if the objective chose the rule for this set; None: that of the run.
     """
 
     value: float | None
@@ -45,8 +45,8 @@ class Tried:
         return acceptance(self.accepted, self.drafted)
 
     @classmethod
-    def of(cls, row: Row) -> Tried:
-        """What a row with counts tells."""
+    def from_row(cls, row: Row) -> Tried:
+        """The result in a trial's row with counts."""
         value = row["value"] if row["state"] == "complete" else None
         stop = row.get("stop") or {}
         return cls(value, row["accepted"], row["drafted"], row["n_rounds"], stop.get("max_draft"))
@@ -54,12 +54,12 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Importance:
-    """What skipping each sublayer alone does.
+    """Results of skipping each sublayer alone.
 
     Attributes:
-        n_layers: of the model.
-        nothing: the draft that skips nothing, to which the others are compared.
-        alone: by the set that skips one sublayer, those that were tried.
+        n_layers: number of layers of the model.
+        nothing: result of skipping nothing, which is the reference.
+        alone: results by the set that skips one sublayer, for those that were tried.
     """
 
     n_layers: int
@@ -67,19 +67,19 @@ class Importance:
     alone: Mapping[SkipSet, Tried]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], n_layers: int) -> Importance:
-        """What the rows of a search tell; of several rows of one set the first complete one counts, else a pruned one.
+    def from_rows(cls, rows: Sequence[Row], n_layers: int) -> Importance:
+        """The importance from a search's rows; of several rows of a set the first complete one counts, or a pruned one.
 
         Raises:
             InputError: if no row that skips nothing has a score.
         """
         tried: dict[str, Tried] = {}
-        # Rows with other settings than the first, a start, are of another draft.
+        # The first row is a start; rows with other settings are of another draft.
         settings = rows[0].get("settings") if rows else None
         rows = [row for row in rows if row.get("settings") == settings]
         for row in sorted(rows, key=lambda row: row["state"] != "complete"):
             if row["state"] != "failed" and row.get("drafted"):
-                tried.setdefault(row["skip"], Tried.of(row))
+                tried.setdefault(row["skip"], Tried.from_row(row))
         nothing = tried.get("none")
         if nothing is None:
             raise InputError(
@@ -90,7 +90,7 @@ class Importance:
 
     @property
     def missing(self) -> list[SkipSet]:
-        """The sets of one sublayer of which nothing is known, in the order of the bits."""
+        """The sets of one sublayer without a result, in the order of the bits."""
         return [skip for skip in singles(self.n_layers) if skip not in self.alone]
 
 
@@ -100,16 +100,16 @@ def singles(n_layers: int) -> list[SkipSet]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The most that plain skipping could bring, and how.
+class SpeedupBound:
+    """An upper estimate of the speedup of plain skipping, and the set that would reach it.
 
     Attributes:
-        bound: times plain decoding.
+        bound: estimated speedup over plain decoding.
         skip: the set that is predicted to reach it.
-        acceptance: of one drafted token, those before it accepted; predicted for `skip`, in [0, 1].
-        draft_cost: of one drafted token, in plain tokens.
-        draft_length: tokens a round.
-        n_missing: sublayers that counted as harmless, since nothing is known of them.
+        acceptance: predicted probability that `skip` gets a drafted token accepted, given those before it are.
+        draft_cost: cost of one drafted token, in plain tokens.
+        draft_length: number of drafted tokens in a round.
+        n_missing: number of sublayers without a result, which count as harmless.
     """
 
     bound: float
@@ -120,7 +120,7 @@ class Verdict:
     n_missing: int = 0
 
     def pays(self, threshold: float = PAYS) -> bool:
-        """Whether the bound reaches `threshold`. If not, no search will; if so, one may."""
+        """Whether the bound reaches `threshold`. If not, a search will not reach it; otherwise it may."""
         return self.bound >= threshold
 
     def text(self, threshold: float = PAYS) -> str:
@@ -134,23 +134,23 @@ class Verdict:
         )
 
 
-def predict(importance: Importance, costs: CostTable, *, context: int, max_draft: int) -> Verdict:
-    """An optimistic estimate of the best speedup of any skip set: a search may fall short of it, and hardly exceed it.
+def predict(importance: Importance, costs: CostTable, *, context: int, max_draft: int) -> SpeedupBound:
+    """An optimistic estimate of the best speedup of any skip set; a search rarely exceeds it.
 
-    A set's acceptance is the product of what each of its sublayers alone leaves of the acceptance of skipping nothing.
-    That is exact if sublayers do not interact; mostly they do, for the worse, but this is no theorem. A sublayer of
-    which nothing is known counts as harmless. The cost depends on nothing but how many sublayers of each kind are
-    skipped, so the best of all sets is found among those of the least harmful ones.
+    The acceptance of a set is estimated as the product of the relative acceptances of its sublayers, each skipped
+    alone. This is exact if sublayers do not interact. Usually they do, and the acceptance is lower, but this is no
+    theorem. A sublayer without a result counts as harmless. The cost depends only on the number of skipped sublayers of
+    each kind, so the best set consists of the least harmful ones.
 
     Args:
-        importance: from trials under a stop rule that drafts up to `max_draft` tokens.
-        costs: measured on the device.
-        context: tokens before the draft, where costs are read; the more, the more a skipped attention saves.
-        max_draft: the most tokens a round drafts, in those trials and in this prediction.
+        importance: from trials with a stop rule that drafts up to `max_draft` tokens.
+        costs: costs measured on the device.
+        context: number of tokens before the draft at which costs are read; attention saves more in a longer context.
+        max_draft: largest number of drafted tokens in a round, in the trials and in this prediction.
 
     Raises:
-        InputError: if no sublayer was skipped alone, the trials drafted more than `max_draft` tokens a round, or the
-            costs promise more than a round can give.
+        InputError: if no sublayer was skipped alone, the trials drafted more than `max_draft` tokens in a round, or the
+            costs imply more speedup than a round allows.
     """
     n_layers = importance.n_layers
     if not importance.alone:
@@ -165,7 +165,7 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
     mildest = sorted(kept, key=lambda skip: -kept[skip])
     attn = [(layer, kept[skip]) for skip in mildest for layer in skip.attn]
     mlp = [(layer, kept[skip]) for skip in mildest for layer in skip.mlp]
-    best = Verdict(0.0, SkipSet(n_layers), 1.0, 1.0, 1)
+    best = SpeedupBound(0.0, SkipSet(n_layers), 1.0, 1.0, 1)
     for n_attn in range(n_layers + 1):
         for n_mlp in range(n_layers + 1):
             attn_layers, mlp_layers = ([layer for layer, _ in s] for s in (attn[:n_attn], mlp[:n_mlp]))
@@ -174,7 +174,7 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
             bound, draft_length = fixed_speedup(chance, skip, costs, context=context, max_draft=max_draft)
             if bound > best.bound:
                 draft_cost = costs.draft_cost(skip, context)
-                best = Verdict(bound, skip, chance, draft_cost, draft_length, len(importance.missing))
+                best = SpeedupBound(bound, skip, chance, draft_cost, draft_length, len(importance.missing))
     if best.bound > max_draft + 1:
         raise InputError(
             f"the cost table predicts {best.bound:.2f}x of plain decoding, but a round of {max_draft} drafted tokens "
@@ -184,42 +184,42 @@ def predict(importance: Importance, costs: CostTable, *, context: int, max_draft
 
 
 def fixed_speedup(chance: float, skip: SkipSet, costs: CostTable, *, context: int, max_draft: int) -> tuple[float, int]:
-    """The speedup of drafting equally many tokens every round, at the length that is best for it; and that length.
+    """The speedup of drafting the same number of tokens in every round, at the best length; and that length.
 
     Args:
-        chance: that a drafted token is accepted, those before it accepted.
-        skip: what the draft leaves out.
-        costs: measured on the device.
-        context: tokens before the draft.
-        max_draft: the longest draft that is tried.
+        chance: probability that a drafted token is accepted, given those before it are.
+        skip: skip set of the draft.
+        costs: costs measured on the device.
+        context: number of tokens before the draft.
+        max_draft: longest draft to try.
 
-    Source: Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with measured seconds in place of their c, and of
-    their assumption that verifying costs one plain token.
+    Source: Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8. Measured seconds replace their c, and their
+    assumption that a verification costs as much as one plain token.
     """
     plain_s, draft_s = costs.plain_s(context), costs.draft_s(skip, context)
     committed, best = 1.0, (0.0, 1)
     for k in range(1, max_draft + 1):
         committed += chance**k
-        round_s = k * draft_s + costs.verification_s(k + 1, context) + costs.round_s
+        round_s = k * draft_s + costs.verification_s(k + 1, context) + costs.overhead_s
         best = max(best, (committed * plain_s / round_s, k))
     return best
 
 
 def per_token(tried: Tried, *, max_draft: int) -> float:
-    """The chance that a drafted token is accepted, those before it accepted; in [0, 1], from pooled counts.
+    """Probability a that a drafted token is accepted, given those before it are; in [0, 1], from pooled counts.
 
-    After the first rejection of a round nothing counts, so that accepted / drafted is less. Of a round of K tokens
-    a + a² + ... + a^K are accepted on average; a is what explains the counts if every round drafted `max_draft` tokens.
-    For a rule that does (`fixed`) this is the usual estimate; for one that drafts fewer it is an optimistic one, since
-    a shorter round loses less after its first rejection: k tokens are then predicted to get at least k times
-    accepted / drafted accepted, which is what any rule got, one that stops by confidence too.
+    Tokens after the first rejection of a round do not count, so accepted / drafted is smaller than a. A round of K
+    tokens accepts a + a² + ... + a^K tokens on average; a solves this for the counts with K = `max_draft`. For a rule
+    that always drafts `max_draft` tokens (`fixed`) this is the usual estimate. For a rule that drafts fewer tokens it
+    is optimistic, since a shorter round loses less after its first rejection: for k tokens it predicts at least k times
+    accepted / drafted accepted tokens, which is the result of any rule, also of one that stops by confidence.
 
     Args:
         tried: the counts.
-        max_draft: the most tokens a round could draft, where `tried` does not tell.
+        max_draft: largest number of drafted tokens in a round, if `tried` does not hold it.
 
     Raises:
-        InputError: if more than `max_draft` tokens a round were drafted.
+        InputError: if more than `max_draft` tokens were drafted in a round.
     """
     max_draft = tried.max_draft or max_draft
     if tried.drafted > max_draft * tried.n_rounds:

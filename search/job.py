@@ -19,17 +19,17 @@ from search.costs.table import CostTable
 from search.draft_of_point import Drafts
 from search.finals import Finalist, Raced, race, rescore, settled
 from search.goal import Goal, Prompts
-from search.importance import Importance, Verdict, predict
+from search.importance import Importance, SpeedupBound, predict
 from search.job_parts import Finals, Row, Searcher, SearchListener, SearchResult
 from search.objective import Objective
 from search.point import Point
 from search.replay.objectives import as_raced
-from search.replay.references import refer
-from search.replay.rule_tuner import paying
+from search.replay.references import decode_references
+from search.replay.rule_tuner import pausing
 from search.space import Space
 from search.starts import warm_starts
 from search.study.loop import Budget, row_of, run_search, top
-from search.study.pruning import Pruning
+from search.study.pruning import WilcoxonPruning
 from search.study.study import STUDY_NAME, SearchStudy
 from search.study.workers import Sharing
 from selfspec.engine.decode import Ending
@@ -112,7 +112,7 @@ class SearchJob:
     goal: Goal = field(default_factory=Goal)
     starts: Sequence[str] = ("nothing", "singles")
     start_from: Sequence[Path] = ()
-    pruning: Pruning | None = None
+    pruning: WilcoxonPruning | None = None
     finals: Finals = field(default_factory=Finals)
     force: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -214,7 +214,9 @@ class SearchJob:
             return [SkipSet.parse(text, self.space.n_layers) for text in json.loads(path.read_text())["sets"]]
         ids = [ids for prompts in self.prompts.values() for ids in prompts]
         texts = [
-            r for batch in refer(self.decoder, ids, ending=Ending(self.goal.max_new_tokens)) for r in batch.references
+            r
+            for batch in decode_references(self.decoder, ids, ending=Ending(self.goal.max_new_tokens))
+            for r in batch.references
         ]
         sets = self.searcher.compute(self.decoder, texts, self.costs.table if self.costs else None)
         assert sets is not None
@@ -235,8 +237,8 @@ class SearchJob:
         is_whole = "nothing" in kinds and alone == 2 * n_layers
         return starts, is_whole and is_plain and self.goal.name == "expected_speedup"
 
-    def _verdict(self, rows: Sequence[Row], table: CostTable) -> Verdict:
-        importance = Importance.of(rows, self.space.n_layers)
+    def _verdict(self, rows: Sequence[Row], table: CostTable) -> SpeedupBound:
+        importance = Importance.from_rows(rows, self.space.n_layers)
         verdict = predict(importance, table, context=self.context, max_draft=self.drafts.stop.max_draft)
         log.info("%s", verdict.text())
         return verdict
@@ -287,7 +289,7 @@ class SearchJob:
             spec = drafts(point)
             rule = StopRule.from_dict(tuned) if tuned else spec.stop
             if self.finals.pause and self.costs is not None:
-                rule = paying(rule, spec.plan, self.costs.for_plan(spec.plan), context=self.context)
+                rule = pausing(rule, spec.plan, self.costs.for_plan(spec.plan), context=self.context)
             spec = replace(spec, stop=rule)
             # Scored with the rule that it races with: one chosen anew would be chosen on what it is judged by.
             entries.append((Finalist(point, spec, value), as_raced(objective, spec)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from search.costs.table import CostTable
 from search.finals import Raced
-from search.importance import Verdict
+from search.importance import SpeedupBound
 from search.point import Point
 from search.replay.references import Reference
 from search.study.loop import Found
@@ -104,7 +104,7 @@ class SearchResult:
     """
 
     found: Found
-    verdict: Verdict | None
+    verdict: SpeedupBound | None
     raced: list[Raced]
     rows: list[Row]
     unit: str
@@ -130,7 +130,7 @@ class SearchListener:
     def trial(self, row: Row) -> None:
         """A finished trial."""
 
-    def searched(self, found: Found, verdict: Verdict | None) -> None:
+    def searched(self, found: Found, verdict: SpeedupBound | None) -> None:
         """The search is over, and the finals have not begun."""
 
     def race(self, n_done: int, n_prompts: int) -> None:

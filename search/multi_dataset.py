@@ -1,4 +1,4 @@
-"""One score over several data sets: the mean, or the worst of them."""
+"""An objective over several data sets: the mean or the worst of their values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from search.objective import GoOn, Objective, Score
+from search.objective import Objective, Score, ShouldContinue
 from search.point import Point
 from selfspec.skipping.skip_set import SkipSet
 
@@ -15,11 +15,11 @@ Combine = Literal["mean", "worst"]
 
 
 @dataclass(frozen=True, slots=True)
-class Robust:
-    """Scores a point on each data set, and takes the mean or the worst value; counts are pooled.
+class MultiDataset:
+    """Scores a point on each data set; the value is the mean or the worst one, and counts are pooled.
 
     Attributes:
-        objectives: one objective for each data set, all of one kind.
+        objectives: one objective for each data set, all of the same kind.
         combine: `mean` or `worst`.
     """
 
@@ -28,16 +28,16 @@ class Robust:
 
     @property
     def name(self) -> str:
-        """See `Objective`."""
+        """Name of the objectives."""
         return next(iter(self.objectives.values())).name
 
     @property
     def unit(self) -> str:
-        """See `Objective`."""
+        """Unit of the objectives."""
         return next(iter(self.objectives.values())).unit
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
-        """See `Objective`. Every data set is scored to its end: half of them would be another objective."""
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
+        """The combined score. Every data set is scored to its end, since a part of them would be another objective."""
         scores = [objective(point) for objective in self.objectives.values()]
         value = fmean(s.value for s in scores) if self.combine == "mean" else min(s.value for s in scores)
         costs = [(s.draft_cost, s.drafted) for s in scores if s.draft_cost is not None and s.drafted]

@@ -1,4 +1,4 @@
-"""How good a draft is. Larger is better, always."""
+"""Objectives: the value of a draft. Larger is always better."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from selfspec.skipping.skip_set import SkipSet
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What scoring a point found: the value, and the counts it comes from.
+    """Score of a point: the value, and the counts behind it.
 
     Attributes:
-        value: larger is better; its unit is the objective's.
-        n_tokens, n_rounds, drafted, accepted: pooled over prompts, without first tokens (the prefill's).
-        seconds: spent decoding those tokens.
-        draft_cost: of one drafted token, in plain tokens, pooled over the drafted tokens; None: unknown.
-        values: of each prompt scored, in the order of the prompts, which is the same for every point; empty where
-            the objective has none.
-        pruned: scoring ended before the last prompt, since the others would not have made it the best.
-        stop: name and settings of the stop rule, where the objective chose them for this point.
+        value: value in the objective's unit; larger is better.
+        n_tokens, n_rounds, drafted, accepted: counts pooled over prompts, without each first token (of the prefill).
+        seconds: seconds of decoding these tokens; for a replay, seconds of scoring.
+        draft_cost: cost of one drafted token, in plain tokens, pooled over drafted tokens; None: unknown.
+        values: value of each scored prompt, in an order that is the same for every point; empty if the objective has
+            no value for each prompt.
+        pruned: whether scoring ended before the last prompt, since the point could not become the best.
+        stop: name and settings of the stop rule, if the objective chose them for this point.
     """
 
     value: float
@@ -49,17 +49,17 @@ class Score:
 
     @property
     def acceptance(self) -> float:
-        """Accepted over drafted; nan if nothing was drafted."""
+        """Accepted over drafted tokens, in [0, 1]; nan if nothing was drafted."""
         return acceptance(self.accepted, self.drafted)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields, and the acceptance (None if nothing was drafted)."""
         rate = self.acceptance
         return {**asdict(self), "acceptance": None if math.isnan(rate) else rate}
 
 
-GoOn = Callable[[Sequence[float]], bool]  # the values of the prompts so far -> whether to score the others
-Draft = Callable[[Point], DraftSpec]  # what a point is drafted with
+ShouldContinue = Callable[[Sequence[float]], bool]  # values of the prompts so far -> whether to score the others
+SpecOfPoint = Callable[[Point], DraftSpec]  # from a point to its draft spec
 
 
 class Objective(Protocol):
@@ -67,56 +67,56 @@ class Objective(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called in configurations and records."""
+        """Name in configurations and records."""
         ...
 
     @property
     def unit(self) -> str:
-        """Of the value."""
+        """Unit of the value."""
         ...
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         """The score of `point`.
 
         Args:
-            point: what is scored; a skip set is a point without other dimensions.
-            go_on: asked now and then with the values of the prompts so far; where it says no, scoring ends. An
-                objective that has no value of a prompt never asks.
+            point: point to score; a skip set is a point without other dimensions.
+            should_continue: gets the values of the prompts so far; scoring ends when it returns False. An objective
+                without a value for each prompt never calls it.
 
         Raises:
-            RuntimeError, DrafterError: if it could not be scored; the trial is recorded as failed, with the reason.
+            RuntimeError, DrafterError: if the point cannot be scored; the trial is recorded as failed, with the reason.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TokensPerSecond:
-    """Wall-clock decoding speed on calibration prompts: the paper's objective. Noisy, and right by definition.
+    """Measured decoding speed on calibration prompts, the objective of Draft & Verify. It is noisy but has no bias.
 
     Attributes:
         decoder: the model.
         prompts: token ids of the calibration prompts.
-        max_new_tokens: of each prompt.
-        stopwatch: where seconds come from.
-        draft: what a point is drafted with; its stop rule goes on from prompt to prompt if the rule says so.
+        max_new_tokens: largest number of new tokens for each prompt.
+        stopwatch: measures the seconds.
+        draft: gives the draft spec of a point; a stop rule that carries over does so from prompt to prompt.
 
-    Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.2. Prefill is not counted here, since no draft changes it.
+    Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.2. The prefill does not count, since no draft changes it.
     """
 
     decoder: Decoder
     prompts: Sequence[Sequence[int]]
     max_new_tokens: int
     stopwatch: Stopwatch
-    draft: Draft
+    draft: SpecOfPoint
     name: str = "tokens_per_second"
     unit: str = "tokens/s"
 
     def __post_init__(self) -> None:
-        Ending(self.max_new_tokens)  # refuses what no trial could do, before there is a run
+        Ending(self.max_new_tokens)  # refuses an invalid length before there is a run
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
-        """See `Objective`."""
-        spec = self.draft(Point.of(point))
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
+        """Tokens per second of decoding all prompts, one after another."""
+        spec = self.draft(Point.from_draft(point))
         drafter = build_drafter(spec, self.decoder)
         ending = Ending(self.max_new_tokens)
         n_tokens = n_rounds = drafted = accepted = 0

@@ -1,7 +1,7 @@
-"""The skip sets worth keeping: none other was both cheaper and more accepted.
+"""The Pareto front of draft cost and acceptance.
 
-The best of them depends on the machine: where verification or attention costs something else, another wins. So a search
-leaves all of them behind, and not its best alone.
+The best set depends on the machine: with other costs of verification or attention another set wins. A search therefore
+writes the whole front, not only its best set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIELDS = ("skip", "settings", "draft_cost", "acceptance", "value")
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
-    """The complete rows that tell a draft cost and an acceptance; older ones may lack the cost."""
+    """The complete rows with a draft cost and an acceptance; rows of early versions may lack the cost."""
     return [
         row
         for row in rows
@@ -29,11 +29,11 @@ def measured(rows: Sequence[Row]) -> list[Row]:
 
 
 def front(rows: Sequence[Row]) -> list[Row]:
-    """The rows that no other beats: cheapest draft first, acceptance strictly rising.
+    """The rows that no other row dominates: cheapest draft first, acceptance strictly rising.
 
-    A row is beaten by one that costs no more and is accepted no less, unless both are equal; of equal ones the larger
-    value stays, and the earlier row if these are equal too. Rows that are not complete, or lack either number, are not
-    looked at.
+    A row dominates another if it costs no more and has no lower acceptance, and one of both differs. Of rows that are
+    equal in both, the one with the larger value stays, and of those the earliest. Incomplete rows and rows without
+    either number are ignored.
     """
     found: list[Row] = []
     for row in sorted(measured(rows), key=lambda r: (r["draft_cost"], -r["acceptance"], -r["value"], r["number"])):
@@ -43,7 +43,7 @@ def front(rows: Sequence[Row]) -> list[Row]:
 
 
 def write_front(path: Path, rows: Sequence[Row], *, model: str, n_layers: int, **provenance: Any) -> None:
-    """Write the front of the rows as YAML, with the model and any facts about where it comes from."""
+    """Write the front of the rows as YAML, with the model and any facts about its origin."""
     sets = [{name: row[name] for name in FIELDS if name in row} for row in front(rows)]
     body = {"model": model, "n_layers": n_layers, **provenance, "sets": sets}
     write_text(path, yaml.safe_dump(body, sort_keys=False, width=120, allow_unicode=True))

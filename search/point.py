@@ -13,24 +13,24 @@ Value = bool | int | float | str | None
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What a trial scores, written as `a3,5-9 m7; head=2048 precision=int4`.
+    """A point that a trial scores, written as `a3,5-9 m7; head=2048 precision=int4`.
 
     Attributes:
-        skip: the sublayers left out.
-        settings: the value of each other dimension by name; of one whose condition is not met there is none.
+        skip: the skipped sublayers.
+        settings: value of each other dimension by name, without dimensions whose condition is not met.
     """
 
     skip: SkipSet
     settings: Mapping[str, Value] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, draft: SkipSet | Point) -> Point:
-        """The point of a skip set in a space without other dimensions."""
+    def from_draft(cls, draft: SkipSet | Point) -> Point:
+        """The point of a skip set without other dimensions; a point itself."""
         return draft if isinstance(draft, Point) else cls(draft)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], n_layers: int) -> Point:
-        """The point of a trial's row, or of what the study notes of a trial."""
+        """The point of a trial's row, or of a trial's attributes in the study."""
         return cls(SkipSet.parse(row["skip"], n_layers), row.get("settings") or {})
 
     def __hash__(self) -> int:
@@ -41,17 +41,17 @@ class Point:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """The point of a trial's row, as it is written."""
+    """The point of a trial's row, as text."""
     return "; ".join([str(row["skip"]), *([settings_text(row["settings"])] if row.get("settings") else [])])
 
 
 def settings_text(settings: Mapping[str, Value]) -> str:
-    """`head=2048 precision=int4`."""
+    """Settings as text: `head=2048 precision=int4`."""
     return " ".join(f"{name}={value_text(value)}" for name, value in settings.items())
 
 
 def value_text(value: Value) -> str:
-    """A value as a configuration has it, numbers to four digits."""
+    """A value as in a configuration; floats to four digits."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)

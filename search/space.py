@@ -1,4 +1,4 @@
-"""What a search may choose: skip sets and other dimensions, and their names as Optuna parameters."""
+"""The search space: skip sets and other dimensions, and their names as Optuna parameters."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ BIT = re.compile(r"(attn|mlp)_\d+")
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """All skip sets of a model of `n_layers` layers, with each value of the other dimensions.
+    """All skip sets of a model of `n_layers` layers, with all values of the other dimensions.
 
-    A skip set is 2·n_layers booleans, `attn_00`, `mlp_00`, `attn_01`, ... What the constraints do not allow can be
-    written in these booleans all the same: it is projected before it is run. A dimension whose condition is not met has
-    a parameter, too, which then is its default.
+    A skip set is 2·n_layers booleans, `attn_00`, `mlp_00`, `attn_01`, ... The booleans can express skip sets that the
+    constraints exclude; these are projected before they run. A dimension whose condition is not met has a parameter as
+    well, with its default.
 
     Attributes:
-        n_layers: of the model.
-        constraints: of the skip sets.
-        dimensions: the others, each after those that it depends on.
-        constraints_at: the constraints where the other dimensions have these values; None: everywhere the same.
+        n_layers: number of layers of the model.
+        constraints: constraints of the skip sets.
+        dimensions: the other dimensions, each after those that it depends on.
+        constraints_at: constraints for given values of the other dimensions; None: always the same.
 
     Raises:
-        InputError: for a model without layers, or constraints that leave nothing to search.
+        InputError: if the model has no layers, or the constraints leave nothing to search.
     """
 
     n_layers: int
@@ -52,29 +52,29 @@ class Space:
 
     @property
     def defaults(self) -> dict[str, Value]:
-        """The default of each other dimension."""
+        """Default of each other dimension."""
         return {d.name: d.default for d in self.dimensions}
 
     def skip(self, values: Mapping[str, Any]) -> SkipSet:
-        """The skip set of parameter values: booleans, or numbers of which those above ½ are true."""
+        """The skip set of parameter values: booleans, or numbers where those above ½ mean true."""
         return SkipSet.from_bits([float(values[name]) > 0.5 for name in self.names])
 
     def point(self, skip: SkipSet, settings: Settings | None = None) -> Point:
-        """A skip set with values of the other dimensions, by default theirs; those that are not searched left out."""
+        """The point of a skip set and settings; other dimensions have their defaults, inactive ones are left out."""
         return Point(skip, active(self.dimensions, self.defaults | dict(settings or {})))
 
     def project(self, skip: SkipSet) -> SkipSet:
-        """The allowed set next to `skip`: itself if it is allowed."""
+        """The nearest allowed set to `skip`; `skip` itself if it is allowed."""
         return self.constraints.project(skip)
 
     def allowed(self, point: Point) -> Point:
-        """The allowed point next to `point`, with its settings."""
+        """The nearest allowed point to `point`, with the same settings."""
         at = self.constraints_at(point.settings) if self.constraints_at else self.constraints
         return replace(point, skip=at.project(point.skip))
 
 
 def in_order(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The parameters that are bits, in the order of `SkipSet.bits`, and the others."""
+    """Names of the bits, in the order of `SkipSet.bits`, and names of the other parameters."""
     names = list(names)
     n_bits = sum(BIT.fullmatch(name) is not None for name in names)
     return Space(n_bits // 2).names if n_bits else [], [name for name in names if not BIT.fullmatch(name)]

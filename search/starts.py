@@ -1,4 +1,4 @@
-"""Where a search begins: skip sets that are scored before any searcher is asked."""
+"""Starts of a search: skip sets that are scored before the searcher proposes any."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet, deepest_attention, evenly_spaced
 from selfspec.skipping.skip_set_files import load_skip_set, published, read_skip_set
 
-N_BEST = 5  # of an earlier search's sets; chosen, not tuned
+N_BEST = 5  # number of sets to take from an earlier search; chosen, not tuned
 
 
 def warm_starts(space: Space, kinds: Sequence[str], paths: Iterable[Path] = ()) -> list[SkipSet]:
-    """The starts of these kinds and of earlier runs, each projected onto the space, without repeats, in this order.
+    """The starts of these kinds and of earlier runs, in this order, projected onto the space, without repeats.
 
     Args:
-        space: what is searched.
-        kinds: of `KINDS`.
+        space: the search space.
+        kinds: names in `KINDS`.
         paths: skip set files, or folders of searches (see `from_path`).
 
     Raises:
@@ -35,7 +35,7 @@ def warm_starts(space: Space, kinds: Sequence[str], paths: Iterable[Path] = ()) 
 
 
 def nothing(n_layers: int) -> list[SkipSet]:
-    """Skip nothing: what any other set is compared with."""
+    """Skip nothing, which is the reference of all other sets."""
     return [SkipSet(n_layers)]
 
 
@@ -50,26 +50,26 @@ def attention(n_layers: int) -> list[SkipSet]:
 
 
 def singles(n_layers: int) -> list[SkipSet]:
-    """The 2·n_layers sets that skip one sublayer each: scored, they are the map of how important each is."""
+    """The 2·n_layers sets that skip one sublayer each; their scores are the importance map."""
     n_bits = 2 * n_layers
     return [SkipSet.from_bits([i == j for i in range(n_bits)]) for j in range(n_bits)]
 
 
 def published_sets(n_layers: int) -> list[SkipSet]:
-    """The skip sets that ship with this package, each layer moved to the same relative depth."""
+    """The skip sets that ship with this package, moved to the same relative depths in this model."""
     return list(dict.fromkeys(at_depth(load_skip_set(name), n_layers) for name in published()))
 
 
 def from_path(path: Path, n_layers: int, *, n_best: int = N_BEST) -> list[SkipSet]:
-    """The skip set of a file, or the best of an earlier search, finished or not.
+    """The skip set of a file, or the best sets of an earlier search, which may be unfinished.
 
     Args:
         path: a file written by `save_skip_set`, or the folder of a search.
-        n_layers: layers of the model that is searched.
-        n_best: sets of a search, best first.
+        n_layers: number of layers of the model.
+        n_best: number of sets of a search, best first.
 
     Raises:
-        InputError: if there is none, or it is for a model of another number of layers.
+        InputError: if there is none, or it is for a model with another number of layers.
     """
     rows_path = path / run_files.TRIALS
     if not rows_path.is_file():
@@ -88,17 +88,17 @@ def from_path(path: Path, n_layers: int, *, n_best: int = N_BEST) -> list[SkipSe
 
 
 def _facts(folder: Path) -> dict[str, object]:
-    """What the run's provenance says of it."""
+    """Facts of the run in its provenance."""
     path = folder / run_files.PROVENANCE
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         return dict(body["run"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"cannot read {path}, so nobody knows the model of {folder}; give a skip_set.yaml") from None
+        raise InputError(f"cannot read {path}, so the model of {folder} is unknown; give a skip_set.yaml") from None
 
 
 def at_depth(skip: SkipSet, n_layers: int) -> SkipSet:
-    """The set of a model of `n_layers` layers that skips at the same relative depths."""
+    """The set that skips at the same relative depths in a model of `n_layers` layers."""
 
     def moved(layers: Iterable[int]) -> frozenset[int]:
         return frozenset(round(i * (n_layers - 1) / max(skip.n_layers - 1, 1)) for i in layers)
@@ -113,4 +113,4 @@ KINDS: dict[str, Callable[[int], list[SkipSet]]] = {
     "published": published_sets,
     "singles": singles,
 }
-"""Kinds of starts by name: from the number of layers to skip sets."""
+"""Kinds of starts by name; each is a function from the number of layers to skip sets."""

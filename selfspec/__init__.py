@@ -1,10 +1,10 @@
-"""Self-speculative decoding: a model drafts with some of its own sublayers left out, then verifies with all of them.
+"""Self-speculative decoding: a model drafts without some of its sublayers, then verifies with all of them.
 
-`Decoder(model)` finds the sublayers, `bind` gives the draft of a `SkipSet` or `DraftPlan`, `speculate` decodes with it,
-`autoregress` without; `generate` and `as_custom_generate` are the door for Hugging Face users. This package knows torch
-and transformers; searching lives in `search`, running and reporting in `experiments`.
+`Decoder(model)` finds the sublayers, and `bind` gives the forward of a `SkipSet` or `DraftPlan`. `speculate` decodes
+with a draft, `autoregress` without; Hugging Face users call `generate` or `as_custom_generate`. This package knows
+torch and transformers. It must not know Optuna (`search`) or Hydra, W&B and reports (`experiments`).
 
-Names are imported when they are first used, so that a command can refuse a typing mistake before torch is loaded.
+Names are imported at their first use, so that a command can reject a typing mistake before torch is loaded.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake in what was asked, not in this code."""
+"""Exceptions for mistakes of the user or of a plug-in, not of this code."""
 
 from typing import Any
 
@@ -6,20 +6,20 @@ LISTED = 25  # names that an error lists; chosen to stay readable
 
 
 class InputError(ValueError):
-    """What was asked cannot be done; the message says what was asked, what is true and what to do, in one line."""
+    """A request that is impossible. The message is one line: what was requested, what is true, and what to do."""
 
 
 class DrafterError(InputError):
-    """A drafter proposed what no drafter may; the message names it.
+    """An invalid draft; the message names the drafter.
 
-    In a search the trial fails with this reason, and the search goes on.
+    In a search the trial fails with this reason and the search continues.
     """
 
 
 class PromptError(InputError):
-    """A prompt that cannot be decoded, while others may.
+    """A prompt that cannot be decoded; other prompts may be.
 
-    In an evaluation its row holds this reason, and the evaluation goes on.
+    In an evaluation its row holds this reason and the evaluation continues.
     """
 
 
@@ -34,7 +34,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def unknown_name(kind: str, name: str, available: list[str]) -> InputError:
-    """The error for a name that is not there, with the nearest one that is."""
+    """The error for an unknown name; it suggests the nearest known one."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, available, n=1)

@@ -1,6 +1,7 @@
-"""The door that Hugging Face users expect: `model.generate(..., custom_generate=as_custom_generate("RUN"))`.
+"""Self-speculative decoding in Hugging Face `generate`.
 
-Everything else of `generate` stays: its configuration, logits processors, stopping criteria, padding, return type.
+Example: `model.generate(ids, custom_generate=as_custom_generate("RUN"))`. The configuration of `generate`, its logits
+processors, stopping criteria, padding and return type stay the same.
 """
 
 # B rows, T tokens
@@ -20,7 +21,7 @@ from selfspec.engine.decode import Ending, Kind
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
-from selfspec.speculator import Draft, kept
+from selfspec.speculator import DraftLike, kept
 from selfspec.stopping import StopPolicy
 
 _UNSUPPORTED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -30,25 +31,28 @@ def generate(
     model: Any,
     inputs: Tensor | Sequence[int] | str,
     *,
-    draft: Draft,
+    draft: DraftLike,
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
     tokenizer: Any = None,
     streamer: Any = None,
     **settings: Any,
 ) -> Any:
-    """What `model.generate` would return, in fewer passes.
+    """The result of `model.generate`, with fewer forwards of the model.
 
     Args:
         model: a decoder-only transformers model.
-        inputs: token ids ([B, T] or one list), or one text, for which `tokenizer` is needed.
-        draft, stop, lookup: see `Speculator`; the folder of a search is enough.
-        tokenizer: to encode a text, and for `stop_strings`.
-        streamer: as of `model.generate`; told of tokens as they are committed.
-        **settings: as of `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
+        inputs: token ids ([B, T] or one list), or one text, which needs `tokenizer`.
+        draft, stop, lookup: as in `Speculator`; the folder of a search is enough.
+        tokenizer: encodes a text, and serves `stop_strings`.
+        streamer: as in `model.generate`; it gets tokens when they are committed.
+        **settings: as in `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
 
     Returns:
-        As `model.generate`; for a text, the text that follows it.
+        The return value of `model.generate`; for a text, the text after it.
+
+    Raises:
+        InputError: if there is no such draft, a setting is not supported, or a tokenizer is missing.
     """
     if isinstance(inputs, str):
         if tokenizer is None:
@@ -73,7 +77,7 @@ def generate(
 
 
 def as_custom_generate(
-    draft: Draft,
+    draft: DraftLike,
     *,
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
@@ -81,12 +85,12 @@ def as_custom_generate(
 ) -> Callable[..., Any]:
     """A callable for `model.generate(ids, custom_generate=...)` that drafts and verifies.
 
-    The model is bound to the draft once: later calls with the same draft, and the stop rule's memory, go on from there
-    (`speculator.kept`). `generate` drops `streamer` when it is given a callable: pass it as `token_streamer=` instead.
-    When sampling, `torch.manual_seed` makes the output reproducible.
+    The first call binds the draft to the model; later calls reuse it and the state of its stop rule
+    (`speculator.kept`). `generate` drops `streamer` if it gets a callable: pass `token_streamer=` instead. In sampling,
+    `torch.manual_seed` makes the output reproducible.
 
     Args:
-        draft, stop, lookup, sample_draft: see `Speculator`.
+        draft, stop, lookup, sample_draft: as in `Speculator`.
     """
 
     def custom_generate(
@@ -113,7 +117,7 @@ def as_custom_generate(
             sampling=Sampling(
                 do_sample=bool(config.do_sample),
                 warps=tuple(logits_processor or ()),
-                # From torch's own stream, so that a user's torch.manual_seed holds.
+                # From torch's own stream, so that torch.manual_seed determines the output.
                 seed=int(torch.randint(2**31, ())) if config.do_sample else 0,
             ),
             listener=_listener(token_streamer),
@@ -139,7 +143,7 @@ def _ending(config: Any, criteria: Any, input_ids: Tensor) -> Ending:
     if isinstance(eos, Tensor):
         eos = eos.flatten().tolist()
     eos_ids = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
-    # Length and end-of-sequence are the engine's own; a criterion would cost a tensor for every token.
+    # The engine checks length and end tokens itself; a criterion would need a tensor for every token.
     own = (MaxLengthCriteria, EosTokenCriteria)
     others = StoppingCriteriaList([c for c in criteria or () if not isinstance(c, own)])
 
@@ -169,7 +173,7 @@ def _padded(input_ids: Tensor, outputs: list[list[int]], pad_id: int) -> Tensor:
 
 
 def _with_stop_strings(settings: dict[str, Any], tokenizer: Any) -> StoppingCriteriaList:
-    """`generate` hands no tokenizer to a callable, so that its own stop strings would fail."""
+    """Stopping criteria with the stop strings: `generate` gives a callable no tokenizer for its own."""
     from transformers import StopStringCriteria
 
     if tokenizer is None:

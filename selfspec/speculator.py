@@ -1,7 +1,7 @@
-"""A model and a draft, ready to decode again and again: what is bound, rounded and learnt once is kept.
+"""A model with a draft, for repeated decoding: the bound draft, rounded weights and the stop rule's state are kept.
 
-A stop rule that carries something over goes on from call to call, as it did in the race that chose it. `kept` finds the
-speculator of an earlier call on the same model again, for those who have no place to keep one.
+A stop rule that carries something over does so from call to call, as in the race that chose it. `kept` returns the
+speculator of an earlier call on the same model, for callers that cannot store one.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import StopPolicy, StopState, Threshold
 
 DEFAULT_STOP = Threshold(max_draft=12, threshold=0.6)  # the paper's K and first threshold, without its adaptation
-MOST_KEPT = 4  # speculators of a model: each may hold rounded copies of its weights; chosen, not tuned
+MOST_KEPT = 4  # speculators kept for a model; each may hold rounded copies of its weights; chosen, not tuned
 
-Draft = DraftSpec | DraftPlan | SkipSet | str | Path
+DraftLike = DraftSpec | DraftPlan | SkipSet | str | Path
 
 
 class Speculator:
@@ -43,11 +43,10 @@ class Speculator:
     Args:
         model: a causal language model in eval mode, or a decoder of one.
         draft: a spec, a plan, a skip set, one written as `a3,5-9 m7`, a published name, or the file or folder of any of
-            these; the folder of a search stands for what won its race, with its stop rule, pauses and lookup.
-        stop: when to stop drafting, instead of what the draft says; where neither says it, `DEFAULT_STOP`.
-        lookup: prompt lookup before the draft (true) or none (false), instead of what the draft says.
-        sample_draft: when sampling, draw drafted tokens (true) or take the likeliest (false), instead of what the draft
-            says.
+            these. The folder of a search means the winner of its race, with stop rule, pauses and lookup.
+        stop: stop rule that replaces the draft's own; `DEFAULT_STOP` if there is neither.
+        lookup: prompt lookup before the draft (true) or none (false); None: as in the draft.
+        sample_draft: in sampling, draw drafted tokens (true) or take the likeliest (false); None: as in the draft.
 
     Raises:
         InputError: if there is no such draft, or it is for another model.
@@ -56,7 +55,7 @@ class Speculator:
     def __init__(
         self,
         model: nn.Module | Decoder,
-        draft: Draft,
+        draft: DraftLike,
         *,
         stop: StopPolicy | None = None,
         lookup: bool | None = None,
@@ -70,7 +69,7 @@ class Speculator:
             spec = replace(spec, sample_draft=sample_draft)
         self.spec = spec
         self.drafter = build_drafter(spec, self.decoder)
-        self.states: list[StopState] = []  # of each row, as the last call that had it left them
+        self.states: list[StopState] = []  # by row, from the last call that had this row
 
     def __call__(
         self,
@@ -82,10 +81,10 @@ class Speculator:
         listener: Listener | None = None,
         stopwatch: Stopwatch | None = None,
     ) -> list[DecodeResult]:
-        """The target's own output for each prompt; arguments as of `decode.speculate`.
+        """The target's own output for each prompt; arguments as in `decode.speculate`.
 
-        The rule of row i goes on from row i of the call before, or from its last row where it had fewer, if the rule
-        carries anything over.
+        If the stop rule carries something over, row i continues the state of row i of the last call, or of its last row
+        if that call had fewer rows.
         """
         states = self.begin(len(prompts))
         results = speculate(
@@ -112,20 +111,20 @@ class Speculator:
         self.states[: len(states)] = states
 
 
-def _spec(draft: Draft, decoder: Decoder, stop: StopPolicy | None) -> DraftSpec:
+def _spec(draft: DraftLike, decoder: Decoder, stop: StopPolicy | None) -> DraftSpec:
     if isinstance(draft, DraftSpec):
         return draft if stop is None else replace(draft, stop=stop)
     if isinstance(draft, SkipSet):
-        draft = DraftPlan.of(draft)
+        draft = DraftPlan.from_skip_set(draft)
     if isinstance(draft, DraftPlan):
         return DraftSpec(draft, stop or DEFAULT_STOP)
     return load_spec(draft, decoder, stop=stop, default_stop=DEFAULT_STOP)
 
 
 class _Kept:
-    """What is kept of a model, at the model itself, so that it goes when the model goes.
+    """Speculators stored on the model itself, so that they are freed with the model.
 
-    A copy of the model, or a saved one, takes none of it along.
+    A copied or saved model does not include them.
     """
 
     def __init__(self) -> None:
@@ -145,15 +144,15 @@ _PLACE = "_selfspec_kept"
 
 def kept(
     model: nn.Module,
-    draft: Draft,
+    draft: DraftLike,
     *,
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
     sample_draft: bool | None = None,
 ) -> Speculator:
-    """The speculator of the last call with the same arguments, as long as weights and files are the same; or a new one.
+    """The speculator of an earlier call with the same arguments; a new one if weights or files have changed.
 
-    Arguments as of `Speculator`. Weights are the same where every parameter is the same tensor and was not written to.
+    Arguments as in `Speculator`. Weights are unchanged if every parameter is the same tensor of the same version.
     """
     found: _Kept | None = model.__dict__.get(_PLACE)
     if found is None:
@@ -172,8 +171,8 @@ def kept(
     return found.speculators[key]
 
 
-def _key(draft: Draft) -> Hashable:
-    """Tells drafts apart; of a file or folder, also its versions."""
+def _key(draft: DraftLike) -> Hashable:
+    """Key of a draft; for a file or folder it includes the modification times."""
     if not isinstance(draft, str | Path):
         return draft
     path = Path(draft).expanduser()
@@ -184,5 +183,5 @@ def _key(draft: Draft) -> Hashable:
 def _version(parameter: nn.Parameter) -> int:
     try:
         return int(parameter._version)
-    except RuntimeError:  # of an inference tensor, which nobody writes to
+    except RuntimeError:  # an inference tensor has no version and is not written to
         return 0

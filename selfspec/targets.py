@@ -1,6 +1,6 @@
-"""Classes that a file names by where they are, and frozen values with other settings.
+"""Find a class by its import path, and change settings of a frozen value.
 
-A class of the user's own module is found as one of this package is.
+Classes of a user's own module are found in the same way as those of this package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from selfspec.errors import InputError
 
 TARGET = "_target_"
-# Modules under which files written before 2026-11-28 name their classes and functions, and where these are now.
+# Module names in files written before 2026-11-28, and the modules that hold these classes and functions now.
 MOVED = {
     "selfspec.stop": "selfspec.stopping",
     "selfspec.tree_shapes": "selfspec.drafters.tree_shapes",
@@ -34,20 +34,20 @@ def first(target: str) -> str:
 
 
 def current(target: str) -> str:
-    """Where `module.Class` is now; itself unless an older version of this package wrote it."""
+    """The current import path of `module.Class`; paths of earlier versions are translated."""
     module, _, name = target.rpartition(".")
     return f"{MOVED[module]}.{name}" if module in MOVED else target
 
 
 def find_class(target: str, *, method: str) -> Any:
-    """The class that `module.Class` names.
+    """The class at the import path `module.Class`.
 
     Args:
-        target: where it is.
-        method: that it must have.
+        target: the import path.
+        method: name of a method that the class must have.
 
     Raises:
-        InputError: if there is none, or it has no such method.
+        InputError: if there is no such class, or it lacks the method.
     """
     module, _, name = current(target).rpartition(".")
     try:
@@ -58,27 +58,27 @@ def find_class(target: str, *, method: str) -> Any:
             "file lies"
         ) from None
     if not (isinstance(found, type) and callable(getattr(found, method, None))):
-        raise InputError(f"{target} is no class with a method {method}")
+        raise InputError(f"{target} is not a class with a method {method}")
     return found
 
 
 def changed(value: Any, name: str, **settings: Any) -> Any:
-    """A frozen dataclass with other settings.
+    """A copy of a frozen dataclass with other settings.
 
     Args:
-        value: what is changed.
-        name: what the user calls it, for messages.
-        **settings: by field.
+        value: the dataclass.
+        name: its name in configurations, for messages.
+        **settings: new values by field.
 
     Raises:
-        InputError: if it has no such field, or refuses the value.
+        InputError: if there is no such field, or the value is invalid.
     """
     fields = [f.name for f in dataclasses.fields(value) if f.init] if dataclasses.is_dataclass(value) else []
     for key in settings:
         if key not in fields:
             known = f"its settings are {', '.join(fields)}" if fields else "there is nothing to set"
-            raise InputError(f"{name}.{key} is no setting of {type(value).__name__}; {known}")
+            raise InputError(f"{name}.{key} is not a setting of {type(value).__name__}; {known}")
     try:
         return dataclasses.replace(value, **settings)
     except TypeError as error:
-        raise InputError(f"{name} of {settings} cannot be ({error})") from None
+        raise InputError(f"{name} cannot have {settings} ({error})") from None

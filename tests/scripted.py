@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial
 
-from search.objective import GoOn, Score
+from search.objective import Score, ShouldContinue
 from search.point import Point
 from search.samplers import optuna_samplers
 from search.samplers.base import Exhausted
@@ -87,8 +87,8 @@ class Scripted:
     name: str = "planted"
     unit: str = "points"
 
-    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
-        skip = Point.of(draft).skip
+    def __call__(self, draft: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
+        skip = Point.from_draft(draft).skip
         self.calls.append(str(skip))
         time.sleep(self.sleep_s)
         if self.fails(skip):
@@ -99,7 +99,7 @@ class Scripted:
         for value in every:
             values.append(value)
             self.n_prompts += 1
-            if go_on and not go_on(values):
+            if should_continue and not should_continue(values):
                 break
         pruned = len(values) < len(every)
         return replace(score(fmean(values)), values=tuple(values), pruned=pruned)

@@ -29,7 +29,7 @@ RIVALS = ["lookup only", "transformers' lookup"]
 
 class TestSteps:
     def test_each_changes_one_part_of_the_one_before(self) -> None:
-        for plan in (LINEAR, DraftPlan.of(SKIP)):
+        for plan in (LINEAR, DraftPlan.from_skip_set(SKIP)):
             found = ablation.steps("RUN", plan)
             assert list(found) == [*CHAIN, *RIVALS]
             chain = [_whole(found[name], plan) for name in CHAIN]
@@ -51,7 +51,10 @@ class TestSteps:
         assert found["lookup and memory only"] == {"skip": "RUN", "lookup": "only"}
 
     def test_what_a_plan_has_is_its_own_and_what_it_lacks_is_fitted(self) -> None:
-        own, fitted = ablation.steps("RUN", LINEAR)["+ head"], ablation.steps("RUN", DraftPlan.of(SKIP))["+ head"]
+        own, fitted = (
+            ablation.steps("RUN", LINEAR)["+ head"],
+            ablation.steps("RUN", DraftPlan.from_skip_set(SKIP))["+ head"],
+        )
         assert not {"draft", "head"} & set(own)
         assert (fitted["draft"], fitted["head"]) == ("linear", ablation.HEAD)
 

@@ -165,7 +165,7 @@ class TestStateOfEachRow:
     def arm(self) -> DraftArm:
         decoder = Decoder(toy_model("llama"))
         common = (decoder, Ending(3), Sampling(), Stopwatch())
-        spec = DraftSpec(DraftPlan.of(SkipSet(decoder.n_layers)), Following())
+        spec = DraftSpec(DraftPlan.from_skip_set(SkipSet(decoder.n_layers)), Following())
         return DraftArm(*common, name="x", skip=None, stop=None, speculator=Speculator(decoder, spec))
 
     def test_each_row_goes_on_from_itself_and_a_new_one_from_the_last(self) -> None:

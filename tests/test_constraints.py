@@ -201,7 +201,7 @@ class TestRefusal:
             ({"max_skipped": 1.5}, "max_skipped=1.5; give a whole number of sublayers, or a fraction"),
             ({"min_skipped": -1}, "min_skipped=-1"),
             ({"keep_last": -1}, "keep_last=-1; give 0 or more"),
-            ({"max_cost": 0.5}, "max_cost=0.5, but nobody knows what a skip set costs"),
+            ({"max_cost": 0.5}, "max_cost=0.5, but there are no costs of skip sets"),
             ({"max_memory": 0.0, "memory": MEMORY}, "max_memory=0.0; give a fraction above 0"),
             ({"max_cost": 0.2, "cost": COST, "only": "mlp"}, r"max_cost=0.2, where skipping 4 .* leaves 0.333"),
             ({"importance": (1.0, 2.0)}, "2 importances for 8 sublayers"),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from search.costs.table import CostTable
 from search.fitting import hidden_states_runner
-from search.fitting.hidden_states_runner import Stream, cosines
+from search.fitting.hidden_states_runner import HiddenStateRunner, cosines
 from search.samplers.clasp import clasp, solve_layers
 from search.samplers.knapsack import knapsack, solve, units
 from selfspec.errors import InputError
@@ -55,11 +55,11 @@ def decoder_of(family: str, kernel: str = "eager") -> Decoder:
 
 
 @cache
-def llama_stream(n_positions: int = N_POSITIONS) -> Stream:
-    return Stream(decoder_of("llama"), TEXTS, n_positions=n_positions)
+def llama_stream(n_positions: int = N_POSITIONS) -> HiddenStateRunner:
+    return HiddenStateRunner(decoder_of("llama"), TEXTS, n_positions=n_positions)
 
 
-def states_of(stream: Stream, skip: SkipSet) -> Tensor:
+def states_of(stream: HiddenStateRunner, skip: SkipSet) -> Tensor:
     """The draft's states behind the last layer, [1, B, P, D]."""
     states = stream.start()
     for i in range(skip.n_layers):
@@ -68,7 +68,7 @@ def states_of(stream: Stream, skip: SkipSet) -> Tensor:
 
 
 @torch.inference_mode()
-def drafted(decoder: Decoder, skip: SkipSet, stream: Stream) -> tuple[Tensor, Tensor]:
+def drafted(decoder: Decoder, skip: SkipSet, stream: HiddenStateRunner) -> tuple[Tensor, Tensor]:
     """The same from the real draft, one token at a time behind the full model's keys and values; and what it says."""
     seen: list[Tensor] = []
     layers = decoder.model.get_submodule(decoder.sublayers.path)
@@ -94,7 +94,7 @@ def drafted(decoder: Decoder, skip: SkipSet, stream: Stream) -> tuple[Tensor, Te
 
 
 @torch.inference_mode()
-def cosine_of(stream: Stream, skip: SkipSet) -> float:
+def cosine_of(stream: HiddenStateRunner, skip: SkipSet) -> float:
     """With the full model, behind the last layer."""
     (found,) = cosines(states_of(stream, skip), states_of(stream, SkipSet(skip.n_layers))[0])
     return found
@@ -104,7 +104,7 @@ class TestStream:
     @pytest.mark.parametrize(("family", "kernel"), KERNELS)
     def test_a_drafts_states_are_the_real_drafts(self, family: str, kernel: str) -> None:
         decoder = decoder_of(family, kernel)
-        stream = Stream(decoder, TEXTS, n_positions=N_POSITIONS)
+        stream = HiddenStateRunner(decoder, TEXTS, n_positions=N_POSITIONS)
         for skip in (SkipSet(decoder.n_layers), *random_sets(decoder.n_layers, 4, seed=family)):
             states, (real, said) = states_of(stream, skip), drafted(decoder, skip, stream)
             # In the unit of the states themselves: those of some families grow to hundreds.
@@ -117,7 +117,7 @@ class TestStream:
         self, queries: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(hidden_states_runner, "MAX_QUERIES", queries)
-        stream = Stream(decoder_of("llama"), TEXTS, n_positions=N_POSITIONS)
+        stream = HiddenStateRunner(decoder_of("llama"), TEXTS, n_positions=N_POSITIONS)
         noise = torch.randn(7, *stream.start().shape[1:], generator=torch.Generator().manual_seed(0)).double()
         for kinds in ((True, True), (True, False), (False, True), (False, False)):
             attn, mlp = kinds
@@ -146,7 +146,7 @@ class TestStream:
     def test_a_model_that_makes_its_own_masks_is_refused_by_name(self, family: str) -> None:
         decoder = decoder_of(family)
         with pytest.raises(InputError, match=decoder.config.model_type) as refusal:
-            Stream(decoder, TEXTS, n_positions=1)
+            HiddenStateRunner(decoder, TEXTS, n_positions=1)
         assert "\n" not in str(refusal.value)
 
     @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ class TestStream:
     )
     def test_nothing_to_compare_is_refused(self, texts: list[Written], n_positions: int, why: str) -> None:
         with pytest.raises(InputError, match=why):
-            Stream(decoder_of("llama"), texts, n_positions=n_positions)
+            HiddenStateRunner(decoder_of("llama"), texts, n_positions=n_positions)
 
 
 class TestUnits:
@@ -186,7 +186,7 @@ class TestKnapsack:
     @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gpt-neox", "opt-post-norm"])
     def test_the_cosine_of_a_set_is_that_of_its_real_draft(self, family: str) -> None:
         decoder = decoder_of(family)
-        stream = Stream(decoder, TEXTS, n_positions=N_POSITIONS)
+        stream = HiddenStateRunner(decoder, TEXTS, n_positions=N_POSITIONS)
         full, _ = drafted(decoder, SkipSet(3), stream)
         drafts = solve(stream, attn=self.ATTN, mlp=self.MLP, keep_ends=False, least_cosine=EVERYTHING_GOES)
         for bits, cosine, saved in zip(drafts.bits, drafts.cosines, drafts.saved, strict=True):
@@ -198,7 +198,7 @@ class TestKnapsack:
     @pytest.mark.parametrize("family", ["llama", "gpt-neox", "qwen2", "gpt2"])
     def test_sets_are_better_than_others_that_save_as_much(self, family: str) -> None:
         """By brute force over all 64; no set can be better than the best one, and on average they beat chance."""
-        stream = Stream(decoder_of(family), TEXTS, n_positions=N_POSITIONS)
+        stream = HiddenStateRunner(decoder_of(family), TEXTS, n_positions=N_POSITIONS)
         every = [SkipSet.from_bits(bits) for bits in itertools.product((False, True), repeat=6)]
         values: dict[int, list[float]] = {}
         for skip in every:
@@ -246,7 +246,7 @@ class TestClasp:
     @pytest.mark.parametrize("family", ["llama", "gpt-neox", "opt-post-norm"])
     def test_the_cosine_of_a_set_is_that_of_its_real_draft(self, family: str) -> None:
         decoder = decoder_of(family)
-        stream = Stream(decoder, TEXTS, n_positions=N_POSITIONS)
+        stream = HiddenStateRunner(decoder, TEXTS, n_positions=N_POSITIONS)
         full, _ = drafted(decoder, SkipSet(3), stream)
         drafts = solve_layers(stream, keep_ends=False)
         assert drafts.saved == [0, 1, 2, 3]

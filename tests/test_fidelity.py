@@ -1,4 +1,4 @@
-"""Pruning: hopeless trials stop early, and the best one never does."""
+"""WilcoxonPruning: hopeless trials stop early, and the best one never does."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import optuna
 import pytest
 from optuna.samplers import RandomSampler
 
-from search.objective import GoOn
-from search.study.pruning import Pruning
+from search.objective import ShouldContinue
+from search.study.pruning import WilcoxonPruning
 from selfspec.errors import InputError
 from selfspec.records.run_files import read_rows
 from selfspec.skipping.skip_set import SkipSet
@@ -37,10 +37,10 @@ def noisy(skip: SkipSet) -> list[float]:
 
 
 def pruning_at(n_prompts: int) -> Any:
-    """Pruning that stops everything there."""
+    """WilcoxonPruning that stops everything there."""
 
-    class Cruel(Pruning):
-        def against(self, best: Sequence[float]) -> GoOn:
+    class Cruel(WilcoxonPruning):
+        def against(self, best: Sequence[float]) -> ShouldContinue:
             return lambda values: len(values) < n_prompts
 
     return Cruel()
@@ -50,12 +50,12 @@ class TestPruning:
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_saves_prompts_and_stops_no_trial_that_would_have_been_the_best(self, seed: int, tmp_path: Path) -> None:
         found, objectives = [], []
-        for pruning in (None, Pruning()):
+        for pruning in (None, WilcoxonPruning()):
             folder = tmp_path / str(pruning)
             folder.mkdir()
             objectives.append(Scripted(prompts=noisy))
             found.append(run(folder, 30, objectives[-1], seed=seed, sampler=RandomSampler, pruning=pruning))
-        full, pruned = (read_rows(tmp_path / str(pruning) / ROWS) for pruning in (None, Pruning()))
+        full, pruned = (read_rows(tmp_path / str(pruning) / ROWS) for pruning in (None, WilcoxonPruning()))
         assert [row["skip"] for row in pruned] == [row["skip"] for row in full]  # what is asked knows no scores
         assert replace(found[0], elapsed_s=0) == replace(found[1], elapsed_s=0)
         best = float("-inf")
@@ -94,20 +94,20 @@ class TestPruning:
         for name, sittings in (("whole", [20]), ("parts", [4, 11, 20])):
             (tmp_path / name).mkdir()
             for n_trials in sittings:
-                run(tmp_path / name, n_trials, Scripted(prompts=noisy), pruning=Pruning())
+                run(tmp_path / name, n_trials, Scripted(prompts=noisy), pruning=WilcoxonPruning())
         assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
         assert "pruned" in {row["state"] for row in rows_of(tmp_path / "whole")}
 
     def test_asks_for_enough_prompts_and_stops_only_what_is_worse(self) -> None:
         best = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
-        go_on = Pruning(min_prompts=6).against(best)
+        should_continue = WilcoxonPruning(min_prompts=6).against(best)
         worse, better = [x - 0.5 for x in best], [x + 0.5 for x in best]
-        assert [go_on(worse[:n]) for n in range(1, 8)] == [True] * 5 + [False] * 2
-        assert all(go_on(values[:n]) for values in (best, better) for n in range(1, 8))
-        assert go_on([*worse, 0.0])  # prompts that the best has not seen tell nothing
-        assert Pruning().against([])(worse)
+        assert [should_continue(worse[:n]) for n in range(1, 8)] == [True] * 5 + [False] * 2
+        assert all(should_continue(values[:n]) for values in (best, better) for n in range(1, 8))
+        assert should_continue([*worse, 0.0])  # prompts that the best has not seen tell nothing
+        assert WilcoxonPruning().against([])(worse)
 
     @pytest.mark.parametrize(("p", "min_prompts"), [(0.05, 4), (0.01, 6), (0.0, 6), (0.6, 6)])
     def test_pruning_that_can_stop_nothing_or_everything_is_refused(self, p: float, min_prompts: int) -> None:
         with pytest.raises(InputError, match="p="):
-            Pruning(p, min_prompts)
+            WilcoxonPruning(p, min_prompts)

@@ -70,7 +70,9 @@ def line(axes: Axes, label: str) -> list[tuple[float, float]]:
 
 
 PICTURES: dict[str, Callable[[list[Row]], Figure]] = {
-    "importance_map": lambda rows: figures.importance_map(Importance.of(rows, N_LAYERS), objective="expected_speedup"),
+    "importance_map": lambda rows: figures.importance_map(
+        Importance.from_rows(rows, N_LAYERS), objective="expected_speedup"
+    ),
     "best_so_far": lambda rows: figures.best_so_far(rows, objective="tokens_per_second"),
     "pareto": lambda rows: figures.pareto(rows, objective="expected_speedup"),
     "race_evaluations": lambda rows: figures.race_curves({"tpe": [rows, rows]}, x="evaluations", objective="value"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from search.fitting.bridge_fitting import Fits, Observed, _positions, choose_ridge, observe
+from search.fitting.bridge_fitting import BridgeFitter, Observed, _positions, choose_ridge, observe
 from search.replay.references import Reference
 from selfspec.drafters.chain import ModelDraft
 from selfspec.engine.decode import Ending, autoregress, speculate
@@ -84,21 +84,21 @@ def sum_of(seen: Observed, first: int, last: int) -> Tensor:
 def test_a_sublayer_that_is_linear_is_reproduced_and_every_draft_accepted(skip: str) -> None:
     weights = {kind: (0.3 * noise(WIDTH, WIDTH, seed=i), noise(WIDTH, seed=i + 2)) for i, kind in enumerate("am")}
     decoder = linear_toy(weights["a"], weights["m"])
-    plan = Fits(observed(decoder)).plan(SkipSet.parse(skip, 3), merge=False)
+    plan = BridgeFitter(observed(decoder)).plan(SkipSet.parse(skip, 3), merge=False)
     for (kind, _), bridge in plan.bridges.items():
         w_DD, b_D = weights[kind[0]]
         assert (bridge.matrices[0] - w_DD).abs().max() < 1e-8
         assert (bridge.bias - b_D).abs().max() < 1e-8
     n_accepted, n_drafted = accepted(decoder, plan)
     assert n_accepted == n_drafted > 0
-    worse, n_drafted = accepted(decoder, DraftPlan.of(plan.skip))
+    worse, n_drafted = accepted(decoder, DraftPlan.from_skip_set(plan.skip))
     assert worse < n_drafted, "nothing stands in and nothing is rejected: this test proves nothing"
 
 
 def test_a_merged_run_is_the_sum_of_its_sublayers() -> None:
     w_DD, b_D, c_D = 0.3 * noise(WIDTH, WIDTH), noise(WIDTH, seed=1), noise(WIDTH, seed=2)
     decoder = linear_toy((w_DD, b_D), (torch.zeros(WIDTH, WIDTH, dtype=torch.float64), c_D))
-    plan = Fits(observed(decoder)).plan(SkipSet.parse("a1 m1", 3))
+    plan = BridgeFitter(observed(decoder)).plan(SkipSet.parse("a1 m1", 3))
     assert list(plan.bridges) == [("attn", 1)]
     (bridge,) = plan.bridges.values()
     assert (bridge.matrices[0] - w_DD).abs().max() < 1e-8
@@ -110,7 +110,7 @@ def test_a_merged_run_is_the_sum_of_its_sublayers() -> None:
 @pytest.mark.parametrize("merge", [False, True])
 def test_the_mean_is_the_mean(merge: bool) -> None:
     seen = observed(Decoder(toy("llama")))
-    plan = Fits(seen).plan(SkipSet.parse("a1,2 m1", 3), kind="mean", merge=merge)
+    plan = BridgeFitter(seen).plan(SkipSet.parse("a1,2 m1", 3), kind="mean", merge=merge)
     expected = {2: (2, 4)} if merge else {i: (i, i) for i in (2, 3, 4)}
     assert list(plan.bridges) == [sublayer(first) for first in expected]
     for first, last in expected.values():
@@ -123,7 +123,7 @@ def test_the_mean_is_the_mean(merge: bool) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi", "bloom"])
 def test_on_its_own_data_linear_beats_mean_beats_nothing(family: str, n_tokens: int) -> None:
     seen = observed(Decoder(toy(family)), n_tokens=n_tokens)
-    fits = Fits(seen)
+    fits = BridgeFitter(seen)
     for first in range(6):
         for last in range(first, 6):
             bridges = [fits.bridge(first, last, kind=kind) for kind in ("linear", "mean")]
@@ -134,7 +134,7 @@ def test_on_its_own_data_linear_beats_mean_beats_nothing(family: str, n_tokens: 
 @pytest.mark.parametrize("merge", [False, True])
 @pytest.mark.parametrize(("kind", "rank"), [("mean", None), ("linear", None), ("lowrank", 5), ("lowrank", 99)])
 def test_blanks_stand_where_bridges_would_and_are_of_their_size(kind: str, rank: int | None, merge: bool) -> None:
-    fits, skip = Fits(observed(Decoder(toy("llama")))), SkipSet.parse("a1,2 m1", 3)
+    fits, skip = BridgeFitter(observed(Decoder(toy("llama")))), SkipSet.parse("a1,2 m1", 3)
     plan = fits.plan(skip, kind=kind, merge=merge, rank=rank)
     blanks = fits.blanks(skip, kind=kind, merge=merge, rank=rank)
     assert list(blanks) == list(plan.bridges)
@@ -145,7 +145,7 @@ def test_blanks_stand_where_bridges_would_and_are_of_their_size(kind: str, rank:
 
 def test_a_map_of_full_rank_is_the_linear_one_and_error_falls_with_rank() -> None:
     seen = observed(Decoder(toy("llama")))
-    fits = Fits(seen)
+    fits = BridgeFitter(seen)
     whole = fits.bridge(2, 4)
     ranks = {rank: fits.bridge(2, 4, kind="lowrank", rank=rank) for rank in (1, 4, 16, WIDTH)}
     up_DR, down_RD = ranks[WIDTH].matrices[::-1]
@@ -198,7 +198,7 @@ def test_few_tokens_are_not_spent_on_many_parameters() -> None:
 def test_an_input_that_never_changes_gives_the_mean(value: float) -> None:
     same = torch.full((50, WIDTH), value, dtype=torch.float64)
     y_ND = noise(50, WIDTH)
-    bridge = Fits(Observed((same, same), (y_ND, y_ND), (True,))).bridge(0, 0)
+    bridge = BridgeFitter(Observed((same, same), (y_ND, y_ND), (True,))).bridge(0, 0)
     assert not bridge.matrices[0].any()
     assert torch.allclose(bridge.bias, y_ND.mean(0))
 
@@ -217,7 +217,7 @@ def _eigen(x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor, float]:
 def test_every_family_is_observed_and_planned_for(family: str) -> None:
     """Runs merge exactly where outputs are added unchanged, and the plan can be bound."""
     decoder = Decoder(toy(family))
-    fits = Fits(observed(decoder, n_tokens=200))
+    fits = BridgeFitter(observed(decoder, n_tokens=200))
     assert fits.observed.adds == (family not in NOT_SUMS,) * 3
     plan = fits.plan(SkipSet.parse("a1,2 m1", 3))
     expected = {"opt": ["attn", "attn"], "opt-post-norm": ["attn", "attn"]}.get(family, ["attn", "mlp", "attn"])
@@ -266,7 +266,7 @@ def test_the_model_is_unchanged_by_observing() -> None:
     decoder, ids_BT = Decoder(model), torch.tensor([LONG])
     before_BTV = model(ids_BT).logits
     held = {name: (t.data_ptr(), t.clone()) for name, t in model.state_dict().items()}
-    Fits(observed(decoder)).plan(SkipSet.parse("a1 m1", 3))
+    BridgeFitter(observed(decoder)).plan(SkipSet.parse("a1 m1", 3))
     assert torch.equal(model(ids_BT).logits, before_BTV)
     assert all(t.data_ptr() == held[n][0] and torch.equal(t, held[n][1]) for n, t in model.state_dict().items())
     assert not any("forward" in module.__dict__ for module in model.modules())
@@ -277,14 +277,14 @@ def test_the_model_is_unchanged_by_observing() -> None:
 
 def test_the_same_texts_give_the_same_plan_whatever_was_fitted_before() -> None:
     skips = [SkipSet.parse(text, 3) for text in ("a1 m1", "m0,1 a1,2", "a0-2 m0-2")]
-    first, second = (Fits(observed(Decoder(toy("llama")))) for _ in range(2))
+    first, second = (BridgeFitter(observed(Decoder(toy("llama")))) for _ in range(2))
     forward = [first.plan(skip) for skip in skips]
     assert forward == [second.plan(skip) for skip in reversed(skips)][::-1]
-    assert forward == [Fits(first.observed, cached_bytes=0).plan(skip) for skip in skips]
+    assert forward == [BridgeFitter(first.observed, cached_bytes=0).plan(skip) for skip in skips]
 
 
 def test_fitted_bridges_are_remembered_up_to_their_bytes() -> None:
-    fits = Fits(observed(Decoder(toy("llama"))), cached_bytes=3 * (WIDTH + 1) * WIDTH * 8)
+    fits = BridgeFitter(observed(Decoder(toy("llama"))), cached_bytes=3 * (WIDTH + 1) * WIDTH * 8)
     first = fits.bridge(0, 0)
     for last in (1, 2):
         fits.bridge(0, last)
@@ -298,7 +298,7 @@ def test_fitted_bridges_are_remembered_up_to_their_bytes() -> None:
 
 def test_bridges_are_of_the_models_dtype() -> None:
     decoder = Decoder(toy("llama").bfloat16())
-    fits = Fits(observed(decoder))
+    fits = BridgeFitter(observed(decoder))
     assert fits.observed.adds == (True,) * 3
     for kind, rank in (("mean", None), ("linear", None), ("lowrank", 4)):
         plan = fits.plan(SkipSet.parse("a1 m1", 3), kind=kind, rank=rank)
@@ -316,9 +316,9 @@ def test_bridges_are_of_the_models_dtype() -> None:
     ],
 )
 def test_kind_and_rank_that_do_not_go_together_are_refused(settings: dict[str, Any], why: str) -> None:
-    fits = Fits(observed(Decoder(toy("llama")), n_tokens=16))
+    fits = BridgeFitter(observed(Decoder(toy("llama")), n_tokens=16))
     with pytest.raises(InputError, match=why):
         fits.plan(SkipSet.parse("a1", 3), **settings)
     with pytest.raises(InputError, match="4 layers, but one of 3"):
         fits.plan(SkipSet(4))
-    assert fits.plan(SkipSet.parse("a1", 3), kind="skip") == DraftPlan.of(SkipSet.parse("a1", 3))
+    assert fits.plan(SkipSet.parse("a1", 3), kind="skip") == DraftPlan.from_skip_set(SkipSet.parse("a1", 3))

@@ -38,7 +38,7 @@ def test_a_shipped_table_composes_loads_and_is_of_a_model_of_its_name(name: str)
     n = N_LAYERS[cfg.costs.name]
     half = SkipSet(n, frozenset(range(0, n, 2)), frozenset(range(0, n, 2)))
     assert table.draft_cost(half, 128) < table.draft_cost(SkipSet(n), 128) == pytest.approx(1, abs=0.03)
-    assert CostTable.of(table.as_dict()) == table
+    assert CostTable.from_dict(table.to_dict()) == table
 
 
 def test_a_search_takes_the_seconds_of_the_table_alone(toy: list[str], empty_folder: Path) -> None:

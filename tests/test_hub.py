@@ -111,7 +111,7 @@ def test_neither_hub_id_nor_path_asks_for_a_path() -> None:
 
 
 def test_folder_given_as_hub_id_is_told_where_it_belongs(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is no name on the hub, .* pass model\.path=FOLDER"):
+    with pytest.raises(InputError, match=r"is not a name on the hub, .* pass model\.path=FOLDER"):
         locate.locate(str(tmp_path))
 
 

@@ -74,29 +74,31 @@ def some_costs(rng: np.random.Generator) -> CostTable:
 
 class TestImportance:
     def test_knows_each_sublayer_that_was_skipped_alone_and_which_were_not(self) -> None:
-        alone = Importance.of([row("a1-2 m0", 9.0), row("none", 1.0), row("a1", 2.0), row("m2", 3.0)], N_LAYERS)
+        alone = Importance.from_rows([row("a1-2 m0", 9.0), row("none", 1.0), row("a1", 2.0), row("m2", 3.0)], N_LAYERS)
         assert {str(skip): tried.value for skip, tried in alone.alone.items()} == {"a1": 2.0, "m2": 3.0}
         assert alone.nothing.value == 1.0
         assert [str(skip) for skip in alone.missing] == ["a0", "m0", "m1", "a2"]
 
     def test_a_failed_trial_tells_nothing_and_its_repetition_does(self) -> None:
-        alone = Importance.of([row("none"), failed("a1"), failed("m1"), row("m1", 2.0), row("m1", 5.0)], N_LAYERS)
+        alone = Importance.from_rows(
+            [row("none"), failed("a1"), failed("m1"), row("m1", 2.0), row("m1", 5.0)], N_LAYERS
+        )
         assert {str(skip): tried.value for skip, tried in alone.alone.items()} == {"m1": 2.0}
 
     def test_a_pruned_trial_tells_its_counts_but_no_value(self) -> None:
-        tried = Importance.of([row("none"), row("a1", 0.3, state="pruned")], N_LAYERS).alone[
+        tried = Importance.from_rows([row("none"), row("a1", 0.3, state="pruned")], N_LAYERS).alone[
             SkipSet.parse("a1", N_LAYERS)
         ]
         assert (tried.value, tried.acceptance) == (None, 0.8)
 
     def test_a_trial_that_was_scored_to_its_end_counts_before_one_that_was_not(self) -> None:
         rows = [row("none"), row("a1", 0.3, state="pruned"), row("a1", 0.9)]
-        assert Importance.of(rows, N_LAYERS).alone[SkipSet.parse("a1", N_LAYERS)].value == 0.9
+        assert Importance.from_rows(rows, N_LAYERS).alone[SkipSet.parse("a1", N_LAYERS)].value == 0.9
 
     @pytest.mark.parametrize("rows", [[], [row("a1")], [failed("none"), row("a1")]])
     def test_without_the_draft_that_skips_nothing_there_is_nothing_to_compare_with(self, rows: list[Row]) -> None:
         with pytest.raises(InputError, match=f"none of {len(rows)} trials skips nothing"):
-            Importance.of(rows, N_LAYERS)
+            Importance.from_rows(rows, N_LAYERS)
 
 
 class TestPerToken:
@@ -122,11 +124,11 @@ class TestPerToken:
 
     def test_a_rule_that_was_chosen_for_the_set_tells_its_own_limit(self) -> None:
         chosen = row("a1", stop={"name": "fixed", "max_draft": K})
-        assert per_token(Tried.of(chosen), max_draft=20) == per_token(Tried.of(row("a1")), max_draft=K)
+        assert per_token(Tried.from_row(chosen), max_draft=20) == per_token(Tried.from_row(row("a1")), max_draft=K)
 
     def test_refuses_a_limit_that_the_trials_exceeded(self) -> None:
         with pytest.raises(InputError, match=r"max_draft=4, but the trials drafted 5\.0 tokens a round"):
-            per_token(Tried.of(row("a1")), max_draft=4)
+            per_token(Tried.from_row(row("a1")), max_draft=4)
 
 
 class TestPredict:
@@ -135,7 +137,7 @@ class TestPredict:
         rng = np.random.default_rng(seed)
         alone, costs = chances(rng), some_costs(rng)
         rows = map_rows(alone, lambda a: {"accepted": sum(a**k for k in range(1, K + 1)), "drafted": K, "n_rounds": 1})
-        verdict = predict(Importance.of(rows, N_LAYERS), costs, context=CONTEXT, max_draft=K)
+        verdict = predict(Importance.from_rows(rows, N_LAYERS), costs, context=CONTEXT, max_draft=K)
         assert verdict.bound == pytest.approx(optimum(lambda skip: together(alone, skip), costs)), str(verdict.skip)
         assert verdict.acceptance == pytest.approx(together(alone, verdict.skip))
 
@@ -144,7 +146,7 @@ class TestPredict:
         rng = np.random.default_rng(seed)
         alone, costs = chances(rng), some_costs(rng)
         rows = map_rows(alone, lambda a: drafted(a, rng.integers(1, K + 1, size=4_000).tolist(), rng))
-        verdict = predict(Importance.of(rows, N_LAYERS), costs, context=CONTEXT, max_draft=K)
+        verdict = predict(Importance.from_rows(rows, N_LAYERS), costs, context=CONTEXT, max_draft=K)
         assert verdict.bound >= optimum(lambda skip: together(alone, skip), costs), str(verdict.skip)
 
     def test_is_no_less_than_the_optimum_of_sublayers_that_harm_each_other(self) -> None:
@@ -152,21 +154,21 @@ class TestPredict:
         alone, costs = chances(rng), some_costs(rng)
         rows = map_rows(alone, lambda a: {"accepted": sum(a**k for k in range(1, K + 1)), "drafted": K, "n_rounds": 1})
         harmed = optimum(lambda skip: together(alone, skip) * 0.9 ** max(0, len(skip) - 1), costs)
-        assert predict(Importance.of(rows, N_LAYERS), costs, context=CONTEXT, max_draft=K).bound > harmed
+        assert predict(Importance.from_rows(rows, N_LAYERS), costs, context=CONTEXT, max_draft=K).bound > harmed
 
     def test_a_sublayer_of_which_nothing_is_known_counts_as_harmless(self) -> None:
-        verdict = predict(Importance.of([row("none"), row("a1")], N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
+        verdict = predict(Importance.from_rows([row("none"), row("a1")], N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
         assert {0, 2} <= verdict.skip.attn and {0, 1, 2} <= verdict.skip.mlp
         assert verdict.n_missing == 5 and "1 of 6 sublayers" in verdict.text()
 
     def test_acceptance_above_that_of_skipping_nothing_counts_as_equal(self) -> None:
         rows = [row("none", accepted=400), *(row(skip, accepted=450) for skip in singles(N_LAYERS))]
-        verdict = predict(Importance.of(rows, N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
+        verdict = predict(Importance.from_rows(rows, N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
         assert verdict.acceptance == 1
 
     def test_says_in_one_sentence_that_skipping_will_not_pay(self) -> None:
         rows = [row("none", accepted=500), *(row(skip, accepted=100) for skip in singles(N_LAYERS))]
-        verdict = predict(Importance.of(rows, N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
+        verdict = predict(Importance.from_rows(rows, N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
         assert not verdict.pays()
         assert verdict.text() == (
             f"plain skipping will not pay on this model and device: at best {verdict.bound:.2f}x of plain decoding "
@@ -175,7 +177,7 @@ class TestPredict:
 
     def test_says_that_it_may_pay_where_the_bound_reaches_the_threshold(self) -> None:
         rows = [row("none", accepted=500), *(row(skip, accepted=490) for skip in singles(N_LAYERS))]
-        verdict = predict(Importance.of(rows, N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
+        verdict = predict(Importance.from_rows(rows, N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
         assert verdict.pays() and "may pay" in verdict.text()
         assert verdict.pays(verdict.bound) and not verdict.pays(verdict.bound + 1e-9)
         assert verdict.draft_cost == COSTS.draft_s(verdict.skip, CONTEXT) / COSTS.plain_s(CONTEXT)
@@ -188,7 +190,7 @@ class TestPredict:
         assert lengths == [1, K]
 
     def test_the_engines_own_time_counts(self) -> None:
-        slower = replace(COSTS, round_s=1.0)
+        slower = replace(COSTS, overhead_s=1.0)
         skip = SkipSet.parse("a0-2", N_LAYERS)
         values = [fixed_speedup(0.9, skip, costs, context=CONTEXT, max_draft=1)[0] for costs in (COSTS, slower)]
         round_s = COSTS.draft_s(skip, CONTEXT) + COSTS.verification_s(2, CONTEXT)
@@ -196,7 +198,7 @@ class TestPredict:
 
     def test_a_map_without_a_sublayer_predicts_nothing(self) -> None:
         with pytest.raises(InputError, match="no trial skips one sublayer alone"):
-            predict(Importance.of([row("none")], N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
+            predict(Importance.from_rows([row("none")], N_LAYERS), COSTS, context=CONTEXT, max_draft=K)
 
 
 def grid_row(number: int, cost: float | None, acceptance: float | None, value: float = 1.0, **more: Any) -> Row:

@@ -45,12 +45,12 @@ def test_costs_before_the_first_measured_context_are_those_at_it() -> None:
         ({"attn_s": (1e-4, -1e-6)}, "attn_s at 74 takes"),
         ({"full_s": (0.0, 1e-2)}, "full_s at 64 takes"),
         ({"verify_s": (1e-2, INF)}, "verify_s of 2 takes"),
-        ({"round_s": -1.0}, "round_s takes"),
+        ({"overhead_s": -1.0}, "overhead_s takes"),
     ],
 )
 def test_table_with_a_time_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     file = tmp_path / "costs.json"
-    file.write_text(json.dumps({"costs": replace(TABLE, **change).as_dict()}))
+    file.write_text(json.dumps({"costs": replace(TABLE, **change).to_dict()}))
     with pytest.raises(InputError, match=f"{said}.*measure again") as error:
         CostTable.read(file)
     assert str(file) in str(error.value)
@@ -60,18 +60,18 @@ def test_table_is_looked_at_where_it_is_asked() -> None:
     TABLE.check("t", n_layers=4, contexts=(5, 90))
     falling = replace(TABLE, full_s=(1e-2, 9e-3))
     assert falling.plain_s(5000) == 9e-3  # more context never costs less
-    lost = replace(TABLE, beside_s=((0.0,) * 9, (-1e-4,) * 9))
+    lost = replace(TABLE, interaction_s=((0.0,) * 9, (-1e-4,) * 9))
     lost.check("t", n_layers=4, contexts=(5, 90))
     with pytest.raises(InputError, match=r"a drafted token with skip=.* after 900 takes"):
         lost.check("t", n_layers=4, contexts=(5, 900))
-    free = replace(TABLE, head_saved_s=0.0, beside_s=((-2e-3,) * 9, (-2e-3,) * 9))
+    free = replace(TABLE, head_saved_s=0.0, interaction_s=((-2e-3,) * 9, (-2e-3,) * 9))
     with pytest.raises(InputError, match=r"a drafted token with skip=.* after"):
         free.check("t", n_layers=4)
 
 
 def test_prediction_beyond_the_longest_round_is_refused() -> None:
     rows = [row("none", 0.99), *(row(f"{kind}{i}", 0.99) for kind in "am" for i in range(N_LAYERS))]
-    importance = Importance.of(rows, N_LAYERS)
+    importance = Importance.from_rows(rows, N_LAYERS)
     predict(importance, GOOD, context=CONTEXT, max_draft=K)
     free = replace(GOOD, base_s=1e-4, verify_s=tuple(0.05 * s for s in GOOD.verify_s))
     with pytest.raises(InputError, match=rf"a round of {K} drafted tokens gives at most {K + 1}; .*measure again"):
@@ -87,7 +87,7 @@ def test_search_by_a_table_that_cannot_be_ends_in_one_line(toy: list[str], empty
     Path("mine.json").write_text(json.dumps(body))
     ran = command("search", *toy, "searcher.n_trials=3", "objective.n_prompts=2", "costs.path=mine.json")
     assert ran.status == 2
-    assert "mine.json: mlp_s takes -3e-06 s, which cannot be" in ran.error_lines[-1]
+    assert "mine.json: mlp_s takes -3e-06 s, which is impossible" in ran.error_lines[-1]
 
 
 FACTS: dict[str, Any] = {"weights": {"revision": "abc", "sha256": None}}
@@ -109,10 +109,10 @@ def saved(folder: Path, decoder: Decoder, *, bias: Tensor | None = None, **parts
         ({"memory": torch.tensor([3, toys.VOCAB, 5])}, f"memory holds token {toys.VOCAB}, but"),
         ({"memory": torch.tensor([3, -7, 5])}, "memory holds token -7, but"),
         ({"head": torch.tensor([-1, 5])}, "head holds token -1, but"),
-        ({"memory": torch.tensor([3.0, 4.0])}, "memory is no list of token ids"),
-        ({"memory": torch.tensor([[3, 4], [5, 6]])}, "memory is no list of token ids"),
+        ({"memory": torch.tensor([3.0, 4.0])}, "memory is not a list of token ids"),
+        ({"memory": torch.tensor([[3, 4], [5, 6]])}, "memory is not a list of token ids"),
         ({"head": torch.tensor([3, 4, 500])}, "head holds token 500, but"),
-        ({"head": torch.tensor([True, False])}, "head is no list of token ids"),
+        ({"head": torch.tensor([True, False])}, "head is not a list of token ids"),
     ],
 )
 def test_plan_whose_sum_is_right_and_whose_tensors_cannot_be_is_refused(
@@ -146,8 +146,8 @@ def test_plan_of_endless_brackets_is_no_yaml(tmp_path: Path) -> None:
         ("m" + "9" * 6000, "cannot read 'm9999"),
         ("a1-" + "1" * 5000, "cannot read 'a1-1111"),
         ("x1," * 4000 + "a1", "cannot read 'x1'"),
-        ("none m1", "names sublayers beside none"),
-        ("a2,none", "names sublayers beside none"),
+        ("none m1", "names sublayers and none"),
+        ("a2,none", "names sublayers and none"),
         ("m0,,1", "has a comma with nothing"),
         ("m0, ,a1", "has a comma with nothing"),
         (",a1", "has a comma with nothing"),
@@ -167,3 +167,11 @@ def test_written_set_goes_before_a_folder_of_its_name(toy: list[str], empty_fold
     ran = command("evaluate", *toy, "skip=m2", "n=1", "max_new_tokens=4", "generate=false")
     assert ran.status == 0, ran.err
     assert {row["skip"] for row in read_rows(ran.run / "records.jsonl")} == {None, "m2"}
+
+
+def test_a_table_with_earlier_names_of_its_parts_is_read(tmp_path: Path) -> None:
+    table = replace(TABLE, overhead_s=0.25, interaction_s=((0.5,) * 9,) * len(TABLE.contexts))
+    body = table.to_dict()
+    body = {"round_s": body.pop("overhead_s"), "beside_s": body.pop("interaction_s"), **body}
+    (tmp_path / "costs.json").write_text(json.dumps({"costs": body}))
+    assert CostTable.read(tmp_path / "costs.json") == table

@@ -19,7 +19,7 @@ from search.job import Finals, Searcher, SearchJob, SearchListener
 from search.samplers.quadratic import Quadratic
 from search.space import Space
 from search.study.loop import Budget, Found
-from search.study.pruning import Pruning
+from search.study.pruning import WilcoxonPruning
 from selfspec.data.jsonl import Jsonl
 from selfspec.data.prompts import encode
 from selfspec.data.task import select
@@ -93,7 +93,7 @@ def test_plain_python_gives_the_trials_of_the_command(
         searcher=Searcher("quadratic", Quadratic),
         budget=Budget(n_trials=20),
         goal=Goal(max_new_tokens=8),
-        pruning=Pruning(),
+        pruning=WilcoxonPruning(),
         force=True,
     )
     result = job.run()

@@ -12,7 +12,7 @@ import pytest
 
 from search.dimensions import dimensions
 from search.ladder import MIN_GAIN, Ladder, best_settings
-from search.objective import GoOn, Score
+from search.objective import Score, ShouldContinue
 from search.point import Point, Value
 from search.samplers.local import Greedy
 from search.samplers.quadratic import Quadratic
@@ -54,8 +54,8 @@ class Valued:
     name: str = "valued"
     unit: str = "points"
 
-    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
-        return score(self.of(Point.of(draft)))
+    def __call__(self, draft: Point | SkipSet, *, go_on: ShouldContinue | None = None) -> Score:
+        return score(self.of(Point.from_draft(draft)))
 
 
 @pytest.fixture(autouse=True, scope="module")

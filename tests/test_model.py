@@ -14,7 +14,7 @@ from search.draft_of_point import Drafts
 from search.objective import TokensPerSecond
 from search.replay.chain_replay import replay
 from search.replay.chains import Chains
-from search.replay.references import refer
+from search.replay.references import decode_references
 from search.samplers.optuna_samplers import random as random_sampler
 from search.space import Space
 from search.study.loop import run_search
@@ -110,7 +110,7 @@ def test_float32_output_equals_plain_decoding(
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_replay_counts_what_the_real_decoder_counts(rule: StopPolicy, loaded: Loaded, prompts: list[list[int]]) -> None:
     ending = Ending(24)
-    (batch,) = refer(loaded.decoder, prompts[:4], ending=ending)
+    (batch,) = decode_references(loaded.decoder, prompts[:4], ending=ending)
     for skip in (SkipSet.parse("a6 m20", 30), random_set(RULES.index(rule))):
         forward = loaded.decoder.bind(skip)
         rounds = replay(Chains(forward, batch, max_draft=rule.max_draft), rule)

@@ -74,7 +74,7 @@ def test_logits_that_break_later_are_refused_in_their_round(how: Sampling) -> No
         model.get_input_embeddings().weight[4:] = NAN  # type: ignore[operator, union-attr]
         model.get_output_embeddings().weight[:4] *= 1e-3  # type: ignore[operator, union-attr]
     decoder = Decoder(model)
-    draft = ModelDraft(decoder.bind(DraftPlan.of(SkipSet.parse("a1", 3))))
+    draft = ModelDraft(decoder.bind(DraftPlan.from_skip_set(SkipSet.parse("a1", 3))))
     with pytest.raises(PromptError, match="nan or infinite"):
         speculate(decoder, [[1, 2, 3]], drafter=draft, stops=[Fixed(3).begin()], ending=Ending(9), sampling=how)
 

@@ -99,10 +99,10 @@ def test_a_plain_plan_is_its_skip_set() -> None:
     for skip in random_sets(3, 5, seed="plain"):
         ours, theirs = (
             decoder.bind(draft)(ids_BT, starts=[0], cache=decoder.new_cache(n_rows=1, capacity=len(LONG)))
-            for draft in (DraftPlan.of(skip), skip)
+            for draft in (DraftPlan.from_skip_set(skip), skip)
         )
         assert torch.equal(ours, theirs), f"skip={skip}"
-    assert decoder.bind(DraftPlan.of(SkipSet(3))) is decoder.full
+    assert decoder.bind(DraftPlan.from_skip_set(SkipSet(3))) is decoder.full
 
 
 def test_a_plan_may_trim_the_head_alone() -> None:
@@ -124,7 +124,12 @@ def test_plans_of_the_same_content_are_equal() -> None:
 
     one = plan()
     head = DraftPlan(skip, one.bridges, head=torch.arange(9), kind="linear")
-    others = [plan(1), DraftPlan.of(skip), head, DraftPlan(skip, one.bridges, head=torch.arange(1, 10), kind="linear")]
+    others = [
+        plan(1),
+        DraftPlan.from_skip_set(skip),
+        head,
+        DraftPlan(skip, one.bridges, head=torch.arange(1, 10), kind="linear"),
+    ]
     assert one == plan() and hash(one) == hash(plan()) and one.digest() == plan().digest()
     assert len({one, plan(), *others}) == 5
     assert len({p.digest() for p in [one, *others]}) == 5
@@ -134,7 +139,7 @@ def test_plans_of_the_same_content_are_equal() -> None:
 def test_sublayers_are_numbered_as_bits_are() -> None:
     for i in range(6):
         assert position(sublayer(i)) == i
-        assert DraftPlan.of(SkipSet.from_bits([j == i for j in range(6)])).skipped == [sublayer(i)]
+        assert DraftPlan.from_skip_set(SkipSet.from_bits([j == i for j in range(6)])).skipped == [sublayer(i)]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,7 @@ def saved(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("head", [None, torch.arange(0, VOCAB, 2)], ids=["whole", "trimmed"])
 def test_a_plan_comes_back_as_it_was_saved(kind: str, head: Tensor | None, tmp_path: Path) -> None:
     decoder, skip = decoder_of("llama"), SkipSet.parse("a1,2 m0", 3)
-    plan = DraftPlan.of(skip)
+    plan = DraftPlan.from_skip_set(skip)
     if kind != "skip":
         plan = random_plan(decoder, skip, kind, merge=True, scale=1.0, seed=0)
     memory = None if head is None else torch.tensor([-1, 3, 5, -1, 7], dtype=torch.int32)

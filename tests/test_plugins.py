@@ -148,7 +148,7 @@ class TestSearch:
 
     def test_is_evaluated_with_its_rule_and_with_another(self, found: Ran, words: list[str]) -> None:
         saved = yaml.safe_load((found.run / "skip_set.yaml").read_text())["stop"]
-        assert saved["name"] == "paying" and saved["rule"]["_target_"] == "my_rules.Patient"
+        assert saved["name"] == "pause_when_unprofitable" and saved["rule"]["_target_"] == "my_rules.Patient"
         for stop, predicted in (("searched", True), ("fixed", False)):
             ran = finished(
                 command("evaluate", "--config-dir=mine", *words, *SMALL, f"skip={found.run}", f"stop={stop}")

@@ -40,17 +40,17 @@ def decoder() -> Decoder:
 
 
 class TestTheDraftAlone:
-    PLAN = DraftPlan.of(SkipSet.parse("a1 m2", 3))
+    PLAN = DraftPlan.from_skip_set(SkipSet.parse("a1 m2", 3))
 
     def test_writes_what_a_loop_over_its_forward_writes(self, decoder: Decoder) -> None:
         arm = DraftOnlyArm(decoder, Ending(8), Sampling(), Stopwatch(), "draft alone", self.PLAN)
         (result,) = arm([PROMPT])
         assert result.tokens == looped(decoder, self.PLAN, 8)
         (plain,) = autoregress(decoder, [PROMPT], ending=Ending(8))
-        assert plain.tokens == looped(decoder, DraftPlan.of(SkipSet(3)), 8) != result.tokens
+        assert plain.tokens == looped(decoder, DraftPlan.from_skip_set(SkipSet(3)), 8) != result.tokens
 
     def test_that_skips_nothing_is_the_model(self, decoder: Decoder) -> None:
-        assert alone(decoder, DraftPlan.of(SkipSet(3))).full is decoder.full
+        assert alone(decoder, DraftPlan.from_skip_set(SkipSet(3))).full is decoder.full
 
     def test_leaves_the_model_as_it_was(self, decoder: Decoder) -> None:
         before = decoder.full

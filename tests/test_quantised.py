@@ -215,7 +215,7 @@ def test_memory_is_what_the_copies_and_the_rest_take() -> None:
     assert decoder.weight_bytes(skip) == 8 * sum(o * i for o, i in kept) + norms
     assert decoder.weight_bytes(plan) == rounded_bytes + norms
     assert decoder.extra_bytes(plan) == rounded_bytes
-    assert decoder.extra_bytes(DraftPlan.of(skip)) == 0
+    assert decoder.extra_bytes(DraftPlan.from_skip_set(skip)) == 0
     # Two float32 a group, which take as much as the weights; two bfloat16 take half as much.
     outputs = [(o + -o % 16, i) for o, i in kept]
     assert decoder.extra_bytes(DraftPlan(skip, precision="int4")) == sum(o * (i // 2 + i // 4) for o, i in outputs)
@@ -262,7 +262,7 @@ def test_a_draft_in_int8_costs_less_by_what_each_kept_sublayer_and_the_head_save
 
 
 def test_a_table_from_before_int8_still_reads(tmp_path: Path) -> None:
-    body = table().as_dict()
+    body = table().to_dict()
     old = {name: value for name, value in body.items() if name not in ("attn_saved_s", "mlp_saved_s")}
     (tmp_path / "costs.json").write_text(json.dumps({"costs": old}))
     assert CostTable.read(tmp_path / "costs.json") == table()

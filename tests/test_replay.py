@@ -16,13 +16,13 @@ from torch import Tensor
 from search.costs.measure import check, measure
 from search.costs.table import GRID, CostTable, spread
 from search.draft_of_point import Drafts
-from search.multi_dataset import Robust
+from search.multi_dataset import MultiDataset
 from search.replay.chain_replay import draft_everything, replay, replay_in_turn
 from search.replay.chains import Chains
 from search.replay.objectives import ReplayObjective, accepted_fraction, as_raced, cost_of, expected_speedup
 from search.replay.parallel_agreement import count_agreed
-from search.replay.references import Reference, ReferenceBatch, refer
-from search.replay.rule_tuner import Widest, calibration, paying, variants, verify_cost
+from search.replay.references import Reference, ReferenceBatch, decode_references
+from search.replay.rule_tuner import Widest, calibration, pausing, variants, verify_cost
 from selfspec.drafters.chain import ModelDraft
 from selfspec.engine.decode import Ending, speculate
 from selfspec.engine.trace import Round
@@ -32,7 +32,7 @@ from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.stopping import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
+from selfspec.stopping import Adaptive, Fixed, Heuristic, Optimal, PauseWhenUnprofitable, StopPolicy, Threshold
 from tests.toys import FAMILIES, toy
 
 N_NEW = 20
@@ -44,15 +44,15 @@ RULES: list[StopPolicy] = [
     Adaptive(6, 0.1, 0.5, 0.05, 0.5, 0.5, False),
     Heuristic(6, 3, 2, 1, False),
     Optimal(6, 0.5, 0.02, ((0.0, 0.0), (1.0, 1.0)), 4, False),
-    Paying(Threshold(6, 0.1), 2.0, 0.1, window=2, pause=2, longest_pause=4),  # pauses a lot
+    PauseWhenUnprofitable(Threshold(6, 0.1), 2.0, 0.1, window=2, pause=2, longest_pause=4),  # pauses a lot
 ]
 COSTS = CostTable((64,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0, 17.0))
 
 
 def test_a_cost_table_that_adds_up_to_less_than_nothing_makes_a_rule_that_drafts() -> None:
     noisy = CostTable((64,), (10.0,), 10.0, -3.0, (15.0,), (15.0, 14.0, 13.0))
-    plan = DraftPlan.of(SkipSet.parse("a0-2 m0-2", 3))
-    rule = paying(Fixed(2), plan, noisy, context=64)
+    plan = DraftPlan.from_skip_set(SkipSet.parse("a0-2 m0-2", 3))
+    rule = pausing(Fixed(2), plan, noisy, context=64)
     assert (rule.draft_cost, rule.verify_cost) == (0.0, 0.0) and rule.begin().begins()
 
 
@@ -64,7 +64,7 @@ def skip_sets(n_layers: int) -> list[SkipSet]:
 
 def ending_of(decoder: Decoder) -> Ending:
     """Ends some of the prompts early: at a token that the first of them says halfway."""
-    (batch,) = refer(decoder, PROMPTS[:1], ending=Ending(N_NEW, frozenset()))
+    (batch,) = decode_references(decoder, PROMPTS[:1], ending=Ending(N_NEW, frozenset()))
     return Ending(N_NEW, frozenset([batch.references[0].tokens[N_NEW // 2]]))
 
 
@@ -80,7 +80,7 @@ def ending(decoder: Decoder) -> Ending:
 
 @pytest.fixture(scope="module", params=[256, 25], ids=["one batch", "several batches"])
 def batches(decoder: Decoder, ending: Ending, request: pytest.FixtureRequest) -> list[ReferenceBatch]:
-    return refer(decoder, PROMPTS, ending=ending, batch_starts=request.param)
+    return decode_references(decoder, PROMPTS, ending=ending, batch_starts=request.param)
 
 
 def counts_equal(
@@ -137,7 +137,7 @@ def test_matchness_counts_what_a_trimmed_head_and_the_text_so_far_can_say(
 def test_a_rule_that_is_carried_on_counts_as_in_a_race(stop: StopPolicy, decoder: Decoder, ending: Ending) -> None:
     """The first prompt is decoded once before, and what was learnt goes on, also from batch to batch."""
     forward = decoder.bind(SkipSet.parse("a0,1 m2", decoder.n_layers))
-    batches = refer(decoder, PROMPTS, ending=ending, batch_starts=1)
+    batches = decode_references(decoder, PROMPTS, ending=ending, batch_starts=1)
     assert len(batches) == len(PROMPTS)
     state, found = None, []
     for batch in batches:
@@ -152,8 +152,11 @@ def test_a_rule_that_is_carried_on_counts_as_in_a_race(stop: StopPolicy, decoder
 
 
 def test_a_score_of_a_carried_rule_does_not_depend_on_the_batches(decoder: Decoder, ending: Ending) -> None:
-    skip, rule = SkipSet.parse("a0,1 m2", decoder.n_layers), Paying(Fixed(2), draft_cost=0.9, verify_cost=0.02)
-    whole, single = (refer(decoder, PROMPTS, ending=ending, batch_starts=n) for n in (10_000, 1))
+    skip, rule = (
+        SkipSet.parse("a0,1 m2", decoder.n_layers),
+        PauseWhenUnprofitable(Fixed(2), draft_cost=0.9, verify_cost=0.02),
+    )
+    whole, single = (decode_references(decoder, PROMPTS, ending=ending, batch_starts=n) for n in (10_000, 1))
     scores = [as_raced(objective(decoder, batches, rule), Drafts(rule)(skip))(skip) for batches in (whole, single)]
     assert scores[0].value == pytest.approx(scores[1].value)
     assert scores[0].drafted == scores[1].drafted
@@ -175,7 +178,7 @@ def test_counts_do_not_depend_on_the_look_ahead(
 def test_counts_equal_the_real_decoders_for_every_family(family: str, attention: str) -> None:
     decoder = Decoder(toy(family, attention=attention))
     ending = ending_of(decoder)
-    batches = refer(decoder, PROMPTS, ending=ending)
+    batches = decode_references(decoder, PROMPTS, ending=ending)
     for skip in skip_sets(decoder.n_layers)[1:4]:
         counts_equal(decoder, batches, Threshold(4, 0.1), ending, skip)
 
@@ -183,7 +186,7 @@ def test_counts_equal_the_real_decoders_for_every_family(family: str, attention:
 def test_a_model_without_explicit_masks_is_refused() -> None:
     decoder = Decoder(toy("bloom"))
     with pytest.raises(InputError, match="tokens_per_second"):
-        refer(decoder, PROMPTS, ending=Ending(N_NEW))
+        decode_references(decoder, PROMPTS, ending=Ending(N_NEW))
 
 
 def objective(decoder: Decoder, batches: Sequence[ReferenceBatch], stop: StopPolicy, **more: bool) -> ReplayObjective:
@@ -218,7 +221,10 @@ def test_a_tuned_rule_is_at_least_as_good_and_is_named(
 def test_what_goes_to_the_race_is_scored_with_the_rule_it_races_with(
     decoder: Decoder, batches: list[ReferenceBatch]
 ) -> None:
-    skip, raced = SkipSet.parse("a1", decoder.n_layers), Paying(Fixed(2), draft_cost=0.9, verify_cost=0.02)
+    skip, raced = (
+        SkipSet.parse("a1", decoder.n_layers),
+        PauseWhenUnprofitable(Fixed(2), draft_cost=0.9, verify_cost=0.02),
+    )
     tuned = objective(decoder, batches, Threshold(6, 0.5), tune_stop=True)
     score, own = (
         as_raced(tuned, Drafts(raced)(skip))(skip),
@@ -226,12 +232,12 @@ def test_what_goes_to_the_race_is_scored_with_the_rule_it_races_with(
     )
     assert (score.value, score.drafted, score.stop) == (own.value, own.drafted, None)
     assert score.value != tuned(skip).value, "the rule made no difference: this test proves nothing"
-    several = as_raced(Robust({"one": tuned, "other": tuned}, "mean"), Drafts(raced)(skip))
+    several = as_raced(MultiDataset({"one": tuned, "other": tuned}, "mean"), Drafts(raced)(skip))
     assert several(skip).value == pytest.approx(own.value)
 
 
 def test_every_variant_of_a_rule_is_replayed_as_the_real_decoder_runs_it(decoder: Decoder, ending: Ending) -> None:
-    batches = refer(decoder, PROMPTS, ending=ending)
+    batches = decode_references(decoder, PROMPTS, ending=ending)
     skip = SkipSet.parse("a1 m0", decoder.n_layers)
     forward = decoder.bind(skip)
     for stop in RULES:
@@ -250,7 +256,7 @@ def test_every_variant_of_a_rule_is_replayed_as_the_real_decoder_runs_it(decoder
 
 def test_a_draft_that_skips_nothing_is_worth_its_closed_form(decoder: Decoder) -> None:
     # Everything is accepted: 16 tokens in 4 rounds of 3 drafted tokens, each round 3 · 15 + v(4), v(4) = 18.
-    batches = refer(decoder, [[1, 2, 3]], ending=Ending(17, frozenset()))
+    batches = decode_references(decoder, [[1, 2, 3]], ending=Ending(17, frozenset()))
     costs = CostTable((64,), (1.0,), 2.0, 15.0 - 3 * decoder.n_layers, (15.0,), (15.0, 16.0, 17.0))
     score = ReplayObjective("", "", expected_speedup, decoder, batches, costs, Stopwatch(), Drafts(Fixed(3)))(
         SkipSet(decoder.n_layers)
@@ -269,14 +275,16 @@ def test_acceptance_is_that_of_the_counts(decoder: Decoder, batches: list[Refere
 
 
 def test_a_hopeless_skip_set_is_left_after_the_first_batch(decoder: Decoder, ending: Ending) -> None:
-    batches = refer(decoder, PROMPTS, ending=ending, batch_starts=25)
+    batches = decode_references(decoder, PROMPTS, ending=ending, batch_starts=25)
     asked: list[int] = []
 
-    def go_on(values: Sequence[float]) -> bool:
+    def should_continue(values: Sequence[float]) -> bool:
         asked.append(len(values))
         return False
 
-    score = objective(decoder, batches, Fixed(3))(SkipSet.parse("a0-1 m0", decoder.n_layers), go_on=go_on)
+    score = objective(decoder, batches, Fixed(3))(
+        SkipSet.parse("a0-1 m0", decoder.n_layers), should_continue=should_continue
+    )
     assert score.pruned
     assert asked == [len(batches[0].references)] == [len(score.values)]
 
@@ -303,7 +311,7 @@ def test_what_a_draft_takes_beside_its_parts_is_met_where_it_was_measured_and_li
 ) -> None:
     parts = CostTable((10, 110), (1.0, 2.0), 3.0, 5.0, (21.0, 25.0), (21.0, 22.0))
     grid = (0.0, 1.0, 5.0, 2.0, 4.0, 8.0, 3.0, 6.0, 12.0)
-    costs = replace(parts, beside_s=(tuple(v - 1 for v in grid), tuple(v + 1 for v in grid)))  # at 60 their mean
+    costs = replace(parts, interaction_s=(tuple(v - 1 for v in grid), tuple(v + 1 for v in grid)))  # at 60 their mean
 
     def beside(n_attn: int, n_mlp: int) -> float:
         skip = SkipSet(n_layers, frozenset(range(n_attn)), frozenset(range(n_mlp)))
@@ -339,12 +347,12 @@ def test_a_measured_table_meets_the_sets_that_it_was_made_from() -> None:
             module.register_forward_hook(partial(spend, kind))
     stopwatch = Stopwatch(clock=lambda: seconds[0])
     table = measure(decoder, contexts=[8, 20], max_tokens=2, repeats=3, stopwatch=stopwatch)
-    assert CostTable.of(json.loads(json.dumps(table.as_dict()))) == table
+    assert CostTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
     n = decoder.n_layers
     ends = [SkipSet(n, frozenset(range(a)), frozenset(range(m))) for a in (0, n) for m in (0, n)]
     for predicted, measured in check(decoder, table, ends, repeats=3, stopwatch=stopwatch):
         assert predicted == pytest.approx(measured)
-    sums = check(decoder, replace(table, beside_s=()), ends, repeats=3, stopwatch=stopwatch)
+    sums = check(decoder, replace(table, interaction_s=()), ends, repeats=3, stopwatch=stopwatch)
     assert any(abs(predicted / measured - 1) > 0.02 for predicted, measured in sums), "a sum of parts would have done"
 
 
@@ -385,7 +393,7 @@ def test_what_a_round_takes_beside_its_forwards_is_measured(monkeypatch: pytest.
     for judged, expected in ((judge_greedy, 0.0), (judge, 3.0)):
         monkeypatch.setattr("selfspec.engine.verify.judge_greedy", judged)
         table = measure(decoder, contexts=[8], max_tokens=4, repeats=3, stopwatch=stopwatch)
-        assert table.round_s == pytest.approx(expected)
+        assert table.overhead_s == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("n_layers", range(1, 50))
@@ -396,11 +404,11 @@ def test_the_sets_that_a_table_is_made_from_fit_any_number_of_layers(n_layers: i
 
 
 def test_a_round_in_which_the_model_drafts_nothing_costs_its_verification_alone() -> None:
-    costs = replace(COSTS, round_s=7.0)
+    costs = replace(COSTS, overhead_s=7.0)
     reference = Reference([1, 2, 3], [4, 5, 6, 7, 8, 9], 6)
     plain, looked_up = Round(0, 0, 1, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0)
     drafted = Round(2, 1, 2, 0.0, 0.0, n_forwards=2)
-    plan = DraftPlan.of(SkipSet(4))
+    plan = DraftPlan.from_skip_set(SkipSet(4))
     found = cost_of([plain, looked_up, drafted], reference, plan, costs)
     assert found.verify_s == pytest.approx(15 + 17 + 17 + 7)
     assert cost_of([plain] * 5, reference, plan, costs).verify_s == pytest.approx(5 * 15)

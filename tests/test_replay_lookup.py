@@ -14,10 +14,10 @@ from search.draft_of_point import Drafts
 from search.finals import Finalist, race
 from search.objective import TokensPerSecond
 from search.point import Point
-from search.replay.chain_replay import draft_everything, looked_up, replay
+from search.replay.chain_replay import draft_everything, find_lookup_proposals, replay
 from search.replay.chains import Chains
 from search.replay.objectives import ReplayObjective, expected_speedup
-from search.replay.references import Reference, ReferenceBatch, refer
+from search.replay.references import Reference, ReferenceBatch, decode_references
 from search.replay.rule_tuner import fitted
 from selfspec.drafters.chain import ModelDraft
 from selfspec.drafters.lookup import LookupDraft, Memory, joined
@@ -52,7 +52,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def batches(decoder: Decoder) -> list[ReferenceBatch]:
-    return refer(decoder, PROMPTS, ending=Ending(N_NEW))
+    return decode_references(decoder, PROMPTS, ending=Ending(N_NEW))
 
 
 def real_rounds(decoder: Decoder, ids: list[int], lookup: LookupDraft, skip: SkipSet, stop: StopPolicy) -> list[Round]:
@@ -68,9 +68,11 @@ def counts(rounds: Sequence[Round]) -> list[tuple[int, int, int]]:
 def assert_equal(decoder: Decoder, batches: Sequence[ReferenceBatch], lookup: LookupDraft, stop: StopPolicy) -> None:
     forward = decoder.bind(SKIP)
     for batch in batches:
-        copied = looked_up(batch.references, lookup)
+        lookup_proposals = find_lookup_proposals(batch.references, lookup)
         chains = Chains(forward, batch, max_draft=stop.max_draft)
-        for reference, rounds in zip(batch.references, replay(chains, stop, copied=copied), strict=True):
+        for reference, rounds in zip(
+            batch.references, replay(chains, stop, lookup_proposals=lookup_proposals), strict=True
+        ):
             assert counts(rounds) == counts(real_rounds(decoder, reference.prompt, lookup, SKIP, stop))
 
 
@@ -80,7 +82,7 @@ def test_counts_equal_the_real_decoders(stop: StopPolicy, decoder: Decoder, batc
 
 
 def test_counts_equal_the_real_decoders_in_several_batches_and_with_other_lengths(decoder: Decoder) -> None:
-    batches = refer(decoder, PROMPTS, ending=Ending(N_NEW), batch_starts=50)
+    batches = decode_references(decoder, PROMPTS, ending=Ending(N_NEW), batch_starts=50)
     assert len(batches) > 1
     assert_equal(decoder, batches, LOOKUPS[1], RULES[2])
 
@@ -88,11 +90,11 @@ def test_counts_equal_the_real_decoders_in_several_batches_and_with_other_length
 @pytest.mark.parametrize("family", ["mistral-window", "gemma2", "qwen3-moe"])
 def test_counts_equal_the_real_decoders_for_other_families(family: str) -> None:
     decoder = Decoder(toy_model(family))
-    assert_equal(decoder, refer(decoder, PROMPTS[:3], ending=Ending(N_NEW)), LOOKUPS[1], RULES[2])
+    assert_equal(decoder, decode_references(decoder, PROMPTS[:3], ending=Ending(N_NEW)), LOOKUPS[1], RULES[2])
 
 
 def test_the_prompts_have_rounds_of_both_kinds(decoder: Decoder, batches: list[ReferenceBatch]) -> None:
-    places = [len(looked_up(b.references, LOOKUPS[0])) for b in batches]
+    places = [len(find_lookup_proposals(b.references, LOOKUPS[0])) for b in batches]
     assert 0 < sum(places) < sum(r.n_starts for b in batches for r in b.references)
 
 
@@ -105,17 +107,17 @@ def objective(
 
 
 def test_copied_tokens_cost_their_verification_alone(decoder: Decoder) -> None:
-    batches = refer(decoder, PROMPTS, ending=Ending(N_NEW))
+    batches = decode_references(decoder, PROMPTS, ending=Ending(N_NEW))
     score = objective(decoder, batches, Fixed(3))(SKIP)
     (batch,) = batches
-    copied = looked_up(batch.references, LOOKUPS[0])
+    lookup_proposals = find_lookup_proposals(batch.references, LOOKUPS[0])
     total_s = plain_s = 0.0
     for row, reference in enumerate(batch.references):
         n = 1
         for r in real_rounds(decoder, reference.prompt, LOOKUPS[0], SKIP, Fixed(3)):
             context = len(reference.prompt) + n - 1
-            drafting_s = 0.0 if (row, n) in copied else r.drafted * COSTS.draft_s(SKIP, context)
-            total_s += drafting_s + COSTS.verification_s(r.drafted + 1, context) + COSTS.round_s
+            drafting_s = 0.0 if (row, n) in lookup_proposals else r.drafted * COSTS.draft_s(SKIP, context)
+            total_s += drafting_s + COSTS.verification_s(r.drafted + 1, context) + COSTS.overhead_s
             plain_s += r.committed * COSTS.plain_s(context)
             n += r.committed
     assert score.value == pytest.approx(plain_s / total_s)
@@ -124,7 +126,7 @@ def test_copied_tokens_cost_their_verification_alone(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("tune_stop", [False, True])
 def test_lookup_alone_is_replayed_whatever_the_rule(decoder: Decoder, tune_stop: bool) -> None:
-    batches = refer(decoder, PROMPTS, ending=Ending(N_NEW))
+    batches = decode_references(decoder, PROMPTS, ending=Ending(N_NEW))
     alone = Drafts(RULES[0], lookup="only")
     score = replace(objective(decoder, batches, RULES[0], tune_stop=tune_stop), draft=alone)(SKIP)
     real, seconds, plain_s = [], 0.0, 0.0
@@ -151,11 +153,13 @@ def test_a_tuned_rule_is_at_least_as_good(stop: StopPolicy, decoder: Decoder, ba
 
 
 def test_a_rule_is_calibrated_on_what_the_model_drafts_alone(decoder: Decoder) -> None:
-    (batch,) = refer(decoder, PROMPTS, ending=Ending(N_NEW))
-    copied = looked_up(batch.references, LOOKUPS[0])
+    (batch,) = decode_references(decoder, PROMPTS, ending=Ending(N_NEW))
+    lookup_proposals = find_lookup_proposals(batch.references, LOOKUPS[0])
     chains = Chains(decoder.bind(SKIP), batch, max_draft=6)
-    draft_everything(chains, OPTIMAL, copied=copied)
-    assert all(bool(chains[start].tokens) != (start in copied) for start in chains.starts if chains[start].limit)
+    draft_everything(chains, OPTIMAL, lookup_proposals=lookup_proposals)
+    assert all(
+        bool(chains[start].tokens) != (start in lookup_proposals) for start in chains.starts if chains[start].limit
+    )
     rule = fitted(OPTIMAL, [chains], draft_cost=0.3, costs=COSTS)
     assert rule.draft_cost == 0.3
     assert rule.verify_cost == pytest.approx(1 / 15)
@@ -163,7 +167,7 @@ def test_a_rule_is_calibrated_on_what_the_model_drafts_alone(decoder: Decoder) -
 
 
 def test_nothing_is_proposed_where_one_token_is_left() -> None:
-    found = looked_up([Reference([1, 2, 1, 2], [1, 2, 1], 3)], LOOKUPS[0])
+    found = find_lookup_proposals([Reference([1, 2, 1, 2], [1, 2, 1], 3)], LOOKUPS[0])
     assert found == {(0, 1): [2]}  # one token less than may still come: a round commits one that it did not draft
 
 

@@ -42,7 +42,7 @@ class TestLoop:
             skip = SkipSet.parse(row["skip"], N_LAYERS)
             assert (row["attn"], row["mlp"]) == (sorted(skip.attn), sorted(skip.mlp))
             assert row["value"] == planted(skip)
-            expected = {name: v for name, v in score(planted(skip)).as_dict().items() if name != "pruned"}
+            expected = {name: v for name, v in score(planted(skip)).to_dict().items() if name != "pruned"}
             assert row | expected | {"values": []} == row
             assert row["acceptance"] == row["accepted"] / row["drafted"]
             assert (row["schema"], row["state"], row["seed"]) == (1, "complete", 0)

@@ -160,7 +160,7 @@ class TestSearch:
     def test_a_tuned_stop_rule_is_saved_with_the_set(self, here: Path, toy: list[str]) -> None:
         ran = search(toy, "objective.tune_stop=true", "searcher.n_trials=6", "stop=threshold")
         saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
-        assert saved["stop"]["name"] == "paying" and saved["stop"]["rule"]["name"] == "threshold"
+        assert saved["stop"]["name"] == "pause_when_unprofitable" and saved["stop"]["rule"]["name"] == "threshold"
         assert all(r["stop"]["name"] == "threshold" for r in trials(ran))
 
     def test_without_pauses_the_rule_is_saved_as_it_is(self, here: Path, toy: list[str]) -> None:

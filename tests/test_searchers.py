@@ -22,7 +22,7 @@ from experiments.config import build_search
 from experiments.config.build import instance
 from experiments.config.composing import options
 from search.costs.table import CostTable
-from search.replay.references import refer
+from search.replay.references import decode_references
 from search.samplers.base import Bits, BitSampler, Exhausted, flipped, swaps
 from search.samplers.draft_verify import Paper
 from search.samplers.fixed_lists import Listed, early_exit, uniform
@@ -57,7 +57,7 @@ def configured(name: str) -> DictConfig:
 def computed_sets(name: str, useless: SkipSet) -> list[SkipSet]:
     """What a searcher proposes that computes its sets from hidden states, of a tiny model with `useless` sublayers."""
     decoder = Decoder(without(toy("llama", num_hidden_layers=N_LAYERS), useless))
-    (batch,) = refer(decoder, [[1, 2, 3], [9, 8, 7, 6]], ending=Ending(8, frozenset()))
+    (batch,) = decode_references(decoder, [[1, 2, 3], [9, 8, 7, 6]], ending=Ending(8, frozenset()))
     costs = CostTable((8,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0))
     sets = build_search.searcher(configured(name)).compute(decoder, batch.references, costs)
     assert sets is not None

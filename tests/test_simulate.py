@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from search.replay.references import ReferenceBatch, refer
+from search.replay.references import ReferenceBatch, decode_references
 from search.replay.simulator import simulate
 from selfspec.drafters.chain import ModelDraft
 from selfspec.drafters.lookup import LookupDraft
@@ -40,7 +40,7 @@ def decoder() -> Decoder:
 
 @pytest.fixture(scope="module")
 def batches(decoder: Decoder) -> list[ReferenceBatch]:
-    return refer(decoder, PROMPTS, ending=Ending(N_NEW), batch_starts=40)
+    return decode_references(decoder, PROMPTS, ending=Ending(N_NEW), batch_starts=40)
 
 
 def known(rounds: list[Round]) -> list[tuple[object, ...]]:

@@ -15,7 +15,7 @@ from optuna.samplers import BaseSampler
 from search.constraints import Constraints
 from search.dimensions import Choice, Dimension, Range, active, dimensions
 from search.draft_of_point import Drafts, check_dimensions
-from search.objective import GoOn, Score
+from search.objective import Score, ShouldContinue
 from search.point import Point, Value
 from search.samplers import optuna_samplers
 from search.samplers.quadratic import Quadratic
@@ -190,7 +190,7 @@ class TestPoint:
     def test_is_equal_by_what_it_holds(self) -> None:
         a, b = Point(STARTS[0], {"x": 1, "y": 2}), Point(STARTS[0], {"y": 2, "x": 1})
         assert a == b and hash(a) == hash(b) and a != Point(STARTS[0], {"x": 1})
-        assert Point.of(a) is a and Point.of(STARTS[0]) == Point(STARTS[0])
+        assert Point.from_draft(a) is a and Point.from_draft(STARTS[0]) == Point(STARTS[0])
 
 
 class TestSearch:
@@ -279,8 +279,8 @@ class Mixed:
         self.calls: list[Point] = []
         self._fails = fails
 
-    def __call__(self, draft: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
-        point = Point.of(draft)
+    def __call__(self, draft: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
+        point = Point.from_draft(draft)
         self.calls.append(point)
         if self._fails(point):
             raise DrafterError(f"tests.Own proposed token 999 of a vocabulary of 9, drafting {point}")
@@ -366,7 +366,7 @@ class TestDrafts:
             ("draft", ["liner"], "draft=liner"),
             ("lookup", ["sometimes"], "lookup=sometimes"),
             ("memory", [9], "memory=9"),
-            ("stop.length", [9], "stop.length is no setting of Threshold"),
+            ("stop.length", [9], "stop.length is not a setting of Threshold"),
             ("stop.max_draft", [0], "max_draft=0"),
             ("stop.threshold", [0.5, 2.0], "threshold=2.0"),
             ("tree.width", [2], "no tree"),

@@ -142,7 +142,7 @@ class TestSpace:
             ("space={precision: [int3]}", "int3"),
             ("space={precision: 3}", "write [a, b]"),
             ("space={stop.max_draft: {low: 0, high: 3}}", "max_draft=0"),
-            ("space={stop.start: [1]}", "stop.start is no setting of Threshold"),
+            ("space={stop.start: [1]}", "stop.start is not a setting of Threshold"),
             ("space={memory: [0, 20]}", "search lookup, too"),
             ("space={memory: {values: [0], when: {lookup: front}}}", "unknown dimension"),
             ("space={lookup: [null, front]} objective=matchness", "does not see space.lookup"),

@@ -31,7 +31,7 @@ from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.plan_files import load_plan
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.skipping.skip_set_files import load_skip_set
-from selfspec.stopping import Adaptive, Fixed, Paying, Threshold
+from selfspec.stopping import Adaptive, Fixed, PauseWhenUnprofitable, Threshold
 from tests.toys import toy
 
 FACTS: dict[str, Any] = {"weights": {"origin": "hub", "revision": "abc", "sha256": None}}
@@ -66,10 +66,10 @@ def full_plan(decoder: Decoder) -> DraftPlan:
 
 
 def specs(decoder: Decoder) -> list[DraftSpec]:
-    plain, full = DraftPlan.of(SKIP), full_plan(decoder)
+    plain, full = DraftPlan.from_skip_set(SKIP), full_plan(decoder)
     return [
         DraftSpec(plain, RULE),
-        DraftSpec(plain, Paying(RULE, 0.5, 0.1), "front"),
+        DraftSpec(plain, PauseWhenUnprofitable(RULE, 0.5, 0.1), "front"),
         DraftSpec(full, Adaptive(6, 0.6, 0.9, 0.01, 0.5, 0.9, True), "front", {"max_ngram": 3, "min_ngram": 1}),
         DraftSpec(plain, RULE, "only", sample_draft=False),
         DraftSpec(plain, RULE, tree=SHAPE),
@@ -144,8 +144,9 @@ stop:
   credit: 1.2
   pause: 8
   longest_pause: 256
-  least: 1.05
+  least: 1.25
 lookup: front
+lookup_settings: {asked: 8, reach: 32, known: 0.5, max_tokens: 4}
 fresh_value: 1.2
 speedup: 1.1
 """
@@ -175,9 +176,14 @@ def test_files_of_earlier_runs_are_read(decoder: Decoder, tmp_path: Path) -> Non
     (tmp_path / "skip_set.yaml").write_text(OLD_SKIP_SET)
     skip = SkipSet.parse("a1", 3)
     plan = DraftPlan(skip, {("attn", 1): Bridge(bias)}, head, "mean")
-    expected = DraftSpec(plan, Paying(Threshold(3, 0.4), draft_cost=0.5, verify_cost=0.1), "front")
-    assert load_spec(tmp_path, decoder, FACTS) == expected
-    bare = DraftSpec(DraftPlan.of(SkipSet.parse("a1 m0,2", 3)), Fixed(3))
+    rule = PauseWhenUnprofitable(Threshold(3, 0.4), draft_cost=0.5, verify_cost=0.1, min_gain=1.25)
+    lookup = {"window": 8, "reach_tokens": 32, "min_hit_rate": 0.5, "max_tokens": 4}
+    expected = DraftSpec(plan, rule, "front", lookup)
+    spec = load_spec(tmp_path, decoder, FACTS)
+    assert spec == expected
+    found = lookup_of(spec)
+    assert found is not None and (found.window, found.reach_tokens, found.min_hit_rate) == (8, 32, 0.5)
+    bare = DraftSpec(DraftPlan.from_skip_set(SkipSet.parse("a1 m0,2", 3)), Fixed(3))
     assert load_spec(tmp_path / "skip_set.yaml", decoder) == bare
     assert load_spec(tmp_path / "skip_set.yaml", decoder, stop=RULE) == replace(bare, stop=RULE)
     (tmp_path / "plan.yaml").unlink()
@@ -187,7 +193,7 @@ def test_files_of_earlier_runs_are_read(decoder: Decoder, tmp_path: Path) -> Non
 
 def test_whatever_names_a_draft_names_a_spec(decoder: Decoder) -> None:
     written = load_spec("a1 m0-1", decoder, default_stop=RULE)
-    assert written == DraftSpec(DraftPlan.of(SKIP), RULE)
+    assert written == DraftSpec(DraftPlan.from_skip_set(SKIP), RULE)
     assert load_spec("none", decoder, stop=RULE).skip == SkipSet(3)
     for wrong, piece in (("a1 m9", "layers 0..2"), ("a1 nonsense", "nonsense"), ("no/such", "no/such")):
         with pytest.raises(InputError, match=piece):
@@ -208,7 +214,7 @@ def test_whatever_names_a_draft_names_a_spec(decoder: Decoder) -> None:
 )
 def test_parts_that_do_not_go_together_are_refused(parts: dict[str, Any], piece: str) -> None:
     with pytest.raises(InputError, match=piece):
-        DraftSpec(DraftPlan.of(SKIP), RULE, **parts)
+        DraftSpec(DraftPlan.from_skip_set(SKIP), RULE, **parts)
 
 
 def counted(decoder: Decoder, drafter: Drafter, rule: Threshold) -> list[tuple[list[int], Sequence[tuple[int, int]]]]:
@@ -249,7 +255,7 @@ def test_drafters_of_one_memory_share_its_index(decoder: Decoder) -> None:
 
 
 def test_a_users_drafter_gets_what_its_signature_names(decoder: Decoder) -> None:
-    spec = DraftSpec(DraftPlan.of(SKIP), RULE, drafter={"_target_": "tests.test_spec.Own", "width": 3})
+    spec = DraftSpec(DraftPlan.from_skip_set(SKIP), RULE, drafter={"_target_": "tests.test_spec.Own", "width": 3})
     drafter = build_drafter(spec, decoder)
     assert isinstance(drafter, Own) and drafter.given[:2] == (decoder, spec) and drafter.given[3] == 3
     frugal = replace(spec, drafter={"_target_": "tests.test_spec.Frugal"})
@@ -265,10 +271,10 @@ def test_a_users_drafter_gets_what_its_signature_names(decoder: Decoder) -> None
         ({"_target_": "no_such_module.Own"}, "no_such_module"),
         ({"_target_": "nothing"}, "nothing"),
         ({"_target_": "tests.test_spec.Own", "depth": 3}, "cannot be made"),
-        ({"_target_": "tests.test_spec.counted"}, "no class with a method propose"),
+        ({"_target_": "tests.test_spec.counted"}, "not a class with a method propose"),
     ],
 )
 def test_a_users_drafter_that_cannot_be_made_is_one_line(drafter: dict[str, Any], piece: str, decoder: Decoder) -> None:
     with pytest.raises(InputError, match=piece) as refusal:
-        build_drafter(DraftSpec(DraftPlan.of(SKIP), RULE, drafter=drafter), decoder)
+        build_drafter(DraftSpec(DraftPlan.from_skip_set(SKIP), RULE, drafter=drafter), decoder)
     assert "\n" not in str(refusal.value)

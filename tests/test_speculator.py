@@ -20,7 +20,7 @@ from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
 from selfspec.models.decoder import Decoder
 from selfspec.speculator import MOST_KEPT, kept
-from selfspec.stopping import Paying, Threshold
+from selfspec.stopping import PauseWhenUnprofitable, Threshold
 from tests.toys import toy
 
 PROMPTS = [[1, 2, 3, 4, 5], [9, 8, 7]]
@@ -50,7 +50,7 @@ def test_a_rule_that_carries_over_goes_on_from_call_to_call(model: PreTrainedMod
 
 def test_the_folder_of_a_search_runs_with_its_rule_pauses_and_lookup(model: PreTrainedModel, tmp_path: Path) -> None:
     decoder = Decoder(model)
-    rule = Paying(Threshold(5, 0.25), draft_cost=0.4, verify_cost=0.1)
+    rule = PauseWhenUnprofitable(Threshold(5, 0.25), draft_cost=0.4, verify_cost=0.1)
     plan = DraftPlan(SkipSet.parse("a1 m2", 3), memory=joined([[1, 2, 3, 4]]))
     save_spec(tmp_path, DraftSpec(plan, rule, "front"), model="toy", decoder=decoder, facts={})
     speculator = Speculator(model, tmp_path)
@@ -72,7 +72,11 @@ def test_the_same_call_finds_what_it_made_before(model: PreTrainedModel, tmp_pat
     assert kept(model, "m2", stop=Fixed(2)) is not made and kept(model, "m1", stop=Fixed(3)) is not made
     assert kept(model, "m2", stop=Fixed(3)).decoder is made.decoder
     save_spec(
-        tmp_path, DraftSpec(DraftPlan.of(SkipSet.parse("m2", 3)), Fixed(3)), model="toy", decoder=made.decoder, facts={}
+        tmp_path,
+        DraftSpec(DraftPlan.from_skip_set(SkipSet.parse("m2", 3)), Fixed(3)),
+        model="toy",
+        decoder=made.decoder,
+        facts={},
     )
     from_file = kept(model, tmp_path)
     assert kept(model, tmp_path) is from_file
@@ -82,7 +86,7 @@ def test_the_same_call_finds_what_it_made_before(model: PreTrainedModel, tmp_pat
 
 
 def test_weights_that_were_written_to_are_bound_anew(model: PreTrainedModel) -> None:
-    made = kept(model, replace(DraftPlan.of(SkipSet.parse("m2", 3)), head=torch.arange(0, 64, 2)))
+    made = kept(model, replace(DraftPlan.from_skip_set(SkipSet.parse("m2", 3)), head=torch.arange(0, 64, 2)))
     with torch.no_grad():
         model.lm_head.weight.mul_(-1)
     again = kept(model, made.spec.plan)

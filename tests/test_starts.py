@@ -98,7 +98,7 @@ class TestEarlierRuns:
     def test_a_search_of_an_unknown_model_is_refused(self, tmp_path: Path) -> None:
         folder = searched(tmp_path / "run")
         (folder / run_files.PROVENANCE).unlink()
-        with pytest.raises(InputError, match=r"cannot read .*, so nobody knows the model"):
+        with pytest.raises(InputError, match=r"cannot read .*, so the model of"):
             from_path(folder, N_LAYERS)
 
     def test_a_search_without_a_score_is_refused(self, tmp_path: Path) -> None:

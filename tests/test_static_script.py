@@ -50,7 +50,7 @@ def test_every_section_of_the_script_runs_on_a_toy(tmp_path: Path) -> None:
     assert [name for name, way in ways.items() if way["verdicts"] != {"identical": 2}] == []
     assert not [v for section in found.values() for v in section.values() if "Traceback" in str(v)]
     costs = found["tables"]["toy"]["costs"]  # type: ignore[index]
-    assert CostTable.of(costs).draft_cost(SkipSet(3), 16) > 0
+    assert CostTable.from_dict(costs).draft_cost(SkipSet(3), 16) > 0
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_generate_does_not_end_at_the_models_own_end_of_sequence_token(turns: Mo
 def test_a_cost_table_of_another_device_is_found_by_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "costs" / "h100"
     folder.mkdir(parents=True)
-    body = {"name": "h100/some", "path": None, "table": TABLE.as_dict()}
+    body = {"name": "h100/some", "path": None, "table": TABLE.to_dict()}
     lines = ["# @package costs", *(f"{k}: {json.dumps(v)}" for k, v in body.items())]
     (folder / "some.yaml").write_text("\n".join(lines) + "\n")
     overrides = ["costs=h100/some", f"hydra.searchpath=[file://{tmp_path}]"]

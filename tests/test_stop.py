@@ -26,7 +26,7 @@ from selfspec.stopping import (
     Fixed,
     Heuristic,
     Optimal,
-    Paying,
+    PauseWhenUnprofitable,
     RuleState,
     StopPolicy,
     StopRule,
@@ -252,9 +252,9 @@ def optimal(**settings: Any) -> Optimal:
     return Optimal(**{**defaults, **settings})
 
 
-class TestPaying(StopContract):
-    def make(self) -> Paying:
-        return Paying(Threshold(5, threshold=0.4), draft_cost=0.5, verify_cost=0.1)
+class TestPauseWhenUnprofitable(StopContract):
+    def make(self) -> PauseWhenUnprofitable:
+        return PauseWhenUnprofitable(Threshold(5, threshold=0.4), draft_cost=0.5, verify_cost=0.1)
 
     @pytest.mark.parametrize("n_accepted", [0, 1, 2, 4])
     def test_never_runs_far_below_plain_decoding_nor_gives_away_what_drafting_gains(self, n_accepted: int) -> None:
@@ -263,7 +263,7 @@ class TestPaying(StopContract):
 
     def test_pauses_where_drafting_gives_less_than_it_must(self) -> None:
         gains = [2, 3] * 500  # 1.03 tokens for what a plain one costs
-        always, default, never = (replace(self.make(), least=least) for least in (0.0, 1.05, 2.0))
+        always, default, never = (replace(self.make(), min_gain=gain) for gain in (0.0, 1.05, 2.0))
         assert speed(always, gains) == pytest.approx(3.5 / 3.4)
         assert 1 < speed(default, gains) < speed(always, gains)
         assert default == self.make() and abs(speed(never, gains) - 1) < 0.01
@@ -279,20 +279,24 @@ class TestPaying(StopContract):
 
     def test_is_described_with_the_rule_it_drafts_by(self) -> None:
         body = self.make().to_dict()
-        assert body["name"] == "paying" and body["rule"]["name"] == "threshold"
+        assert body["name"] == "pause_when_unprofitable" and body["rule"]["name"] == "threshold"
         assert StopRule.from_dict(body) == self.make()
 
     def test_tries_what_the_rule_inside_proposes(self) -> None:
         tried = self.make().variants()
-        assert [rule.rule for rule in tried if isinstance(rule, Paying)] == list(Threshold(5, 0.4).variants())
-        assert {(rule.draft_cost, rule.window) for rule in tried if isinstance(rule, Paying)} == {(0.5, 16)}
+        assert [rule.rule for rule in tried if isinstance(rule, PauseWhenUnprofitable)] == list(
+            Threshold(5, 0.4).variants()
+        )
+        assert {(rule.draft_cost, rule.window) for rule in tried if isinstance(rule, PauseWhenUnprofitable)} == {
+            (0.5, 16)
+        }
 
     @pytest.mark.parametrize(
-        "wrong", [{"draft_cost": -1.0}, {"window": 1}, {"pause": 0}, {"longest_pause": 4}, {"least": -1}]
+        "wrong", [{"draft_cost": -1.0}, {"window": 1}, {"pause": 0}, {"longest_pause": 4}, {"min_gain": -1}]
     )
     def test_refuses_what_it_cannot_be(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=r"stop\."):
-            Paying(**{"rule": Fixed(4), "draft_cost": 0.5, "verify_cost": 0.1, **wrong})
+            PauseWhenUnprofitable(**{"rule": Fixed(4), "draft_cost": 0.5, "verify_cost": 0.1, **wrong})
 
     def test_a_round_of_a_pause_calls_no_draft(self) -> None:
         def forward(*_: Any, **__: Any) -> Any:
@@ -324,11 +328,12 @@ class TestWritten:
                 **{"calibration": ((0.0, 0.0), (1.0, 1.0)), "prior_rounds": 4.0, "carry_over": False},
             },
         ),
-        "paying": (
-            Paying(Fixed(2), draft_cost=0.5, verify_cost=0.1),
+        "pause_when_unprofitable": (
+            PauseWhenUnprofitable(Fixed(2), draft_cost=0.5, verify_cost=0.1),
             {
-                **{"name": "paying", "rule": {"name": "fixed", "max_draft": 2}, "draft_cost": 0.5, "verify_cost": 0.1},
-                **{"window": 16, "credit": 1.2, "pause": 8, "longest_pause": 256, "least": 1.05},
+                **{"name": "pause_when_unprofitable", "rule": {"name": "fixed", "max_draft": 2}},
+                **{"draft_cost": 0.5, "verify_cost": 0.1, "window": 16, "credit": 1.2, "pause": 8},
+                **{"longest_pause": 256, "min_gain": 1.05},
             },
         ),
     }
@@ -338,11 +343,18 @@ class TestWritten:
         assert rule.to_dict() == body and list(rule.to_dict()) == list(body)
         assert StopRule.from_dict(json.loads(json.dumps(body))) == rule
 
+    def test_a_file_with_earlier_names_is_read(self) -> None:
+        body = {"name": "paying", "rule": {"name": "fixed", "max_draft": 2}, "draft_cost": 0.5, "verify_cost": 0.1}
+        expected = PauseWhenUnprofitable(Fixed(2), draft_cost=0.5, verify_cost=0.1, min_gain=1.5)
+        assert StopRule.from_dict({**body, "window": 16, "least": 1.5}) == expected
+        with pytest.raises(InputError, match="paid"):
+            StopRule.from_dict({**body, "name": "paid"})
+
     def test_every_rule_of_the_package_is_found_by_its_name(self) -> None:
         assert set(named_rules()) == set(self.FORMS)
 
     def test_a_rule_from_elsewhere_is_written_by_its_place(self) -> None:
-        rule = Paying(Patient(4, least=0.3), draft_cost=0.5, verify_cost=0.1)
+        rule = PauseWhenUnprofitable(Patient(4, least=0.3), draft_cost=0.5, verify_cost=0.1)
         written = rule.to_dict()["rule"]
         assert written == {"_target_": "tests.test_stop.Patient", "max_draft": 4, "least": 0.3}
         assert StopRule.from_dict(rule.to_dict()) == rule
@@ -360,7 +372,7 @@ class TestWritten:
             ({"_target_": "nowhere_at_all.Rule"}, "cannot be imported (No module named 'nowhere_at_all')"),
             ({"_target_": "tests.test_stop.Nothing"}, "cannot be imported"),
             ({"_target_": "Rule"}, "cannot be imported"),
-            ({"_target_": "os.getcwd"}, "no stop rule"),
+            ({"_target_": "os.getcwd"}, "not a stop rule"),
             ({"_target_": "tests.test_stop.Patient", "max_draft": 2}, "cannot be made of"),
         ],
         ids=str,
@@ -405,7 +417,7 @@ class TestOfTenLines(StopContract):
 
 def test_what_is_no_rule_is_refused_before_anything_runs() -> None:
     for target, piece in (
-        ("fractions.Fraction", "no stop rule"),
+        ("fractions.Fraction", "not a stop rule"),
         (f"{__name__}.Thawed", "unhashable"),
         (f"{__name__}.Undeclared", "dataclass"),
         (f"{__name__}.holding_an_object", "not JSON serializable"),

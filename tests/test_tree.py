@@ -197,7 +197,7 @@ BAD = {
     "node 0 the parent 1; a parent comes before": Draft([3, 4], [1, 0]),
     "node 1 the parent 1": Draft([3, 4], [ROOT, 1]),
     "gave 1 parents for 2 tokens": Draft([3, 4], [ROOT]),
-    "drafted 5 tokens, and at most 4": Draft([1, 2, 3, 4, 5]),
+    "drafted 5 tokens, and the limit is 4": Draft([1, 2, 3, 4, 5]),
     "gave 1 confidences for 2 tokens": Draft([1, 2], confidences=[0.5]),
     "sum to 2.0000": Draft([1], probabilities=[torch.full((64,), 2 / 64)]),
     "the least -0.5000": Draft([1], probabilities=[torch.tensor([-0.5, 1.5, *[0.0] * 62])]),

@@ -34,7 +34,7 @@ from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set_files import NAME as SKIP_SET
-from selfspec.stopping import Paying, StopPolicy, StopRule
+from selfspec.stopping import PauseWhenUnprofitable, StopPolicy, StopRule
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def _stop(settings: DictConfig, draft: str) -> StopPolicy:
         return StopRule.from_dict(searched(draft)["stop"])
     rule, target = instance(settings), settings.get("_target_")
     if not isinstance(rule, StopRule):
-        raise InputError(f"stop: {target} is no stop rule; it must inherit from selfspec.stopping.StopRule")
+        raise InputError(f"stop: {target} is not a stop rule; it must inherit from selfspec.stopping.StopRule")
     try:  # as records will hold it: what cannot be written down is refused before anything runs
         written = StopRule.from_dict(json.loads(json.dumps(rule.to_dict())))
         hash(written)
@@ -161,7 +161,7 @@ def searched(draft: str) -> Mapping[str, Any]:
 
 def stop_name(policy: StopPolicy) -> str:
     """`Adaptive` is called `adaptive`, and `adaptive, paying` where it pauses while it does not pay."""
-    if isinstance(policy, Paying):
+    if isinstance(policy, PauseWhenUnprofitable):
         return f"{stop_name(policy.rule)}, paying"
     return type(policy).__name__.lower()
 

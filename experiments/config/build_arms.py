@@ -24,11 +24,11 @@ from experiments.evaluation.draft_only import DraftOnlyArm
 from search.costs.measure import check
 from search.costs.table import CostTable
 from search.draft_of_point import Text, continued, heads, remembered
-from search.fitting.bridge_fitting import Fits, observe
+from search.fitting.bridge_fitting import BridgeFitter, observe
 from search.replay import rule_tuner
-from search.replay.chain_replay import draft_everything, looked_up
+from search.replay.chain_replay import draft_everything, find_lookup_proposals
 from search.replay.chains import Chains
-from search.replay.references import ReferenceBatch, refer
+from search.replay.references import ReferenceBatch, decode_references
 from selfspec.drafters.build import lookup_of
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import TreeShape
@@ -178,7 +178,7 @@ def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibrat
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
     if kind is not None:
         d = option("draft", kind)
-        made = DraftPlan.of(plan.skip)
+        made = DraftPlan.from_skip_set(plan.skip)
         if d.kind != SKIP:
             made = calibration.fits.plan(plan.skip, kind=d.kind, merge=d.merge, rank=d.rank)
         plan = replace(plan, bridges=made.bridges, kind=made.kind)
@@ -211,9 +211,9 @@ class Calibration:
         return continued(self._decoder, rest, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens)
 
     @cached_property
-    def fits(self) -> Fits:
+    def fits(self) -> BridgeFitter:
         """Of bridges."""
-        return Fits(observe(self._decoder, self.texts, n_tokens=self._cfg.calibration.n_tokens))
+        return BridgeFitter(observe(self._decoder, self.texts, n_tokens=self._cfg.calibration.n_tokens))
 
     def head(self, n: int) -> Tensor:
         """The `n` tokens that a draft's head should score."""
@@ -234,7 +234,7 @@ class Calibration:
     @cached_property
     def references(self) -> list[ReferenceBatch]:
         """What a stop rule is tuned on."""
-        return refer(self._decoder, self.prompts[:N_TUNED_ON], ending=Ending(self._cfg.max_new_tokens))
+        return decode_references(self._decoder, self.prompts[:N_TUNED_ON], ending=Ending(self._cfg.max_new_tokens))
 
     def priced(self, spec: DraftSpec) -> DraftSpec:
         """A spec whose tree has the measured costs of its draft."""
@@ -261,8 +261,8 @@ class Calibration:
         lookup = lookup_of(spec)
         for batch in self.references:
             chains = Chains(forward, batch, max_draft=rule.max_draft)
-            copied = looked_up(batch.references, lookup) if lookup else {}
-            draft_everything(chains, rule, copied=copied)
+            lookup_proposals = find_lookup_proposals(batch.references, lookup) if lookup else {}
+            draft_everything(chains, rule, lookup_proposals=lookup_proposals)
             everywhere.append(chains)
         found = rule_tuner.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)
         log.info("%s: draft_cost %.3f, verify_cost %.3f plain tokens", name, found.draft_cost, found.verify_cost)

@@ -41,7 +41,7 @@ def given_table(cfg: DictConfig) -> CostTable | None:
         return None
     table = OmegaConf.to_container(cfg.costs.table)
     assert isinstance(table, dict)
-    return CostTable.of({str(key): value for key, value in table.items()})
+    return CostTable.from_dict({str(key): value for key, value in table.items()})
 
 
 def check_given(cfg: DictConfig, drafts: Drafts, dimensions: Sequence[Dimension], goal: Goal) -> None:
@@ -119,7 +119,7 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
     table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
     path.parent.mkdir(parents=True, exist_ok=True)
-    run_files.write_json(path, {"costs": table.as_dict(), "of": of | measured, "provenance": provenance.environment()})
+    run_files.write_json(path, {"costs": table.to_dict(), "of": of | measured, "provenance": provenance.environment()})
     return table, path, True
 
 
@@ -170,5 +170,5 @@ def _with_parts(
         table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)
     if cfg.storage:  # values of different tables could not be compared
         where = f"{cfg.name} costs" + (f", {name}" if name else "")
-        table = CostTable.of(agree(open_storage(cfg.storage), where, table.as_dict()))
+        table = CostTable.from_dict(agree(open_storage(cfg.storage), where, table.to_dict()))
     return table

@@ -21,7 +21,7 @@ from search.goal import AGREED, Goal
 from search.job import COSTS, Finals, Searcher, SearchJob
 from search.replay import rule_tuner
 from search.study.loop import Budget
-from search.study.pruning import Pruning
+from search.study.pruning import WilcoxonPruning
 from selfspec.data.prompts import Prompt
 from selfspec.drafters.spec import DraftSpec
 from selfspec.errors import InputError, check_count
@@ -48,7 +48,7 @@ class Asked:
     dimensions: tuple[Dimension, ...]
     drafts: Drafts
     budget: Budget
-    pruning: Pruning | None
+    pruning: WilcoxonPruning | None
     finals: Finals
     searcher: Searcher
 
@@ -142,7 +142,7 @@ def asked(cfg: DictConfig) -> Asked:
         dims,
         drafts,
         Budget(s.n_trials, s.max_s, s.patience),
-        Pruning(**cfg.prune) if cfg.prune else None,
+        WilcoxonPruning(**cfg.prune) if cfg.prune else None,
         Finals(cfg.finals.top, cfg.finals.race, cfg.pause),
         searcher(s),
     )

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set_files import NAME
-from selfspec.stopping import Paying, StopRule
+from selfspec.stopping import PauseWhenUnprofitable, StopRule
 
 UNIT = "x plain decoding"
 
@@ -43,7 +43,7 @@ def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
         rule = StopRule.from_dict(body["stop"])
     except InputError:  # a rule that is not to be had here is not the arm's
         return False
-    rules = [rule, rule.rule] if isinstance(rule, Paying) else [rule]
+    rules = [rule, rule.rule] if isinstance(rule, PauseWhenUnprofitable) else [rule]
     if not isinstance(arm, DraftArm):
         return False
     spec = arm.speculator.spec

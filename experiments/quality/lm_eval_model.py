@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from selfspec.errors import InputError
 from selfspec.hf import as_custom_generate
-from selfspec.speculator import Draft
+from selfspec.speculator import DraftLike
 from selfspec.stopping import StopPolicy
 
 # B rows, T tokens
@@ -42,7 +42,7 @@ class DraftedLM(HFLM):  # type: ignore[misc]  # the harness is untyped here
         self,
         pretrained: Any,
         *,
-        draft: Draft,
+        draft: DraftLike,
         stop: StopPolicy | None = None,
         lookup: bool | None = None,
         **settings: Any,

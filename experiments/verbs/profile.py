@@ -37,7 +37,7 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     facts = {"name": cfg.name, "model": cfg.model.name, "costs": str(path), **loaded.facts}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with open_folder(outputs, "profile", cfg.name, config=config, overrides=overrides, facts=facts) as folder:
-        run_files.write_json(folder.path / COSTS, {"costs": table.as_dict()})
+        run_files.write_json(folder.path / COSTS, {"costs": table.to_dict()})
         say(_told(table))
         say(f"costs: {path} ({'measured now' if is_new else 'measured before; costs.refresh=true measures anew'})")
         summary: dict[str, object] = {"verb": "profile", "costs": str(path), "check": None}
@@ -80,5 +80,5 @@ def _told(table: CostTable) -> str:
         f"of a drafted one: attention {table.attn_s[0] * 1e3:.3f} ms a sublayer ({table.attn_s[-1] * 1e3:.3f} after "
         f"{last}), MLP {table.mlp_s * 1e3:.3f} ms a sublayer, head {table.head_s * 1e3:.2f} ms, embedding, norms and "
         f"the choice {max(0.0, table.base_s - table.head_s) * 1e3:.2f} ms\n"
-        f"verifying n tokens, in plain tokens: {verify}; a round beside its forwards: {table.round_s * 1e3:.2f} ms"
+        f"verifying n tokens, in plain tokens: {verify}; a round beside its forwards: {table.overhead_s * 1e3:.2f} ms"
     )

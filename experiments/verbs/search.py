@@ -21,7 +21,7 @@ from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from search.finals import Raced
-from search.importance import Importance, Verdict
+from search.importance import Importance, SpeedupBound
 from search.job import SearchJob, SearchListener, SearchResult
 from search.pareto import write_front
 from search.point import Point, row_text
@@ -114,7 +114,7 @@ class _Shown(SearchListener):
         log.info("trial %d: %s -> %s %s", row["number"], row_text(row), row["value"], self._unit)
         self._advance(row)
 
-    def searched(self, found: Found, verdict: Verdict | None) -> None:
+    def searched(self, found: Found, verdict: SpeedupBound | None) -> None:
         """See `SearchListener`."""
         self._panel.close()
         self._say(_told(found, self._unit, self._job.searcher.name))
@@ -171,7 +171,7 @@ def _draw(cfg: DictConfig, job: SearchJob, folder: Folder, result: SearchResult)
         pictures["pareto"] = figures.pareto(rows, objective=name)
         write_front(folder.path / FRONT, rows, model=cfg.model.name, n_layers=n_layers, run=folder.id)
     with suppress(InputError):  # without a trial that skips nothing there is no map
-        importance = Importance.of(rows, n_layers)
+        importance = Importance.from_rows(rows, n_layers)
         if importance.alone:
             pictures["importance"] = figures.importance_map(importance, objective=name)
     for picture, figure in pictures.items():

@@ -43,7 +43,7 @@ def one_table(check: Check, name: str, settings: dict[str, Any]) -> None:
     began = time.monotonic()
     table = device.measure_by_graphs(graphed, contexts=contexts, max_tokens=n_max, repeats=2 if toy else REPEATS)
     facts = {"contexts": contexts, "seconds": time.monotonic() - began, "shape": settings}
-    check.keep("tables", name, {"costs": table.as_dict(), "of": facts}, table_text(table, decoder))
+    check.keep("tables", name, {"costs": table.to_dict(), "of": facts}, table_text(table, decoder))
     if not toy:
         file = check.settings.out / f"costs-{name}.yaml"
         file.write_text(as_group(name, table, environment(check.device)))
@@ -76,7 +76,7 @@ def as_group(name: str, table: CostTable, machine: dict[str, Any]) -> str:
         "contexts": list(table.contexts),
         "max_tokens": len(table.verify_s),
         "repeats": REPEATS,
-        "table": table.as_dict(),
+        "table": table.to_dict(),
     }
     body = "\n".join(f"{key}: {json.dumps(value)}" for key, value in settings.items())
     versions = f"torch {machine['torch']}, transformers {machine['transformers']}"
@@ -96,5 +96,5 @@ def table_text(table: CostTable, decoder: Decoder) -> str:
         f"{table.mlp_s * 1e6:.1f} us, base {table.base_s * 1e6:.0f} us, half skipped costs "
         f"{table.draft_cost(half, context):.2f}, v(8)/v(1) "
         f"{table.verification_s(8, context) / table.verification_s(1, context):.2f}, "
-        f"round +{table.round_s * 1e6:.0f} us"
+        f"round +{table.overhead_s * 1e6:.0f} us"
     )

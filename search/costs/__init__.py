@@ -1,1 +1,4 @@
-"""What forwards cost on this machine or a given one: measured once, then a table."""
+"""Cost tables: measure what forwards cost, once, and read the cost of any draft from the table.
+
+It must not know objectives, searchers or prompts.
+"""

@@ -1,8 +1,8 @@
-"""What drafts cost on an accelerator where forwards are recorded: a cost table from replays timed on the device.
+"""Measure the cost table of an accelerator with recorded forwards: replays are timed on the device.
 
-`search.costs.measure` times calls on the host's clock, a token at a time. By graphs a draft is one launch, so here a
-drafted token is its share of a whole chain, a verification is the replay of its recording, and what the host adds to a
-round is measured apart, from real rounds.
+`search.costs.measure` times calls of one token on the host's clock. With graphs a draft is one launch, so here the cost
+of a drafted token is its share of a whole chain, and the cost of a verification is that of the replay of its recording.
+The overhead of the host in a round is measured separately, from real rounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ N_ROUNDS = 12
 
 @dataclass(frozen=True, slots=True)
 class ForwardCost:
-    """Median seconds of one full forward."""
+    """Median seconds of one full forward of this size."""
 
     n_rows: int
     n_tokens: int
@@ -41,7 +41,7 @@ class ForwardCost:
 def forward_costs(
     decoder: Decoder, *, rows: Sequence[int], tokens: Sequence[int], contexts: Sequence[int], repeats: int
 ) -> list[ForwardCost]:
-    """The full forward for every number of rows, new tokens and tokens before; by graphs the replay alone."""
+    """Costs of the full forward for all numbers of rows, new tokens and context tokens; with graphs only the replay."""
     found = []
     for n_rows in rows:
         for context in contexts:
@@ -56,13 +56,13 @@ def forward_costs(
 
 @torch.inference_mode()
 def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_tokens: int, repeats: int) -> CostTable:
-    """The cost table of a decoder whose forwards are recorded; see `search.costs.measure.measure`.
+    """The cost table of a decoder whose forwards are recorded; the counterpart of `search.costs.measure.measure`.
 
     Args:
         graphed: the decoder.
-        contexts: one or two lengths, rising.
-        max_tokens: the longest verification.
-        repeats: of every replay; the median counts.
+        contexts: one or two context lengths, in rising order.
+        max_tokens: tokens of the longest verification.
+        repeats: number of replays; the median counts.
     """
     n = graphed.n_layers
     sets = [SkipSet(n, spread(n, a), spread(n, m)) for a in GRID for m in GRID]
@@ -72,7 +72,7 @@ def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_t
         drafted += [(context, s, _chain_s(graphed, s, context, repeats)) for s in sets]
         sizes = sorted({k for k in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24, 32) if k < max_tokens} | {max_tokens})
         costs = forward_costs(graphed, rows=[1], tokens=sizes, contexts=[context], repeats=repeats)
-        # More tokens never cost less: where the medians fall, it is noise.
+        # More tokens never cost less; falling medians are noise.
         rising = isotonic_regression([c.seconds for c in costs]).x
         # Sizes between two recorded ones are padded to the larger.
         padded = [next(i for i, size in enumerate(sizes) if size >= k) for k in range(1, max_tokens + 1)]
@@ -89,12 +89,12 @@ def measure_by_graphs(graphed: GraphedDecoder, *, contexts: Sequence[int], max_t
         head_s=_head_s(graphed, repeats),
     )
     left = [tuple(v - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
-    table = replace(table, beside_s=tuple(left))
-    return replace(table, round_s=_round_s(graphed, table))
+    table = replace(table, interaction_s=tuple(left))
+    return replace(table, overhead_s=_overhead_s(graphed, table))
 
 
 def forward_call(decoder: Decoder, ids: torch.Tensor, context: int, cache: ClockCache) -> Callable[[], object]:
-    """The full forward, ready to be timed; of a graphed decoder the replay of its recording."""
+    """A call of the full forward, for timing; for a graphed decoder the replay of its recording."""
     n_rows = ids.shape[0]
 
     def call() -> object:
@@ -109,7 +109,7 @@ def forward_call(decoder: Decoder, ids: torch.Tensor, context: int, cache: Clock
 
 @torch.inference_mode()
 def prefilled(decoder: Decoder, n_rows: int, context: int, n_more: int) -> ClockCache:
-    """A cache of `context` tokens a row with room for more."""
+    """A cache with `context` tokens in each row, and room for `n_more`."""
     cache = decoder.new_cache(n_rows=n_rows, capacity=context + n_more)
     ids = torch.arange(context, device=decoder.device) // 3 % int(decoder.config.vocab_size)
     decoder.full(ids.expand(n_rows, -1), starts=[0] * n_rows, cache=cache, n_logits=1)
@@ -118,12 +118,12 @@ def prefilled(decoder: Decoder, n_rows: int, context: int, n_more: int) -> Clock
 
 @torch.inference_mode()
 def median_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Of `repeats` calls, after two that do not count."""
+    """Median seconds of `repeats` calls, after two warm-up calls."""
     return statistics.median(device_seconds(call, device=device, repeats=repeats + 2)[2:])
 
 
 def _chain_s(graphed: GraphedDecoder, skip: SkipSet, context: int, repeats: int) -> float:
-    """One token of a chain that the device drafts by itself."""
+    """Seconds of one token of a recorded chain."""
     chain = graphed.drafter(skip, needs_confidence=True)
     cache = prefilled(graphed, 1, context, N_DRAFTED)
     static = graphed.full.caches_for(cache, n_tokens=context + N_DRAFTED)
@@ -132,7 +132,7 @@ def _chain_s(graphed: GraphedDecoder, skip: SkipSet, context: int, repeats: int)
 
 
 def _plain_s(graphed: GraphedDecoder, context: int, repeats: int) -> float:
-    """One token of plain decoding, as a share of a stretch."""
+    """Seconds of one token of plain decoding, as its share of a stretch."""
     cache = prefilled(graphed, 1, context, STRETCH)
     static = graphed.full.caches_for(cache, n_tokens=context + STRETCH)
     graphed.plain.play(torch.tensor([[5]]), [context], STRETCH, static)
@@ -140,14 +140,14 @@ def _plain_s(graphed: GraphedDecoder, context: int, repeats: int) -> float:
 
 
 def _head_s(graphed: GraphedDecoder, repeats: int) -> float:
-    """The output head on one token, called by the host: an upper bound, and never more than the base it is part of."""
+    """Seconds of the output head on one token, called by the host: an upper bound of its part of the base."""
     head = graphed.model.get_output_embeddings()  # type: ignore[operator]
     hidden = torch.zeros(1, 1, int(graphed.config.hidden_size), dtype=graphed.dtype, device=graphed.device)
     return median_seconds(lambda: head(hidden), graphed.device, repeats)
 
 
-def _round_s(graphed: GraphedDecoder, table: CostTable) -> float:
-    """What a real round takes beside its chain and its verification, on the host's clock; at least 0."""
+def _overhead_s(graphed: GraphedDecoder, table: CostTable) -> float:
+    """Seconds of a real round minus those of its chain and verification, on the host's clock; at least 0."""
     context, n = table.contexts[0], graphed.n_layers
     (result,) = speculate(
         graphed,

@@ -1,4 +1,4 @@
-"""The cost tables of a search whose drafts have several heads or precisions: each measured when it is first needed."""
+"""Cost tables for drafts of several heads or precisions; each is measured at its first use."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Measure = Callable[[str, Tensor | None, Precision], CostTable]  # from a table's
 
 
 class Costs(Protocol):
-    """What drafts cost."""
+    """Cost tables of drafts."""
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
-        """The table for drafts with a plan's head and precision."""
+        """The table for drafts with the head and precision of a plan."""
         ...
 
 
 class DraftCosts:
-    """The run's own table, and those of other heads and precisions.
+    """The run's own table, and tables for other heads and precisions.
 
     Args:
         table: of the run's own head and precision, with the cost of a bridge.
@@ -46,7 +46,7 @@ class DraftCosts:
         self._path: Path | None = None
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
-        """See `Costs`; measures it if need be. The machine must be quiet."""
+        """The table for a plan's head and precision; it is measured at its first use, on a quiet machine."""
         name = _name(plan)
         if name == self._own:
             return self.table
@@ -63,29 +63,29 @@ class DraftCosts:
         return self._others[name]
 
     def keep(self, path: Path) -> None:
-        """Write all tables to a JSON file, now and whenever another is measured; `CostTable.read` reads the own one."""
+        """Write all tables to a JSON file, now and after each measurement; `CostTable.read` reads the run's own one."""
         self._path = path
         self._write()
 
     def recall(self, path: Path) -> None:
-        """Take the other tables from the file of `keep`.
+        """Read the other tables from the file of `keep`.
 
         Raises:
-            InputError: if it cannot be read.
+            InputError: if the file cannot be read.
         """
         try:
             others = json.loads(path.read_text(encoding="utf-8")).get("others", {})
-            self._others |= {name: CostTable.of(body) for name, body in others.items()}
+            self._others |= {name: CostTable.from_dict(body) for name, body in others.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{path} holds no cost tables ({error}); `selfspec profile` makes one") from None
 
     def _write(self) -> None:
         if self._path:
-            others = {name: table.as_dict() for name, table in self._others.items()}
-            body = {"costs": self.table.as_dict(), **({"others": others} if others else {})}
+            others = {name: table.to_dict() for name, table in self._others.items()}
+            body = {"costs": self.table.to_dict(), **({"others": others} if others else {})}
             run_files.write_json(self._path, body)
 
 
 def _name(plan: DraftPlan) -> str:
-    """What tells tables apart: `head full, int4`."""
+    """Key of a table: `head full, int4`."""
     return f"head {'full' if plan.head is None else plan.head.numel()}, {plan.precision}"

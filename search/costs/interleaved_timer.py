@@ -1,4 +1,4 @@
-"""Costs of calls in units of another, timed in turn with it: the noise of a machine is mostly its drift."""
+"""Time calls in units of another call, in turn with it: most noise of a machine is drift."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from selfspec.measure.stopwatch import Stopwatch
 
 
-class Turns:
-    """Times calls in turn, in units of one call that comes before and after every pair of them.
+class InterleavedTimer:
+    """Times calls in turn, in units of one call that runs before and after every pair of them.
 
-    A machine's speed drifts by a third within minutes, while the ratio of neighbouring calls hardly does: so a ratio is
-    taken in every turn, and the median of the ratios counts.
+    The speed of a machine drifts by a third within minutes, but the ratio of neighbouring calls hardly changes. A ratio
+    is therefore computed in every turn, and the median of the ratios counts.
 
     Args:
-        unit: the call that is the unit: a plain token.
-        repeats: turns that count, after one that does not.
-        stopwatch: where seconds come from.
+        unit: the call that is the unit, such as a plain token.
+        repeats: number of turns, after a warm-up turn.
+        stopwatch: measures the seconds.
     """
 
     def __init__(self, unit: Callable[[], None], repeats: int, stopwatch: Stopwatch) -> None:
@@ -26,7 +26,7 @@ class Turns:
 
     @property
     def unit_s(self) -> float:
-        """Seconds of the unit: the median of all its calls."""
+        """Median seconds of the unit, over all of its calls."""
         return statistics.median(self._units)
 
     def units(self, calls: dict[str, Callable[[], None]]) -> dict[str, float]:
@@ -50,7 +50,7 @@ class Turns:
 
 
 def _pairs(items: list[tuple[str, Callable[[], None]]], turn: int) -> Iterator[list[tuple[str, Callable[[], None]]]]:
-    """In pairs, from elsewhere each turn: the first of a pair finds the caches as a unit left them, and is slower."""
+    """Pairs of calls, rotated in each turn: the first call of a pair finds the caches of a unit, and is slower."""
     first = turn % max(1, len(items))
     items = items[first:] + items[:first]
     for i in range(0, len(items), 2):

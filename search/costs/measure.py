@@ -1,7 +1,7 @@
-"""What a draft costs on this machine: measured once, then known for every skip set.
+"""Measure the cost table of a machine once; it then gives the cost of every skip set.
 
-The parts are measured in place, as differences between forwards that leave all of one kind out, so that what a part
-costs here is what leaving it out saves. Seconds hold for one model, dtype, device, number of threads and kernel.
+The cost of a part is the difference between forwards with and without all sublayers of its kind, that is, the saving by
+skipping it. The seconds are valid for one model, dtype, device, number of threads and kernel.
 """
 
 # L layers
@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from torch import Tensor
 
-from search.costs.interleaved_timer import Turns
+from search.costs.interleaved_timer import InterleavedTimer
 from search.costs.table import GRID, CostTable, spread
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
@@ -39,21 +39,21 @@ OVERHEAD_REPEATS, OVERHEAD_ROUNDS, N_DRAFTED = 8, 4, 2  # enough for a median; c
 def measure(
     decoder: Decoder, *, contexts: Sequence[int], max_tokens: int, repeats: int, stopwatch: Stopwatch
 ) -> CostTable:
-    """Measure the table; takes some `repeats` · 2 · (sets + max_tokens) forwards. The machine must be quiet.
+    """Measure the table with about `repeats` · 2 · (sets + max_tokens) forwards, on a quiet machine.
 
-    Sets that leave out none, half or all of the attention and MLP sublayers are drafted with in turn; the parts are the
-    least-squares fit of their medians, and what is left of each set stands beside them.
+    Drafts that skip none, half or all of the attention and MLP sublayers are timed in turn. The costs of the parts are
+    the least-squares fit of the medians; the residual of each set is `interaction_s`.
 
     Args:
         decoder: the model.
-        contexts: one or two lengths, rising; two where attention's growth matters.
-        max_tokens: the longest verification.
-        repeats: of every forward, in turn with the others; the median counts.
-        stopwatch: where seconds come from.
+        contexts: one or two context lengths, in rising order; two if the growth of attention matters.
+        max_tokens: tokens of the longest verification.
+        repeats: number of calls of every forward, in turn with the others; the median counts.
+        stopwatch: measures the seconds.
     """
     n = decoder.n_layers
     sets = [SkipSet(n, spread(n, a), spread(n, m)) for a in GRID for m in GRID]
-    turns = Turns(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
+    turns = InterleavedTimer(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
     full, drafted = [1.0], []
     for context in contexts:
         calls = {str(s): _drafting(decoder, s, context) for s in sets}
@@ -66,7 +66,7 @@ def measure(
     verify = []
     for context in contexts:
         sizes = {str(k): _plain(decoder, k, context) for k in range(1, max_tokens + 1)}
-        # More tokens never cost less: where the medians fall, it is noise.
+        # More tokens never cost less; falling medians are noise.
         verify.append(isotonic_regression(list(turns.units(sizes).values())).x)
     head_units = turns.units({"head": _calling_head(decoder)})["head"]
     unit_s = turns.unit_s
@@ -81,8 +81,8 @@ def measure(
         head_s=head_units * unit_s,
     )
     left = [tuple(v * unit_s - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
-    table = replace(table, beside_s=tuple(left))
-    return replace(table, round_s=_round_units(decoder, contexts[0], stopwatch) * unit_s)
+    table = replace(table, interaction_s=tuple(left))
+    return replace(table, overhead_s=_round_units(decoder, contexts[0], stopwatch) * unit_s)
 
 
 @torch.inference_mode()
@@ -96,26 +96,28 @@ def measure_drafts(
     repeats: int,
     stopwatch: Stopwatch,
 ) -> CostTable:
-    """The table with what linear bridges cost, and what a trimmed head and rounded weights save, at the first context.
+    """The table with the cost of linear bridges, and the savings by a trimmed head and rounded weights.
+
+    They are measured at the first context.
 
     Args:
         decoder: the model.
-        table: what plain skipping costs.
-        has_maps: whether bridges are wanted that hold a matrix.
-        head: tokens that the draft scores, [V]; None: all.
-        precision: of the weights that the drafts keep.
-        repeats: of every forward, in turn with the others; the median counts.
-        stopwatch: where seconds come from.
+        table: costs of plain skipping.
+        has_maps: whether drafts have bridges with a matrix.
+        head: ids that the draft's head scores, [V]; None: all.
+        precision: precision of the kept weights.
+        repeats: number of calls of every forward, in turn with the others; the median counts.
+        stopwatch: measures the seconds.
     """
     context, n = table.contexts[0], decoder.n_layers
-    everything = DraftPlan.of(SkipSet.from_bits([True] * (2 * n)))
+    everything = DraftPlan.from_skip_set(SkipSet.from_bits([True] * (2 * n)))
     has_head, is_rounded = head is not None or precision != "same", precision != "same"
     halves = {"attn": SkipSet(n, mlp=frozenset(range(n))), "mlp": SkipSet(n, attn=frozenset(range(n)))}
     calls = {"nothing": _drafting(decoder, everything, context)}
     if has_maps:
         width = int(decoder.config.hidden_size)
         zeros = torch.zeros(width, width), torch.zeros(width)
-        places = [at for at in everything.skipped if at[0] == "attn"]  # every family takes a bridge there
+        places = [at for at in everything.skipped if at[0] == "attn"]  # every architecture takes a bridge there
         bridges = {at: Bridge(zeros[1], zeros[:1]) for at in places}
         calls["maps"] = _drafting(decoder, DraftPlan(everything.skip, bridges, kind="linear"), context)
     if has_head:
@@ -125,11 +127,11 @@ def measure_drafts(
         for name, skip in halves.items():
             calls[name] = _drafting(decoder, skip, context)
             calls[f"{name} rounded"] = _drafting(decoder, replace(own, skip=skip), context)
-    turns = Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    turns = InterleavedTimer(_plain(decoder, 1, context), repeats, stopwatch)
     units, unit_s = turns.units(calls), table.plain_s(context)
     map_s = max(0.0, units["maps"] - units["nothing"]) * unit_s / n if has_maps else 0.0
     saved = units["nothing"] - units["head"] if has_head else 0.0
-    # A kernel may lose on small layers: then what it saves is less than nothing, and the search is to know.
+    # A kernel may be slower on small layers: its saving is then negative, and the search must know this.
     attn_s, mlp_s = ((units[k] - units[f"{k} rounded"] - saved) * unit_s / n if is_rounded else 0.0 for k in halves)
     head_s = saved * unit_s if is_rounded else max(0.0, saved) * unit_s
     return replace(table, map_s=map_s, head_saved_s=head_s, attn_saved_s=attn_s, mlp_saved_s=mlp_s)
@@ -139,16 +141,16 @@ def measure_drafts(
 def check(
     decoder: Decoder, table: CostTable, sets: Sequence[SkipSet | DraftPlan], *, repeats: int, stopwatch: Stopwatch
 ) -> list[tuple[float, float]]:
-    """(predicted, measured) cost of one drafted token of each set in plain tokens, at the first context, in turn."""
+    """(predicted, measured) cost of one drafted token of each set, in plain tokens, at the first context."""
     context = table.contexts[0]
-    turns = Turns(_plain(decoder, 1, context), repeats, stopwatch)
+    turns = InterleavedTimer(_plain(decoder, 1, context), repeats, stopwatch)
     measured = turns.units({str(i): _drafting(decoder, skip, context) for i, skip in enumerate(sets)})
     plain_s = table.plain_s(context)
     return [(table.draft_s(skip, context) / plain_s, measured[str(i)]) for i, skip in enumerate(sets)]
 
 
 def random_sets(n_layers: int, n_sets: int, seed: int) -> list[SkipSet]:
-    """Skip sets of every size from few sublayers to nearly all, drawn evenly."""
+    """Random skip sets of evenly spaced sizes, from few sublayers to almost all."""
     rng = np.random.default_rng(seed)
     sizes = np.linspace(1, 2 * n_layers - 1, n_sets).round().astype(int)
     found = []
@@ -159,7 +161,7 @@ def random_sets(n_layers: int, n_sets: int, seed: int) -> list[SkipSet]:
 
 
 def _fit(drafted: Sequence[tuple[int, SkipSet, float]], contexts: Sequence[int]) -> list[float]:
-    """Cost of the base, of one MLP, and of one attention at each context: relative errors squared are least."""
+    """Cost of the base, of one MLP, and of one attention at each context: the least squares of relative errors."""
     rows = []
     for context, skip, cost in drafted:
         n_attn, n_mlp = skip.n_layers - len(skip.attn), skip.n_layers - len(skip.mlp)
@@ -169,18 +171,18 @@ def _fit(drafted: Sequence[tuple[int, SkipSet, float]], contexts: Sequence[int])
 
 
 def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
-    """What a real round takes beside its forwards, in plain tokens: at least 0, and 0 where there is no room for one.
+    """Cost of a real round minus its forwards, in plain tokens; at least 0, and 0 if the context has no room for one.
 
-    The forwards are timed anew, just before and after: what they cost in plain tokens differs between a machine whose
-    memory is busy and one whose is not, and a round is mostly forwards.
+    The forwards are timed again just before and after: their cost in plain tokens depends on the load of the machine's
+    memory, and a round consists mostly of forwards.
     """
     nothing = SkipSet(decoder.n_layers)
-    spec = DraftSpec(DraftPlan.of(nothing), _always(N_DRAFTED))
+    spec = DraftSpec(DraftPlan.from_skip_set(nothing), _always(N_DRAFTED))
     drafter, plain = build_drafter(spec, decoder), _plain(decoder, 1, context)
     forwards = {"draft": _drafting(decoder, nothing, context), "verify": _plain(decoder, N_DRAFTED + 1, context)}
     left = []
     for _ in range(OVERHEAD_REPEATS):
-        turns = Turns(plain, 3, stopwatch)
+        turns = InterleavedTimer(plain, 3, stopwatch)
         before = turns.units(forwards)
         (result,) = speculate(
             decoder,
@@ -198,9 +200,9 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
 
 
 def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Callable[[], None]:
-    """Drafting one token after `context` tokens, ready to be timed."""
+    """A call that drafts one token after `context` tokens, for timing."""
     cache, ids = _prefilled(decoder, context, 1)
-    spec = DraftSpec(draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft), _always(1))
+    spec = DraftSpec(draft if isinstance(draft, DraftPlan) else DraftPlan.from_skip_set(draft), _always(1))
     drafter = build_drafter(spec, decoder)
     row = Row(0, [*ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
 
@@ -211,12 +213,12 @@ def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Cal
 
 
 def _always(n_tokens: int) -> Threshold:
-    """Drafts so many tokens, whose confidence is read as a rule that stops by it would."""
+    """A rule that always drafts this number of tokens, and reads confidences like a threshold rule."""
     return Threshold(n_tokens, 0.0)
 
 
 def _plain(decoder: Decoder, n_tokens: int, context: int) -> Callable[[], None]:
-    """The full forward of `n_tokens` after `context` tokens and their choice, ready to be timed."""
+    """A call of the full forward of `n_tokens` after `context` tokens and the choice of tokens, for timing."""
     cache, _ = _prefilled(decoder, context, n_tokens)
     ids = torch.full((1, n_tokens), 5, device=decoder.device)
 
@@ -227,14 +229,14 @@ def _plain(decoder: Decoder, n_tokens: int, context: int) -> Callable[[], None]:
 
 
 def _calling_head(decoder: Decoder) -> Callable[[], None]:
-    """The output head on one token, ready to be timed."""
+    """A call of the output head on one token, for timing."""
     head = decoder.model.get_output_embeddings()  # type: ignore[operator]
     hidden_11D = torch.zeros(1, 1, int(decoder.config.hidden_size), dtype=decoder.dtype, device=decoder.device)
     return lambda: head(hidden_11D)
 
 
 def _prefilled(decoder: Decoder, context: int, n_more: int) -> tuple[ClockCache, list[int]]:
-    """A cache of `context` tokens with room for more, and the tokens: every third a new one, which few heads score."""
+    """A cache of `context` tokens with room for more, and its tokens; every third token is a new one."""
     cache = decoder.new_cache(n_rows=1, capacity=context + n_more)
     ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
     decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)

@@ -1,1 +1,4 @@
-"""What is fitted before a search: bridges and vocabularies, from the model's own hidden states and text."""
+"""Fits from the model's own texts and hidden states: bridges, vocabularies of trimmed heads, states of drafts.
+
+It must not know objectives, costs or searchers.
+"""

@@ -1,8 +1,8 @@
-"""Bridges that resemble what is skipped, fitted to what the full model does on calibration text; nothing is trained.
+"""Fit bridges to the full model's sublayers on calibration texts, in closed form and without training.
 
-One pass over the texts keeps what every sublayer is given and what it adds, at the tokens from which drafts begin. A
-bridge is then a ridge regression in closed form. What an input costs, the eigenvectors of its Gram matrix, is paid
-once for every sublayer at which a run begins; a further run from there costs one product of inputs and outputs.
+One pass over the texts records the input and the output of every sublayer, at the tokens after which drafts begin. A
+bridge is then a ridge regression in closed form. The eigenvectors of an input's Gram matrix are computed once for each
+sublayer at which a run begins; a further run from there needs one product of inputs and outputs.
 """
 
 # N tokens, D hidden size, R rank, S sublayers (a0 m0 a1 m1 ...), L layers
@@ -26,20 +26,21 @@ from selfspec.skipping.bridges import KINDS, Bridge
 from selfspec.skipping.plan import PLAIN, DraftPlan, Sublayer, position, sublayer
 from selfspec.skipping.skip_set import SkipSet
 
-CHUNK = 1024  # tokens that are widened at once; bounds memory
-CACHED_BYTES = 1 << 28  # of fitted bridges; chosen, not tuned
-MOST_SPENT = 0.9  # of the tokens may be spent on parameters: beyond, little is left to judge by; chosen, not tuned
-_ULPS = 4  # a sum of three numbers rounds twice; twice that is still far below what a norm changes
+CHUNK = 1024  # tokens to convert to a wider dtype at once; bounds memory
+CACHED_BYTES = 1 << 28  # largest size of the cache of fitted bridges; chosen, not tuned
+MOST_SPENT = 0.9  # largest ratio of degrees of freedom to tokens, so that residuals remain; chosen, not tuned
+_ULPS = 4  # a sum of three numbers rounds twice; twice that is still far below the effect of a norm
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What every sublayer was given and what it added to the residual stream, at the same tokens.
+    """Inputs of all sublayers, and their additions to the residual stream, at the same tokens.
 
     Attributes:
-        inputs: of each sublayer's module, S of [N, D] in the model's dtype; None where a sublayer is several modules.
-        outputs: of each sublayer, likewise.
-        adds: for each layer, whether the stream behind it is the stream before it plus the two outputs, up to rounding.
+        inputs: input of each sublayer's module, S tensors [N, D] in the model's dtype; None for a sublayer of several
+            modules.
+        outputs: addition of each sublayer to the stream, in the same form.
+        adds: for each layer, whether the stream after it equals the stream before it plus both outputs, up to rounding.
     """
 
     inputs: tuple[Tensor | None, ...]
@@ -48,27 +49,27 @@ class Observed:
 
     @property
     def n_tokens(self) -> int:
-        """N."""
+        """N, the number of tokens."""
         return next((len(t) for t in self.inputs if t is not None), 0)
 
     @property
     def n_bytes(self) -> int:
-        """Held here."""
+        """Bytes of all tensors."""
         return sum(t.numel() * t.element_size() for t in (*self.inputs, *self.outputs) if t is not None)
 
 
 @torch.inference_mode()
 def observe(decoder: Decoder, texts: Sequence[Text], *, n_tokens: int) -> Observed:
-    """One forward over each text, on a copy of the module tree; the model is left as it is.
+    """Record inputs and outputs in one forward over each text, on a copy of the module tree; the model is not changed.
 
     Args:
         decoder: the model.
-        texts: each gives an equal part of the tokens: those from which the next is the model's own, evenly spaced, then
-            the last of the prompt; never the first of a text, which is unlike all others.
-        n_tokens: the most tokens. Memory is n_tokens · 4L · D numbers of the model's dtype.
+        texts: each gives an equal number of tokens: tokens before the model's own ones, evenly spaced, and then the
+            last ones of the prompt; never the first token of a text, whose states are unlike all others.
+        n_tokens: largest number of tokens. Memory is n_tokens · 4L · D numbers of the model's dtype.
 
     Raises:
-        InputError: if the texts have no token to look at.
+        InputError: if the texts have no such token.
     """
     chosen: list[list[int]] = []
     for i, text in enumerate(texts):
@@ -88,7 +89,7 @@ def observe(decoder: Decoder, texts: Sequence[Text], *, n_tokens: int) -> Observ
 
 
 class _Watch:
-    """A copy of the module tree whose layers and sublayers note what passes."""
+    """A copy of the module tree whose layers and sublayers record their inputs and outputs."""
 
     def __init__(self, decoder: Decoder, n: int) -> None:
         self._decoder, self._module = decoder, share(decoder.model)
@@ -110,7 +111,7 @@ class _Watch:
         self.inputs, self.outputs = sides
 
     def read(self, ids: list[int], rows: list[int]) -> None:
-        """One text, to be noted at `rows`."""
+        """Run one text, and record it at the positions `rows`."""
         device = self._decoder.device
         self._rows, self._at = torch.tensor(rows, device=device), slice(self._at.stop, self._at.stop + len(rows))
         cache = self._decoder.new_cache(n_rows=1, capacity=len(ids))
@@ -140,7 +141,7 @@ class _Watch:
             assert given is not None and added is not None
             given[self._at] = self._chosen(args[0] if args else kwargs["hidden_states"]).to(given)
             output = plain(*args, **kwargs)
-            # What it adds is what is missing where it is left out, also where it adds the residual itself.
+            # Its addition is the difference to the skipped sublayer, also if it adds the residual itself.
             without = left_out(*args, **kwargs)
             added[self._at] = (self._chosen(_first(output)) - self._chosen(_first(without))).to(added)
             return output
@@ -153,7 +154,7 @@ class _Watch:
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._stream[i] = self._chosen(args[0] if args else kwargs["hidden_states"]).to(self._decoder.device)
             output = plain(*args, **kwargs)
-            # The next layer puts in its place what it is given, should anything stand between them.
+            # The next layer overwrites this with its own input, in case the model changes the stream between them.
             self._stream[i + 1] = self._chosen(_first(output)).to(self._decoder.device)
             return output
 
@@ -166,7 +167,7 @@ def _first(output: Any) -> Tensor:
 
 
 def _positions(n_prompt: int, n_answer: int, most: int) -> list[int]:
-    """Where the next token is the model's own, evenly thinned to `most`; else those, and the prompt's last ones."""
+    """`most` positions, evenly spaced, before the model's own tokens; if these are fewer, also the prompt's last."""
     first, end = max(1, n_prompt - 1), n_prompt + n_answer - 1
     n_own = max(0, end - first)
     if n_own > most:
@@ -176,19 +177,19 @@ def _positions(n_prompt: int, n_answer: int, most: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Spectrum:
-    """The mean of an input [D], and eigenvalues [D] and eigenvectors (columns, [D, D]) of its centred Gram matrix."""
+    """Mean of an input [D], and eigenvalues [D] and eigenvectors (columns, [D, D]) of its centred Gram matrix."""
 
     mean: Tensor
     values: Tensor
     vectors: Tensor
 
 
-class Fits:
-    """Bridges and plans from what was observed; the same observation gives the same plans.
+class BridgeFitter:
+    """Fits bridges and plans to observed inputs and outputs; the same observation gives the same plans.
 
     Args:
         observed: inputs and outputs of all sublayers.
-        cached_bytes: the most that fitted bridges may hold; the least recently used are forgotten.
+        cached_bytes: largest size of the cache of bridges; the least recently used bridges are dropped.
     """
 
     def __init__(self, observed: Observed, *, cached_bytes: int = CACHED_BYTES) -> None:
@@ -199,12 +200,12 @@ class Fits:
         self._means: dict[int, Tensor] = {}
 
     def plan(self, skip: SkipSet, *, kind: str = "linear", merge: bool = True, rank: int | None = None) -> DraftPlan:
-        """`skip` with bridges of one kind, each fitted to the full model's own inputs and outputs.
+        """The plan of `skip` with bridges of one kind, fitted to the full model's inputs and outputs.
 
-        With `merge`, one bridge stands in for each run of adjacent skipped sublayers wherever all layers that the run
-        touches add their outputs to the stream unchanged: the sum of the outputs is then all that the run does. Where
-        an output passes a norm first (Gemma, OLMo2), and without `merge`, each sublayer has its own. A sublayer of
-        several modules (OPT's MLP) has none.
+        With `merge`, one bridge replaces each run of adjacent skipped sublayers if all layers of the run add their
+        outputs to the stream unchanged: the run then adds exactly the sum of the outputs. Without `merge`, and if an
+        output passes a norm first (Gemma, OLMo2), each sublayer has its own bridge. A sublayer of several modules
+        (OPT's MLP) has none.
 
         Raises:
             InputError: if `skip` is for another number of layers, or kind and rank do not go together.
@@ -220,14 +221,14 @@ class Fits:
         if (kind == "lowrank") != (rank is not None) or (rank is not None and rank < 1):
             raise InputError(f"kind={kind} with rank={rank}: lowrank needs a rank of at least 1, other kinds take none")
         if kind == PLAIN:
-            return DraftPlan.of(skip)
+            return DraftPlan.from_skip_set(skip)
         bridges: dict[Sublayer, Bridge] = {}
         for first, last in self.runs(skip, merge=merge):
             bridges[sublayer(first)] = self.bridge(first, last, kind=kind, rank=rank)
         return DraftPlan(skip, bridges, kind=kind)
 
     def blanks(self, skip: SkipSet, *, kind: str, merge: bool, rank: int | None) -> dict[Sublayer, Bridge]:
-        """Bridges of zeros where `plan` would fit some, of their size; they hold next to no memory."""
+        """Bridges of zeros with the sizes of those that `plan` would fit; they need almost no memory."""
         width = next(len(t[0]) for t in self.observed.outputs if t is not None)
         ranks = {"mean": [], "linear": [width], "lowrank": [min(rank or width, width), width]}[kind]
         zero = torch.zeros((), dtype=next(t.dtype for t in self.observed.outputs if t is not None))
@@ -236,9 +237,9 @@ class Fits:
         return {sublayer(first): blank for first, _ in self.runs(skip, merge=merge)}
 
     def runs(self, skip: SkipSet, *, merge: bool) -> list[tuple[int, int]]:
-        """The (first, last) sublayer that each bridge stands in for; see `plan`."""
+        """(first, last) sublayer that each bridge of `plan` replaces."""
         found: list[tuple[int, int]] = []
-        for at in map(position, DraftPlan.of(skip).skipped):
+        for at in map(position, DraftPlan.from_skip_set(skip).skipped):
             joins = merge and self.observed.adds[at // 2] and bool(found) and found[-1][1] == at - 1
             if joins and self.observed.adds[(at - 1) // 2]:
                 found[-1] = (found[-1][0], at)
@@ -248,7 +249,7 @@ class Fits:
 
     @torch.inference_mode()
     def bridge(self, first: int, last: int, *, kind: str = "linear", rank: int | None = None) -> Bridge:
-        """What stands at sublayer `first` for itself and all up to `last`, in the model's dtype."""
+        """The bridge at sublayer `first` that replaces the sublayers `first` to `last`, in the model's dtype."""
         key = (first, last, kind, rank)
         if key not in self._bridges:
             self._bridges[key] = self._fit(first, last, kind, rank)
@@ -268,7 +269,7 @@ class Fits:
         cross_DD, total = torch.zeros(len(mean_D), len(mean_D), dtype=wide, device=x_ND.device), 0.0
         for begin in range(0, len(x_ND), CHUNK):
             rows = slice(begin, begin + CHUNK)
-            # Centred outputs suffice: the mean of the inputs then adds nothing to the product.
+            # With centred outputs the mean of the inputs adds nothing to the product.
             y_ND = (-mean_D).repeat(len(x_ND[rows]), 1)
             for output_ND in self.observed.outputs[first : last + 1]:
                 assert output_ND is not None
@@ -281,14 +282,14 @@ class Fits:
         along_DD /= (spectrum.values + ridge).to(wide).unsqueeze(1)
         whole = ((spectrum.vectors @ along_DD).T,) if rank is None else _of_rank(rank, along_DD, spectrum)
         matrices = tuple(m.to(dtype).contiguous() for m in whole)
-        # The bias makes the mean right for the rounded matrices, not for those that were rounded.
+        # The bias makes the mean exact for the rounded matrices, not for the unrounded ones.
         at_mean_D = spectrum.mean
         for m in matrices:
             at_mean_D = m.to(wide) @ at_mean_D
         return Bridge((mean_D - at_mean_D).to(dtype), matrices)
 
     def _mean(self, s: int) -> Tensor:
-        """Of what sublayer `s` adds."""
+        """Mean of the output of sublayer `s`, [D]."""
         if s not in self._means:
             y_ND = self.observed.outputs[s]
             assert y_ND is not None
@@ -306,36 +307,36 @@ class Fits:
                 gram_DD.addmm_(centred_ND.T, centred_ND)
             values_D, vectors_DD = torch.linalg.eigh(gram_DD)
             if values_D.sum() <= torch.finfo(torch.float64).eps * len(x_ND) * mean_D.square().sum():
-                values_D = torch.zeros_like(values_D)  # an input that never changes, but for the rounding of its mean
+                values_D = torch.zeros_like(values_D)  # an input that is constant up to the rounding of its mean
             wide = torch.float64 if x_ND.dtype == torch.float64 else torch.float32
             self._spectra[s] = _Spectrum(mean_D.to(wide), values_D.clamp(min=0), vectors_DD.to(wide))
         return self._spectra[s]
 
 
 def choose_ridge(values_D: Tensor, along_D: Tensor, total: float, n: int, wide: torch.dtype) -> float:
-    """The ridge λ of the least generalised cross-validation, n·RSS / (n - degrees of freedom)², of a grid.
+    """The ridge λ of a grid with the least generalised cross-validation score, n·RSS / (n - degrees of freedom)².
 
-    The grid is in half decades of the mean eigenvalue, from what `wide` rounds away up to a hundredfold. A λ at which
-    the fit spends more than `MOST_SPENT` of the tokens does not count.
+    The grid has steps of half a decade of the mean eigenvalue, from the rounding of `wide` up to a hundredfold. A λ
+    whose degrees of freedom exceed `MOST_SPENT` of the tokens does not count.
 
     Args:
         values_D: eigenvalues of the inputs' centred Gram matrix.
-        along_D: squared length of the products of each eigenvector with the outputs.
-        total: the centred outputs' sum of squares.
-        n: tokens.
-        wide: the dtype of the products.
+        along_D: squared length of the product of each eigenvector with the outputs.
+        total: sum of squares of the centred outputs.
+        n: number of tokens.
+        wide: dtype of the products.
 
     Source: Golub, Heath and Wahba 1979, Technometrics 21(2), equation 1.4; their nλ is our λ.
     """
     mean = float(values_D.mean())
     if mean == 0:
-        return math.inf  # an input that never changes explains nothing
+        return math.inf  # a constant input explains nothing
     begin = 2 * math.ceil(math.log10(10 * torch.finfo(wide).eps))
     ridges_G = mean * 10 ** (torch.arange(begin, 5, device=values_D.device, dtype=torch.float64) / 2)
     known = values_D > torch.finfo(wide).eps * values_D.max()
     values_K, along_K = values_D[known], along_D[known]
     damped_GK = values_K + ridges_G.unsqueeze(1)
-    # What no map explains, and what this ridge gives away of the rest: no difference of large numbers.
+    # The part that no map explains, plus the part lost by this ridge; no difference of large numbers.
     unexplained = max(0.0, total - float((along_K / values_K).sum()))
     rss_G = unexplained + (along_K / values_K * (ridges_G.unsqueeze(1) / damped_GK).square()).sum(1)
     left_G = n - 1 - (values_K / damped_GK).sum(1)
@@ -344,7 +345,7 @@ def choose_ridge(values_D: Tensor, along_D: Tensor, total: float, n: int, wide: 
 
 
 def _of_rank(rank: int, along_DD: Tensor, spectrum: _Spectrum) -> tuple[Tensor, Tensor]:
-    """The two matrices, [R, D] and [D, R], whose outputs on the observed inputs are nearest to the whole map's.
+    """Two matrices, [R, D] and [D, R], whose outputs on the observed inputs are nearest to those of the full map.
 
     Source: Izenman 1975, Journal of Multivariate Analysis 5(2), reduced-rank regression: the fitted outputs projected
     onto their own first principal directions.

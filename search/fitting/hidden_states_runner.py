@@ -1,9 +1,10 @@
-"""The hidden states of drafts, at a few positions of texts that the full model wrote.
+"""Compute hidden states of many drafts, at a few positions of texts that the full model wrote.
 
-What a draft says next depends on the full model's keys and values of all earlier tokens and on the draft's own state of
-this one. So any number of drafts can pass a layer together, as queries beside one copy of the texts' keys and values,
-each of which sees the earlier tokens and itself. The layers are the model's own, with the patches of `Decoder.bind`:
-parallel residuals, norms behind the sublayers and windows need no word here. It knows nothing of what is searched.
+The next token of a draft depends on the full model's keys and values of all earlier tokens, and on the draft's own
+state of the current one. Any number of drafts can therefore pass a layer together, as queries with one copy of the
+texts' keys and values; each query sees the earlier tokens and itself. The layers are the model's own with the patches
+of `Decoder.bind`, so parallel residuals, norms after sublayers and windows need no special case. This module knows
+nothing of searches.
 """
 
 # N drafts, B texts, P positions of a text, D width, T queries of a text, S tokens of the longest text, V vocabulary
@@ -24,17 +25,17 @@ from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder, share
 from selfspec.skipping.skip_set import SkipSet
 
-MAX_QUERIES = 512  # of one forward, all texts together, unless a single draft has more: bounds memory; not tuned
+MAX_QUERIES = 512  # queries of a forward, over all texts, unless one draft has more; bounds memory; not tuned
 
 _Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Text(Protocol):
-    """A prompt and what the full model says after it; `search.replay.references.Reference` is one."""
+    """A prompt and the full model's continuation; `search.replay.references.Reference` is one."""
 
     @property
     def prompt(self) -> Sequence[int]:
-        """Token ids."""
+        """Token ids of the prompt."""
         ...
 
     @property
@@ -43,16 +44,16 @@ class Text(Protocol):
         ...
 
 
-class Stream:
-    """The residual stream at positions of texts: its start, and what each layer, whole or in part, makes of it.
+class HiddenStateRunner:
+    """Runs layers, whole or in part, on the residual stream of drafts at positions of texts.
 
     Args:
         decoder: the model.
-        texts: their positions are drawn from those whose next token is the model's own.
-        n_positions: of each text, evenly spaced; a text that has fewer gives some of them more than once.
+        texts: positions are chosen among those whose next token is the model's own.
+        n_positions: evenly spaced positions of each text; a text with fewer positions repeats some.
 
     Raises:
-        InputError: if there is nothing to draw from, or if the model takes no masks but its own.
+        InputError: if there is no such position, or the model takes no explicit mask.
     """
 
     def __init__(self, decoder: Decoder, texts: Sequence[Text], *, n_positions: int) -> None:
@@ -73,21 +74,21 @@ class Stream:
 
     @property
     def context(self) -> int:
-        """The mean of the positions, in tokens."""
+        """Mean of the positions, in tokens."""
         return round(float(self.positions_BP.double().mean()))
 
     def start(self) -> Tensor:
-        """What the first layer is given, [1, B, P, D]: the same for every draft."""
+        """Input of the first layer, [1, B, P, D], which is the same for every draft."""
         return self._unpacked(_hidden(self._calls(1)[0]), 1)
 
     @torch.inference_mode()
     def run(self, layer: int, states_NBPD: Tensor, *, attn: bool, mlp: bool) -> Tensor:
-        """The states after `layer`, of which only the named sublayers run.
+        """The states after `layer`, [N, B, P, D], if only the given sublayers run.
 
         Args:
-            layer: 0-based.
-            states_NBPD: before the layer.
-            attn, mlp: whether this sublayer runs; norms that lie outside of the sublayers always do.
+            layer: index of the layer, 0-based.
+            states_NBPD: states before the layer.
+            attn, mlp: whether this sublayer runs; norms outside of the sublayers always run.
         """
         module = self._layers[attn, mlp][layer]
         found = []
@@ -99,7 +100,7 @@ class Stream:
 
     @torch.inference_mode()
     def says(self, states_NBPD: Tensor) -> Tensor:
-        """The most likely next tokens, [N, B, P], after states that have passed the last layer."""
+        """The most likely next tokens, [N, B, P], for states after the last layer."""
         found = []
         for part in self._chunks(states_NBPD):
             logits_BTV = self._around(len(part), last=self._packed(part))
@@ -107,7 +108,7 @@ class Stream:
         return torch.cat(found)
 
     def _chunks(self, states_NBPD: Tensor) -> Iterator[Tensor]:
-        """Powers of two, so that few sizes of forwards have to be known."""
+        """Chunks whose sizes are powers of two, so that there are few sizes of forwards."""
         first = 0
         while n_left := len(states_NBPD) - first:
             n = min(self._chunk, 1 << (n_left.bit_length() - 1))
@@ -115,7 +116,7 @@ class Stream:
             first += n
 
     def _calls(self, n: int) -> list[_Call]:
-        """What the model gives to each of its layers when `n` drafts pass them together."""
+        """Arguments that the model passes to each of its layers for `n` drafts."""
         if n not in self._known:
             calls: list[_Call] = []
             self._around(n, calls=calls)
@@ -124,17 +125,17 @@ class Stream:
 
     @torch.inference_mode()
     def _around(self, n: int, *, calls: list[_Call] | None = None, last: Tensor | None = None) -> Tensor:
-        """Logits after `last`, which the last layer returns; if None, only notes in `calls` what the layers are given.
+        """Logits if the last layer returns `last`; with None, only record the arguments of the layers in `calls`.
 
-        The layers of a copy get another `forward`, not hooks: copies share the hooks of the model.
+        The layers of a copy get another `forward` instead of hooks, since copies share the hooks of the model.
         """
         frame = share(_bound(self._decoder, attn=False, mlp=False).module)
         for i, layer in enumerate(frame.get_submodule(self._decoder.sublayers.path).children()):
             layer.forward = _noting(layer.forward, calls, last if i == self.n_layers - 1 else None)
         if last is None:
-            frame.set_output_embeddings(nn.Identity())  # type: ignore[operator]  # the head is the dearest part
+            frame.set_output_embeddings(nn.Identity())  # type: ignore[operator]  # the head is the most expensive part
         positions_BT, n_keys = self.positions_BP.repeat(1, n), self._cache.capacity
-        # At its own position a query sees its own key, not the full model's.
+        # At its own position a query sees its own key and not the full model's.
         keys_1S = torch.arange(n_keys, device=positions_BT.device).unsqueeze(0)
         earlier_BTS = keys_1S[:, None, :] < positions_BT[:, :, None]
         itself_BTT = torch.eye(positions_BT.shape[1], dtype=torch.bool, device=positions_BT.device)
@@ -147,18 +148,18 @@ class Stream:
         )
 
     def _packed(self, states_NBPD: Tensor) -> Tensor:
-        """As queries, [B, T, D]."""
+        """The states as queries, [B, T, D]."""
         return states_NBPD.transpose(0, 1).flatten(1, 2)
 
     def _unpacked(self, states_BTD: Tensor, n: int) -> Tensor:
-        """Inverse of `_packed`."""
+        """The inverse of `_packed`."""
         b, _, width = states_BTD.shape
         return states_BTD.reshape(b, n, -1, width).transpose(0, 1)
 
 
 def cosines(states_NBPD: Tensor, reference_BPD: Tensor) -> list[float]:
-    """How near each draft's states are to the reference: the mean of their cosines over texts and positions."""
-    # No less than float32; one draft at a time, so that the wider copies stay small.
+    """Mean cosine of each draft's states with the reference, over texts and positions."""
+    # At least float32; one draft at a time, so that the wider copies stay small.
     dtype = torch.promote_types(reference_BPD.dtype, torch.float32)
     reference_BPD = reference_BPD.to(dtype)
     return [
@@ -167,7 +168,7 @@ def cosines(states_NBPD: Tensor, reference_BPD: Tensor) -> list[float]:
 
 
 class _TextLayer(ClockLayer):
-    """Keys and values of the texts; each call sees its own beside them, and leaves no trace."""
+    """Keys and values of the texts; a call sees its own in addition, and does not store them."""
 
     def __init__(self, owner: ClockCache, layer: ClockLayer) -> None:
         super().__init__(owner)
@@ -175,13 +176,13 @@ class _TextLayer(ClockLayer):
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The texts' and, behind them, the new ones."""
+        """The keys and values of the texts, followed by the new ones."""
         return torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
 
 
 @torch.inference_mode()
 def _keys_and_values(decoder: Decoder, texts: Sequence[Sequence[int]]) -> ClockCache:
-    """Of the full model; the clocks stand behind the longest text, where the queries' own keys are."""
+    """Keys and values of the full model; the clocks are after the longest text, where the queries' own keys are."""
     caches = []
     for ids in texts:
         cache = decoder.new_cache(n_rows=1, capacity=len(ids))
@@ -194,7 +195,7 @@ def _keys_and_values(decoder: Decoder, texts: Sequence[Sequence[int]]) -> ClockC
 
 
 def _bound(decoder: Decoder, *, attn: bool, mlp: bool) -> Forward:
-    """The forward without the attention or the MLP of every layer."""
+    """The forward with or without the attention and the MLP of every layer."""
     every, none = frozenset(range(decoder.n_layers)), frozenset[int]()
     return decoder.bind(SkipSet(decoder.n_layers, none if attn else every, none if mlp else every))
 
@@ -204,7 +205,7 @@ def _layers(decoder: Decoder, *, attn: bool, mlp: bool) -> list[nn.Module]:
 
 
 def _noting(forward: Callable[..., Any], calls: list[_Call] | None, last: Tensor | None) -> Callable[..., Any]:
-    """`forward` that writes down what it is given and, if told to, returns `last` in its own structure."""
+    """`forward` that records its arguments and, with `last`, returns it in the structure of its output."""
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         if calls is not None:

@@ -1,8 +1,8 @@
-"""Which tokens a draft's head should score: those that answers are made of.
+"""Choose the tokens that a draft's head scores.
 
-A token that the draft cannot say ends a round where the target says it. So the tokens are ranked by how often the full
-model says them on calibration prompts, and those that are certain to matter come first. What a text of the draft itself
-holds is scored besides (`selfspec.skipping.trimmed_head`), and so is no part of this.
+A token that the draft cannot propose ends a round if the target chooses it. Tokens are therefore ranked by their
+frequency in the full model's answers to calibration prompts, after the tokens that are always needed. The head also
+scores the tokens of the text at hand (`selfspec.skipping.trimmed_head`), which need no place here.
 """
 
 # N tokens
@@ -26,21 +26,21 @@ def most_useful(
     prompts: Iterable[Sequence[int]] = (),
     always: Collection[int] = (),
 ) -> Tensor:
-    """The `n` token ids that a draft is likeliest to need, [N] in rising order.
+    """The `n` token ids that a draft most likely needs, [N] in rising order.
 
-    First `always`; then by frequency in `answers`; where these have too few different tokens, by frequency in
-    `prompts`, since answers copy; then from the lowest id on, since byte-pair vocabularies number their merges from the
-    most frequent on. Ties go to the lower id.
+    The order of preference is: `always`; frequency in `answers`; frequency in `prompts`, since answers copy from them;
+    lowest id, since byte-pair vocabularies number their merges by frequency. Of equally frequent tokens the lower id
+    comes first.
 
     Args:
-        answers: what the full model says on calibration prompts, token ids.
-        n: how many.
-        n_vocab: rows of the whole head.
-        prompts: calibration prompts, token ids.
-        always: ids to score whatever their frequency: those that end a sequence, and those of prompts that are known.
+        answers: token ids of the full model's answers to calibration prompts.
+        n: number of ids.
+        n_vocab: size of the vocabulary.
+        prompts: token ids of calibration prompts.
+        always: ids to include in any case, such as those that end a sequence.
 
     Raises:
-        InputError: if `n` is not enough for `always` or more than there are, or an id is not of this vocabulary.
+        InputError: if `n` is smaller than `always` or larger than the vocabulary, or an id is outside the vocabulary.
     """
     certain = set(always)
     if not max(1, len(certain)) <= n <= n_vocab:

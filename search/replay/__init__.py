@@ -1,1 +1,4 @@
-"""What the decoder would do with a draft, worked out from reference texts without decoding again."""
+"""Replay: the rounds that the decoder would make with a draft, computed from reference texts without verification.
+
+It must not know searchers, studies or files.
+"""

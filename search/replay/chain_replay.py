@@ -1,9 +1,8 @@
-"""Rounds from chains: what the real decoder would do with a draft and a stop rule, without verifying anything.
+"""Replay rounds from chains: what the decoder would do with a draft and a stop rule, without verification.
 
-A prompt's next round begins where its last one ended, so rounds come one after another; but where they might begin is
-known, and chains from there are grown beforehand, as many as one forward takes at little more than the price of one.
-What prompt lookup proposes there depends on the text alone, which is known too: such a round needs no chain. The
-counts equal the real decoder's to the integer.
+The next round of a prompt begins where the last one ended. All possible starts are known in advance, so chains from
+several of them grow in the same forward, which costs little more than one chain. Proposals of prompt lookup depend only
+on the text, which is known as well, so such a round needs no chain. The counts equal those of the decoder exactly.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from selfspec.engine.trace import Round
 from selfspec.engine.verify import judge_greedy
 from selfspec.stopping import StopPolicy, StopState
 
-MOST_AHEAD = 8  # chains of a prompt grown at once
+MOST_AHEAD = 8  # largest number of chains of a prompt to grow at once
 NOTHING: Mapping[Start, list[int]] = {}
-SLACK = 0.05  # of confidence: a rule may learn to go on where it would have stopped at first; chosen, not tuned
+SLACK = 0.05  # added to confidences, since a rule may later continue where it stops at first; chosen, not tuned
 
 
-def looked_up(references: Sequence[Reference], lookup: LookupDraft) -> dict[Start, list[int]]:
-    """What prompt lookup proposes at each place where a round may begin and there is something to find."""
+def find_lookup_proposals(references: Sequence[Reference], lookup: LookupDraft) -> dict[Start, list[int]]:
+    """Proposals of prompt lookup by start of a round, for starts with a match."""
     found = {}
     for row, reference in enumerate(references):
         text = [*reference.prompt, *reference.tokens]
@@ -43,18 +42,19 @@ def replay(
     chains: Chains,
     stop: StopPolicy,
     *,
-    copied: Mapping[Start, list[int]] = NOTHING,
+    lookup_proposals: Mapping[Start, list[int]] = NOTHING,
     look_ahead: int | None = None,
 ) -> list[list[Round]]:
-    """The rounds that `speculate` would make of every prompt, the rule begun afresh for each, without seconds.
+    """The rounds that `speculate` would make for every prompt, without seconds; the rule begins anew for each.
 
     Args:
-        chains: of the draft; grown where they are too short.
-        stop: the rule; its longest draft is at most the chains'.
-        copied: what prompt lookup in front of the draft proposes, see `looked_up`; of these rounds the rule hears not.
-        look_ahead: chains of a prompt that are grown at once; None: the more, the fewer are likely to be in vain.
+        chains: chains of the draft; they grow where they are too short.
+        stop: the stop rule; it drafts at most as many tokens as the chains may have.
+        lookup_proposals: of `find_lookup_proposals`, for a lookup in front of the draft. The stop rule does not observe
+            these rounds.
+        look_ahead: number of chains of a prompt to grow at once; None: more of them if more of them will be used.
     """
-    prompts = [_Prompt(row, r, stop.begin(), copied) for row, r in enumerate(chains.batch.references)]
+    prompts = [_Prompt(row, r, stop.begin(), lookup_proposals) for row, r in enumerate(chains.batch.references)]
     for wanted in _wanted(prompts, chains, stop, look_ahead):
         chains.grow(wanted)
     return [prompt.rounds for prompt in prompts]
@@ -65,20 +65,20 @@ def replay_in_turn(
     stop: StopPolicy,
     *,
     after: StopState | None = None,
-    copied: Mapping[Start, list[int]] = NOTHING,
+    lookup_proposals: Mapping[Start, list[int]] = NOTHING,
 ) -> tuple[list[list[Round]], StopState]:
-    """The same as in a race: one prompt after the other, the rule going on with what it learnt; and its last state.
+    """The rounds of `replay` with one state of the rule for all prompts, in order, as in a race; and its last state.
 
     Args:
-        chains, stop, copied: see `replay`.
-        after: what the rule learnt in the prompts before these; None: these are the first, and the first of them is
-            decoded once before and does not count, as in a race.
+        chains, stop, lookup_proposals: as in `replay`.
+        after: state of the rule after earlier prompts; None: there are none, and the first prompt is replayed once as a
+            warm-up that does not count, as in a race.
     """
     made, state = [], after
     for row in range(len(chains.batch.references)):
         for _ in range(2 if state is None else 1):
             state = stop.begin(state)
-            prompt = _Prompt(row, chains.batch.references[row], state, copied)
+            prompt = _Prompt(row, chains.batch.references[row], state, lookup_proposals)
             for wanted in _wanted([prompt], chains, stop, None):
                 chains.grow(wanted)
         made.append(prompt.rounds)
@@ -103,11 +103,11 @@ def _wanted(
 
 
 def _worth_growing(prompts: Sequence[_Prompt]) -> int:
-    """How many chains of a prompt to grow at once, one that is certain to be needed and guesses.
+    """Number of chains of a prompt to grow at once: the one that is needed, and guesses.
 
-    Of the places where a round may begin, one in r is one where a round does, with r tokens a round. Measured on a CPU,
-    in bfloat16, seconds of a replay with 1, 4 and 8 chains at once: 1.4, 2.3 and 2.8 at r = 3.6; 1.4, 1.2 and 1.8 at
-    2.1; 1.2, 0.9 and 0.7 at 1.7; 0.9, 0.5 and 0.3 at 1.1. The formula is between these.
+    With r tokens in a round, one in r possible starts is used. Seconds of a replay with 1, 4 and 8 chains at once,
+    measured on a CPU in bfloat16: 1.4, 2.3 and 2.8 at r = 3.6; 1.4, 1.2 and 1.8 at 2.1; 1.2, 0.9 and 0.7 at 1.7; 0.9,
+    0.5 and 0.3 at 1.1. The formula is a compromise.
     """
     n_rounds = sum(len(p.rounds) for p in prompts)
     accepted = sum(r.accepted for p in prompts for r in p.rounds)
@@ -116,35 +116,35 @@ def _worth_growing(prompts: Sequence[_Prompt]) -> int:
     return max(1, min(MOST_AHEAD, round(4 * n_rounds / accepted) - 1))
 
 
-def draft_everything(chains: Chains, stop: StopPolicy, *, copied: Container[Start] = ()) -> None:
-    """Grow the chain from every start but the copied as far as the rule would go, and a little further."""
-    starts = [start for start in chains.starts if start not in copied]
+def draft_everything(chains: Chains, stop: StopPolicy, *, lookup_proposals: Container[Start] = ()) -> None:
+    """Grow the chains as far as the rule would go and a little further, except where prompt lookup proposes."""
+    starts = [start for start in chains.starts if start not in lookup_proposals]
     while wanted := [start for start in starts if _goes_on(chains[start], stop)]:
         chains.grow(wanted)
 
 
 @dataclass(slots=True)
 class _Prompt:
-    """How far the rounds of one prompt are known."""
+    """One prompt and its rounds so far."""
 
     row: int
     reference: Reference
     state: StopState
-    copied: Mapping[Start, list[int]]
+    lookup_proposals: Mapping[Start, list[int]]
     n_committed: int = 1
     rounds: list[Round] = field(default_factory=list)
 
     @property
     def start(self) -> Start:
-        """Where the next round begins."""
+        """Start of the next round."""
         return self.row, self.n_committed
 
     def advance(self, chains: Chains, stop: StopPolicy) -> bool:
-        """Make the rounds whose chains are long enough; whether these were all."""
+        """Make the rounds whose chains are long enough; returns whether the prompt is finished."""
         while self.n_committed < len(self.reference.tokens):
-            copied = self.copied.get(self.start)
-            if copied:
-                self._make(copied, (), source=LOOKUP)
+            looked_up = self.lookup_proposals.get(self.start)
+            if looked_up:
+                self._make(looked_up, (), source=LOOKUP)
                 continue
             chain = chains[self.start]
             limit = min(stop.max_draft, chain.limit)
@@ -156,9 +156,9 @@ class _Prompt:
         return True
 
     def _make(self, drafted: list[int], confidences: tuple[float, ...], *, source: str = LAYER_SKIP) -> Round:
-        """The round of these drafted tokens; what was looked up took no forward."""
+        """Append the round of these drafted tokens; looked-up tokens need no forward."""
         known = self.reference.tokens[self.n_committed :]
-        # Past the end of the reference nothing is compared: what was drafted there is never committed.
+        # -1 after the end of the reference: tokens drafted there are never committed.
         target = known + [-1] * (len(drafted) + 1 - len(known))
         n_accepted = judge_greedy(Draft(drafted), target).n_accepted
         n_committed = min(n_accepted + 1, len(known))
@@ -170,7 +170,7 @@ class _Prompt:
 
 
 def _n_drafted(chain: Chain, state: StopState, limit: int, needs_confidence: bool) -> int | None:
-    """How far the rule drafts: a token first, then as long as it wants more; None if the chain is too short to tell."""
+    """Number of tokens that the rule drafts; None if the chain is too short to determine it."""
     if not state.begins():
         return 0
     n = 0
@@ -182,14 +182,14 @@ def _n_drafted(chain: Chain, state: StopState, limit: int, needs_confidence: boo
 
 
 def _unfinished(prompt: _Prompt, chains: Chains, stop: StopPolicy) -> Iterator[Start]:
-    """Where later rounds of a prompt may begin, nearest first, as far as those chains are worth growing."""
+    """Possible later starts of a prompt, nearest first, whose chains may need to grow."""
     for n in range(prompt.n_committed + 1, len(prompt.reference.tokens)):
-        if (prompt.row, n) not in prompt.copied and _goes_on(chains[prompt.row, n], stop):
+        if (prompt.row, n) not in prompt.lookup_proposals and _goes_on(chains[prompt.row, n], stop):
             yield prompt.row, n
 
 
 def _goes_on(chain: Chain, stop: StopPolicy) -> bool:
-    """Whether the rule, at the beginning of a prompt and with some slack, would draft more."""
+    """Whether a new state of the rule, with slack, would draft more tokens."""
     state, n = stop.begin(), len(chain.tokens)
     sure = (min(1.0, c + SLACK) for c in chain.confidences)
     return n < min(stop.max_draft, chain.limit) and all(state.more(i, c) for i, c in enumerate(sure, start=1))

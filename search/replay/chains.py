@@ -1,8 +1,8 @@
-"""Drafts from any places where a round may begin, side by side.
+"""Grow draft chains from many possible starts of a round in the same forward.
 
-A chain is what the draft says from one start on, were the text up to there committed. Its tokens see the full model's
-keys and values before the start, and the chain's own behind it: exactly what the real draft sees. Chains of one prompt
-share its row, told apart by a tree mask, so that one forward takes any number of chains a token further.
+A chain is the draft from one start on, if the text up to there is committed. Its tokens see the full model's keys and
+values before the start and the chain's own after it, exactly like the real draft. The chains of a prompt share its row,
+separated by a tree mask, so one forward extends any number of chains by one token.
 """
 
 # B prompts, T chains in a row, S keys, V vocabulary
@@ -23,12 +23,12 @@ from selfspec.engine.sampling import largest
 
 Start = tuple[int, int]  # (row of the batch, committed tokens of its reference)
 
-TEXT, PADDING = -1, -2  # owners of keys that belong to no chain
+TEXT, PADDING = -1, -2  # owners of keys that are in no chain
 
 
 @dataclass(slots=True)
 class Chain:
-    """Drafted tokens and how sure the draft was of each; `limit` is the most that could be drafted there."""
+    """Drafted tokens and their confidences; `limit` is the largest number of tokens that a round may draft there."""
 
     limit: int
     tokens: list[int] = field(default_factory=list)
@@ -40,9 +40,9 @@ class Chains:
 
     Args:
         forward: the draft.
-        batch: texts and the full model's keys and values of them, which are left as they are.
-        max_draft: the longest chain.
-        with_confidence: whether to compute confidences; nan without.
+        batch: texts, and the full model's keys and values of them, which are not changed.
+        max_draft: length of the longest chain.
+        with_confidence: whether to compute confidences; otherwise they are nan.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class Chains:
         self._chains: dict[Start, Chain] = {}
         self._texts = [[*r.prompt, *r.tokens] for r in batch.references]
         device, n_rows, n_keys = batch.cache.device, len(batch.references), batch.n_keys
-        # Which key belongs to whom, and where it stands: the texts' first, then the chains', a column for each query.
+        # Owner and position of each key: first those of the texts, then those of the chains, a column for each query.
         # The owner of a chain's key is the position at which the chain begins.
         self._owners_BS = torch.full((n_rows, n_keys), TEXT, device=device)
         self._positions_BS = torch.arange(n_keys, device=device).expand(n_rows, n_keys)
 
     @property
     def starts(self) -> list[Start]:
-        """Every place where a round may begin."""
+        """All possible starts of a round."""
         return [(b, n) for b, reference in enumerate(self.batch.references) for n in range(1, len(reference.tokens))]
 
     def __getitem__(self, start: Start) -> Chain:
-        """The chain from `start` on, as far as it was grown."""
+        """The chain from `start` on, with the tokens so far."""
         if start not in self._chains:
             row, n_committed = start
             limit = min(self._max_draft, self.batch.references[row].n_max - n_committed - 1)
@@ -73,7 +73,7 @@ class Chains:
 
     @torch.inference_mode()
     def grow(self, starts: Sequence[Start]) -> None:
-        """One token more for the chains from `starts`, each named once: one forward."""
+        """Extend the chains of `starts`, which are distinct, by one token, in one forward."""
         rows: list[list[Start]] = [[] for _ in self.batch.references]
         for start in starts:
             rows[start[0]].append(start)
@@ -94,7 +94,7 @@ class Chains:
         references = self.batch.references
 
         def first(start: Start) -> int:
-            """The position of the last committed token, where the chain begins."""
+            """Position of the last committed token, where the chain begins."""
             return len(references[start[0]].prompt) + start[1] - 1
 
         def newest(start: Start) -> int:
@@ -105,7 +105,7 @@ class Chains:
             return torch.tensor([v + [filler] * (width - len(v)) for v in values], device=self._owners_BS.device)
 
         ids_BT = padded([[newest(s) for s in row] for row in rows], 0)
-        # Padding stands at position 0 and sees the text's first key, since it must see one; nobody sees padding.
+        # Padding is at position 0 and sees the first key of the text, since it must see one; nothing sees padding.
         owners_BT = padded([[first(s) for s in row] for row in rows], PADDING)
         positions_BT = padded([[first(s) + len(self[s].tokens) for s in row] for row in rows], 0)
         self._owners_BS = torch.cat([self._owners_BS, owners_BT], dim=1)
@@ -126,7 +126,7 @@ class Chains:
 
 
 def _confidences(logits_BTV: Tensor, tokens_BT: Tensor) -> list[list[float]]:
-    """The raw probability of each chosen token."""
+    """Raw probability of each chosen token."""
     wide_BTV = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
     confidences: list[list[float]] = wide_BTV.softmax(-1).gather(-1, tokens_BT.unsqueeze(-1)).squeeze(-1).tolist()
     return confidences

@@ -1,7 +1,7 @@
-"""SWIFT's score of a skip set: the draft reads the full model's answer in one parallel pass; how often does it agree?
+"""Parallel agreement (SWIFT's matchness): how often a draft that reads the full model's answer agrees with it.
 
-One forward a prompt, and no cost in it. It is not the acceptance of a real draft: here the draft sees its own keys and
-values of the whole answer, where a real one sees the full model's up to the last verified token.
+This needs one forward for each prompt and ignores costs. It is not the acceptance of a real draft: here the draft sees
+its own keys and values of the whole answer, whereas a real draft sees the full model's up to the last verified token.
 """
 
 # B prompts, T tokens of the longest answer, S keys
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from search.objective import Draft, GoOn, Score
+from search.objective import Score, ShouldContinue, SpecOfPoint
 from search.point import Point
 from search.replay.references import ReferenceBatch
 from selfspec.engine.forward import Forward
@@ -26,16 +26,16 @@ from selfspec.skipping.skip_set import SkipSet
 
 
 @dataclass(frozen=True, slots=True)
-class Matchness:
-    """The fraction of the full model's tokens that the draft would have chosen, read in parallel.
+class ParallelAgreement:
+    """The fraction of the full model's tokens that the draft would choose, read in parallel.
 
-    It ignores what the draft costs, the stop rule, and that a draft ends at its first wrong token.
+    It ignores the cost of the draft, the stop rule, and that a draft ends at its first wrong token.
 
     Attributes:
         decoder: the model.
-        batches: what the full model says on the calibration prompts.
-        stopwatch: for the seconds that scoring takes.
-        draft: what a point is drafted with; of it the plan alone counts.
+        batches: references of the calibration prompts.
+        stopwatch: measures the seconds of scoring.
+        draft: gives the draft spec of a point, of which only the plan has an effect.
 
     Source: Xia et al. 2025, SWIFT (arXiv:2410.06916), section 4.
     """
@@ -43,7 +43,7 @@ class Matchness:
     decoder: Decoder
     batches: Sequence[ReferenceBatch]
     stopwatch: Stopwatch
-    draft: Draft
+    draft: SpecOfPoint
     name: str = "matchness"
     unit: str = "agreed"
 
@@ -51,10 +51,10 @@ class Matchness:
         if not self.batches:
             raise InputError("every calibration prompt ended at its first token, so there is nothing to read")
 
-    def __call__(self, point: Point | SkipSet, *, go_on: GoOn | None = None) -> Score:
-        """See `Objective`."""
+    def __call__(self, point: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
+        """The pooled fraction of agreement, with one forward for each batch."""
         began = self.stopwatch.now()
-        forward = self.decoder.bind(self.draft(Point.of(point)).plan)
+        forward = self.decoder.bind(self.draft(Point.from_draft(point)).plan)
         agreed: list[int] = []
         n_read: list[int] = []
         pruned = False
@@ -62,7 +62,7 @@ class Matchness:
             agreed += count_agreed(forward, batch)
             n_read += [r.n_starts for r in batch.references]
             values = tuple(ratio(a, n) for a, n in zip(agreed, n_read, strict=True))
-            if go_on and n_done < len(self.batches) and not go_on(values):
+            if should_continue and n_done < len(self.batches) and not should_continue(values):
                 pruned = True
                 break
         return Score(
@@ -79,7 +79,7 @@ class Matchness:
 
 @torch.inference_mode()
 def count_agreed(forward: Forward, batch: ReferenceBatch) -> list[int]:
-    """For each reference, at how many places the draft's choice is the full model's."""
+    """For each reference, the number of places where the draft chooses the full model's token."""
     device, n_keys = batch.cache.device, batch.n_keys
     width = max(r.n_starts for r in batch.references)
     ids_BT = torch.tensor([r.tokens[:-1] + [0] * (width - r.n_starts) for r in batch.references], device=device)

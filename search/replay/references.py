@@ -1,7 +1,7 @@
-"""What the full model says on the calibration prompts, decoded once; and its keys and values of it.
+"""References: the full model's greedy answers to the calibration prompts, decoded once, with keys and values.
 
-In greedy mode the accepted prefix of a draft is by definition the prefix that equals these tokens: whoever has them can
-score a draft without ever verifying.
+In greedy decoding the accepted prefix of a draft is the prefix that equals these tokens. References therefore allow to
+score a draft without verification.
 """
 
 # B prompts
@@ -19,12 +19,12 @@ from selfspec.engine.masks import check_batches
 from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 
-BATCH_STARTS = 256  # positions from which drafts begin in one batch: measured, more gain nothing and take memory
+BATCH_STARTS = 256  # starts of drafts in one batch; in measurements more gained nothing, and they take memory
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A prompt and what the full model says after it, token ids; `n_max` is the most that it might have said."""
+    """A prompt and the full model's answer, as token ids; `n_max` is the largest length that the answer could have."""
 
     prompt: list[int]
     tokens: list[int]
@@ -32,39 +32,39 @@ class Reference:
 
     @property
     def n_starts(self) -> int:
-        """The places where a round may begin: after each token but the last."""
+        """Number of possible starts of a round: one after each token except the last."""
         return len(self.tokens) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class ReferenceBatch:
-    """References that are drafted for together, and the full model's keys and values of them, one row each."""
+    """References that are replayed together, and the full model's keys and values, one row for each."""
 
     references: tuple[Reference, ...]
     cache: ClockCache
 
     @property
     def n_keys(self) -> int:
-        """The longest row's: what lies behind is free for drafts."""
+        """Number of keys of the longest row; drafts may use the slots after it."""
         return max(len(r.prompt) + len(r.tokens) - 1 for r in self.references)
 
 
 @torch.inference_mode()
-def refer(
+def decode_references(
     decoder: Decoder, prompts: Sequence[Sequence[int]], *, ending: Ending, batch_starts: int = BATCH_STARTS
 ) -> list[ReferenceBatch]:
-    """Decode each prompt greedily with the full model, and keep what drafting after it needs.
+    """Decode each prompt greedily with the full model, and keep the keys and values that replays need.
 
-    Prompts whose answer is a single token are left out: there is nothing to draft.
+    Prompts with an answer of a single token are left out, since there is nothing to draft.
 
     Args:
         decoder: the model.
         prompts: token ids.
-        ending: of each answer.
-        batch_starts: the most places to draft from in one batch; it bounds the memory of a forward.
+        ending: end of each answer.
+        batch_starts: largest number of starts in one batch; it bounds the memory of a forward.
 
     Raises:
-        InputError: if the model takes no explicit mask, without which chains cannot be told apart.
+        InputError: if the model takes no explicit mask, which is necessary to separate chains.
     """
     try:
         check_batches(decoder.config)

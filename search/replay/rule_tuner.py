@@ -1,4 +1,4 @@
-"""Which settings should a stop rule have for this draft? Replaying a rule costs no model call, so many can be tried."""
+"""Tune the settings of a stop rule for a draft. A replay of a rule needs no forward, so many settings can be tried."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import BestFirst
 from selfspec.errors import InputError
 from selfspec.skipping.plan import DraftPlan
-from selfspec.stopping import Optimal, Paying, RuleState, StopPolicy, StopRule, StopState
+from selfspec.stopping import Optimal, PauseWhenUnprofitable, RuleState, StopPolicy, StopRule, StopState
 
-MAX_KNOTS = 12  # of a calibration; chosen, not tuned
+MAX_KNOTS = 12  # largest number of knots of a calibration; chosen, not tuned
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +41,22 @@ class _NeverState(RuleState):
 
 @dataclass(frozen=True, slots=True)
 class Widest(StopRule):
-    """Drafts as far as any of `rules` would: what all of them need can then be replayed."""
+    """Drafts as long as any of `rules` would, so that the chains serve a replay of all of them."""
 
     rules: Sequence[StopPolicy]
 
     @property
     def max_draft(self) -> int:
-        """See `StopPolicy`."""
+        """The largest limit of the rules."""
         return max(rule.max_draft for rule in self.rules)
 
     @property
     def needs_confidence(self) -> bool:  # type: ignore[override]
-        """See `StopPolicy`."""
+        """Whether any rule reads the confidence."""
         return any(rule.needs_confidence for rule in self.rules)
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state with new states of all rules."""
         return _WidestState([rule.begin() for rule in self.rules])
 
 
@@ -70,12 +70,12 @@ class _WidestState(RuleState):
 
 
 def variants(stop: StopPolicy) -> list[StopPolicy]:
-    """`stop` itself, and what it proposes to try instead of its own settings.
+    """`stop` itself, and the rule with other settings.
 
-    What an `Optimal` rule has to choose (costs, calibration) depends on the draft: see `fitted`.
+    The settings of an `Optimal` rule (costs, calibration) depend on the draft: see `fitted`.
 
     Raises:
-        InputError: if there is nothing to choose from.
+        InputError: if the rule has no other settings.
     """
     found = [stop, *stop.variants()]
     if len(found) == 1 and not isinstance(stop, Optimal):
@@ -87,13 +87,13 @@ def variants(stop: StopPolicy) -> list[StopPolicy]:
 
 
 def fitted(rule: Optimal, drafted: Sequence[Chains], *, draft_cost: float, costs: CostTable) -> Optimal:
-    """`rule` with the costs of a draft, in plain tokens, and its calibration from confidence to acceptance.
+    """`rule` with a draft's costs, in plain tokens, and its calibration from confidence to acceptance.
 
     Args:
         rule: the rule.
-        drafted: the draft's chains; those from places that were not drafted from say nothing.
-        draft_cost: of one drafted token.
-        costs: of verifying.
+        drafted: chains of the draft; empty chains have no effect.
+        draft_cost: cost of one drafted token, in plain tokens.
+        costs: cost table, for verifications.
     """
     pairs = [
         pair
@@ -105,39 +105,41 @@ def fitted(rule: Optimal, drafted: Sequence[Chains], *, draft_cost: float, costs
     return replace(rule, draft_cost=draft_cost, verify_cost=more, calibration=calibration(pairs))
 
 
-def paying(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int) -> Paying:
-    """`rule`, with pauses while the plan's drafts cost more than they give.
+def pausing(rule: StopPolicy, plan: DraftPlan, costs: CostTable, *, context: int) -> PauseWhenUnprofitable:
+    """`rule` with pauses while the plan's drafts cost more than they give.
 
     Args:
-        rule: how far to draft.
-        plan: of the draft.
-        costs: of its forwards.
-        context: tokens, at which the costs are taken.
+        rule: decides how far to draft between pauses.
+        plan: plan of the draft.
+        costs: cost table of its forwards.
+        context: number of context tokens at which the costs are read.
     """
-    # A table measured on a busy machine may add up to less than nothing.
+    # The costs of a table that was measured on a busy machine may have a negative sum.
     draft_cost = max(0.0, costs.draft_cost(plan, context))
-    return Paying(rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, rule.max_draft, context=context))
+    return PauseWhenUnprofitable(
+        rule, draft_cost=draft_cost, verify_cost=verify_cost(costs, rule.max_draft, context=context)
+    )
 
 
 def verify_cost(costs: CostTable, n_tokens: int, *, context: int) -> float:
-    """What verifying one token more costs, in plain tokens, on average over the first `n_tokens`."""
+    """Cost of verifying one more token, in plain tokens, on average over the first `n_tokens`."""
     more_s = costs.verification_s(n_tokens + 1, context) - costs.verification_s(1, context)
     return max(0.0, more_s / n_tokens / costs.plain_s(context))
 
 
 def is_priced(spec: DraftSpec) -> bool:
-    """Whether a spec's tree, if it has one, knows what its nodes cost."""
+    """Whether the tree of a spec has costs, or the spec has no tree."""
     return bool(getattr(spec.tree, "is_priced", True))
 
 
 def priced(spec: DraftSpec, *, draft_cost: float, costs: CostTable, context: int) -> DraftSpec:
-    """A spec whose tree, if it wants to know, is told what its nodes cost.
+    """The spec with costs in its tree, if the tree needs them.
 
     Args:
-        spec: of the draft.
-        draft_cost: of one forward of it, in plain tokens.
-        costs: of verifications.
-        context: tokens, at which these are taken.
+        spec: spec of the draft.
+        draft_cost: cost of one forward of the draft, in plain tokens.
+        costs: cost table, for verifications.
+        context: number of context tokens at which the costs are read.
     """
     tree = spec.tree
     if tree is None or is_priced(spec):
@@ -148,7 +150,7 @@ def priced(spec: DraftSpec, *, draft_cost: float, costs: CostTable, context: int
 
 
 def judged(reference: Reference, n_committed: int, chain: Chain) -> list[tuple[float, bool]]:
-    """(confidence, whether the target agreed) of a chain's tokens up to the first that it did not agree with."""
+    """(confidence, whether the target chooses the token) for a chain's tokens up to the first rejection."""
     pairs = []
     for token, target, sure in zip(chain.tokens, reference.tokens[n_committed:], chain.confidences, strict=False):
         pairs.append((sure, token == target))
@@ -158,7 +160,7 @@ def judged(reference: Reference, n_committed: int, chain: Chain) -> list[tuple[f
 
 
 def calibration(pairs: Sequence[tuple[float, bool]]) -> tuple[tuple[float, float], ...]:
-    """Rising (confidence, acceptance) knots: isotonic regression, thinned; the identity where there is too little.
+    """Rising (confidence, acceptance) knots from isotonic regression; the identity if there are too few pairs.
 
     Source: Zadrozny & Elkan 2002, Transforming classifier scores into accurate multiclass probability estimates.
     """

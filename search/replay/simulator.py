@@ -1,9 +1,8 @@
-"""Any drafter, replayed: what the real decoder would do with it, without verifying anything.
+"""Replay any drafter: what the decoder would do with it, without verification.
 
-What the target says is known (`reference`), so a verdict is a comparison, and the target's keys and values are copied
-back over what the draft wrote. The drafter itself runs as it does in a decode, so that trees, chains and drafters with
-a memory all count as they would there, to the integer. Drafters whose chains can be grown side by side have a faster
-way (`replay`).
+The target's tokens are known (`references`), so a verdict is a comparison. The target's keys and values are copied over
+those of the draft. The drafter itself runs as in a decode, so the counts of chains, trees and drafters with a memory
+equal those of the decoder exactly. For chains of the model itself `chain_replay` is faster.
 """
 
 # B rows
@@ -26,12 +25,12 @@ from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopPolicy, StopState
 
-PAST_THE_END = -1  # what the target says there: nothing that is drafted there is ever committed
+PAST_THE_END = -1  # the target's token after the end of the reference, where no drafted token is committed
 
 
 @dataclass(slots=True)
 class _Replayed:
-    """One prompt on its way through a simulation."""
+    """One prompt that is being simulated."""
 
     row: Row
     reference: Reference
@@ -41,7 +40,7 @@ class _Replayed:
 
     @property
     def n_left(self) -> int:
-        """Tokens that might still come, as the decoder counts them."""
+        """Number of tokens that may still follow, as the decoder counts them."""
         return self.reference.n_max - self.n_committed
 
     @property
@@ -49,7 +48,7 @@ class _Replayed:
         return self.n_committed >= len(self.reference.tokens)
 
     def judge(self, draft: Draft) -> Verdict:
-        """The verdict of the target on a draft."""
+        """The target's verdict on a draft."""
         known = self.reference.tokens[self.n_committed :]
 
         def target(node: int) -> int:
@@ -60,7 +59,7 @@ class _Replayed:
         return judge_greedy(draft, target)
 
     def commit(self, draft: Draft, verdict: Verdict) -> Verdict:
-        """Take the round in; the verdict as far as it became output."""
+        """Record the round; returns the verdict, cut off at the end of the sequence."""
         known = self.reference.tokens[self.n_committed :]
         n_committed = min(verdict.n_accepted + 1, len(known))
         stands = Verdict(verdict.path[:n_committed], verdict.token)
@@ -81,18 +80,18 @@ class _Replayed:
 def simulate(
     decoder: Decoder, drafter: Drafter, batch: ReferenceBatch, stop: StopPolicy, *, after: StopState | None = None
 ) -> tuple[list[list[Round]], list[StopState]]:
-    """The rounds that `speculate` would make of every prompt of a batch, without seconds; and the rules' last states.
+    """The rounds that `speculate` would make for every prompt of a batch, without seconds; and the rules' last states.
 
     Args:
         decoder: the target.
-        drafter: any that wants nothing of the target's hidden states.
-        batch: what the target says, and its keys and values of it, which are left as they are.
-        stop: the rule, begun afresh for each prompt.
-        after: a state that each prompt's rule goes on from, see `StopPolicy.begin`.
+        drafter: a drafter that needs no hidden states of the target.
+        batch: references with the target's keys and values, which are not changed.
+        stop: the stop rule, with a new state for each prompt.
+        after: state of an earlier prompt, for `StopPolicy.begin`.
 
     Raises:
-        InputError: if the drafter wants hidden states.
-        DrafterError: if it proposes what no drafter may.
+        InputError: if the drafter needs hidden states.
+        DrafterError: if a draft is invalid.
     """
     if drafter.needs.hidden:
         raise InputError(
@@ -115,7 +114,7 @@ def simulate(
 def _round(
     decoder: Decoder, drafter: Drafter, batch: ReferenceBatch, cache: ClockCache, live: list[_Replayed]
 ) -> list[_Replayed]:
-    """One round of every live prompt; those that go on."""
+    """Run one round of every live prompt; returns the prompts that are not finished."""
     rows = [one.row for one in live]
     starts = [len(row.ids) - 1 for row in rows]
     for one in live:
@@ -136,7 +135,7 @@ def _round(
 
 
 def _copied(cache: ClockCache, rows: Sequence[int]) -> ClockCache:
-    """These rows of a cache in another one, which a draft may write to."""
+    """A copy of these rows of a cache, to which a draft may write."""
     found = ClockCache(len(cache.layers), n_rows=len(rows), capacity=cache.capacity, device=cache.device)
     index = torch.tensor(list(rows))
     for old, new in zip(cache.layers, found.layers, strict=True):
@@ -147,7 +146,7 @@ def _copied(cache: ClockCache, rows: Sequence[int]) -> ClockCache:
 
 
 def _restore(cache: ClockCache, row: int, full: ClockCache, full_row: int, start: int, end: int) -> None:
-    """Put the target's keys and values of the committed tokens back where the draft wrote its own."""
+    """Overwrite the draft's keys and values of the committed tokens with those of the target."""
     for layer, known in zip(cache.layers, full.layers, strict=True):
         if known.is_initialized:
             layer.keys[row, :, start:end] = known.keys[full_row, :, start:end]

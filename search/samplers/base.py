@@ -1,7 +1,7 @@
-"""Searchers that know a skip set as bits: what they share is what was told, what may be proposed and what is near.
+"""Base of searchers over bits: it reads the finished trials, and knows feasible sets and neighbours.
 
-A subclass says what comes next from what is known. It sees neither Optuna nor the model, so that it can be tested with
-a function of bits; it keeps no state, so that a search that was interrupted goes on as if it had not been.
+A subclass proposes the next set from the known ones. It sees neither Optuna nor the model, so it can be tested with a
+function of bits. It keeps no state, so a resumed search proposes the same sets as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,17 +22,22 @@ Bits = tuple[bool, ...]
 Unit = tuple[int, ...]  # bits that change together
 
 FAILED = float("-inf")
-FINISHED = (TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE)  # the later, the more its value counts
-N_TRIES = 2000  # random sets tried before a space counts as known; chosen, not tuned
-N_ENUMERATED = 12  # bits up to which every set is looked at instead
+# later ones replace earlier ones of a set
+FINISHED = (
+    TrialState.FAIL,
+    TrialState.PRUNED,
+    TrialState.COMPLETE,
+)
+N_TRIES = 2000  # random sets to try before a space counts as exhausted; chosen, not tuned
+N_ENUMERATED = 12  # with at most so many bits, every set is tried as well
 
 
 class Exhausted(Exception):  # noqa: N818 - the end of a search is no error
-    """The searcher has nothing left to propose; the search ends."""
+    """The searcher has no further proposal, and the search ends."""
 
 
 class BitSampler(BaseSampler):
-    """Proposes skip sets that are feasible and were not told before; as long as nothing is told, to skip nothing.
+    """Proposes feasible skip sets without a result; without any finished trial it proposes to skip nothing.
 
     Attributes:
         project: the nearest feasible set; what it returns unchanged is feasible. The study sets it.
@@ -49,28 +54,28 @@ class BitSampler(BaseSampler):
         self._seed = seed
 
     def propose(self, known: Mapping[Bits, float], order: Sequence[Bits], rng: np.random.Generator) -> Bits:
-        """The next set: feasible and not known.
+        """The next set, which is feasible and not known.
 
         Args:
-            known: the value of every set that was told, larger is better; -inf where it could not be scored.
-            order: the known sets, in the order in which they were first told; not empty.
-            rng: of this trial.
+            known: value of every finished set, larger is better; -inf if it could not be scored.
+            order: the known sets, in the order of their first trials; not empty.
+            rng: random generator of this trial.
 
         Raises:
-            Exhausted: if there is none.
+            Exhausted: if there is no such set.
         """
         raise NotImplementedError
 
     def feasible(self, bits: Bits) -> bool:
-        """Whether the search may run it."""
+        """Whether the constraints allow the set."""
         return self.project is _same or self.project(bits) == bits
 
     def allows(self, bits: Bits, unit: Unit) -> bool:
-        """Whether `bits` with those of `unit` flipped are feasible."""
+        """Whether `bits` with the bits of `unit` flipped is feasible."""
         return self.project is _same or self.feasible(flipped(bits, unit))
 
     def units(self, bits: Bits) -> list[Unit]:
-        """The bits that can change: one by one or, where that leads nowhere from `bits`, layer by layer."""
+        """The units that can change: single bits or, if no such change of `bits` is feasible, whole layers."""
         single: list[Unit] = [(i,) for i in range(len(bits))]
         moves = itertools.chain(single, swaps(bits, single))
         if any(self.allows(bits, unit) for unit in moves):
@@ -78,10 +83,10 @@ class BitSampler(BaseSampler):
         return [(i, i + 1) for i in range(0, len(bits), 2)]
 
     def unknown(self, known: Mapping[Bits, float], around: Bits, rng: np.random.Generator) -> Bits:
-        """A feasible set that is not known, at random: one unit away, or one exchange, or else farther.
+        """A random feasible set that is not known: a unit or an exchange away from `around`, or else farther.
 
         Raises:
-            Exhausted: if there is none, or if in a large space none was found in thousands of tries.
+            Exhausted: if there is none; in a large space, if thousands of tries find none.
         """
         units = self.units(around)
         steps = [units, list(swaps(around, units))]
@@ -103,22 +108,22 @@ class BitSampler(BaseSampler):
         raise Exhausted
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """See `BaseSampler`: all bits at once, as soon as a told trial shows how many there are."""
-        if not _told(study):
+        """All bits, once a finished trial shows how many there are."""
+        if not _finished(study):
             return {}
-        kinds = _told(study)[0].distributions
+        kinds = _finished(study)[0].distributions
         return {name: kinds[name] for name in in_order(kinds)[0]}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """See `BaseSampler`."""
+        """The bits of the proposed set, by name."""
         if not search_space:
             return {}
         names = in_order(search_space)[0]
         known: dict[Bits, float] = {}
         states: dict[Bits, int] = {}
-        for told in _told(study):
+        for told in _finished(study):
             if any(told.params.get(name) != value for name, value in self.others.items()):
                 continue
             bits = tuple(bool(told.params[name]) for name in names)
@@ -133,20 +138,20 @@ class BitSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """See `BaseSampler`: nothing is told, so nothing is skipped; of other dimensions the study sets the default."""
+        """False for a bit, since there is no finished trial; the study sets other dimensions to their defaults."""
         if isinstance(param_distribution, CategoricalDistribution):
             return param_distribution.choices[0]
         return param_distribution.low  # type: ignore[attr-defined]
 
 
 def flipped(bits: Bits, unit: Unit) -> Bits:
-    """The bits with those of `unit` the other way round."""
+    """The bits, with those of `unit` flipped."""
     changed = set(unit)
     return tuple(bit != (i in changed) for i, bit in enumerate(bits))
 
 
 def swaps(bits: Bits, units: Sequence[Unit]) -> Iterator[Unit]:
-    """What to flip to exchange a unit that is skipped for one that is not."""
+    """Yield the units that exchange a skipped unit for one that is not skipped."""
     on = [unit for unit in units if bits[unit[0]]]
     off = [unit for unit in units if not bits[unit[0]]]
     for out, into in itertools.product(on, off):
@@ -154,16 +159,16 @@ def swaps(bits: Bits, units: Sequence[Unit]) -> Iterator[Unit]:
 
 
 def _same(bits: Bits) -> Bits:
-    """Without constraints every set is feasible."""
+    """The projection without constraints: every set is feasible."""
     return bits
 
 
-def _told(study: Study) -> list[FrozenTrial]:
+def _finished(study: Study) -> list[FrozenTrial]:
     return [t for t in study.get_trials(deepcopy=False, states=FINISHED) if t.params]
 
 
 def _value(trial: FrozenTrial) -> float:
-    """The value of a trial; a pruned one's is that of the prompts it saw."""
+    """The value of a trial; for a pruned one, the value over its scored prompts."""
     if trial.state == TrialState.FAIL:
         return FAILED
     value = trial.value if trial.value is not None else trial.user_attrs.get("value")

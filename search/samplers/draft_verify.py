@@ -1,7 +1,7 @@
-"""The published recipe's searcher: a Gaussian process on numbers, of which those above one half skip.
+"""The searcher of Draft & Verify: a Gaussian process over numbers, where a number above one half skips a sublayer.
 
-It is here to be compared with, in its own settings, by the package that it was written for. The process learns from the
-very point that was run: the numbers that were proposed, or ¼ and ¾ where somebody chose the skip set.
+It serves comparisons, with its published settings and the package of its code. The process learns from the point that
+ran: the proposed numbers, or ¼ and ¾ for a start.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from selfspec.errors import InputError
 class Paper(BaseSampler):
     """Bayesian optimisation by upper confidence bound (use the `floats` encoding); no random start.
 
-    As long as nothing is scored it proposes at random, once; it knows neither failures nor constraints. Its seconds
-    per trial grow with the cube of the trials.
+    Without a score it proposes a random point. It uses neither failures nor constraints. Its seconds for a trial grow
+    with the cube of the number of trials.
 
     Args:
-        seed: of the trial.
-        kappa: deviations above the mean that are hoped for.
-        alpha: the variance of the noise, of the values' variance.
+        seed: seed of the trial.
+        kappa: weight of the standard deviation in the upper confidence bound.
+        alpha: variance of the noise, as a fraction of the variance of the values.
 
     Raises:
         InputError: if the package is missing.
@@ -42,14 +42,14 @@ class Paper(BaseSampler):
         self._rng = np.random.default_rng(seed)
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """See `BaseSampler`: all numbers at once, as soon as a scored trial shows how many there are."""
+        """All numbers, once a scored trial shows how many there are."""
         scored = _scored(study)
         return scored[0].distributions if scored else {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """See `BaseSampler`."""
+        """The numbers with the largest upper confidence bound, by name."""
         if not search_space:
             return {}
         bits, others = in_order(search_space)
@@ -63,14 +63,14 @@ class Paper(BaseSampler):
         )
         optimizer.set_gp_params(alpha=self._alpha)
         points = {tuple(float(t.params[name]) for name in names): t.value for t in _scored(study)}
-        for point, value in points.items():  # a set told twice was answered from memory, and the package refuses it
+        for point, value in points.items():  # unique points, since the package refuses a repeated one
             optimizer.register(dict(zip(names, point, strict=True)), value)
         return {name: float(x) for name, x in optimizer.suggest().items()}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """See `BaseSampler`: nothing is scored, so each number is as likely as any other."""
+        """A uniform random number, since there is no score."""
         return float(self._rng.random())
 
 

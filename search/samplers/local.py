@@ -1,7 +1,7 @@
 """Searchers that walk from skip set to skip set, beginning with skipping nothing.
 
-A greedy walk is an algorithm that asks for one value at a time. It is run from its beginning for each trial, against
-what is known, until it asks for a value that nobody knows: that set is the proposal.
+The greedy walk is a generator that requests one value at a time. For each trial it runs from its beginning with the
+known values, until it requests an unknown one: that set is the proposal.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ import numpy as np
 from search.samplers.base import FAILED, Bits, BitSampler, Exhausted, Unit, flipped, swaps
 from selfspec.errors import InputError
 
-Walk = Generator[Bits, float, None]  # yields a set, is sent its value
+Walk = Generator[Bits, float, None]  # yields a set, and receives its value
 
-TINY = 1e-300  # keeps a division by no heat a number
+TINY = 1e-300  # avoids a division by zero
 FIRST_HEAT, LAST_HEAT = 1.0, 0.01  # temperatures, in typical differences of two values; chosen, not tuned
 
 
 class Greedy(BitSampler):
-    """Adds the best sublayer while that helps, then tries removals, then exchanges; ends where no such step helps.
+    """Adds the best sublayer while that helps, then tries removals and exchanges; ends if no such step helps.
 
-    Additions are lazy: sublayers are tried in the order of the gain they had when they were last tried, and the first
-    one whose gain stays on top is taken, so that most additions cost a few trials instead of one per sublayer.
+    Additions are lazy: sublayers are tried in the order of their last known gain, and the first one whose new gain is
+    still the largest is added. Most additions therefore need a few trials instead of one for each sublayer.
 
-    Source: Minoux 1978, Accelerated greedy algorithms for maximizing submodular set functions. Speedup is not quite
-    submodular, so the end is checked: every addition, removal and exchange is tried afresh.
+    Source: Minoux 1978, Accelerated greedy algorithms for maximizing submodular set functions. Speedup is not
+    exactly submodular, so at the end every addition, removal and exchange is tried again.
     """
 
     def propose(self, known: Mapping[Bits, float], order: Sequence[Bits], rng: np.random.Generator) -> Bits:
-        """See `BitSampler`."""
+        """The first set of the greedy walk without a known value."""
         walk = self._walk(self.project((False,) * len(order[0])))
         try:
-            asked = next(walk)
-            while asked in known:
-                asked = walk.send(known[asked])
+            wanted = next(walk)
+            while wanted in known:
+                wanted = walk.send(known[wanted])
         except StopIteration:
             raise Exhausted from None
-        return asked
+        return wanted
 
     def _walk(self, here: Bits) -> Walk:
         value = yield here
         units = self.units(here)
-        gains = dict.fromkeys(units, math.inf)  # of adding or, where it is skipped, of having added it
+        gains = dict.fromkeys(units, math.inf)  # gain of adding a unit; for a skipped one, of its addition
         while True:
             here, value = yield from self._add(here, value, gains)
             for step in self._steps(here, units, gains):
@@ -57,7 +57,7 @@ class Greedy(BitSampler):
                 return
 
     def _add(self, here: Bits, value: float, gains: dict[Unit, float]) -> Generator[Bits, float, tuple[Bits, float]]:
-        """Add sublayers until none is expected to help; `gains` learns what each was worth."""
+        """Add sublayers until none is expected to help, and update `gains`."""
         while True:
             fresh: dict[Unit, float] = {}
             units = [u for u in gains if not here[u[0]] and self.allows(here, u)]
@@ -71,7 +71,7 @@ class Greedy(BitSampler):
             here, value = flipped(here, best), fresh[best]
 
     def _steps(self, here: Bits, units: Sequence[Unit], gains: Mapping[Unit, float]) -> list[Unit]:
-        """Additions, removals and exchanges that may be run, the most promising of each first."""
+        """Feasible additions, removals and exchanges; of each kind the most promising one first."""
         on = sorted((u for u in units if here[u[0]]), key=gains.__getitem__)
         off = sorted((u for u in units if not here[u[0]]), key=gains.__getitem__, reverse=True)
         steps = [*off, *on, *swaps(here, [*on, *off])]
@@ -79,15 +79,15 @@ class Greedy(BitSampler):
 
 
 class Anneal(BitSampler):
-    """Simulated annealing: flips or exchanges sublayers, and keeps a worse set the less readily the later it is.
+    """Simulated annealing: flips or exchanges sublayers, and accepts a worse set less often as it cools down.
 
-    Where the walk stands follows from what was told, so it takes in starts and survives an interruption. Chance enters
-    what is kept by the same numbers for every seed, since a sampler knows no more than the seed of its trial; what is
-    proposed differs.
+    The position of the walk follows from the finished trials, so it includes starts and survives an interruption. The
+    random numbers of acceptance are the same for every seed, since a sampler knows only the seed of its trial; the
+    proposals differ.
 
     Args:
-        seed: of the trial.
-        n_trials: over which it cools down.
+        seed: seed of the trial.
+        n_trials: number of trials over which it cools down.
 
     Source: Kirkpatrick, Gelatt and Vecchi 1983, Optimization by simulated annealing.
     """
@@ -99,13 +99,13 @@ class Anneal(BitSampler):
         self._n_trials = n_trials
 
     def propose(self, known: Mapping[Bits, float], order: Sequence[Bits], rng: np.random.Generator) -> Bits:
-        """See `BitSampler`."""
+        """A neighbour of the walk's position without a known value."""
         return self.unknown(known, self._stand(known, order), rng)
 
     def _stand(self, known: Mapping[Bits, float], order: Sequence[Bits]) -> Bits:
-        """Where the walk is after what was told."""
+        """Position of the walk after the known trials."""
         luck = np.random.default_rng(0).random(len(order))
-        steps: list[float] = []  # sizes of differences, rising
+        steps: list[float] = []  # absolute differences, sorted
         here = order[0]
         for k, there in enumerate(order[1:]):
             change = known[there] - known[here] if known[here] > FAILED else math.inf

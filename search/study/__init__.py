@@ -1,1 +1,4 @@
-"""The run of a search: its loop, its memory, its workers. It knows scores, not how they are made."""
+"""The run of a search: its loop, its Optuna study, pruning, and several workers on one storage.
+
+It must not know models, drafters or how an objective computes a score.
+"""

@@ -1,8 +1,8 @@
-"""The search loop: propose, score, record, until a budget is spent.
+"""The search loop: propose, score and record, until a budget is spent.
 
-It knows no model and no Optuna: only a study that proposes, an objective that scores, and a file of rows. A trial is in
-the study's journal before its row is in the file, so a kill between the two loses nothing: the file is a view of the
-study, the trials of other workers included.
+It knows a study that proposes, an objective that scores, and a file of rows, but no model. A trial is written to the
+study's journal before its row is written to the file, so a kill between the two loses nothing. The file is a view of
+the study, with the trials of other workers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from search.ladder import Ladder, best_settings
-from search.objective import GoOn, Objective, Score
+from search.objective import Objective, Score, ShouldContinue
 from search.point import Point
 from search.samplers.base import Exhausted
 from search.space import Space
-from search.study.pruning import Pruning
+from search.study.pruning import WilcoxonPruning
 from search.study.study import Proposal, SearchStudy
 from selfspec.errors import DrafterError, InputError
 from selfspec.measure.stopwatch import Stopwatch
@@ -41,15 +41,15 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSta
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When a search ends, whatever comes first.
+    """Limits of a search; the first one that is reached ends it.
 
     Attributes:
-        n_trials: finished or running, of all workers and sittings; failed and pruned ones count.
-        max_s: seconds from the first trial on, over all sittings; the trial that runs is finished. None: no limit.
-        patience: proposals of the searcher in a row without a new best; starts do not count. None: no limit.
+        n_trials: largest number of trials, over all workers and resumed runs; failed and pruned ones count.
+        max_s: largest number of seconds, over all resumed runs; the current trial is finished. None: no limit.
+        patience: largest number of consecutive proposals without a new best; starts do not count. None: no limit.
 
     Raises:
-        InputError: for a budget of nothing.
+        InputError: if a limit allows nothing.
     """
 
     n_trials: int
@@ -65,7 +65,7 @@ class Budget:
             raise InputError(f"searcher.patience={self.patience}; give 1 trial or more, or null for no limit")
 
     def spent(self, trials: Sequence[FrozenTrial], elapsed_s: float) -> Ended | None:
-        """Which budget these finished trials and seconds have spent; None if the search goes on."""
+        """The limit that these finished trials and seconds have reached; None if the search continues."""
         if len(trials) >= self.n_trials:
             return "trials"
         if self.max_s is not None and trials and elapsed_s >= self.max_s:
@@ -80,13 +80,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best point that was scored to its end, with its value and trial; and how the search went.
+    """Result of a search: the best completely scored point, and the course of the search.
 
     Attributes:
-        point, value, number: of the best; `number` is its row's.
-        nothing_value: of skipping nothing; None if that was not scored to its end.
-        n_trials, elapsed_s: of all sittings.
-        ended: the budget that was spent, or what else ended the search.
+        point, value, number: the best point, its value, and the number of its row.
+        nothing_value: value of skipping nothing; None if that was not completely scored.
+        n_trials, elapsed_s: trials and seconds over all resumed runs.
+        ended: the reason for the end.
     """
 
     point: Point
@@ -99,7 +99,7 @@ class Found:
 
     @property
     def skip(self) -> SkipSet:
-        """Its skip set."""
+        """Skip set of the best point."""
         return self.point.skip
 
 
@@ -116,15 +116,15 @@ def run_search(
     stopwatch: Stopwatch,
     max_s: float | None = None,
     patience: int | None = None,
-    pruning: Pruning | None = None,
+    pruning: WilcoxonPruning | None = None,
     listener: Listener | None = None,
 ) -> Found:
-    """Run the search until a budget is spent; what an earlier run of the same study spent counts.
+    """Run the search until a budget is spent, of which earlier runs of the same study have spent a part.
 
-    Ctrl-C ends it too: the trial that runs is dropped, and the best so far is returned.
+    Ctrl-C ends it as well: the current trial is dropped, and the best point so far is returned.
 
     Args:
-        space: what is searched.
+        space: the search space.
         objective: scores a point.
         study: proposes and remembers.
         starts: scored first, in order, and always to their end; other dimensions than the skip set at their defaults.
@@ -137,8 +137,8 @@ def run_search(
         listener: told each row.
 
     Raises:
-        InputError: for a budget of nothing, or if no trial could be scored.
-        KeyboardInterrupt: if there was none before it.
+        InputError: if the budget allows nothing, or no trial could be scored.
+        KeyboardInterrupt: if Ctrl-C comes before a trial was scored.
     """
     budget = Budget(n_trials, max_s, patience)
     rows = _Rows(rows_path, study.trials, listener)
@@ -153,7 +153,7 @@ def run_search(
                 break
             place = study.claim(n_trials)
             if place is None:
-                rows.add(study.trials)  # what the others finished while this one waited for them
+                rows.add(study.trials)  # trials that other workers finished in the meantime
                 ended = "trials"
                 break
             proposal = study.start(starts[place]) if place < len(starts) else _next(study, ladder)
@@ -175,7 +175,7 @@ def run_search(
 
 
 def top(study: SearchStudy, k: int) -> list[tuple[Point, float]]:
-    """The best `k` distinct points that were scored to their end, with their values, best first."""
+    """The best `k` distinct, completely scored points with their values, best first."""
     values: dict[Point, float] = {}
     for trial in study.trials:
         if trial.state == TrialState.COMPLETE:
@@ -184,8 +184,8 @@ def top(study: SearchStudy, k: int) -> list[tuple[Point, float]]:
 
 
 def row_of(trial: FrozenTrial, number: int) -> dict[str, Any]:
-    """The JSON row of a finished trial; a pruned one's numbers are of the prompts it was scored on."""
-    scored = [f.name for f in fields(Score) if f.name != "pruned"]  # the state tells that
+    """The JSON row of a finished trial; the numbers of a pruned one are over its scored prompts."""
+    scored = [f.name for f in fields(Score) if f.name != "pruned"]  # the state holds that
     settings = ["settings"] if "settings" in trial.user_attrs else []
     names = ("origin", "skip", "attn", "mlp", *settings, "acceptance", *scored, "elapsed_s", "seed")
     return {
@@ -197,9 +197,9 @@ def row_of(trial: FrozenTrial, number: int) -> dict[str, Any]:
 
 
 class _Rows:
-    """The file of rows: a view of the study's trials, which only ever grow at their end.
+    """The file of rows, a view of the study's trials, to which trials are only appended.
 
-    A kill leaves the last trial without its row, or with half of one; these are added.
+    After a kill the row of the last trial may be missing or incomplete; it is written again.
     """
 
     def __init__(self, path: Path | None, trials: Sequence[FrozenTrial], listener: Listener | None) -> None:
@@ -209,7 +209,7 @@ class _Rows:
         self._listener = listener
 
     def add(self, trials: Sequence[FrozenTrial]) -> None:
-        """Give each trial that has no row yet its row."""
+        """Append the rows of the trials that have none."""
         for number, trial in enumerate(trials[self._n :], start=self._n):
             row = row_of(trial, number)
             with _uninterrupted():
@@ -235,8 +235,8 @@ def _n_written(path: Path, trials: Sequence[FrozenTrial]) -> int:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until what is being written is whole."""
-    if threading.current_thread() is not threading.main_thread():  # which alone is ever interrupted
+    """Delay Ctrl-C until the writing is complete."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets Ctrl-C
         yield
         return
     held: list[tuple[int, FrameType | None]] = []
@@ -268,27 +268,27 @@ def values_of(study: SearchStudy) -> dict[Point, float | None]:
 
 
 def _score(
-    proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], pruning: Pruning | None
+    proposal: Proposal, objective: Objective, trials: Sequence[FrozenTrial], pruning: WilcoxonPruning | None
 ) -> tuple[Score | None, str | None]:
-    """The score, from memory where this point was run before, and where that is; or None and why there is none."""
+    """The score (from an earlier trial of the same point if there is one) and a remark; or None and the reason."""
     number = _earlier(trials, proposal)
     if number is not None:
         attrs = trials[number].user_attrs
         known = {f.name: attrs[f.name] for f in fields(Score) if f.name in attrs}
         return Score(**known | {"values": tuple(known.get("values", ()))}), f"known from trial {number}"
     best = None if pruning is None or proposal.origin == "start" else _best(trials)
-    go_on: GoOn | None = None
+    should_continue: ShouldContinue | None = None
     if pruning is not None and best is not None:
-        go_on = pruning.against(trials[best].user_attrs.get("values", ()))
+        should_continue = pruning.against(trials[best].user_attrs.get("values", ()))
     try:
-        score = objective(proposal.point, go_on=go_on)
-    except (RuntimeError, DrafterError) as error:  # torch's out-of-memory is one; anything else ends the search
+        score = objective(proposal.point, should_continue=should_continue)
+    except (RuntimeError, DrafterError) as error:  # includes torch's out-of-memory; any other error ends the search
         return None, str(error).splitlines()[0]
     return score, f"behind trial {best} after {len(score.values)} prompts" if score.pruned else None
 
 
 def _earlier(trials: Sequence[FrozenTrial], proposal: Proposal) -> int | None:
-    """The first trial that ran this very point, to its end if any did; for a start no other counts."""
+    """The first trial of the same point, a complete one if possible; for a start only complete ones count."""
     states = [TrialState.COMPLETE] if proposal.origin == "start" else [TrialState.COMPLETE, TrialState.PRUNED]
     point = str(proposal.skip), dict(proposal.point.settings)
     same = [
@@ -298,7 +298,7 @@ def _earlier(trials: Sequence[FrozenTrial], proposal: Proposal) -> int | None:
 
 
 def _best(trials: Sequence[FrozenTrial]) -> int | None:
-    """The first of the best trials that were scored to their end; None if none was."""
+    """Index of the first of the best complete trials; None if there is none."""
     complete = [n for n, t in enumerate(trials) if t.state == TrialState.COMPLETE]
     return max(complete, key=lambda n: float(trials[n].user_attrs["value"]), default=None)
 

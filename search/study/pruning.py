@@ -1,4 +1,4 @@
-"""Stop scoring what is hopeless: prompt by prompt, a trial is compared with the best one on the same prompts."""
+"""Pruning: end a trial that is worse than the best one on the same prompts."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from search.objective import GoOn
+from search.objective import ShouldContinue
 from selfspec.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Pruning:
+class WilcoxonPruning:
     """Ends a trial whose prompts are worse than the best trial's: a one-sided Wilcoxon signed-rank test of both.
 
-    The test is made again after each prompt, so that a trial just as good as the best one is stopped more often than
-    with probability `p`: of simulated ones with 12 or 24 prompts and the defaults, one in ten. A trial whose prompts so
-    far are no worse on average never is.
+    The test is repeated after each prompt, so a trial that is as good as the best one ends early more often than with
+    probability `p`: in one of ten simulations with 12 or 24 prompts and the defaults. A trial whose prompts so far are
+    not worse on average never ends early.
 
     `optuna.pruners.WilcoxonPruner` makes the same test, but spares a trial whose mean so far is above the mean of all
     prompts of the best one: easy prompts at the beginning hide a hopeless trial. It also needs a report to the storage
     after each prompt, between prompts that are timed.
 
     Attributes:
-        p: below or at which a trial is hopeless.
-        min_prompts: of which the values must be known before the test is made.
+        p: a trial ends if the p-value is not above this.
+        min_prompts: number of prompts before the first test.
 
     Raises:
-        InputError: if so few prompts can never reach `p`.
+        InputError: if so few prompts cannot reach `p`.
 
     Source: Wilcoxon 1945, Individual comparisons by ranking methods; the ranks of equal values are split between both
     sides.
@@ -45,11 +45,15 @@ class Pruning:
                 f"{0.5**self.min_prompts:.2g}; give more prompts"
             )
 
-    def against(self, best: Sequence[float]) -> GoOn:
-        """Whether to score the other prompts, given the values so far; `best` are the best trial's, in that order."""
-        from scipy.stats import wilcoxon  # type: ignore[import-untyped]  # takes a second, and most searches do without
+    def against(self, best: Sequence[float]) -> ShouldContinue:
+        """A function from the values so far to whether to score further prompts.
 
-        def go_on(values: Sequence[float]) -> bool:
+        Args:
+            best: the best trial's values, for prompts in the same order.
+        """
+        from scipy.stats import wilcoxon  # type: ignore[import-untyped]  # slow import, which most searches do not need
+
+        def should_continue(values: Sequence[float]) -> bool:
             n = len(values)
             if not self.min_prompts <= n <= len(best):
                 return True
@@ -58,4 +62,4 @@ class Pruning:
                 return True
             return bool(wilcoxon(differences, alternative="less", zero_method="zsplit").pvalue > self.p)
 
-        return go_on
+        return should_continue

@@ -1,8 +1,8 @@
-"""The memory of a search: an Optuna study of points, kept in memory and mirrored to a storage.
+"""The study of a search: an Optuna study in memory, mirrored to a storage.
 
-Every `suggest` on a shared storage is a write, so the study that is asked lives in memory and each finished trial is
-copied to the storage in one piece. What a sampler remembers lies in its trials, so a study read back from its storage
-goes on as if it had never stopped: for each trial the sampler is made anew from (seed, worker, number of trials).
+Every `suggest` on a shared storage is a write. The study that proposes is therefore in memory, and each finished trial
+is copied to the storage as a whole. All memory of a sampler is in its trials, and for each trial the sampler is made
+anew from (seed, worker, number of trials): a study from a storage continues like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ MakeSampler = Callable[[int], BaseSampler]
 logger = logging.getLogger(__name__)
 
 STUDY_NAME = "search"
-LOCK_S = 3  # how long a killed search's lock is waited for: Optuna's least; one write takes milliseconds
+LOCK_S = 3  # wait for the lock of a killed search: Optuna's minimum; a write takes milliseconds
 
 
 @dataclass(slots=True)
 class Proposal:
-    """A point to be scored."""
+    """A point to score."""
 
     point: Point
     origin: Origin
@@ -49,24 +49,24 @@ class Proposal:
 
     @property
     def skip(self) -> SkipSet:
-        """Its skip set."""
+        """Skip set of the point."""
         return self.point.skip
 
 
 class SearchStudy:
-    """Asks a sampler for points and tells it what was run.
+    """Asks a sampler for points, and records finished trials.
 
     Args:
-        space: what is searched.
-        make_sampler: from a seed to an Optuna sampler.
-        seed: of the whole search.
-        identity: what must be equal for a study to belong to this search (model, objective, ...).
-        journal: where the finished trials of a search by one worker are mirrored; None: nowhere.
-        encoding: what the sampler sees: booleans, and each dimension as it is (`bits`); or numbers in [0, 1] of which
-            those above ½ are true, and a dimension's values have equal parts (`floats`, for samplers of numbers).
-        storage: where several workers meet, instead of a journal: see `open_storage`.
-        sharing: which of them this is.
-        name: of the study in its storage.
+        space: the search space.
+        make_sampler: function from a seed to an Optuna sampler.
+        seed: seed of the whole search.
+        identity: facts that must be equal for a study to belong to this search (model, objective, ...).
+        journal: file for the trials of a search with one worker; None: no file.
+        encoding: what the sampler sees: `bits`: booleans, and each dimension as it is; `floats`: numbers in [0, 1],
+            where those above ½ mean true and the values of a dimension have equal parts.
+        storage: common storage of several workers, instead of a journal: see `open_storage`.
+        sharing: number and timing of this worker.
+        name: name of the study in its storage.
 
     Raises:
         InputError: if the study there belongs to another search, or the storage cannot be opened.
@@ -114,24 +114,24 @@ class SearchStudy:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """Finished trials, in the order in which they were told; failed ones included."""
+        """Finished trials in the order of their records, failed ones included."""
         return [t for t in self._study.get_trials(deepcopy=False) if "skip" in t.user_attrs]
 
     def point(self, trial: FrozenTrial) -> Point:
-        """What a finished trial ran."""
+        """The point of a finished trial."""
         return Point.from_row(trial.user_attrs, self.space.n_layers)
 
     def sync(self) -> None:
-        """Read what other workers finished."""
+        """Read the finished trials of other workers."""
         if self._claims:
             self._read()
 
     def claim(self, n_trials: int) -> int | None:
-        """Take a place among `n_trials`, which is then nobody else's.
+        """Claim one of `n_trials` places for this worker.
 
         Returns:
-            Its number, the first that is neither finished nor run by a living worker; or None, once all are finished:
-            while other workers run the last ones this waits, since they may die.
+            The first place that is neither finished nor claimed by a living worker; None if all are finished. While
+            other workers run the last places this waits, since those workers may die.
         """
         if self._claims:
             self._place = self._claims.take(n_trials, self._finished)
@@ -141,7 +141,7 @@ class SearchStudy:
         return self._place
 
     def release(self, reason: str = "its worker gave it up") -> None:
-        """Give the claimed place back to whoever comes next; without effect if its trial was told."""
+        """Release the claimed place for other workers; no effect if its trial is finished."""
         self._place = None
         if self._claims:
             self._claims.release(reason)
@@ -175,41 +175,41 @@ class SearchStudy:
         return Proposal(point, "searcher", trial)
 
     def start(self, point: Point | SkipSet) -> Proposal:
-        """What somebody else chose; of a skip set, with the defaults of the other dimensions."""
+        """A proposal that the searcher did not make; other dimensions of a skip set have their defaults."""
         return Proposal(self.space.point(point) if isinstance(point, SkipSet) else point, "start", None)
 
     def tell(self, proposal: Proposal, score: Score | None, **facts: Any) -> FrozenTrial:
-        """Record what was run: `score` of `proposal.point`, or a failure (None). `facts` go into the trial's record.
+        """Record a trial: the `score` of `proposal.point`, or a failure (None). `facts` become attributes of the trial.
 
         Returns:
-            The trial on record at the claimed place: another worker's, if this one was so silent that its place was
-            given away and finished.
+            The recorded trial of the claimed place. It is another worker's if this one gave no sign of life for so long
+            that its place was released and finished.
         """
         place = self._place
         if self._claims:
-            assert place is not None, "claim a place before a trial is told to a shared study"
+            assert place is not None, "claim a place before you record a trial in a shared study"
             self.sync()
             if place in self._by_place:
                 return self._came_second(place)
             facts = {**facts, "place": place, "worker": self._worker}
-        told = self._remember(proposal, score, facts)
-        self._by_place[len(self._by_place) if place is None else place] = told
+        recorded = self._remember(proposal, score, facts)
+        self._by_place[len(self._by_place) if place is None else place] = recorded
         if self._mirror:
-            self._mirror.add_trial(told)
+            self._mirror.add_trial(recorded)
         if self._claims:
             self._claims.close()
         self._place = None
-        return told
+        return recorded
 
     def _remember(self, proposal: Proposal, score: Score | None, facts: Mapping[str, Any]) -> FrozenTrial:
-        """The finished trial, now among those that the sampler learns from."""
+        """Add the finished trial to the study in memory, and return it."""
         attrs = {
             "skip": str(proposal.skip),
             "attn": sorted(proposal.skip.attn),
             "mlp": sorted(proposal.skip.mlp),
             **({"settings": dict(proposal.point.settings)} if self.space.dimensions else {}),
             "origin": proposal.origin,
-            **({**score.as_dict(), "values": list(score.values)} if score else {}),
+            **({**score.to_dict(), "values": list(score.values)} if score else {}),
             **facts,
         }
         state = TrialState.FAIL if score is None else TrialState.PRUNED if score.pruned else TrialState.COMPLETE
@@ -250,7 +250,7 @@ class SearchStudy:
         theirs = self._mirror.get_trials(deepcopy=False)
         for trial in theirs[self._n_read :]:
             place = int(trial.user_attrs.get("place", trial.number))
-            if place not in self._by_place:  # else it is this worker's own, or came second
+            if place not in self._by_place:  # otherwise it is this worker's own, or came second
                 self._study.add_trial(trial)
                 self._by_place[place] = trial
         self._n_read = len(theirs)
@@ -263,12 +263,12 @@ class SearchStudy:
         return self.space.project(SkipSet.from_bits(bits)).bits()
 
     def _values(self, point: Point) -> dict[str, Value]:
-        """By parameter: the bits, and every dimension, those not searched at their defaults."""
+        """Values by parameter: the bits, and every dimension; inactive ones have their defaults."""
         bits = dict(zip(self.space.names, point.skip.bits(), strict=True))
         return {**bits, **self.space.defaults, **point.settings}
 
     def _kind(self, d: Dimension) -> BaseDistribution:
-        """How the sampler sees a dimension."""
+        """Optuna's distribution of a dimension."""
         if self._encoding == "floats":
             return FloatDistribution(0, 1)
         if isinstance(d.domain, Choice):
@@ -278,12 +278,12 @@ class SearchStudy:
         return FloatDistribution(d.domain.low, d.domain.high, log=d.domain.log)
 
     def _decoded(self, d: Dimension, value: Any) -> Value:
-        """What the sampler's value of a dimension means."""
+        """The value of a dimension from the sampler's value."""
         found: Value = d.domain.at(value) if self._encoding == "floats" else value
         return found
 
     def _encoded(self, name: str, value: Value) -> Value:
-        """What the sampler is told of a value: itself, or the middle of its part of [0, 1]."""
+        """The sampler's value of a parameter: the value itself, or the middle of its part of [0, 1]."""
         if self._encoding == "bits":
             return value
         dimension = next((d for d in self.space.dimensions if d.name == name), None)

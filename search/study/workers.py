@@ -1,7 +1,7 @@
-"""One search, several workers: where they meet, and who runs which trial.
+"""Several workers on one search: the common storage, and the claims of places.
 
-A storage holds two Optuna studies. One has the finished trials, each written in one piece; the other has a trial for
-every place that a worker took, in which a running worker gives signs of life. It knows places and no skip sets.
+A storage holds two Optuna studies. One has the finished trials, each written as a whole. The other has a trial for
+every claimed place, in which a running worker writes signs of life. This module knows places and no skip sets.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from selfspec.records.run_files import drop_partial_line
 
 logger = logging.getLogger(__name__)
 
-LOCK_S = 20  # how long a killed worker's lock on a journal is waited for: longer than any write, less than `grace_s`
-SQLITE_LOCK_S = 60  # how long one worker waits for the others' writes; each takes some tenths of a second
-CONNECT_S = 10  # how long a proxy is waited for
-N_OPENINGS = 5  # workers that create the tables of an empty database at the same moment get in each other's way
+LOCK_S = 20  # wait for a killed worker's lock on a journal: longer than any write, less than `grace_s`
+SQLITE_LOCK_S = 60  # wait for the writes of other workers; each takes some tenths of a second
+CONNECT_S = 10  # wait for a proxy
+N_OPENINGS = 5  # attempts, since workers that create the tables of an empty database at the same time conflict
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How workers on one storage keep out of each other's way; the seconds are chosen, not tuned.
+    """Number and timing of a worker; the seconds are chosen, not tuned.
 
     Attributes:
-        worker: which one this is; no two that run at the same time may have the same number.
+        worker: number of this worker, unique among those that run at the same time.
         beat_s: seconds between two signs of life of a running trial.
-        grace_s: seconds without one after which another worker takes the trial's place.
-        poll_s: seconds between two looks at the others when nothing but waiting is left.
+        grace_s: seconds without a sign of life after which another worker may take the place.
+        poll_s: seconds between two checks while this worker only waits for others.
     """
 
     worker: int = 0
@@ -64,7 +64,7 @@ class Sharing:
 
 
 def shown(storage: str | Path) -> str:
-    """The storage as messages may name it: without a password."""
+    """The storage for messages, without its password."""
     text = str(storage)
     if "://" not in text:
         return text
@@ -76,11 +76,11 @@ def open_storage(storage: str | Path, *, lock_s: int = LOCK_S) -> BaseStorage:
     """The storage at a path (a journal), `sqlite:///FILE`, `postgresql://...` or `grpc://HOST:PORT`.
 
     Args:
-        storage: where it is.
-        lock_s: seconds after which another process's lock on a journal is taken for a dead one's.
+        storage: path or address of the storage.
+        lock_s: seconds after which a lock on a journal counts as left by a dead process.
 
     Raises:
-        InputError: if it is none of these, its driver is not installed, or nobody answers there.
+        InputError: if the address has another form, a driver is missing, or there is no answer.
     """
     text = str(storage)
     scheme = text.partition("://")[0].partition("+")[0] if "://" in text else ""
@@ -101,13 +101,13 @@ def open_storage(storage: str | Path, *, lock_s: int = LOCK_S) -> BaseStorage:
 
 
 def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], where: str) -> optuna.Study:
-    """The study of finished trials, new or read back.
+    """The study of finished trials, new or existing.
 
     Args:
-        storage: where it is.
-        name: its name there.
-        identity: what must be equal for it to belong to this search.
-        where: the storage, for messages.
+        storage: storage of the study.
+        name: name of the study.
+        identity: facts that must be equal for it to belong to this search.
+        where: name of the storage, for messages.
 
     Raises:
         InputError: if it belongs to another search.
@@ -127,30 +127,30 @@ def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], whe
 
 
 def agree(storage: BaseStorage, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """What all workers of a search take for the same thing: the value of whoever came first.
+    """A value that all workers of a search share: that of the first worker.
 
     Args:
-        storage: where the workers meet.
-        name: of what is agreed on.
-        value: this worker's; JSON.
+        storage: common storage of the workers.
+        name: name of the value.
+        value: this worker's value, as JSON.
     """
     study = optuna.create_study(study_name=name, storage=storage, direction="maximize", load_if_exists=True)
     if not study.get_trials(deepcopy=False):
-        # Trials are numbered by the storage, so all see the same first one, even of two added at once.
+        # The storage numbers trials, so all workers see the same first one, even of two added at the same time.
         study.add_trial(create_trial(value=0.0, user_attrs={"agreed": dict(value)}))
     return dict(study.get_trials(deepcopy=False)[0].user_attrs["agreed"])
 
 
 class Claims:
-    """The places 0, 1, 2, ... of a search, each run by one worker at a time.
+    """Claims of the places 0, 1, 2, ... of a search, so that one worker at a time runs each place.
 
-    A place belongs to the first claim on it that was not freed; claims are numbered by the storage, so all workers see
-    the same first one. Signs of life are counted and not dated: each worker times the others by its own clock.
+    A place belongs to the first claim that was not released. The storage numbers claims, so all workers see the same
+    first one. Signs of life are counters and not times: each worker measures the age of a counter with its own clock.
 
     Args:
-        storage: where the workers meet.
-        name: of the study of finished trials.
-        sharing: which worker this is, and its patience.
+        storage: common storage of the workers.
+        name: name of the study of finished trials.
+        sharing: number and timing of this worker.
     """
 
     def __init__(self, storage: BaseStorage, name: str, sharing: Sharing) -> None:
@@ -160,20 +160,20 @@ class Claims:
         )
         self._study_id = study._study_id
         self._watch = Stopwatch()
-        self._seen: dict[int, tuple[int, float]] = {}  # of each running claim: its beats, and since when
+        self._seen: dict[int, tuple[int, float]] = {}  # by running claim: its counter, and the time of its last change
         self._mine = self._place = -1
         self._stopped = threading.Event()
         self._let_go: weakref.finalize[..., Any] | None = None
 
     def take(self, n_places: int, finished: Callable[[], Container[int]]) -> int | None:
-        """The first open place, now this worker's; waits while others run the last ones, since they may die.
+        """Claim the first open place; waits while other workers run the last ones, since those may die.
 
         Args:
-            n_places: the budget.
-            finished: reads the places whose trials are finished.
+            n_places: number of places.
+            finished: reads the places of finished trials.
 
         Returns:
-            The place, or None once all are finished.
+            The place, or None if all are finished.
         """
         self.release("it was given up")
         while True:
@@ -190,18 +190,18 @@ class Claims:
                 threading.Event().wait(self._sharing.poll_s)
 
     def close(self) -> None:
-        """The trial is finished and written: nobody may run it again."""
+        """Mark the claimed place as finished, after its trial was written."""
         if self._let_go is not None and self._let_go.detach():
             self._stopped.set()
             _close(self._storage, self._mine, self._place)
 
     def release(self, reason: str) -> None:
-        """Give an unfinished place back at once."""
+        """Release an unfinished place immediately."""
         if self._let_go is not None and self._let_go.detach():
             _release(self._storage, self._mine, self._stopped, reason)
 
     def _win(self, place: int) -> bool:
-        """Claim `place`; whether no other worker did so earlier."""
+        """Claim `place`; returns whether this is the first claim."""
         worker = self._sharing.worker
         attrs = {"place": place, "worker": worker, "beats": 0}
         claim_id = self._storage.create_new_trial(
@@ -221,7 +221,7 @@ class Claims:
         return True
 
     def _free_dead(self, done: Container[int]) -> None:
-        """Free the places of workers that gave no sign of life for `grace_s`, and those of this one's former life."""
+        """Release places of workers that were silent for `grace_s`, and those of an earlier run of this worker."""
         now, seen, self._seen = self._watch.now(), self._seen, {}
         for claim in self._all():
             if claim.state != TrialState.RUNNING:
@@ -242,12 +242,12 @@ class Claims:
 
 
 def _close(storage: BaseStorage, claim_id: int, place: int) -> None:
-    with contextlib.suppress(UpdateFinishedTrialError):  # freed, and yet its worker was the first to finish
+    with contextlib.suppress(UpdateFinishedTrialError):  # released, but its worker finished first
         storage.set_trial_state_values(claim_id, TrialState.COMPLETE, [place])
 
 
 def _free(storage: BaseStorage, claim_id: int, reason: str, *, quiet: bool = False) -> None:
-    """Open a place again, unless somebody else did or its trial is finished."""
+    """Release a place, unless it was released already or its trial is finished."""
     with contextlib.suppress(UpdateFinishedTrialError):
         storage.set_trial_user_attr(claim_id, "reason", reason)
         storage.set_trial_state_values(claim_id, TrialState.FAIL)
@@ -261,7 +261,7 @@ def _release(storage: BaseStorage, claim_id: int, stopped: threading.Event, reas
 
 
 def _beat(storage: BaseStorage, claim_id: int, stopped: threading.Event, beat_s: float) -> None:
-    """Give signs of life until the claim is closed."""
+    """Write signs of life until the claim is closed."""
     failures: tuple[type[Exception], ...] = (StorageInternalError, OSError)
     if grpc := sys.modules.get("grpc"):
         failures = (*failures, grpc.RpcError)
@@ -272,14 +272,14 @@ def _beat(storage: BaseStorage, claim_id: int, stopped: threading.Event, beat_s:
             storage.set_trial_user_attr(claim_id, "beats", n)
         except UpdateFinishedTrialError:
             return
-        except failures as error:  # the next one may get through
+        except failures as error:  # the next one may succeed
             logger.warning("no sign of life could be written: %s", (str(error) or repr(error)).splitlines()[0])
 
 
 class _MendingLock(JournalFileSymlinkLock):
-    """Optuna's lock of a journal; before its holder writes, half a line that a kill left behind is cut off.
+    """Optuna's lock of a journal, which removes an incomplete last line before its holder writes.
 
-    The next line would be written behind the half one, and neither could be read.
+    Otherwise the next line would be appended to the incomplete one that a kill left, and neither could be read.
     """
 
     def __init__(self, path: Path, lock_s: int) -> None:
@@ -299,7 +299,7 @@ class _MendingLock(JournalFileSymlinkLock):
 
 
 def _journal(path: Path, lock_s: int) -> BaseStorage:
-    path = path.absolute()  # the lock is a link to it; a kill's, if it led nowhere, would be waited for without end
+    path = path.absolute()  # the lock is a link to this path; a dangling link of a killed process would block forever
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
@@ -311,7 +311,7 @@ def _journal(path: Path, lock_s: int) -> BaseStorage:
 def _database(url: str, scheme: str) -> BaseStorage:
     from sqlalchemy.exc import SQLAlchemyError
 
-    # Which driver a bare `postgresql` means depends on the version of SQLAlchemy.
+    # The driver of a bare `postgresql` depends on the version of SQLAlchemy.
     url = url.replace("postgresql://", "postgresql+psycopg://", 1)
     arguments = {"connect_args": {"timeout": SQLITE_LOCK_S}} if scheme == "sqlite" else {"pool_pre_ping": True}
     for attempt in range(N_OPENINGS):
@@ -338,6 +338,6 @@ def _proxy(url: str) -> BaseStorage:
         proxy.wait_server_ready(timeout=CONNECT_S)
     except ConnectionError:
         raise InputError(
-            f"storage={url!r}: nobody answered within {CONNECT_S} s; start optuna.storages.run_grpc_proxy_server there"
+            f"storage={url!r}: no answer within {CONNECT_S} s; start optuna.storages.run_grpc_proxy_server there"
         ) from None
     return proxy

@@ -1,4 +1,7 @@
-"""Data sets to calibrate on and to evaluate with: one module each, all of the shape `Task`."""
+"""Data sets for calibration and evaluation, one file each, all of the interface `Task`.
+
+It must not know models, decoding or scores; `prompts` and `answer_text` know a tokenizer only.
+"""
 
 from selfspec.data.humaneval import HumanEval
 from selfspec.data.jsonl import Jsonl

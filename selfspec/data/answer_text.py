@@ -1,6 +1,6 @@
-"""From the token ids of an answer to its text, and from that to what is judged.
+"""From the token ids of an answer to its text, and to the part of the text that is judged.
 
-It knows tokenizers by their `decode` alone, that of transformers or of `tokenizers`.
+Of a tokenizer it uses only `decode`, as in transformers or `tokenizers`.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-# How models mark a thought; the first pair is Qwen's, DeepSeek's and many others', the last Mistral's.
+# Marks of a model's thoughts; the first pair is of Qwen, DeepSeek and many others, the last of Mistral.
 _OPENING = ("<think>", "<thinking>", "<seed:think>", "[THINK]")
 _CLOSING = ("</think>", "</thinking>", "</seed:think>", "[/THINK]")
 _MARK = re.compile("(" + "|".join(re.escape(mark) for mark in (*_OPENING, *_CLOSING)) + ")")
-_HALF = "\ufffd"  # stands for a character of which tokens are still to come
+_HALF = "\ufffd"  # in place of a character that later tokens complete
 
 
 def text_after(
     tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[int], *, skip_special_tokens: bool = True
 ) -> str:
-    """What `ids` add to the text of `prompt_ids`.
+    """The text that `ids` add to the text of `prompt_ids`.
 
-    A tokenizer in SentencePiece's manner drops the first space of what it decodes, so an answer alone loses its own.
+    A SentencePiece tokenizer drops the first space of a decoded text, so decoding the answer alone would lose it.
 
     Args:
-        tokenizer: the model's.
-        prompt_ids: what the answer follows; its last tokens will do if they have a text.
+        tokenizer: the model's tokenizer.
+        prompt_ids: the prompt; its last tokens are enough if they have a text (`context`).
         ids: the answer.
-        skip_special_tokens: leave out tokens that are no text.
+        skip_special_tokens: leave out special tokens.
     """
     before = str(tokenizer.decode(list(prompt_ids), skip_special_tokens=skip_special_tokens)) if prompt_ids else ""
     whole = str(tokenizer.decode([*prompt_ids, *ids], skip_special_tokens=skip_special_tokens))
@@ -38,7 +38,7 @@ def text_after(
 
 
 def context(tokenizer: Any, prompt_ids: Sequence[int]) -> list[int]:
-    """The last tokens of a prompt, as many as it takes for a text: all that `text_after` needs, and soon decoded."""
+    """The last tokens of a prompt, enough to have a text: `text_after` needs no more, and decodes them faster."""
     for n in (16, 64, 256):
         tail = list(prompt_ids[-n:])
         if str(tokenizer.decode(tail, skip_special_tokens=True)).strip(f" {_HALF}"):
@@ -47,22 +47,22 @@ def context(tokenizer: Any, prompt_ids: Sequence[int]) -> list[int]:
 
 
 def is_unfinished(text: str) -> bool:
-    """Whether more tokens may complete the last character of a text."""
+    """Whether further tokens may complete the last character of a text."""
     return text.endswith(_HALF)
 
 
 def opens_thought(text: str) -> bool:
-    """Whether a prompt ends within a thought, so that its answer begins as one: some templates open it."""
+    """Whether a prompt ends with the opening mark of a thought, as some chat templates write it."""
     marks = _MARK.findall(text)
     return bool(marks) and marks[-1] in _OPENING and text.rstrip().endswith(marks[-1])
 
 
 def without_thoughts(text: str, *, begins_in_thought: bool = False) -> str:
-    """The answer without its thoughts; an unfinished thought is left out to its end.
+    """The answer without its thoughts; an unfinished thought is removed up to its end.
 
     Args:
-        text: as decoded.
-        begins_in_thought: the prompt opened one. An answer whose first mark closes a thought began in one anyway.
+        text: decoded text of the answer.
+        begins_in_thought: whether the prompt opened a thought. It is also assumed if the first mark closes one.
     """
     parts = _MARK.split(text)
     marks = parts[1::2]

@@ -21,12 +21,12 @@ def cnndm(source: Source, *, shots: int = 1, chat: bool = False) -> Split:
     """The articles, each after `shots` others with their summaries.
 
     Args:
-        source: rows with `article` and `highlights`; those of Spec-Bench's file that are of this data set are read too.
-        shots: articles shown with their summaries.
-        chat: ask as one asks a chat model; otherwise in the paper's form, which is to be continued.
+        source: rows with `article` and `highlights`, or rows of Spec-Bench's file that are of this data set.
+        shots: number of articles shown with their summaries.
+        chat: ask a chat model; otherwise the paper's form, as text to continue.
 
     Raises:
-        InputError: if the source cannot be had, or a row is not as described.
+        InputError: if the source is not available, or a row has another form.
     """
     origin = Origin("cnndm", "1", "abisee/cnn_dailymail", "3.0.0", "train", _read)
     return put(source.load(origin), CHAT if chat else PAPER, shots=shots)

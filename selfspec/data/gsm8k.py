@@ -1,4 +1,4 @@
-"""GSM8K: word problems of school arithmetic; the reference ends in #### and the answer.
+"""GSM8K: word problems of school arithmetic; a reference ends with #### and the answer.
 
 Source: Cobbe et al. 2021 (arXiv:2110.14168).
 """
@@ -21,11 +21,11 @@ def gsm8k(source: Source, *, shots: int = 5, chat: bool = False) -> Split:
 
     Args:
         source: rows with `question` and `answer`; the train split, or data.calibration_path, is for calibration.
-        shots: problems shown with their solutions.
-        chat: ask as one asks a chat model; otherwise as text to be continued.
+        shots: number of problems shown with their solutions.
+        chat: ask a chat model; otherwise a text to continue.
 
     Raises:
-        InputError: if the source cannot be had, or a row is not as described.
+        InputError: if the source is not available, or a row has another form.
     """
     origin = Origin("gsm8k", "1", "openai/gsm8k", "main", "train", _read)
     return put(source.load(origin), CHAT if chat else RAW, shots=shots)

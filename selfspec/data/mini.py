@@ -1,7 +1,7 @@
-"""Twenty-four prompts that ship with the project: a first run without any download.
+"""Twenty-four prompts that ship with the project, for a first run without a download.
 
-Eight articles to summarise, eight small Python functions to write and eight questions, half of each for
-calibration. Too few to publish numbers from; enough to see that a set-up works.
+Eight articles to summarise, eight small Python functions to write and eight questions; half of each is for calibration.
+These are too few for published numbers, but enough to check that a set-up works.
 """
 
 from pathlib import Path
@@ -26,5 +26,5 @@ class Mini:
         ]
 
     def facts(self) -> dict[str, Any]:
-        """Where the prompts come from."""
+        """Origin of the prompts."""
         return {"source": "selfspec"}

@@ -1,4 +1,4 @@
-"""MT-bench: eighty questions of eight kinds for a chat model, each with a second one about its answer.
+"""MT-bench: eighty questions of eight kinds for a chat model, each with a follow-up question.
 
 Source: Zheng et al. 2023 (arXiv:2306.05685).
 """
@@ -24,7 +24,7 @@ def mtbench(source: Source) -> Split:
         source: rows with `turns` (or `prompt`), `category` and, for some, `reference`, one for each turn.
 
     Raises:
-        InputError: if the source cannot be had, or a row is not as described.
+        InputError: if the source is not available, or a row has another form.
     """
     origin = Origin("mtbench", "1", "HuggingFaceH4/mt_bench_prompts", None, None, _read, is_spec_bench=True)
     # the hub calls its only split train
@@ -32,10 +32,10 @@ def mtbench(source: Source) -> Split:
 
 
 def question(row: Mapping[str, Any], place: str, where: str) -> Example:
-    """A question of one turn or more; its references are those of its turns, or all that are right.
+    """A question of one or more turns; its references are those of its turns, or all correct answers.
 
     Raises:
-        InputError: if the row holds none.
+        InputError: if the row holds no such question.
     """
     turns = row.get("turns", row.get("prompt"))
     if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):

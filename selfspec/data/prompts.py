@@ -41,15 +41,15 @@ def encode(
     max_new_tokens: int,
     template: Template = None,
 ) -> list[Prompt]:
-    """The examples as token ids, each with room for its answer; long texts in them are cut as `fit` does.
+    """The examples as token ids, each with room for its answer; `fit` shortens long texts.
 
     Args:
-        tokenizer: the model's.
-        examples: what to encode.
-        chat: ask through the model's chat template; otherwise continue the raw text.
-        context_length: the longest sequence the model takes.
-        max_new_tokens: room to leave.
-        template: see `encode_turns`.
+        tokenizer: the model's tokenizer.
+        examples: examples to encode.
+        chat: use the model's chat template; otherwise continue the raw text.
+        context_length: length of the longest sequence of the model, in tokens.
+        max_new_tokens: room for the answer, in tokens.
+        template: arguments of the chat template, see `encode_turns`.
 
     Raises:
         InputError: if there is no chat template, or a prompt is too long.
@@ -72,14 +72,14 @@ def fit(
     max_new_tokens: int,
     template: Template = None,
 ) -> list[Example]:
-    """The examples, with the end of a long text cut off at a word where there is no room for all of it.
+    """The examples, with long texts shortened at the end of a word if there is no room for the whole text.
 
-    Only what `Example.clip` names is shortened: neither the instruction nor the examples shown before it. What does not
-    fit even so is left as it is, for `check_room` to refuse.
+    Only the part that `Example.clip` names is shortened, not the instruction or the shots. An example that does not fit
+    even so is unchanged, and `check_room` refuses it.
 
     Args:
         tokenizer, chat, context_length, max_new_tokens, template: as in `encode`.
-        examples: what will be encoded.
+        examples: examples that will be encoded.
 
     Source: Zhang et al. 2024 (arXiv:2309.08168), whose code cuts articles just before the instruction that follows.
     """
@@ -110,13 +110,13 @@ def _cut(example: Example, room: int, n_tokens: Callable[[str], int]) -> Example
 
 
 def encode_turns(tokenizer: Any, texts: Sequence[str], *, chat: bool, template: Template = None) -> list[int]:
-    """The token ids of a conversation, up to where the next answer begins.
+    """The token ids of a conversation, up to the beginning of the next answer.
 
     Args:
-        tokenizer: the model's.
-        texts: the user's and the model's in turn, the user's first and last.
-        chat: in the chat template; otherwise as they stand, with an empty line between two turns.
-        template: arguments of the chat template by name, as `{"enable_thinking": False}`.
+        tokenizer: the model's tokenizer.
+        texts: texts of the user and of the model in turn; the user's are the first and the last.
+        chat: use the chat template; otherwise join the texts with an empty line between them.
+        template: arguments of the chat template by name, such as `{"enable_thinking": False}`.
 
     Raises:
         InputError: if there is no chat template, or it does not use an argument.
@@ -125,16 +125,16 @@ def encode_turns(tokenizer: Any, texts: Sequence[str], *, chat: bool, template: 
     if not chat:
         return list(tokenizer("\n\n".join(texts)).input_ids)
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-    # The template writes its own special tokens, so they must not be added a second time.
+    # The template writes special tokens itself, so the tokenizer must not add them again.
     rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **template or {})
     return list(tokenizer(rendered, add_special_tokens=False).input_ids)
 
 
 def check_template(tokenizer: Any, *, chat: bool, template: Template) -> None:
-    """Refuse a conversation without a chat template, and arguments that have no effect.
+    """Check that the chat template exists if it is needed, and uses all arguments.
 
     Raises:
-        InputError: if so.
+        InputError: if it is missing, or an argument has no effect.
     """
     text = getattr(tokenizer, "chat_template", None)
     if chat and not text:
@@ -147,10 +147,10 @@ def check_template(tokenizer: Any, *, chat: bool, template: Template) -> None:
 
 
 def check_room(name: str, ids: Sequence[int], *, context_length: int, max_new_tokens: int) -> None:
-    """Refuse a prompt that leaves no room for its answer.
+    """Check that a prompt leaves room for its answer.
 
     Raises:
-        InputError: if it does.
+        InputError: if it does not.
     """
     if len(ids) + max_new_tokens > context_length:
         raise InputError(
@@ -160,6 +160,6 @@ def check_room(name: str, ids: Sequence[int], *, context_length: int, max_new_to
 
 
 def ends_with_any(tokenizer: Any, strings: Sequence[str]) -> Callable[[list[int]], bool]:
-    """A criterion for `Ending`: the text of the ids so far ends in one of `strings`, even in the midst of a token."""
+    """A criterion for `Ending`: whether the text so far ends with one of `strings`, even within a token."""
     criterion = StopStringCriteria(tokenizer, list(strings))
     return lambda ids: bool(criterion(torch.tensor([ids]), None).all())

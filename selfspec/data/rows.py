@@ -1,6 +1,6 @@
-"""Rows of a JSON-lines file, and what to do with one that is damaged: refuse the file, or leave the row out and say so.
+"""Rows of a JSON-lines file; a damaged row is an error, or is left out and logged.
 
-It knows nothing of prompts; what makes a row good is for its reader to say.
+It knows nothing of prompts: its callers define which rows are valid.
 """
 
 import gzip
@@ -20,7 +20,7 @@ S = TypeVar("S")
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
-    """The lines of a text file (plain or .gz) that are not blank, each with its number.
+    """The nonblank lines of a text file (plain or .gz), each with its number.
 
     Raises:
         InputError: if there is no such file, it cannot be read, or it has no rows.
@@ -33,7 +33,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
     try:
         content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         # utf-8-sig: some editors put a byte order mark first, which is not JSON.
-        # Split at \n alone: splitlines would also cut at the U+2028 that JSON allows inside a string.
+        # Split at \n only: splitlines would also split at U+2028, which JSON allows inside a string.
         lines = content.decode("utf-8-sig").split("\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(
@@ -47,7 +47,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
 
 
 def read_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a JSON-lines file (plain or .gz), each with its line number; blank lines are passed over.
+    """The objects of a JSON-lines file (plain or .gz), each with its line number; blank lines are ignored.
 
     Raises:
         InputError: if there is no such file, it cannot be read, it has no rows, or a line is not a JSON object.
@@ -56,10 +56,10 @@ def read_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def as_object(line: str, where: str) -> dict[str, Any]:
-    """The JSON object that a line holds.
+    """The JSON object of a line.
 
     Raises:
-        InputError: if it holds none; the message begins with `where`.
+        InputError: if the line holds anything else; the message begins with `where`.
     """
     try:
         row = json.loads(line)
@@ -74,7 +74,7 @@ def text(row: Mapping[str, Any], field: str, where: str, *, hint: str) -> str:
     """The text in a field of a row.
 
     Raises:
-        InputError: if it is not there, no text, or blank; the message ends with `hint`, which says what to do.
+        InputError: if the field is missing, is not text, or is blank; the message ends with `hint`.
     """
     if row.get(field) is None:
         raise InputError(f"{where} has no field {field!r}; it has {', '.join(row) or 'none'}; {hint}")
@@ -86,16 +86,16 @@ def text(row: Mapping[str, Any], field: str, where: str, *, hint: str) -> str:
 
 
 def good_ones(items: Iterable[T], read: Callable[[T], S], *, repair: bool, bad: list[str]) -> Iterator[S]:
-    """What can be read of the items, one by one.
+    """Yield `read(item)` for each item that can be read.
 
     Args:
-        items: of a source.
-        read: makes something of an item, or raises InputError.
-        repair: put the reason why an item cannot be read into `bad` and go on; otherwise it is an error.
-        bad: the reasons so far.
+        items: items of a source.
+        read: converts an item, or raises InputError.
+        repair: append the reason of a failure to `bad` and continue; otherwise raise it.
+        bad: list of reasons, extended in place.
 
     Raises:
-        InputError: of the first item that cannot be read, without `repair`.
+        InputError: for the first item that cannot be read, without `repair`.
     """
     for item in items:
         try:
@@ -107,7 +107,7 @@ def good_ones(items: Iterable[T], read: Callable[[T], S], *, repair: bool, bad: 
 
 
 def tell_left_out(source: str, bad: Sequence[str]) -> None:
-    """Log how many rows of a source were left out, and why."""
+    """Log the number of rows that were left out of a source, and the reasons."""
     if bad:
         more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
         log.warning("%s: left out %d bad row(s): %s%s", source, len(bad), "; ".join(bad[:LISTED]), more)

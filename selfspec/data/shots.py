@@ -1,6 +1,6 @@
-"""How a question is put: with examples answered before it, and the words around them.
+"""The form of a question: shots (answered examples) before it, and the words around them.
 
-The examples are calibration prompts, and no longer calibrate: a prompt that is shown is not decoded.
+Shots are calibration prompts. They are removed from the calibration part: a prompt that is shown is not decoded.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ class Form:
     """The words around a question and its answer.
 
     Attributes:
-        before: of every question.
-        after: of every question.
-        gap: between that and the answer of an example.
-        end: of the answer of an example.
-        is_text: the question is a long text whose end may be cut off where there is no room for all of it.
+        before: text before every question.
+        after: text after every question.
+        gap: text between `after` and the answer of a shot.
+        end: text after the answer of a shot.
+        is_text: whether the question is a long text that may be shortened at its end.
     """
 
     before: str
@@ -31,7 +31,7 @@ class Form:
     is_text: bool = False
 
     def put(self, example: Example, shots: Sequence[Example]) -> Example:
-        """The example with its whole prompt: the shots with their answers, then its question."""
+        """The example with its complete prompt: the shots with their answers, then its question."""
         shown = "".join(
             f"{self.before}{shot.prompt}{self.after}{self.gap}{self._answer(shot)}{self.end}" for shot in shots
         )
@@ -41,16 +41,16 @@ class Form:
 
     def _answer(self, shot: Example) -> str:
         answer = shot.reference or ""
-        return answer.replace("\n", "") if self.is_text else answer  # as the paper shows summaries: on one line
+        return answer.replace("\n", "") if self.is_text else answer  # the paper shows a summary on one line
 
 
 def put(split: Split, form: Form, *, shots: int = 0) -> Split:
     """The data set with every prompt in this form, after the first `shots` calibration examples.
 
-    Its version names its prompts, since two files of one name may differ.
+    Its version includes a digest of its prompts, since two files of the same name may differ.
 
     Raises:
-        InputError: if there are not so many.
+        InputError: if there are fewer calibration examples.
     """
     if not isinstance(shots, int) or not 0 <= shots <= len(split.calibration):
         raise InputError(

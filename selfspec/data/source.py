@@ -1,7 +1,7 @@
 """From rows of the hub or of files to a data set in two parts that share no prompt.
 
-Evaluation prompts and calibration prompts come from different splits or files; where there is only one, the hash of
-a prompt decides, so that its part depends neither on its place in the file nor on a seed.
+Evaluation and calibration prompts come from different splits or files. If there is only one, the hash of a prompt
+determines its part, which then depends neither on its place in the file nor on a seed.
 """
 
 import hashlib
@@ -18,27 +18,27 @@ from selfspec.data.task import Example, Part
 from selfspec.errors import InputError
 
 Item = tuple[str, str, Callable[[], Mapping[str, Any]]]
-"""A row not read yet: its place in its split, where it stands for a message, and its fields."""
+"""An unread row: its place in the split, its location for messages, and a function that reads its fields."""
 
 Read = Callable[[Mapping[str, Any], str, str], Example | None]
-"""From the fields of a row, its id and where it stands to an example; None passes over a row that is not of the set.
+"""From the fields, id and location of a row to an example; None for a row that is not of the data set.
 
-The id is the row's place in its split; a data set whose rows have ids of their own uses those.
+The id is the row's place in its split; a data set whose rows have ids uses those instead.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A data set as it is published.
+    """A published data set.
 
     Attributes:
-        name: of the task.
-        version: of how its rows become prompts.
-        hub_id: on the Hugging Face hub; None if it is there in no form that could be used.
-        config: the hub's name of the variant.
-        calibration_split: the hub's split for calibration; None if evaluation has the only one.
-        read: one row.
-        is_spec_bench: its questions are Spec-Bench's, whose scripts can read a run's answers.
+        name: name of the task.
+        version: version of the conversion from rows to prompts.
+        hub_id: id on the Hugging Face hub; None if the hub has no usable form of it.
+        config: name of the variant on the hub.
+        calibration_split: split of the hub for calibration; None if there is only the split for evaluation.
+        read: reads one row.
+        is_spec_bench: whether its questions are those of Spec-Bench, whose scripts can read a run's answers.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A data set in two parts: the task that most data sets are."""
+    """A data set in two parts; it implements `Task`."""
 
     name: str
     version: str
@@ -62,7 +62,7 @@ class Split:
     is_spec_bench: bool = False
 
     def examples(self, part: Part) -> list[Example]:
-        """The examples of one part, in the order that the seed gave them.
+        """The examples of one part, in the order of the seed.
 
         Raises:
             InputError: if the options leave this part empty.
@@ -77,23 +77,23 @@ class Split:
         return list(found)
 
     def facts(self) -> dict[str, Any]:
-        """Where the prompts come from."""
+        """Origin of the prompts."""
         return dict(self.about)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What of a data set is used, and where it is.
+    """Location of a data set, and the rows to use.
 
     Attributes:
         path: evaluation rows: a JSON-lines file (plain or .gz), or a folder that `datasets` can load; None: the hub.
-        calibration_path: the same for calibration; None: the other split of the hub or of the folder, or with a single
-            file a fixed part of it.
-        split: of the hub or the folder, for evaluation.
-        calibration_n: rows for calibration, of which some may be shown as examples.
-        evaluation_n: rows for evaluation, at most; None takes all.
-        seed: of the order of rows, and so of which are taken; as `shuffle(seed)` of `datasets` orders them.
-        repair: leave out damaged rows, and say how many.
+        calibration_path: the same for calibration; None: the other split of the hub or of the folder, or a fixed part
+            of a single file.
+        split: split of the hub or the folder for evaluation.
+        calibration_n: number of rows for calibration, some of which may be shots.
+        evaluation_n: largest number of rows for evaluation; None: all.
+        seed: seed of the order of rows, and thus of the selection; the order is that of `shuffle(seed)` in `datasets`.
+        repair: leave out damaged rows, and log their number.
     """
 
     path: str | None = None
@@ -108,7 +108,7 @@ class Source:
         """The data set in its two parts.
 
         Raises:
-            InputError: if a source cannot be had, a row is damaged, or the options contradict each other.
+            InputError: if a source is not available, a row is damaged, or the options contradict each other.
         """
         if not isinstance(self.calibration_n, int) or self.calibration_n < 0:
             raise InputError(f"asked for calibration_n={self.calibration_n} rows; set data.calibration_n= to 0 or more")
@@ -150,7 +150,7 @@ class Source:
         n: int | None = None,
         known: Collection[str] = (),
     ) -> list[Example]:
-        """The first n examples of one source whose prompts are not known yet; what others lack goes to `bad`."""
+        """The first n examples of a source whose prompts are not in `known`; reasons of bad rows go to `bad`."""
         seen: set[str] = set()
 
         def read(item: Item) -> Example | None:
@@ -164,7 +164,7 @@ class Source:
         is_file = path is not None and not Path(path).expanduser().is_dir()
         items = _file_items(str(path), split, self.seed) if is_file else _hub_items(origin, path, split, self.seed)
         n_before = len(bad)
-        # one by one: of a large split only as many rows are read as are wanted
+        # lazily, so that only the needed rows of a large split are read
         examples = good_ones(items, read, repair=self.repair, bad=bad)
         found = list(islice((e for e in examples if e is not None and e.prompt not in known), n))
         tell_left_out(path or str(origin.hub_id), bad[n_before:])
@@ -175,14 +175,14 @@ class Source:
 
 
 def _by_hash(examples: list[Example], n: int) -> tuple[list[Example], list[Example]]:
-    """The examples of n distinct prompts, and those of the others."""
+    """The examples of n distinct prompts, and the remaining examples."""
     ranked = sorted({e.prompt for e in examples}, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
     chosen = set(ranked[:n])
     return [e for e in examples if e.prompt in chosen], [e for e in examples if e.prompt not in chosen]
 
 
 def _order(n: int, seed: int) -> list[int]:
-    """The order that `datasets` shuffles n rows into, so that a published choice of rows can be had again."""
+    """The order in which `datasets` shuffles n rows, so that published selections of rows can be repeated."""
     order: list[int] = np.random.default_rng(seed).permutation(n).tolist()
     return order
 
@@ -196,10 +196,10 @@ def _file_items(path: str, split: str, seed: int) -> Iterator[Item]:
 
 
 def _hub_items(origin: Origin, path: str | None, split: str, seed: int) -> Iterator[Item]:
-    """Rows of the hub, or of a folder in its place.
+    """Rows of the hub or of a folder.
 
     Raises:
-        InputError: if it cannot be reached or read, or has no such split.
+        InputError: if the source cannot be reached or read, or has no such split.
     """
     import datasets  # takes more than a second to import
 
@@ -211,10 +211,11 @@ def _hub_items(origin: Origin, path: str | None, split: str, seed: int) -> Itera
         rows = datasets.load_dataset(where, None if path else origin.config, split=split)
     except ValueError as error:  # an unknown split, or no files of data
         raise InputError(f"cannot read data={origin.name} from {where}: {_line(error)}; check data.split=") from error
-    except (OSError, datasets.exceptions.DatasetsError) as error:  # a hub out of reach is an OSError
+    except (OSError, datasets.exceptions.DatasetsError) as error:  # an unreachable hub is an OSError
         place = path or f"{where} of the hub"
         raise InputError(
-            f"data={origin.name} needs {place}, which cannot be had ({_line(error)}); give a file with data.path=FILE"
+            f"data={origin.name} needs {place}, which is not available ({_line(error)}); "
+            "give a file with data.path=FILE"
         ) from error
     for k in _order(len(rows), seed):
         yield f"{split}-{k}", f"{where} {split} row {k}", lambda k=k: rows[k]  # type: ignore[misc]

@@ -18,13 +18,13 @@ CONVERSATION = "mt_bench"  # its name in Spec-Bench's own tables
 
 
 def specbench(source: Source) -> Split:
-    """The questions; those of MT-bench have two turns. Examples keep Spec-Bench's own category in `extra`.
+    """The questions; those of MT-bench have two turns. `extra` holds Spec-Bench's own category.
 
     Args:
-        source: Spec-Bench's question.jsonl; it is not on the hub.
+        source: rows of Spec-Bench's question.jsonl, which is not on the hub.
 
     Raises:
-        InputError: if there is no file, or a row is not as described.
+        InputError: if there is no file, or a row has another form.
     """
     return put(source.load(Origin("specbench", "1", None, None, None, _read, is_spec_bench=True)), AS_IT_STANDS)
 

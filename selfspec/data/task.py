@@ -1,6 +1,6 @@
-"""Prompts to decode: what a data set offers, and how to take a few prompts of it.
+"""The interface of data sets, and the selection of a few prompts.
 
-A task knows its prompts, their references and which of them are for calibration. It knows nothing of models,
+A task knows its prompts, their references, and which of them are for calibration. It knows nothing of models,
 tokenizers or chat templates.
 """
 
@@ -13,23 +13,22 @@ from typing import Any, Literal, Protocol
 from selfspec.errors import InputError
 
 Part = Literal["calibration", "evaluation"]
-"""Calibration prompts choose a skip set; evaluation prompts judge it. No prompt is in both."""
+"""A search uses calibration prompts, an evaluation uses evaluation prompts. No prompt is in both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt, with the answer it should get if one is known.
+    """One prompt, with its correct answer if one is known.
 
     Attributes:
-        id: unique in its data set.
-        prompt: what is asked, examples of other questions included.
-        reference: the answer it should get; None if none is known.
-        category: what kind of question it is, such as "code".
-        turns: what the user says after the first answer, and after each further one.
-        references: where there are several: others that are as good as `reference`, or one for each turn.
-        clip: where in the prompt the text lies that may be shortened at its end, in characters from and to; None if
-            every word matters.
-        extra: what scoring needs besides, such as the tests of a code problem: fields of the row it was made from.
+        id: id, unique in its data set.
+        prompt: the complete prompt, shots included.
+        reference: the correct answer; None if it is unknown.
+        category: kind of the question, such as "code".
+        turns: texts of the user after the first answer, and after each further one.
+        references: if there are several: further correct answers, or one for each turn.
+        clip: (first, last) character of the text that may be shortened at its end; None if nothing may be shortened.
+        extra: further fields of the row that scoring needs, such as the tests of a code problem.
     """
 
     id: str
@@ -43,7 +42,7 @@ class Example:
 
 
 class Task(Protocol):
-    """A data set split in two. The version changes whenever its prompts or its split do."""
+    """A data set in two parts. The version changes whenever its prompts or its parts change."""
 
     name: str
     version: str
@@ -52,25 +51,25 @@ class Task(Protocol):
         """The same examples in the same order on every call; ids are unique across both parts.
 
         Raises:
-            InputError: if the options given leave this part without an example.
+            InputError: if the options leave this part without an example.
         """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What a run records of where the prompts come from: the source, the ids of shown examples, rows left out."""
+        """Origin of the prompts, for the records of a run: source, ids of the shots, number of rows left out."""
         ...
 
 
 def select(examples: Sequence[Example], *, n: int | None, seed: int) -> list[Example]:
-    """A deterministic subset that takes equally from every category as far as each one lasts.
+    """A deterministic subset with equally many examples of each category, as far as there are enough.
 
-    Categories are shuffled inside by the seed and dealt out in turn, in order of first appearance. The first n
-    of a larger selection with the same seed are the selection of n.
+    The seed shuffles each category, and one example of each is taken in turn, in the order of first appearance. A
+    selection of n is the beginning of a larger selection with the same seed.
 
     Args:
-        examples: where to choose from.
-        n: how many; None leaves all of them in their own order; more than there are means all.
-        seed: of the shuffle.
+        examples: examples to choose from.
+        n: number of examples; None: all of them in their own order.
+        seed: seed of the shuffle.
 
     Raises:
         InputError: if n is zero or negative.

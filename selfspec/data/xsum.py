@@ -20,11 +20,11 @@ def xsum(source: Source, *, shots: int = 0, chat: bool = False) -> Split:
 
     Args:
         source: rows with `document` and `summary`.
-        shots: articles shown with their summaries.
-        chat: ask as one asks a chat model; otherwise in the form of Draft & Verify, which is to be continued.
+        shots: number of articles shown with their summaries.
+        chat: ask a chat model; otherwise the form of Draft & Verify, as text to continue.
 
     Raises:
-        InputError: if the source cannot be had, or a row is not as described.
+        InputError: if the source is not available, or a row has another form.
     """
     origin = Origin("xsum", "1", "EdinburghNLP/xsum", None, "train", _read)
     return put(source.load(origin), CHAT if chat else PAPER, shots=shots)

@@ -1,1 +1,4 @@
-"""Who proposes tokens: one file a drafter, and the spec from which any of them is built."""
+"""Drafters, one file each, and the draft spec that `build_drafter` turns into any of them.
+
+It must not know searches or costs.
+"""

@@ -1,4 +1,4 @@
-"""The one way from a draft spec to a drafter."""
+"""Build a drafter from a draft spec; every caller uses this one builder."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 from selfspec.targets import TARGET, find_class
 
-N_MEMORIES = 4  # of which the index is kept, so that drafters of one memory share it; chosen, not tuned
+N_MEMORIES = 4  # memories whose index is kept, so that their drafters share it; chosen, not tuned
 
 
 def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
-    """What drafts as `spec` says; its stop rule is begun by the caller, row by row.
+    """The drafter of `spec`; the caller begins the stop rule for each row.
 
-    A user's own drafter is made as `Class(decoder=decoder, spec=spec, forward=decoder.bind(spec.plan), **settings)`,
-    of the first three with those alone that its signature names.
+    A user's own drafter is made as `Class(decoder=decoder, spec=spec, forward=decoder.bind(spec.plan), **settings)`.
+    Of the first three, it gets those that its signature names.
 
     Raises:
         InputError: if the plan is for another model, or the user's drafter cannot be made.
     """
     drafter: Drafter
     lookup = lookup_of(spec)
-    # What is looked up is a point mass, and so must be what shares a tree with it.
+    # Looked-up tokens are point masses, so the draft in the same tree must be one as well.
     sample = spec.sample_draft and spec.lookup != "beside"
     if spec.lookup == "only":
         assert lookup is not None
@@ -40,7 +40,7 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     if spec.drafter is not None:
         drafter = _own(spec, decoder)
     elif spec.tree is not None:
-        # Where siblings cannot be drawn each is a point mass, which is as exact.
+        # Siblings that cannot be drawn are point masses, which are as exact.
         is_drawn = sample and spec.tree.is_fixed
         drafter = TreeDraft(decoder.bind(spec.plan), spec.tree, is_drawn)
     else:
@@ -52,7 +52,7 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
 
 
 def lookup_of(spec: DraftSpec) -> LookupDraft | None:
-    """The prompt lookup of a spec without a drafter behind it; None where it has none."""
+    """The prompt lookup of a spec, without an inner drafter; None if the spec has no lookup."""
     if spec.lookup is None:
         return None
     memory = None if spec.plan.memory is None else _memory(spec.plan.memory)
@@ -66,7 +66,7 @@ def _settings(spec: DraftSpec) -> dict[str, Any]:
     return dict(spec.lookup_settings)
 
 
-@lru_cache(maxsize=N_MEMORIES)  # by the tensor's identity
+@lru_cache(maxsize=N_MEMORIES)  # keyed by the tensor's identity
 def _memory(ids_N: Tensor) -> Memory:
     return Memory(ids_N)
 
@@ -75,7 +75,8 @@ def _own(spec: DraftSpec, decoder: Decoder) -> Drafter:
     """The drafter of a user's own class."""
     assert spec.drafter is not None
     target = str(spec.drafter[TARGET])
-    made = find_class(target, method="propose")  # nothing else is ever called: a spec may come from a file of others
+    # only a class with `propose` is called, since a spec may come from a file of somebody else
+    made = find_class(target, method="propose")
     settings = {key: value for key, value in spec.drafter.items() if key != TARGET}
     try:
         taken = inspect.signature(made).parameters

@@ -1,4 +1,4 @@
-"""Drafters of the model itself: a chain by one of its own forwards, and nothing at all."""
+"""Drafts of the model itself: a chain of tokens from a cheaper forward, or no draft at all."""
 
 # B rows, V vocabulary
 
@@ -23,10 +23,10 @@ LAYER_SKIP = "layer_skip"
 
 
 class NoDraft(BaseDrafter):
-    """Proposes nothing: what is left is plain decoding."""
+    """Proposes nothing, which makes `speculate` plain decoding."""
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """See `Drafter`."""
+        """An empty draft for each row."""
         return [Draft() for _ in rows]
 
 
@@ -36,9 +36,9 @@ class ModelDraft(BaseDrafter):
 
     Attributes:
         forward: the draft.
-        sample: draw from the draft's distribution, if the target samples; otherwise always take its maximum.
-        needs_confidence: whether the stop rule looks at the confidence; nan is passed where it does not.
-        name: see `Drafter`; the `source` of its drafts.
+        sample: draw from the draft's distribution if the target samples; otherwise take its maximum.
+        needs_confidence: whether the stop rule reads the confidence; otherwise it gets nan.
+        name: name of the drafter, and `source` of its drafts.
     """
 
     forward: Forward
@@ -48,7 +48,7 @@ class ModelDraft(BaseDrafter):
     is_replayable: ClassVar[bool] = True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """See `Drafter`. A row that has stopped is carried along until the last one stops; its work is dead."""
+        """A chain for each row; a stopped row stays in the batch until the last one stops, with unused results."""
         starts = [len(row.ids) - 1 for row in rows]
         drafts = [
             Draft(confidences=[], probabilities=[] if self.sample and row.chooser.do_sample else None, source=self.name)
@@ -57,12 +57,12 @@ class ModelDraft(BaseDrafter):
         active = [row.limit > 0 and row.stop.begins() for row in rows]
         last = [row.ids[-1] for row in rows]
         device = cache.device
-        # What a row drafts is of its text or of the head's own tokens, so these rows last for all of its draft.
+        # Every drafted token is of the row's text or of the head's own, so these rows serve the whole draft.
         text_rows = self.forward.text_rows([row.ids for row in rows]) if any(active) else None
         step = 0
         while any(active):
             ids_B1 = torch.tensor(last, device=device).unsqueeze(1)
-            # A stopped row waits at its place: its clock must not run past what the cache can hold.
+            # A stopped row keeps its position, so that its clock stays within the cache.
             at = [start + len(d.tokens) if on else start for start, d, on in zip(starts, drafts, active, strict=True)]
             logits_BV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)[:, -1]
             chosen = self._choose(rows, drafts, active, logits_BV)
@@ -79,14 +79,14 @@ class ModelDraft(BaseDrafter):
         return drafts
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `Drafter`: the row's stop rule, which was asked about these drafts alone, learns from them."""
+        """Pass verdicts on this drafter's own drafts to the stop rule of the row."""
         if draft.source == self.name:
             row.stop.observe(len(draft.tokens), verdict.n_accepted)
 
     def _choose(
         self, rows: Sequence[Row], drafts: Sequence[Draft], active: Sequence[bool], logits_BV: Tensor
     ) -> list[tuple[int, float]]:
-        """A token and its raw probability (before any warp) for each row; one read from the device when greedy."""
+        """For each row a token and its raw probability (before any processor); greedy rows read the device once."""
         if all(row.chooser.is_plain_greedy for row in rows):
             tokens_B = largest(logits_BV)
         else:
@@ -106,13 +106,14 @@ class ModelDraft(BaseDrafter):
     def _pick(self, row: Row, draft: Draft, logits_V: Tensor) -> int:
         ids = row.ids + draft.tokens
         if draft.probabilities is None:
-            return int(largest(row.chooser.warp(ids, logits_V)))  # a bad draft is the verifier's to reject
+            # nan or infinity need no check here: the verifier rejects a bad draft
+            return int(largest(row.chooser.warp(ids, logits_V)))
         draft_V = row.chooser.probabilities(ids, logits_V)
         draft.probabilities.append(draft_V)
         return draw(draft_V, row.chooser.draft_rng)
 
 
 def confidences_of(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The raw probabilities, before any warp, of `tokens` [..., k] under logits [..., V]."""
+    """Raw probabilities of `tokens` [..., k] under logits [..., V], before any processor."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide.softmax(-1).gather(-1, tokens)

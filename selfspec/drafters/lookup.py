@@ -1,11 +1,11 @@
-"""Prompt lookup: what followed the last time the text went like this, proposed at no call of the model.
+"""Prompt lookup: propose the tokens that followed an earlier occurrence of the text's last tokens.
 
-Answers copy: code that is edited, passages that are quoted, names. Where the last few tokens occurred before, the
-tokens that followed them there are a draft for nothing; where they did not, another drafter takes its turn. Besides its
-own text a row can be looked up in a memory: what the model wrote elsewhere, where its habits show.
+Answers copy from their text: edited code, quotations, names. If the last few tokens occurred before, their continuation
+is a draft that needs no forward; otherwise another drafter proposes. A row can also be looked up in a memory of other
+texts that the model wrote, which holds its habits.
 
-What is found depends on the row's text and the memory alone and nothing is remembered between rounds, so nothing can
-leak from prompt to prompt.
+Proposals depend only on the row's text and the memory. The drafter keeps no state between rounds, so nothing leaks from
+prompt to prompt.
 """
 
 # N token ids
@@ -27,51 +27,46 @@ from selfspec.engine.protocols import AroundDrafter, Draft, Drafter, Row
 from selfspec.errors import InputError
 
 LOOKUP = "lookup"  # the source of looked-up drafts
-BETWEEN = -1  # stands between the texts of a memory; no token has this id
+BETWEEN = -1  # separates the texts of a memory; no token has this id
 
 
 class Memory:
-    """Texts to look in beside a row's own.
+    """Texts to search in addition to a row's own.
 
     Args:
-        ids_N: token ids, `BETWEEN` between the texts; see `joined`.
+        ids_N: token ids, with `BETWEEN` between the texts, as `joined` gives them.
     """
 
     def __init__(self, ids_N: Tensor) -> None:
         self.ids_N = ids_N
-        self._behind: dict[int, dict[tuple[int, ...], int]] = {}  # 0.2 kB a token for each length that is asked for
-
-    @classmethod
-    def of(cls, ids_N: Tensor | None) -> Memory | None:
-        """The memory of a plan, if it has one."""
-        return None if ids_N is None else cls(ids_N)
+        self._behind: dict[int, dict[tuple[int, ...], int]] = {}  # 0.2 kB a token for each length in use
 
     @cached_property
     def ids(self) -> list[int]:
-        """The same ids."""
+        """The ids as a list."""
         ids: list[int] = self.ids_N.tolist()
         return ids
 
     def match(self, ids: Sequence[int], end: int, *, shortest: int, longest: int) -> tuple[int, int]:
-        """Where the text goes on that was last like `ids[:end]`, and how many tokens were; (0, 0) if it never was.
+        """(position after the longest match with the end of `ids[:end]`, tokens of the match); (0, 0) without a match.
 
-        The longest match counts, of `shortest` to `longest` tokens.
+        Matches have `shortest` to `longest` tokens; of several the last one counts.
         """
         at = length = 0
         for n in range(shortest, min(longest, end) + 1):
             behind = self._ends(n).get(tuple(ids[end - n : end]))
-            if behind is None:  # what did not occur is no end of anything longer that did
+            if behind is None:  # an end that does not occur is not part of a longer one
                 break
             at, length = behind, n
         return at, length
 
     def after(self, at: int, n_tokens: int) -> list[int]:
-        """Up to `n_tokens` ids from `at` on, of one text."""
+        """Up to `n_tokens` ids from position `at` on, within one text."""
         found = self.ids[at : at + n_tokens]
         return found[: found.index(BETWEEN)] if BETWEEN in found else found
 
     def _ends(self, n: int) -> dict[tuple[int, ...], int]:
-        """Behind what `n` tokens the texts go on, and where they did last."""
+        """For each sequence of `n` tokens, the last position after it where the text goes on."""
         if n not in self._behind:
             ids = self.ids
             grams = zip(*(ids[i:] for i in range(n)), range(n, len(ids)), strict=False)
@@ -80,41 +75,46 @@ class Memory:
 
 
 def joined(texts: Iterable[Sequence[int]]) -> Tensor:
-    """The texts as `Memory` takes them, [N]."""
+    """The texts in the form that `Memory` takes, [N]."""
     return torch.tensor([token for text in texts for token in (BETWEEN, *text)], dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class LookupDraft(AroundDrafter):
-    """Looks the next tokens up; rows where there is nothing to find are drafted by `inner`.
+    """Looks up the next tokens; `inner` drafts for rows without a match.
 
-    The longest end of a row's text that occurred before counts, and of two of one length that in its own text. The stop
-    rule is not asked: looked-up tokens cost nothing but their verification, and there is no confidence. They are a
-    point mass, chosen without chance, and judged as such when the target samples.
+    The longest end of a row's text that occurred before counts. Of equally long matches, the row's own text counts
+    before the memory. The stop
+    rule does not observe these rounds: looked-up tokens cost only their verification, and they have no confidence. The
+    verifier judges them as point masses when the target samples, since no chance chose them.
 
-    A memory of other texts than are decoded has matches too, which hardly ever hold. So it is asked while it knows this
-    one: of the last `asked` places of the text where it had a match, among `reach` tokens, the token that followed must
-    have been right at a fraction `known` at least, with one in its favour.
+    A memory of unrelated texts has matches too, and their continuations are almost always wrong. The memory therefore
+    proposes only while its hit rate is high enough: among the last `reach_tokens` tokens of the text, take the newest
+    `window` places where the memory has a match, and count those where its next token is the text's own. That count
+    plus one must be at least `min_hit_rate` times the number of places.
 
     Attributes:
-        inner: drafts for the rows without a match; by default nobody does.
+        inner: drafts for rows without a match; by default nothing is drafted for them.
         max_tokens: the longest proposal.
-        per_match: tokens proposed for each token of the match, in the row's own text.
-        per_memory_match: the same in the memory, where what follows is a habit and no copy.
-        max_ngram: the longest end of the text to look for. Six find 0 to 2 % more than three, on three kinds of text.
-        min_ngram: the shortest. One token nearly always occurred before, and `inner` would seldom have its turn.
-        agreed: tokens proposed, at most, where no end was found but the last token occurred twice and was followed by
-            the same; 0: none.
-        memory: where to look besides; None: nowhere.
-        asked, reach, known: see above.
+        per_match: tokens proposed for each token of a match in the row's own text.
+        per_memory_match: tokens proposed for each token of a match in the memory, which is less reliable.
+        max_ngram: longest end of the text to search for. Six find 0 to 2 % more than three, on three kinds of text.
+        min_ngram: shortest end to search for. A single token almost always occurred before, and `inner` would rarely
+            draft.
+        agreed: largest number of tokens proposed without a match, if the last two occurrences of the last token had
+            the same continuation; 0: none.
+        memory: further texts to search; None: none.
+        window: the most matches of the memory that its hit rate is computed from.
+        reach_tokens: how far back these matches may lie.
+        min_hit_rate: the fraction of these matches that must be right, between 0 and 1.
 
     Raises:
-        InputError: for lengths that leave nothing to look for or to propose.
+        InputError: if the lengths leave nothing to search for or to propose.
 
     Source: Saxena 2023, prompt lookup decoding; Yang et al. 2023 (arXiv:2304.04487); for the memory He et al. 2023,
     REST (arXiv:2311.08252), whose texts are a corpus; for the length Oliaro et al. 2024, SuffixDecoding
-    (arXiv:2411.04975). The factors are the best of eleven rules replayed on three kinds of text, and so is what a
-    memory must have known (LOG).
+    (arXiv:2411.04975). The factors are the best of eleven rules replayed on three kinds of text, and so are the
+    settings of the hit rate (LOG).
     """
 
     inner: Drafter = field(default_factory=NoDraft)
@@ -125,9 +125,9 @@ class LookupDraft(AroundDrafter):
     per_match: int = 2
     per_memory_match: int = 1
     memory: Memory | None = None
-    asked: int = 16
-    reach: int = 64
-    known: float = 0.2
+    window: int = 16
+    reach_tokens: int = 64
+    min_hit_rate: float = 0.2
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or not 1 <= self.min_ngram <= self.max_ngram:
@@ -142,7 +142,7 @@ class LookupDraft(AroundDrafter):
             )
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """See `Drafter`. To `inner`, a row with a match is one that may propose nothing."""
+        """A looked-up draft for each row with a match; `inner` drafts for the others and sees limit 0 for these."""
         found = [self.following(row.ids, row.limit) for row in rows]
         if all(found):
             return [Draft(tokens, source=LOOKUP) for tokens in found]
@@ -151,19 +151,19 @@ class LookupDraft(AroundDrafter):
         return [Draft(tokens, source=LOOKUP) if tokens else draft for tokens, draft in zip(found, drafted, strict=True)]
 
     def following(self, ids: Sequence[int], limit: int) -> list[int]:
-        """What is proposed after the text `ids`: at most `limit` tokens, none if no end of it occurred before.
+        """The tokens proposed after the text `ids`: at most `limit`, none without a match.
 
-        The longer the match, the more is proposed: each token costs its verification, and after a short match few hold.
-        Where a match in the text itself reaches the present it goes on into what it proposes: a text that repeats every
-        few tokens is taken to go on repeating.
+        A longer match proposes more tokens, since each one costs its verification and few are right after a short
+        match. If the continuation of a match reaches the end of the text, it goes on with the proposed tokens: a text
+        that repeats every few tokens is assumed to go on repeating.
         """
         n_tokens = min(self.max_tokens, limit)
         if n_tokens < 1:
             return []
-        text = Text(list(ids))
+        text = SearchableText(list(ids))
         remembered, n_like = self._match(self.memory, ids, len(ids)) if self.memory else (0, 0)
         for n in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
-            end = Text(text.ids[-n:])
+            end = SearchableText(text.ids[-n:])
             at = text.last(end)
             if at >= 0:
                 distance = len(ids) - n - at
@@ -176,19 +176,19 @@ class LookupDraft(AroundDrafter):
         return memory.match(ids, end, shortest=self.min_ngram, longest=min(self.max_ngram, end - 1))
 
     def _knows(self, memory: Memory, ids: Sequence[int]) -> bool:
-        """Whether the memory was right often enough, as far as the text has come."""
+        """Whether the hit rate of the memory on this text is high enough."""
         n_matches = n_right = 0
-        for end in range(len(ids) - 1, max(0, len(ids) - 1 - self.reach), -1):
+        for end in range(len(ids) - 1, max(0, len(ids) - 1 - self.reach_tokens), -1):
             at, n = self._match(memory, ids, end)
             if n:
                 n_matches += 1
                 n_right += memory.ids[at] == ids[end]
-            if n_matches == self.asked:
+            if n_matches == self.window:
                 break
-        return n_right + 1 >= self.known * n_matches
+        return n_right + 1 >= self.min_hit_rate * n_matches
 
     def _agreed(self, ids: Sequence[int], n_tokens: int) -> list[int]:
-        """What followed the last two occurrences of the last token, as far as it was the same."""
+        """The common continuation of the last two occurrences of the last token."""
         before = range(len(ids) - 2, -1, -1)
         behind = list(islice((i + 1 for i in before if ids[i] == ids[-1]), 2))
         if len(behind) < 2:
@@ -197,16 +197,16 @@ class LookupDraft(AroundDrafter):
         return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-class Text:
-    """Token ids, found by a search through their bytes: 0.1 ms for 4096 tokens, whatever they are."""
+class SearchableText:
+    """Token ids that are searched as bytes: 0.1 ms for 4096 tokens."""
 
     def __init__(self, ids: list[int]) -> None:
         items = array("i", ids)
         self.ids, self.bytes, self.size = ids, items.tobytes(), items.itemsize
 
-    def last(self, other: Text) -> int:
-        """Where `other` occurs last but as the end, as the number of the token it begins at; -1 if nowhere."""
+    def last(self, other: SearchableText) -> int:
+        """Index of the last occurrence of `other` before the end of the text; -1 if there is none."""
         at = self.bytes.rfind(other.bytes, 0, len(self.bytes) - self.size)
-        while at > 0 and at % self.size:  # found across two items
+        while at > 0 and at % self.size:  # a match that begins within an item
             at = self.bytes.rfind(other.bytes, 0, at + len(other.bytes) - 1)
         return at // self.size if at >= 0 else -1

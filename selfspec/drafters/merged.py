@@ -1,7 +1,7 @@
-"""Two drafts at once: a looked-up branch and a branch of the model, which part at the root or behind it.
+"""A looked-up branch and a branch of the model in one tree.
 
-Where a text has a match both drafters propose, and one forward verifies both: two sources that disagree cost a few rows
-more, and whichever is right is taken.
+If the text has a match, both drafters propose and one forward verifies both. Sources that disagree cost a few more
+tokens of verification, and the longer accepted branch counts.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ MERGED = "+"  # joins the sources of a merged draft
 
 @dataclass(frozen=True, slots=True)
 class MergedDraft(AroundDrafter):
-    """Looks up and drafts in every round; a row without a match has the drafter's own draft.
+    """Looks up and drafts in every round; a row without a match gets the inner drafter's draft.
 
-    Both branches are point masses, so that the output keeps the target's distribution when it samples: `inner` must
-    not draw.
+    `inner` must not draw: both branches are point masses, which keeps the target's distribution when it samples.
 
     Attributes:
-        lookup: proposes the first branch; its own `inner` is not asked.
-        inner: proposes the other.
+        lookup: proposes one branch; its own `inner` is not used.
+        inner: proposes the other branch.
     """
 
     lookup: LookupDraft
     inner: Drafter
-    _own: dict[int, Draft] = field(default_factory=dict, init=False, repr=False, compare=False)  # inner's, by row
+    # drafts of `inner`, by row
+    _own: dict[int, Draft] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """See `Drafter`."""
+        """The merged draft of each row."""
         found = [self.lookup.following(row.ids, row.limit) for row in rows]
         drafted = self.inner.propose(rows, cache=cache)
         self._own.update({row.key: draft for row, draft in zip(rows, drafted, strict=True)})
@@ -43,21 +43,21 @@ class MergedDraft(AroundDrafter):
         ]
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `Drafter`. `inner` sees the verdict on its own draft, whose nodes come first."""
+        """Pass the verdict on its own nodes, which come first, to `inner`."""
         own = self._own[row.key]
         path = [node for node in verdict.path if node < len(own.tokens)]
         self.inner.observe(row, own, Verdict(path, verdict.token), target)
 
     def end(self, row: Row) -> None:
-        """See `Drafter`."""
+        """Forget the row, here and in `inner`."""
         self._own.pop(row.key, None)
         self.inner.end(row)
 
 
 def merged(first: Draft, second: Draft) -> Draft:
-    """The union of two drafts without chance: what they begin with alike stands once, `first`'s nodes come first.
+    """The union of two drafts that were not drawn: a common beginning occurs once, and the nodes of `first` come first.
 
-    Its source is both.
+    Its source names both.
 
     Raises:
         ValueError: if one of them was drawn.

@@ -1,7 +1,7 @@
-"""The draft spec: one value that says everything that decoding with a draft needs.
+"""The draft spec: one value with everything that decoding with a draft needs.
 
-Search, race, arms, cost table, replay, `decode` and the Hugging Face door all turn it into a drafter by the one
-builder, `build_drafter`. It holds settings and tensors, and knows nothing of the model but its number of layers.
+Search, race, arms, cost table, replay, `decode` and the Hugging Face functions turn it into a drafter with
+`build_drafter`. It holds settings and tensors; of the model it knows only the number of layers.
 """
 
 from __future__ import annotations
@@ -23,23 +23,27 @@ from selfspec.targets import TARGET
 
 Lookup = Literal["front", "beside", "only"]
 
+# Settings of prompt lookup in files written before 2026-11-28, and their names now.
+FORMER_LOOKUP = {"asked": "window", "reach": "reach_tokens", "known": "min_hit_rate"}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftSpec:
-    """Everything that a draft is; two specs of the same content are equal.
+    """Everything that defines a draft; specs of the same content are equal.
 
     Attributes:
         plan: skip set, bridges, head, precision, and the memory that prompt lookup searches.
-        stop: when to stop drafting.
+        stop: rule that ends a draft.
         lookup: prompt lookup before the draft (`front`), as a branch beside it (`beside`) or instead of it (`only`);
-            None: none.
-        lookup_settings: of prompt lookup, by the names of `LookupDraft`, where they are not the default.
-        tree: the shape of the draft; None: a chain.
+            None: no lookup.
+        lookup_settings: settings of `LookupDraft` that differ from the default, by name.
+        tree: shape of the draft; None: a chain.
         sample_draft: when sampling, draw drafted tokens from the draft's distribution; otherwise take its maximum.
-        drafter: `{"_target_": "module.Class", **settings}` of a user's own; None: the model without its skip set.
+        drafter: `{"_target_": "module.Class", **settings}` of a user's own drafter; None: the model without its skip
+            set.
 
     Raises:
-        InputError: for a lookup that there is not, or parts of which one would have no effect.
+        InputError: if `lookup` is unknown, or if one part has no effect beside another.
     """
 
     plan: DraftPlan
@@ -69,16 +73,16 @@ class DraftSpec:
 
     @property
     def skip(self) -> SkipSet:
-        """The sublayers that its draft leaves out."""
+        """The sublayers that the draft skips."""
         return self.plan.skip
 
     @property
     def is_plan(self) -> bool:
-        """Whether it is a chain of the built-in drafter: what can be replayed, and has a place in a cost table."""
+        """Whether it is a chain of the built-in drafter, which a cost table describes and a replay can grow."""
         return self.drafter is None and self.tree is None and self.lookup != "beside"
 
     def settings(self) -> dict[str, Any]:
-        """All but the plan, for YAML; of the rarer parts only those that are not the default."""
+        """Everything except the plan, for YAML; rare parts only if they differ from the default."""
         found: dict[str, Any] = {"stop": self.stop.to_dict(), "lookup": self.lookup}
         if self.lookup_settings:
             found["lookup_settings"] = dict(self.lookup_settings)
@@ -94,15 +98,15 @@ class DraftSpec:
     def from_settings(
         cls, plan: DraftPlan, settings: Mapping[str, Any], *, stop: StopPolicy | None = None
     ) -> DraftSpec:
-        """The spec of a plan and of `settings`, among which other keys are ignored.
+        """The spec of a plan and of `settings()`; further keys are ignored.
 
         Args:
-            plan: of the draft.
-            settings: as of `settings()`.
-            stop: the stop rule instead of theirs, which is then not read.
+            plan: plan of the draft.
+            settings: the result of `settings()`, or a file's content; earlier names are understood.
+            stop: stop rule to use instead of the one in `settings`, which is then not read.
 
         Raises:
-            InputError: if they name no stop rule and none is given, or say what cannot be.
+            InputError: if there is no stop rule, or a setting is invalid.
         """
         if stop is None and "stop" not in settings:
             raise InputError(f"nothing says when to stop drafting with {plan}; give a stop rule")
@@ -111,14 +115,14 @@ class DraftSpec:
             plan,
             StopRule.from_dict(settings["stop"]) if stop is None else stop,
             settings.get("lookup"),
-            settings.get("lookup_settings") or {},
+            {FORMER_LOOKUP.get(k, k): v for k, v in (settings.get("lookup_settings") or {}).items()},
             None if tree is None else shape_from(tree),
             settings.get("sample_draft", True),
             settings.get("drafter"),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the numbers of the plan (`plan.tensors()`), for YAML."""
+        """Everything except the tensors of the plan (`plan.tensors()`), for YAML."""
         return {**self.plan.to_dict(), **self.settings()}
 
     @classmethod
@@ -126,8 +130,8 @@ class DraftSpec:
         """The spec of `to_dict` and of the plan's tensors.
 
         Raises:
-            InputError: if it says what cannot be.
-            AttributeError, KeyError, IndexError, TypeError, ValueError: if it is not whole.
+            InputError: if a value is invalid.
+            AttributeError, KeyError, IndexError, TypeError, ValueError: if a part is missing or malformed.
         """
         return cls.from_settings(DraftPlan.from_dict(body, tensors or {}), body)
 

@@ -1,7 +1,7 @@
-"""Draft specs on disk, and whatever else names a draft: plans, skip sets, folders of searches, published names.
+"""Draft specs on disk, and everything else that names a draft: plans, skip sets, folders of searches, published names.
 
-A spec's file is that of its plan with the other parts as further keys, so that it refuses other weights, and what reads
-plans reads it. A search also writes these keys beside its skip set: where that is all of the draft there is no plan.
+The file of a spec is the file of its plan with further keys. It therefore refuses other weights, and readers of plans
+read it. A search writes these keys into the file of its skip set as well; a draft that is only a skip set has no plan.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from selfspec.stopping import StopPolicy
 def save_spec(
     path: Path | str, spec: DraftSpec, *, model: str, decoder: Decoder, facts: Mapping[str, Any], **provenance: Any
 ) -> None:
-    """Write `spec` with the weights it is for; `load_spec` reads it, and `load_plan` its plan.
+    """Write `spec` and the weights it is for; `load_spec` reads it, and `load_plan` reads its plan.
 
     Args:
-        path: the YAML file, or the folder for it; tensors go beside it, under the same name.
-        spec: what to write.
-        model: the name of the model.
+        path: the YAML file, or its folder; the file of tensors gets the same name.
+        spec: the spec to write.
+        model: name of the model.
         decoder: the model.
-        facts: `Loaded.facts` of it, which tell the weights.
+        facts: `Loaded.facts` of the model, which identify its weights.
         **provenance: objective, value, run, date, calibration text, ...
     """
     settings = spec.settings() | provenance
@@ -46,18 +46,18 @@ def load_spec(
     stop: StopPolicy | None = None,
     default_stop: StopPolicy | None = None,
 ) -> DraftSpec:
-    """The spec of a draft, whatever names it.
+    """The spec of a draft that is given by any of its names.
 
     Args:
         draft: a file of `save_spec`, `save_plan` or `save_skip_set`, the folder of one or of a search, a published
             name, or a skip set written as `a3,5-9 m7`.
-        decoder: the model it is wanted for.
-        facts: `Loaded.facts` of it; without them the revision and the sum of the weights are not compared.
-        stop: the stop rule, instead of the saved one.
-        default_stop: the stop rule where none was saved.
+        decoder: the model that it is for.
+        facts: `Loaded.facts` of the model; without them revision and digest of the weights are not compared.
+        stop: stop rule to use instead of the saved one.
+        default_stop: stop rule to use if none was saved.
 
     Raises:
-        InputError: if there is no such draft, it is for other weights, or nothing says when to stop.
+        InputError: if there is no such draft, it is for other weights, or it has no stop rule.
     """
     plan, settings = read_draft(draft, decoder, facts)
     if stop is None and "stop" not in settings:
@@ -68,22 +68,26 @@ def load_spec(
 def read_draft(
     draft: Path | str, decoder: Decoder, facts: Mapping[str, Any] | None = None
 ) -> tuple[DraftPlan, dict[str, Any]]:
-    """The plan of a draft, and all that its file says; see `load_spec`."""
+    """The plan of a draft, and the content of its file; arguments as in `load_spec`."""
     text = str(draft)
     path = Path(text).expanduser()
-    if text == "none" or SYNTAX.fullmatch(text):  # also beside a folder of that name, which is ./a1
-        return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}
+    if text == "none" or SYNTAX.fullmatch(text):  # a folder of that name is written ./a1
+        return DraftPlan.from_skip_set(SkipSet.parse(text, decoder.n_layers)), {}
     if file := _plan_file(path):
         return plan_files.load_plan(file, decoder, facts), plan_files.read_plan_file(file)
     if "/" not in text and path.suffix not in (".yaml", ".yml") and not os.path.exists(path):
-        return DraftPlan.of(SkipSet.parse(text, decoder.n_layers)), {}  # which says what is wrong with it
+        return DraftPlan.from_skip_set(
+            SkipSet.parse(text, decoder.n_layers)
+        ), {}  # raises an error that names the fault
     skip = skip_set_files.load_skip_set(text, n_layers=decoder.n_layers)
     file = path / skip_set_files.NAME if os.path.isdir(path) else path
-    return DraftPlan.of(skip), dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return DraftPlan.from_skip_set(skip), dict(
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+    ) if file.is_file() else {}
 
 
 def _plan_file(path: Path) -> Path | None:
-    """The file of a plan that a path names; None if it names none, or a skip set."""
+    """The plan file that a path names; None if there is none, or if it is a skip set."""
     if os.path.isdir(path):
         return path / plan_files.NAME if (path / plan_files.NAME).is_file() else None
     if path.name == plan_files.NAME:

@@ -1,7 +1,6 @@
-"""Drafts trees with a forward of the model: several candidates where the draft is unsure, one forward for each level.
+"""Drafts trees with a forward of the model: several alternatives for a token, one forward for each level.
 
-The tree grows level by level as its shape says. All nodes of a level are read in one forward, each of which sees the
-text and its own branch.
+The shape decides how the tree grows. One forward reads all nodes of a level; each sees the text and its own branch.
 """
 
 # B rows, W nodes of a level, K children of a node, V vocabulary
@@ -37,8 +36,8 @@ class _Growing:
     nodes: list[Node] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     drawn_from: list[Tensor] = field(default_factory=list)
-    read: list[int] = field(default_factory=list)  # the nodes that the draft has read, in the order of their slots
-    level: list[int] = field(default_factory=list)  # the nodes to be read next; ROOT is the row's last token
+    read: list[int] = field(default_factory=list)  # nodes that the draft has read, in the order of their slots
+    level: list[int] = field(default_factory=list)  # nodes to read next; ROOT is the row's last token
     n_forwards: int = 0
 
     def path(self, node: int) -> list[int]:
@@ -50,7 +49,7 @@ class _Growing:
         return found[::-1]
 
     def as_read(self) -> Draft:
-        """What the draft has read and is to read now, as a draft whose nodes lie in the order of their slots."""
+        """The nodes read so far and those of this level, as a draft whose nodes are in the order of their slots."""
         nodes = [i for i in (*self.read, *self.level) if i != ROOT]
         place = {node: i for i, node in enumerate(nodes)} | {ROOT: ROOT}
         return Draft([self.tokens[i] for i in nodes], [place[self.nodes[i].parent] for i in nodes])
@@ -62,10 +61,10 @@ class TreeDraft(BaseDrafter):
 
     Attributes:
         forward: the draft.
-        shape: how a tree grows.
+        shape: decides how a tree grows.
         sample: draw siblings from the draft's distribution without replacement, if the target samples and the shape is
             fixed; otherwise they are the likeliest tokens, each a point mass. Both are exact.
-        name: see `Drafter`; the `source` of its drafts.
+        name: name of the drafter, and `source` of its drafts.
     """
 
     forward: Forward
@@ -88,15 +87,15 @@ class TreeDraft(BaseDrafter):
             )
 
     def begin(self, row: Row, prompt: Output) -> None:
-        """See `Drafter`."""
+        """Begin the row with the rate of plain decoding."""
         self._gains[row.key] = PRIOR_ROUNDS, PRIOR_ROUNDS
 
     def end(self, row: Row) -> None:
-        """See `Drafter`."""
+        """Forget the row's rate."""
         self._gains.pop(row.key, None)
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `Drafter`: what a plain token's cost gives, which prices the nodes of the next tree."""
+        """Update the row's stop rule and its rate of tokens per cost, which prices the nodes of the next tree."""
         if draft.source != self.name:
             return
         row.stop.observe(draft.n_forwards, verdict.n_accepted)
@@ -105,7 +104,7 @@ class TreeDraft(BaseDrafter):
         self._gains[row.key] = tokens + verdict.n_accepted + 1, cost + 1 + spent
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """See `Drafter`. One forward for each level, of all rows together."""
+        """A tree for each row; one forward for each level, of all rows together."""
         growing = []
         for row in rows:
             tokens, cost = self._gains.get(row.key, (1.0, 1.0))
@@ -124,7 +123,7 @@ class TreeDraft(BaseDrafter):
     def _read(self, growing: Sequence[_Growing], cache: ClockCache, text_rows: object) -> Tensor:
         """The draft's logits after each node of the newest level, [B, W, V]; short levels are padded."""
         width = max(len(tree.level) for tree in growing)
-        # Slot 0 of a row is its last token's; a node's is its place among those read, and one more.
+        # Slot 0 of a row is its last token; a node's slot is its index among the read nodes, plus 1.
         begins = [len(tree.read) for tree in growing]
         starts = [tree.start for tree in growing]
         clocks = [start + begin for start, begin in zip(starts, begins, strict=True)]
@@ -148,7 +147,7 @@ class TreeDraft(BaseDrafter):
         )
 
     def _grow(self, tree: _Growing, logits_WV: Tensor) -> None:
-        """The children of the newest level, and which of them are the next."""
+        """Add the children of the newest level, and choose which of them form the next level."""
         parents, tree.read = tree.level, [*tree.read, *tree.level]
         tree.n_forwards += 1
         newest: list[int] = []
@@ -169,7 +168,7 @@ class TreeDraft(BaseDrafter):
     def _children(
         self, tree: _Growing, parents: Sequence[int], logits_WV: Tensor
     ) -> list[tuple[int, list[int], list[float], Tensor | None]]:
-        """For each parent: tokens, their raw probabilities, and the distribution they were drawn from, if they were."""
+        """For each parent: tokens, their raw probabilities, and the distribution if they were drawn."""
         logits_WV = logits_WV[: len(parents)]
         chooser = tree.row.chooser
         if self.is_drawn(tree.row):
@@ -192,9 +191,9 @@ class TreeDraft(BaseDrafter):
         return self.sample and row.chooser.do_sample
 
     def _drawn(self, tree: _Growing, parent: int, logits_V: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [K] without replacement in the order in which they are drawn, and the distribution of the first.
+        """Tokens [K] drawn without replacement, in order, and the distribution of the first.
 
-        Source: Gumbel top-k, Kool et al. 2019 (arXiv:1903.06059): the largest of log q + Gumbel noise are such a draw.
+        Source: Gumbel top-k, Kool et al. 2019 (arXiv:1903.06059): the K largest entries of log q + Gumbel noise.
         """
         draft_V = tree.row.chooser.probabilities(tree.row.ids + tree.path(parent), logits_V)
         noise_V = torch.rand(draft_V.shape, generator=tree.row.chooser.draft_rng, dtype=torch.float64)
@@ -202,7 +201,7 @@ class TreeDraft(BaseDrafter):
         return keys_V.topk(min(self.shape.n_children, int((draft_V > 0).sum()))).indices, draft_V
 
     def _draft(self, tree: _Growing) -> Draft:
-        """The nodes that are kept; the likeliest path comes first, so that accepting it moves nothing in the cache."""
+        """The draft of the kept nodes; the likeliest path comes first, so accepting it moves nothing in the cache."""
         limit = tree.row.limit
         kept = {i for i in self.shape.keeps(tree.nodes, rate=tree.rate) if tree.nodes[i].depth <= limit}
         order: list[int] = []

@@ -1,7 +1,7 @@
-"""How a tree of drafted tokens grows: which nodes are worth a forward of the draft, and which a row of verification.
+"""Shapes of trees: which nodes the draft expands, and which nodes the target verifies.
 
-A shape sees depths, ranks and probabilities. It knows nothing of models, caches or tensors, so that any shape can be
-tested with a list of numbers.
+A shape sees depths, ranks and probabilities. It knows nothing of models, caches or tensors, so any shape can be tested
+with a list of numbers.
 """
 
 # N nodes
@@ -21,14 +21,14 @@ from selfspec.targets import TARGET, find_class
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A drafted token on trial.
+    """A drafted token that may become part of the tree.
 
     Attributes:
-        parent: its parent's place in the list of nodes, or `ROOT`.
-        depth: 1 for the root's children.
-        ranks: its place among its siblings by the draft's probability, 0 the likeliest, and those of all before it on
-            its path.
-        path_probability: that it and all before it are accepted, as the draft sees it.
+        parent: index of its parent in the list of nodes, or `ROOT`.
+        depth: 1 for the children of the root.
+        ranks: ranks among siblings by the draft's probability (0 is the likeliest), from the first node of the path to
+            this one.
+        path_probability: the draft's estimate that this node and all nodes before it are accepted.
     """
 
     parent: int
@@ -38,65 +38,65 @@ class Node:
 
 
 class TreeShape(Protocol):
-    """A rule for trees, with its settings."""
+    """A rule for the growth of trees, with its settings."""
 
     @property
     def max_depth(self) -> int:
-        """The longest path."""
+        """Length of the longest path."""
         ...
 
     @property
     def n_children(self) -> int:
-        """The most children of a node: the likeliest so many tokens become candidates."""
+        """Largest number of children of a node."""
         ...
 
     @property
     def is_fixed(self) -> bool:
-        """Whether ranks alone decide; only then may siblings be drawn, since what is drawn must be kept."""
+        """Whether only ranks decide. Siblings may be drawn only then, since every drawn token must be kept."""
         ...
 
     def acceptance(self, confidence: float) -> float:
-        """The probability that a token of this raw probability is accepted, if its parent is."""
+        """Probability that a token of this raw probability is accepted, given that its parent is."""
         ...
 
     def cost(self, *, n_forwards: int, n_nodes: int) -> float:
-        """What a draft takes beside one plain token, in plain tokens, as far as the shape knows."""
+        """Cost of a draft beyond that of one plain token, in plain tokens; 0 if the shape knows no costs."""
         ...
 
     def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
-        """The nodes of the newest level to draft from, in one forward; none ends the tree.
+        """Nodes of the newest level to expand in one forward; an empty list ends the tree.
 
         Args:
-            nodes: all so far.
-            level: the newest of them.
-            rate: tokens that the cost of one plain token has given so far, at least 1.
+            nodes: all nodes so far.
+            level: indices of the newest level.
+            rate: tokens committed so far for the cost of one plain token, at least 1.
         """
         ...
 
     def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
-        """The nodes to verify, rising; with a node its parent."""
+        """Nodes to verify, in rising order; the parent of each kept node is kept."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Its name, or `_target_` for a shape from elsewhere, and its settings; `shape_from` is the inverse."""
+        """Name, or `_target_` for a shape from elsewhere, and settings; `shape_from` is the inverse."""
         ...
 
 
 class Shape:
-    """The base of a shape, a frozen dataclass: it takes confidences for probabilities, and can be written down."""
+    """Base of a shape, which is a frozen dataclass; it uses confidences as probabilities and knows no costs."""
 
     __slots__ = ()
 
     def acceptance(self, confidence: float) -> float:
-        """See `TreeShape`: the confidence itself."""
+        """The confidence itself."""
         return confidence
 
     def cost(self, *, n_forwards: int, n_nodes: int) -> float:
-        """See `TreeShape`: a shape without prices knows of none."""
+        """0: the base knows no costs."""
         return 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """See `TreeShape`."""
+        """Name or `_target_`, and settings."""
         name = NAMES.get(type(self))
         place = {"name": name} if name else {TARGET: f"{type(self).__module__}.{type(self).__qualname__}"}
         return {**place, **asdict(self)}  # type: ignore[call-overload]
@@ -104,17 +104,18 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class BestFirst(Shape):
-    """Grown while a node pays: it is verified iff its path probability exceeds what its verification costs.
+    """Verifies a node iff its path probability exceeds the cost of its verification.
 
-    A plain token's cost gives `rate` tokens as things stand, so a node that costs v plain tokens must be accepted with
-    a probability above v · rate. A forward of the draft must find that much, and its own cost, among the nodes that it
-    goes on from. For costs that add up this is the best tree.
+    The cost of a plain token gives `rate` tokens so far, so a node whose verification costs v plain tokens must be
+    accepted with a probability above v · rate. A level is expanded iff the path probabilities of its worthwhile nodes
+    sum to more than the cost of a forward of the draft and of one verification, times `rate`. For additive costs this
+    is the best tree.
 
     Attributes:
-        max_nodes, max_depth, n_children: bounds.
-        draft_cost: of one forward of the draft, in plain tokens; None: still to be measured, see `priced`.
-        verify_cost: of verifying one token more, in plain tokens; None: the same.
-        calibration: (confidence, acceptance) knots in rising order, as of the stop rule `Optimal`.
+        max_nodes, max_depth, n_children: upper bounds.
+        draft_cost: cost of one forward of the draft, in plain tokens; None: not measured yet, see `priced`.
+        verify_cost: cost of verifying one more token, in plain tokens; None: not measured yet.
+        calibration: (confidence, acceptance) knots in rising order, as in the stop rule `Optimal`.
     """
 
     max_nodes: int
@@ -135,7 +136,7 @@ class BestFirst(Shape):
         object.__setattr__(self, "calibration", tuple((float(x), float(y)) for x, y in self.calibration))
 
     def acceptance(self, confidence: float) -> float:
-        """See `TreeShape`: along straight lines between the knots."""
+        """Linear interpolation between the knots of the calibration."""
         knots = self.calibration
         for (x0, y0), (x1, y1) in pairwise(knots):
             if confidence <= x1:
@@ -148,7 +149,7 @@ class BestFirst(Shape):
         return self.draft_cost is not None and self.verify_cost is not None
 
     def priced(self, draft_cost: float, verify_cost: float) -> BestFirst:
-        """With these costs for those that are not known."""
+        """The same shape with these costs in place of unknown ones."""
         return replace(
             self,
             draft_cost=draft_cost if self.draft_cost is None else self.draft_cost,
@@ -156,7 +157,7 @@ class BestFirst(Shape):
         )
 
     def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
-        """See `TreeShape`."""
+        """Nodes above the cost of their verification, if together they pay for a forward of the draft."""
         if not level or nodes[level[0]].depth >= self.max_depth:
             return []
         found = [i for i in level if nodes[i].path_probability > self._verify_cost * rate]
@@ -164,13 +165,13 @@ class BestFirst(Shape):
         return found if pays else []
 
     def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
-        """See `TreeShape`; the likeliest child of the root is kept whatever it costs: its draft is paid for."""
+        """Nodes worth their verification; always the likeliest child of the root, whose draft is already paid for."""
         best = _likeliest(nodes, self.max_nodes)
         first = best[0] if best else ROOT
         return sorted(i for i in best if i == first or nodes[i].path_probability > self._verify_cost * rate)
 
     def cost(self, *, n_forwards: int, n_nodes: int) -> float:
-        """See `TreeShape`."""
+        """Cost of the forwards and of the verification."""
         return n_forwards * self._draft_cost + n_nodes * self._verify_cost
 
     @property
@@ -184,12 +185,12 @@ class BestFirst(Shape):
 
 @dataclass(frozen=True, slots=True)
 class ExpandRerank(Shape):
-    """Level by level the likeliest nodes are drafted from, and the likeliest of all are verified.
+    """Expands the likeliest nodes of each level, and verifies the likeliest nodes of all.
 
     Attributes:
-        width: nodes of a level that are drafted from, and children of each.
-        max_depth: levels.
-        max_nodes: nodes that are verified.
+        width: nodes of a level to expand, and children of each.
+        max_depth: number of levels.
+        max_nodes: number of nodes to verify.
 
     Source: Li et al. 2024, EAGLE-2 (arXiv:2406.16858), sections 4.1 and 4.2; there 10, 6 and 60.
     """
@@ -204,26 +205,26 @@ class ExpandRerank(Shape):
 
     @property
     def n_children(self) -> int:
-        """See `TreeShape`."""
+        """The width."""
         return self.width
 
     def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
-        """See `TreeShape`."""
+        """The `width` likeliest nodes of the level."""
         if not level or nodes[level[0]].depth >= self.max_depth:
             return []
         return sorted(sorted(level, key=lambda i: -nodes[i].path_probability)[: self.width])
 
     def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
-        """See `TreeShape`."""
+        """The `max_nodes` likeliest nodes."""
         return sorted(_likeliest(nodes, self.max_nodes))
 
 
 @dataclass(frozen=True, slots=True)
 class Static(Shape):
-    """The same tree every time.
+    """Always the same tree.
 
     Attributes:
-        paths: the ranks on the way to each node: ((0,), (1,), (0, 0)) is a chain of two with a sibling of its first.
+        paths: ranks along the path to each node: ((0,), (1,), (0, 0)) is a chain of two with a sibling of its first.
     """
 
     paths: tuple[tuple[int, ...], ...]
@@ -245,27 +246,27 @@ class Static(Shape):
 
     @property
     def max_depth(self) -> int:
-        """See `TreeShape`."""
+        """Length of the longest path."""
         return max(map(len, self.paths))
 
     @property
     def n_children(self) -> int:
-        """See `TreeShape`."""
+        """One more than the largest rank."""
         return 1 + max(path[-1] for path in self.paths)
 
     def expands(self, nodes: Sequence[Node], level: Sequence[int], *, rate: float) -> list[int]:
-        """See `TreeShape`."""
+        """Nodes that are a parent in the tree."""
         parents = {path[:-1] for path in self.paths}
         return [i for i in level if nodes[i].ranks in parents]
 
     def keeps(self, nodes: Sequence[Node], *, rate: float) -> list[int]:
-        """See `TreeShape`."""
+        """Nodes of the tree."""
         known = set(self.paths)
         return [i for i, node in enumerate(nodes) if node.ranks in known]
 
 
 def comb(widths: Sequence[int]) -> Static:
-    """A chain with siblings that are not gone on from: `widths[d]` nodes at depth d + 1.
+    """A chain whose siblings are not expanded: `widths[d]` nodes at depth d + 1.
 
     Source: Xia et al. 2024, SWIFT (arXiv:2410.06916), appendix A: candidates at each position of the draft.
     """
@@ -273,21 +274,21 @@ def comb(widths: Sequence[int]) -> Static:
 
 
 def sequoia(acceptances: Sequence[float], *, draft_cost: float, verify_s: Sequence[float], max_depth: int) -> Static:
-    """The tree with the most accepted tokens for its cost, where acceptance depends on a sibling's rank alone.
+    """The tree with the most accepted tokens for its cost, if acceptance depends only on the rank of a sibling.
 
     Args:
-        acceptances: the probability that the target's token is the sibling of rank 0, 1, ..., given that the parent is
+        acceptances: probability that the target's token is the sibling of rank 0, 1, ..., given that the parent is
             accepted.
-        draft_cost: of one forward of the draft, in plain tokens; a level takes one.
-        verify_s: the cost of a forward of 1, 2, 3, ... tokens in plain tokens; it bounds the size.
-        max_depth: the longest path.
+        draft_cost: cost of one forward of the draft, in plain tokens; each level needs one.
+        verify_s: cost of a forward of 1, 2, 3, ... tokens, in plain tokens; its length bounds the size of the tree.
+        max_depth: length of the longest path.
 
     Source: Chen et al. 2024, Sequoia (arXiv:2402.12374), section 3.1, with measured costs.
     """
 
     @cache
     def best(m: int, depth: int, b: int) -> tuple[float, tuple[tuple[int, ...], ...]]:
-        """Expected tokens of a tree of m nodes, its root among them, of `depth` levels, whose root has b children."""
+        """Expected tokens and paths of the best tree of m nodes with root, `depth` levels, b children of the root."""
         if b == 0:
             return (1.0, ()) if m == 1 else (float("-inf"), ())
         if depth == 0 or m <= b:
@@ -314,7 +315,7 @@ def sequoia(acceptances: Sequence[float], *, draft_cost: float, verify_s: Sequen
 
 
 def _likeliest(nodes: Sequence[Node], n: int) -> list[int]:
-    """The n likeliest, best first; a parent is never less likely than its child, and comes before it."""
+    """The n likeliest nodes, best first; a parent is at least as likely as its child and comes before it."""
     return sorted(range(len(nodes)), key=lambda i: (-nodes[i].path_probability, i))[:n]
 
 

@@ -1,8 +1,8 @@
 """One key/value cache with a logical clock for each row.
 
-Every layer writes in place at `[clock, clock + T)` of preallocated buffers, and every question about lengths and masks
-is answered from the clock. Rolling back is setting the clock. A layer whose attention was skipped leaves a gap, which
-verification overwrites: nothing is ever cropped, so a committed key cannot be lost.
+Every layer writes in place at `[clock, clock + T)` of preallocated buffers, and lengths and masks follow from
+the clock. Setting the clock back rolls the cache back. A layer whose attention was skipped leaves a gap, which
+verification overwrites. The cache is never cropped, so no committed key can be lost.
 """
 
 # B rows, H key/value heads, T new tokens, C capacity, S tokens attended to, D head dimension
@@ -19,21 +19,21 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from selfspec.errors import DrafterError
 
-SLACK = 32  # tokens that a cache grows by beyond what it must, since it copies all it holds; chosen, not tuned
+SLACK = 32  # extra tokens each time a cache grows, since growing copies all of it; chosen, not tuned
 
 
 class ClockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
     """Keys and values of one layer, [B, H, C, D]; allocated when the layer first runs."""
 
     is_compileable = False
-    is_sliding = False  # windows are applied by the mask, so a rollback never needs what a window dropped
+    is_sliding = False  # the mask applies windows, so a rollback never needs a dropped key
 
     def __init__(self, owner: ClockCache) -> None:
         super().__init__()
         self.owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate zeros: a masked gap must hold numbers, since 0 · nan is nan."""
+        """Allocate zeros: a masked gap must hold finite numbers, since 0 · nan is nan."""
         b, h, _, _ = key_states.shape
         capacity = self.owner.capacity
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -42,7 +42,7 @@ class ClockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Write [B, H, T, D] at each row's clock; returns what may be attended to, [B, H, S, D], as views."""
+        """Write [B, H, T, D] at each row's clock; returns the keys and values to attend to, [B, H, S, D], as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         clocks, n_new = self.owner.clocks, key_states.shape[-2]
@@ -57,11 +57,11 @@ class ClockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Tokens attended to, and the position of the first of them."""
+        """Number of keys to attend to, and the position of the first."""
         return max(self.owner.clocks) + query_length, 0
 
     def get_seq_length(self) -> int:
-        """The clock of the longest row."""
+        """Clock of the longest row, in tokens."""
         return max(self.owner.clocks)
 
     def get_max_length(self) -> int:
@@ -70,11 +70,12 @@ class ClockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
 
 
 class ClockCache(Cache):  # type: ignore[misc]
-    """The cache of a decode: `capacity` tokens for each of `n_rows` rows, all clocks at 0; grows when it must."""
+    """Cache of one decode: `n_rows` rows of `capacity` tokens, all clocks at 0. It grows when a row needs more."""
 
     def __init__(self, n_layers: int, *, n_rows: int, capacity: int, device: torch.device | None = None) -> None:
         self.capacity = capacity
-        self.device = device or torch.device("cpu")  # where ids go in; a layer's buffers lie where the layer runs
+        # of the input ids; the buffers of a layer lie on the layer's device
+        self.device = device or torch.device("cpu")
         self.clocks = [0] * n_rows
         self._guard: tuple[Sequence[int], str] | None = None
         super().__init__(layers=[ClockLayer(self) for _ in range(n_layers)])
@@ -85,7 +86,7 @@ class ClockCache(Cache):  # type: ignore[misc]
         return all(c == self.clocks[0] for c in self.clocks)
 
     def set(self, starts: Sequence[int], n_new: int) -> None:
-        """Set each row's clock, before a forward that writes `n_new` tokens there; what lay behind it is dead."""
+        """Set each row's clock before a forward that writes `n_new` tokens; later entries become invalid."""
         if self._guard is not None:
             self._check(starts, *self._guard)
         self.clocks = list(starts)
@@ -94,14 +95,14 @@ class ClockCache(Cache):  # type: ignore[misc]
 
     @contextmanager
     def guarded(self, committed: Sequence[int], by: str) -> Iterator[None]:
-        """While it lasts, no row's clock can be set before `committed`, whose keys and values are the target's.
+        """Within this context no row's clock can be set before `committed`: those keys are the target's.
 
         Args:
             committed: a position for each row.
-            by: who might, for the error.
+            by: name of the drafter, for the error.
 
         Raises:
-            DrafterError: where it is tried.
+            DrafterError: if a clock is set to an earlier position.
         """
         self._guard = committed, by
         try:
@@ -118,14 +119,14 @@ class ClockCache(Cache):  # type: ignore[misc]
                 )
 
     def commit(self, row: int, start: int, path: Sequence[int]) -> None:
-        """Move an accepted branch to the clock: the keys and values of its nodes follow each other from `start` on.
+        """Move the keys and values of an accepted branch to consecutive slots from `start` on.
 
-        Nothing is to be done where they do already, as those of a chain.
+        The nodes of an accepted chain are in place already.
 
         Args:
-            row: of the cache.
-            start: the position of the draft's first node.
-            path: the accepted nodes, rising.
+            row: index of the row in the cache.
+            start: position of the draft's first node.
+            path: accepted nodes, in rising order.
         """
         n_in_place = next((i for i, node in enumerate(path) if node != i), len(path))
         moved = [start + node for node in path[n_in_place:]]
@@ -139,7 +140,7 @@ class ClockCache(Cache):  # type: ignore[misc]
                 layer.values[row, :, to] = layer.values[row].index_select(1, index)
 
     def _grow(self, capacity: int) -> None:
-        """Room for the padding of ragged rows, which may reach past the longest sequence."""
+        """Make room for the padding of ragged rows, which may extend past the longest sequence."""
         for layer in self.layers:
             if layer.is_initialized:
                 more = (0, 0, 0, capacity - self.capacity)
@@ -148,7 +149,7 @@ class ClockCache(Cache):  # type: ignore[misc]
 
     @classmethod
     def stack(cls, caches: Sequence[ClockCache]) -> ClockCache:
-        """One cache of all the rows of `caches`, which are emptied on the way."""
+        """One cache with the rows of all `caches`; their buffers are freed."""
         if len(caches) == 1:
             return caches[0]
         capacity = max(c.capacity for c in caches)
@@ -173,7 +174,7 @@ class ClockCache(Cache):  # type: ignore[misc]
         return stacked
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but `rows`."""
+        """Keep `rows`, in this order, and drop the others."""
         if len(rows) == len(self.clocks):
             return
         self.clocks = [self.clocks[r] for r in rows]

@@ -1,7 +1,7 @@
-"""Decoding prompts, with a draft or without: the engine's front door.
+"""Decode prompts with or without a draft: the entry point of the engine.
 
-`speculate` decodes prompts with any drafter; `autoregress` is the same loop with a drafter that proposes nothing, so
-that baseline and method differ in what they propose and in nothing else. The loop itself is `schedule.Sequential`.
+`speculate` decodes prompts with any drafter. `autoregress` is the same loop with a drafter that proposes nothing, so
+baseline and method differ only in their drafter. `schedule.Sequential` is the loop.
 """
 
 # B rows, T tokens, V vocabulary
@@ -30,7 +30,7 @@ from selfspec.stopping import Fixed, StopState
 
 __all__ = ["Criterion", "Ending", "Kind", "Listener", "autoregress", "speculate"]
 
-_KEYS = itertools.count()  # of rows: a drafter that several decodes share must not take one's row for another's
+_KEYS = itertools.count()  # keys of rows, unique across decodes, since several decodes may share a drafter
 
 
 def autoregress(
@@ -43,7 +43,7 @@ def autoregress(
     listener: Listener | None = None,
     stopwatch: Stopwatch | None = None,
 ) -> list[DecodeResult]:
-    """Plain decoding: one full forward a token. Arguments as in `speculate`."""
+    """Plain decoding, one full forward for each token. Arguments as in `speculate`."""
     return speculate(
         decoder,
         prompts,
@@ -72,26 +72,26 @@ def speculate(
     verifier: Verifier | None = None,
     schedule: Schedule | None = None,
 ) -> list[DecodeResult]:
-    """The target's own output for each prompt, in fewer passes of the target.
+    """The target's own output for each prompt, with fewer forwards of the target.
 
     Args:
         decoder: the target.
-        prompts: token ids, at least one each; decoded together, rows finish when they finish.
+        prompts: token ids, at least one each. They are decoded as one batch, and each row ends on its own.
         drafter: proposes tokens.
-        stops: a fresh state of the stop rule for each prompt.
+        stops: for each prompt a fresh state of the stop rule.
         ending: when a sequence is over.
         sampling: how tokens are chosen; greedy if None.
-        first_row: number of the first prompt; prompt i draws from the streams of row first_row + i, so that an output
-            does not depend on what it was decoded together with.
-        listener: told of committed tokens as they are committed.
-        stopwatch: where seconds come from.
-        verifier: decides what stands; None: `verify.Exact`, as the sampling says.
-        schedule: the order of drafting and verifying; None: `schedule.Sequential`.
+        first_row: number of the first prompt. Prompt i uses the random streams of row first_row + i, so its output does
+            not depend on the other prompts of the batch.
+        listener: called with tokens when they are committed.
+        stopwatch: measures the seconds.
+        verifier: decides which tokens are accepted; None: `verify.Exact`, by the settings of `sampling`.
+        schedule: order of drafting and verifying; None: `schedule.Sequential`.
 
     Raises:
         InputError: if a prompt is empty or leaves no room in the model's context.
-        PromptError: if a prompt holds what is no token of the model, or the model's logits are no numbers.
-        DrafterError: if the drafter proposes what no drafter may.
+        PromptError: if a prompt holds an id outside the vocabulary, or the model's logits are nan or infinite.
+        DrafterError: if a draft is invalid.
     """
     if len(prompts) > 1:
         check_batches(decoder.config)
@@ -138,7 +138,7 @@ def _request(
 
 
 def _prefill(decoder: Decoder, request: Request, drafter: Drafter, watch: Stopwatch, tell: Listener) -> ClockCache:
-    """The full model on the prompt, which gives the first token and what the drafter needs of the prompt."""
+    """Run the full model on the prompt: this gives the first token, and the hidden states that the drafter needs."""
     begin = watch.now()
     row = request.row
     cache = decoder.new_cache(n_rows=1, capacity=request.n_prompt + request.n_max)

@@ -1,7 +1,7 @@
-"""One resolved forward, of the target or of a draft: positions, cache and masks are given by the clocks.
+"""A forward of the target or of a draft, whose positions, cache and masks follow from the clocks.
 
-A draft's forward runs a copy of the module tree that shares every parameter (`model.share`), so that no token asks
-again what is left out.
+The forward of a draft runs a copy of the module tree that shares every parameter (`models.decoder.share`). The skipped
+sublayers are resolved once, when the copy is made, and not again for each token.
 """
 
 # B rows, T tokens, S keys, V vocabulary
@@ -24,7 +24,7 @@ from selfspec.skipping.trimmed_head import TextRows, TrimmedHead
 
 
 class Forward(Protocol):
-    """One resolved draft or target: no membership test per token."""
+    """Runs the target, or one draft of it."""
 
     @property
     def module(self) -> nn.Module:
@@ -40,16 +40,16 @@ class Forward(Protocol):
         n_logits: int = 0,
         text_rows: TextRows | None = None,
     ) -> Tensor:
-        """Logits of `ids_BT`, whose rows begin at the positions `starts`.
+        """Logits of `ids_BT`; row b begins at position `starts[b]`.
 
         Sets the cache's clocks to `starts` and writes the new keys and values there.
 
         Args:
-            ids_BT: the tokens.
+            ids_BT: token ids.
             starts: a position for each row.
-            cache: of keys and values.
-            n_logits: of how many of the last tokens; 0: of all.
-            text_rows: what a trimmed head scores as well, see `text_rows` below.
+            cache: keys and values.
+            n_logits: number of last tokens to give logits for; 0: all tokens.
+            text_rows: further tokens that a trimmed head scores, from the method `text_rows`.
 
         Returns:
             [B, T, V], or [B, n_logits, V].
@@ -66,7 +66,7 @@ class Forward(Protocol):
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """The same, with the hidden states of all tokens behind the layers `hidden`; -1: what enters the head."""
+        """The same logits, with the hidden states of all tokens after the layers `hidden`; -1: input of the head."""
         ...
 
     def tree_output(
@@ -80,21 +80,21 @@ class Forward(Protocol):
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """The output for tokens that may stand at any positions, several of them at one.
+        """Output for tokens at arbitrary positions; several tokens may share a position.
 
-        Their keys and values go where the caller has set the cache's clocks.
+        Keys and values are written at the cache's clocks, which the caller sets.
 
         Args:
-            ids_BT: the tokens.
-            positions_BT: of the tokens.
-            seen_BTS: which keys each token sees, itself and those written with it included.
-            key_positions_BS: the position of each key.
-            cache: its clocks are set by the caller.
-            text_rows: what a trimmed head scores as well, see `text_rows`.
-            hidden: layers whose output is wanted.
+            ids_BT: token ids.
+            positions_BT: position of each token.
+            seen_BTS: keys that each token attends to, its own and those of this forward included.
+            key_positions_BS: position of each key.
+            cache: keys and values, with the clocks set by the caller.
+            text_rows: further tokens that a trimmed head scores, from the method `text_rows`.
+            hidden: layers whose output to return.
 
         Raises:
-            InputError: if the model takes no explicit mask (`mask.check_trees`).
+            InputError: if the model takes no explicit mask (`masks.check_trees`).
         """
         ...
 
@@ -103,7 +103,7 @@ class Forward(Protocol):
         ...
 
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """What a trimmed head scores beside its own tokens where the rows' texts are these; None: nothing.
+        """Tokens of `texts` that a trimmed head scores besides its own; None for a whole head or if there are none.
 
         See `TrimmedHead.text_rows` for `lengths_BT`.
         """
@@ -112,13 +112,13 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BoundForward:
-    """The forward of a transformers model whose positions, cache and masks are given by the clocks.
+    """Forward of a transformers model; the clocks of the cache give positions and masks.
 
     Attributes:
         module: the model, or a draft that shares its parameters.
-        context_length: the longest sequence, in tokens.
-        head: the module's own, if it is trimmed.
-        layers: where the module has its layers.
+        context_length: length of the longest sequence, in tokens.
+        head: head of the module, if it is trimmed.
+        layers: path of the module's list of layers.
     """
 
     module: nn.Module
@@ -127,7 +127,7 @@ class BoundForward:
     layers: str = ""
 
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """See `Forward`."""
+        """Tokens of `texts` that the trimmed head scores besides its own; None without one."""
         return None if self.head is None else self.head.text_rows(texts, lengths_BT)
 
     def __call__(

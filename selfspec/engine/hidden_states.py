@@ -1,7 +1,7 @@
-"""The residual stream behind chosen layers, caught on its way through a forward.
+"""Collect the residual stream after chosen layers during a forward.
 
-Hooks stand for the length of one forward and only on the layers that somebody asked for: where nobody asks nothing is
-registered, and the forward is the model's own.
+Hooks exist for the length of one forward, on the chosen layers only. Without chosen layers there is no hook, and the
+forward is the model's own.
 """
 
 # B rows, T tokens, D hidden size
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 
 from selfspec.errors import InputError
 
-HEAD = -1  # stands for what enters the output head
+HEAD = -1  # the input of the output head
 
 
 @contextmanager
 def caught(model: nn.Module, layers: nn.ModuleList, wanted: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """While it lasts, a forward of `model` leaves hidden states [B, T, D] in the dictionary, by layer.
+    """Within this context a forward of `model` fills the dictionary with hidden states [B, T, D], by layer.
 
     Args:
         model: a causal language model.
-        layers: its layers.
-        wanted: numbers of layers, each for what that layer gives; `HEAD` for what enters the output head.
+        layers: the layers of the model.
+        wanted: indices of layers whose output to collect; `HEAD` for the input of the output head.
 
     Raises:
-        InputError: for a layer that is not there.
+        InputError: if the model has no such layer.
     """
     for layer in wanted:
         if layer != HEAD and not 0 <= layer < len(layers):
@@ -48,7 +48,7 @@ def caught(model: nn.Module, layers: nn.ModuleList, wanted: Sequence[int]) -> It
 def _keeper(found: dict[int, Tensor], layer: int) -> Any:
     def keep(module: nn.Module, args: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
-            output = output[0]  # of a layer that returns a tuple; of a model, its last hidden state
+            output = output[0]  # some layers return a tuple; a model returns its last hidden state first
         found[layer] = output
 
     return keep

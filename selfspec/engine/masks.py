@@ -1,8 +1,8 @@
-"""Attention masks for rows that stand at different positions, and for trees of tokens.
+"""Attention masks for rows at different positions, and for trees of tokens.
 
-A key is seen by a query of the same row at its own position or later, and inside the window where a layer has one. In a
-tree, several tokens may stand at one position, and a query sees those of its own branch. Needed only for ragged batches
-and trees: rows at one position are masked by the model itself.
+A query sees the keys of its row at its own position and before, within the window if the layer has one. In a tree
+several tokens share a position, and a query sees the tokens of its own branch. Only ragged batches and trees need these
+masks; the model itself masks rows at the same position.
 """
 
 # B rows, T queries, S keys
@@ -17,13 +17,13 @@ from torch import Tensor
 from selfspec.errors import InputError
 from selfspec.models.attention import GROUPED
 
-_OWN_POSITIONS = ("bloom", "gpt_neo")  # read from a 2-dimensional mask, or from where the keys end
+_OWN_POSITIONS = ("bloom", "gpt_neo")  # these derive positions from a 2-dimensional mask or from the last key
 _TAKE_BOOLEANS = ("sdpa", GROUPED)
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 def check_batches(config: Any) -> None:
-    """Whether rows at different positions can be decoded together.
+    """Check that rows at different positions can be decoded together.
 
     Raises:
         InputError: if the attention kernel, or the model, takes no explicit mask.
@@ -32,7 +32,7 @@ def check_batches(config: Any) -> None:
 
 
 def check_trees(config: Any) -> None:
-    """Whether a draft may branch.
+    """Check that a draft may branch.
 
     Raises:
         InputError: if the attention kernel, or the model, takes no explicit mask.
@@ -54,16 +54,16 @@ def _check_masks(config: Any, what: str, instead: str) -> None:
 
 
 def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The mask that `config`'s model takes in the place of its own: [B, 1, T, S], or one for each type of layer.
+    """The mask to pass to the model of `config`: [B, 1, T, S], or one for each type of layer.
 
     Args:
         config: the model's configuration.
-        positions_BT: the position of each query.
-        n_keys: S, keys at positions 0..S-1.
-        dtype: of the weights; eager attention adds its mask.
+        positions_BT: position of each query.
+        n_keys: S; the keys are at positions 0..S-1.
+        dtype: dtype of the weights; eager attention adds the mask.
 
     Raises:
-        InputError: see `check_batches`.
+        InputError: if the model takes no explicit mask (`check_batches`).
     """
     check_batches(config)
     keys_1S = torch.arange(n_keys, device=positions_BT.device).unsqueeze(0)
@@ -74,17 +74,17 @@ def attention_mask(config: Any, positions_BT: Tensor, *, n_keys: int, dtype: tor
 def tree_mask(
     config: Any, positions_BT: Tensor, *, seen_BTS: Tensor, key_positions_BS: Tensor, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """As `attention_mask`, of keys that may stand at any position.
+    """The mask of `attention_mask` for keys at arbitrary positions.
 
     Args:
         config: the model's configuration.
-        positions_BT: the position of each query.
-        seen_BTS: the keys that each query may see where a layer has no window; at least one.
-        key_positions_BS: the position of each key.
-        dtype: of the weights; eager attention adds its mask.
+        positions_BT: position of each query.
+        seen_BTS: keys that each query sees in a layer without a window; at least one.
+        key_positions_BS: position of each key.
+        dtype: dtype of the weights; eager attention adds the mask.
 
     Raises:
-        InputError: see `check_trees`.
+        InputError: if the model takes no explicit mask (`check_trees`).
     """
     check_trees(config)
     config = config.get_text_config()

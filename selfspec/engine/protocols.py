@@ -1,8 +1,8 @@
-"""The words of the engine: read this file first.
+"""The terms of the engine: read this file first.
 
 A *drafter* proposes a *draft* for each *row*, the target reads the draft in one forward, a *verifier* turns the
-target's *output* into a *verdict*, and the drafter may observe it. A *schedule* says in which order these happen.
-Whatever a drafter proposes, the output is the target's own: any object with these methods is a plug-in.
+target's *output* into a *verdict*, and the drafter may observe it. A *schedule* sets the order of these steps. Whatever
+a drafter proposes, the output is the target's own; any object with these methods is a plug-in.
 """
 
 # B rows, T tokens, N nodes of a draft, V vocabulary, D hidden size
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from selfspec.engine.schedule import Session
     from selfspec.stopping import StopState
 
-Kind = Literal["accepted", "correction", "bonus"]  # the first token, which the prompt gives, is a bonus
+Kind = Literal["accepted", "correction", "bonus"]  # the first token, from the prompt's forward, is a bonus
 ROOT = -1  # the parent of a draft's first nodes: the row's last token
 
 
 @dataclass(slots=True)
 class Row:
-    """One prompt on its way, as far as a drafter may know it.
+    """One prompt that is being decoded: the part that a drafter may read.
 
     Attributes:
-        key: stays the same when other rows finish, and no other row has it.
+        key: identifies the row; it stays the same when other rows finish and is never reused.
         ids: prompt and committed tokens.
-        limit: the longest path that may be drafted, in tokens.
-        stop: the state of the row's stop rule; whoever asks it tells it the verdict.
-        chooser: the warps of the run, and the row's random streams.
+        limit: length of the longest path that a draft may have, in tokens.
+        stop: state of the row's stop rule; the drafter that queries it also passes the verdict to it.
+        chooser: the logits processors of the run and the random streams of the row.
     """
 
     key: int
@@ -46,11 +46,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a forward of the target gave.
+    """Result of a forward of the target.
 
     Attributes:
-        logits_BTV: after each token; of a prompt, after its last token alone.
-        hidden: the residual stream behind a layer, [B, T, D], by layer; -1: what enters the output head. Only the
+        logits_BTV: after each token; for a prompt, after its last token only.
+        hidden: residual stream after a layer, [B, T, D], by layer; -1 is the input of the output head. Holds only the
             layers that the drafter needs.
     """
 
@@ -63,14 +63,14 @@ class Draft:
     """Proposed tokens: a tree whose root is the row's last token; a chain is a tree without branches.
 
     Attributes:
-        tokens: of each node.
-        parents: the node before each, an earlier one, or `ROOT`; None: each node follows the one before (a chain). The
-            children of a node are verified in their order.
-        confidences: how sure the drafter was of each token, a probability; empty where nobody asked.
+        tokens: token id of each node.
+        parents: index of the node before each node, which comes earlier in the list, or `ROOT`; None: a chain. The
+            children of a node are verified in the order of the list.
+        confidences: the drafter's probability of each token; empty if the stop rule does not need them.
         probabilities: the distribution [V] that each token was drawn from; siblings are drawn without replacement.
-            None: tokens were chosen without chance.
-        source: who drafted: `layer_skip`, `lookup`, ...; whose cost, stop rule and acceptance these are.
-        version: which skip set or weights, for drafters that change while decoding.
+            None: tokens were chosen without randomness.
+        source: the drafter, `layer_skip`, `lookup`, ...; costs, stop rule and acceptance are accounted to it.
+        version: the skip set or weights in use, for drafters that change during decoding.
         n_forwards: forwards of the drafter that the draft took.
     """
 
@@ -83,13 +83,13 @@ class Draft:
     n_forwards: int = 0
 
     def children(self, node: int) -> list[int]:
-        """The nodes after a node, or after `ROOT`, in the order in which they are verified."""
+        """Indices of the children of a node or of `ROOT`, in the order in which they are verified."""
         if self.parents is None:
             return [node + 1] if node + 1 < len(self.tokens) else []
         return [i for i, parent in enumerate(self.parents) if parent == node]
 
     def path(self, node: int) -> list[int]:
-        """The tokens from the root's first node to a node, that one included; none for `ROOT`."""
+        """The tokens on the path from the root to a node, that node included; empty for `ROOT`."""
         if self.parents is None:
             return self.tokens[: node + 1]
         found: list[int] = []
@@ -101,110 +101,110 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The accepted nodes from the root on; `token` follows them: a correction, or a bonus."""
+    """Result of a verification: the accepted nodes, and the token after them (a correction or a bonus)."""
 
     path: list[int]
     token: int
 
     @property
     def n_accepted(self) -> int:
-        """Drafted tokens that stand."""
+        """Number of accepted tokens."""
         return len(self.path)
 
     def kind(self, draft: Draft) -> Kind:
-        """Whether `token` replaces a rejected token or comes on top of a draft accepted to a leaf."""
+        """`correction` if `token` replaces a rejected token, `bonus` if the draft was accepted up to a leaf."""
         last = self.path[-1] if self.path else ROOT
         return "correction" if draft.children(last) else "bonus"
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a drafter wants of the target.
+    """What a drafter needs from the target.
 
     Attributes:
-        hidden: layers whose output it wants, -1 for what enters the output head.
+        hidden: layers whose output it needs; -1 is the input of the output head.
     """
 
     hidden: tuple[int, ...] = ()
 
 
 class Drafter(Protocol):
-    """Proposes tokens. `BaseDrafter` has empty methods for all but `propose`."""
+    """Proposes tokens. `BaseDrafter` implements every method except `propose`."""
 
     @property
     def name(self) -> str:
-        """Stands in errors and tables."""
+        """Name of the drafter in errors and tables."""
         ...
 
     @property
     def needs(self) -> Needs:
-        """What it wants of the target."""
+        """What the drafter needs from the target."""
         ...
 
     def begin(self, row: Row, prompt: Output) -> None:
-        """A prompt begins.
+        """Prepare for a new row.
 
         Args:
-            row: with its first new token, which the prompt gave.
-            prompt: the target's output for the prompt, of this row alone; hidden states of all its tokens.
+            row: the row, after its first new token was committed.
+            prompt: the target's output for the prompt of this row, with hidden states of all its tokens.
         """
         ...
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """One draft for each row, of paths of at most `row.limit` tokens.
+        """One draft for each row; no path is longer than `row.limit` tokens.
 
-        Keys and values may be written at positions that are not committed yet, from `len(row.ids) - 1` on.
+        The drafter may write keys and values from position `len(row.ids) - 1` on, and not before.
         """
         ...
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """What verification found.
+        """Learn from a verification; this must not change the output.
 
         Args:
-            row: with the tokens that were committed.
-            draft: what was proposed for it.
-            verdict: cut off where the sequence ended.
+            row: the row, with the committed tokens.
+            draft: the draft that was verified.
+            verdict: the verdict, cut off where the sequence ended.
             target: the target's output for the last token before the draft and for each node, [1, N + 1, V].
         """
         ...
 
     def end(self, row: Row) -> None:
-        """The row has finished: what is known of it can be forgotten."""
+        """Forget a row that has finished."""
         ...
 
 
 class BaseDrafter:
-    """A drafter without memory: a subclass writes `propose` alone, and other methods where it needs them.
+    """Base of drafters: a subclass writes `propose`, and overrides the other methods where it needs them.
 
     Attributes:
-        is_replayable: whether all that a draft costs is its `n_forwards` forwards of the plan's draft, so that a search
-            can replay it at the costs of a table; otherwise it is timed.
+        is_replayable: whether a draft costs exactly its `n_forwards` forwards of the plan's draft. A search replays
+            such a drafter with the costs of a table, and times any other.
     """
 
     is_replayable: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
-        """See `Drafter`: the class's name."""
+        """Name of the class."""
         return type(self).__name__
 
     @property
     def needs(self) -> Needs:
-        """See `Drafter`: nothing."""
+        """Nothing."""
         return Needs()
 
     def begin(self, row: Row, prompt: Output) -> None:
-        """See `Drafter`."""
+        """Do nothing."""
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `Drafter`."""
+        """Do nothing."""
 
     def end(self, row: Row) -> None:
-        """See `Drafter`."""
+        """Do nothing."""
 
 
 class AroundDrafter(BaseDrafter):
-    """A drafter around another, to which it hands everything on.
+    """A drafter around another one, to which it passes every call.
 
     A subclass has the field `inner` and writes `propose`.
     """
@@ -216,48 +216,48 @@ class AroundDrafter(BaseDrafter):
 
     @property
     def name(self) -> str:
-        """See `Drafter`: an error names whoever drafts."""
+        """Name of the inner drafter, so that errors name the drafter that proposes."""
         return self.inner.name
 
     @property
-    def is_replayable(self) -> bool:  # type: ignore[override]  # the class's where the base has its own
-        """See `BaseDrafter`."""
+    def is_replayable(self) -> bool:  # type: ignore[override]  # a property here, a class variable in the base
+        """Whether the inner drafter can be replayed."""
         return bool(getattr(self.inner, "is_replayable", False))
 
     @property
     def needs(self) -> Needs:
-        """See `Drafter`."""
+        """What the inner drafter needs."""
         return self.inner.needs
 
     def begin(self, row: Row, prompt: Output) -> None:
-        """See `Drafter`."""
+        """Prepare the inner drafter."""
         self.inner.begin(row, prompt)
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `Drafter`. `inner` sees every round, and tells its own drafts by their source."""
+        """Pass every verification to the inner drafter, which recognises its own drafts by their source."""
         self.inner.observe(row, draft, verdict, target)
 
     def end(self, row: Row) -> None:
-        """See `Drafter`."""
+        """Let the inner drafter forget the row."""
         self.inner.end(row)
 
 
 class Verifier(Protocol):
-    """Decides which drafted tokens stand, so that the committed tokens are distributed as the target's own."""
+    """Decides which drafted tokens are accepted, so that the output keeps the target's distribution."""
 
     def judge(self, rows: Sequence[Row], drafts: Sequence[Draft], logits_BTV: Tensor) -> list[Verdict]:
         """A verdict for each row.
 
         Args:
-            rows: before anything of the draft is committed.
+            rows: the rows, before any drafted token is committed.
             drafts: one for each row.
-            logits_BTV: the target's, after the row's last token and after each node; shorter rows are padded.
+            logits_BTV: the target's logits after the row's last token and after each node; shorter rows are padded.
         """
         ...
 
 
 class Schedule(Protocol):
-    """In which order drafting, verifying and committing happen."""
+    """The order of drafting, verifying and committing."""
 
     def run(self, session: Session) -> None:
         """Decode until every request of the session has finished."""

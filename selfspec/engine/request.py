@@ -1,4 +1,4 @@
-"""One prompt on its way through a decode: its tokens, when it ends, and what has happened so far."""
+"""One prompt that is being decoded: its tokens, its end conditions and its rounds so far."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Criterion = Callable[[list[int]], bool]  # (prompt and output so far) -> end her
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """When a sequence is over.
+    """The conditions that end a sequence.
 
     Attributes:
-        max_new_tokens: the most tokens to add, at least 1; fewer where the model's context ends.
-        eos_ids: ids that end it; None: the model's own.
+        max_new_tokens: largest number of new tokens, at least 1; the model's context may allow fewer.
+        eos_ids: token ids that end the sequence; None: those of the model.
         criterion: called with all ids after each committed token; true ends the sequence there.
     """
 
@@ -33,13 +33,13 @@ class Ending:
 
 @dataclass(slots=True)
 class Request:
-    """One prompt on its way.
+    """One prompt that is being decoded.
 
     Attributes:
-        index: its place among the prompts.
-        row: what drafters may know of it.
-        n_prompt: tokens of the prompt.
-        n_max: the most new tokens.
+        index: index among the prompts of the call.
+        row: the part that drafters may read.
+        n_prompt: number of tokens of the prompt.
+        n_max: largest number of new tokens.
         eos_ids, criterion: see `Ending`.
         rounds, prefill_s, total_s, finish: see `DecodeResult`.
     """
@@ -57,11 +57,11 @@ class Request:
 
     @property
     def n_left(self) -> int:
-        """New tokens that may still come."""
+        """Number of new tokens that may still be added."""
         return self.n_max - (len(self.row.ids) - self.n_prompt)
 
     def commit(self, tokens: Sequence[int]) -> int:
-        """Append tokens up to the first that ends the sequence; returns how many became output."""
+        """Append tokens up to the first one that ends the sequence; returns how many were appended."""
         ids = self.row.ids
         for n, token in enumerate(tokens, start=1):
             ids.append(token)
@@ -76,6 +76,6 @@ class Request:
         return len(tokens)
 
     def result(self) -> DecodeResult:
-        """What is left of it when it has finished."""
+        """The result of a finished request."""
         assert self.finish is not None
         return DecodeResult(self.row.ids[self.n_prompt :], self.rounds, self.prefill_s, self.total_s, self.finish)

@@ -1,6 +1,6 @@
-"""From logits to probabilities: the only place that warps, for target and draft alike.
+"""From logits to probabilities: the only place that applies logits processors, for target and draft alike.
 
-The warps are transformers' own, so that `temperature=0.7` means here what it means in `generate`.
+The processors are those of transformers, so `temperature=0.7` means the same as in `generate`.
 """
 
 # V vocabulary
@@ -29,19 +29,19 @@ Warp = Callable[[Tensor, Tensor], Tensor]  # (ids so far [1, T], logits [1, V]) 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen; the defaults are greedy decoding.
+    """Settings for the choice of tokens; the defaults are greedy decoding.
 
     Attributes:
         do_sample: draw from the warped distribution; otherwise take its maximum.
         temperature, top_k, top_p, min_p: as in transformers; they need `do_sample`.
-        repetition_penalty: above 1 makes tokens that already occurred less likely; also when greedy.
+        repetition_penalty: above 1 makes tokens of the text less likely, in greedy decoding too.
         warps: further processors, called after these with (ids so far [1, T], logits [1, V]).
-        seed: of the target's stream; row i of a batch draws from streams of its own.
-        by_block: a sampled chain is judged as a whole instead of token by token: the same distribution, other draws
-            (`verify.judge_block`).
+        seed: seed of the random streams; each row of a batch has streams of its own.
+        by_block: verify a sampled chain as a whole instead of token by token (`verify.judge_block`). The distribution
+            is the same, the drawn tokens differ.
 
     Raises:
-        InputError: for settings that have no meaning, or no effect.
+        InputError: if a setting has no meaning or no effect.
     """
 
     do_sample: bool = False
@@ -87,7 +87,7 @@ class Sampling:
 
 
 class Chooser:
-    """Chooses tokens for one row: its warps, and two random streams that never meet (target's and draft's)."""
+    """Chooses tokens for one row: logits processors, and separate random streams for target and draft."""
 
     def __init__(self, sampling: Sampling, *, row: int = 0, device: torch.device | None = None) -> None:
         self.do_sample = sampling.do_sample
@@ -97,7 +97,7 @@ class Chooser:
 
     @property
     def is_plain_greedy(self) -> bool:
-        """Whether the choice is just the largest logit."""
+        """Whether the choice is the largest raw logit."""
         return not self.do_sample and not self._processors
 
     def warp(self, ids: Sequence[int], logits_V: Tensor) -> Tensor:
@@ -110,46 +110,47 @@ class Chooser:
         return warped[0]
 
     def probabilities(self, ids: Sequence[int], logits_V: Tensor) -> Tensor:
-        """The distribution that the next token after `ids` is drawn from, [V]; sums to 1."""
+        """The distribution of the next token after `ids`, [V]; sums to 1."""
         return self.warp(ids, logits_V).softmax(-1)
 
     def greedy(self, ids: Sequence[int], logits_V: Tensor) -> int:
         """The token with the largest warped logit.
 
         Raises:
-            PromptError: if it is nan; or infinite, where no processor made it so.
+            PromptError: if that logit is nan, or if it is infinite and there is no processor.
         """
         if not self._processors:
             return check_choice(int(choices(logits_V)))
         warped_V = self.warp(ids, logits_V)
         token = int(largest(warped_V))
-        probability(warped_V, token)  # nan is refused; infinity is a processor's way to force a token
+        probability(warped_V, token)  # refuses nan; a processor may use infinity to force a token
         return token
 
 
 def largest(logits: Tensor) -> Tensor:
-    """The index of the largest of the last dimension, the first of equals.
+    """Index of the largest entry of the last dimension; the first of equal ones.
 
-    `argmax` gives the same and takes five times as long on a CPU: 2.0 and 0.4 ms for eight rows of 151936 in bfloat16.
+    `argmax` gives the same result but is five times slower on a CPU: 2.0 instead of 0.4 ms for eight rows of 151936 in
+    bfloat16.
     """
     return logits.max(-1).indices
 
 
-NO_NUMBER = -1  # stands for a token where the largest logit is nan or infinite
+NO_NUMBER = -1  # in place of a token id where the largest logit is nan or infinite
 
 
 def choices(logits: Tensor) -> Tensor:
-    """`largest`, and `NO_NUMBER` where the largest logit is nan or infinite.
+    """`largest`, with `NO_NUMBER` where the largest logit is nan or infinite.
 
-    The mark travels with the tokens, so that a check costs no further read from the device. `max` finds a nan if there
-    is one; minus infinity is a number here: a constraint may forbid every token.
+    The mark is part of the token tensor, so a check needs no further read from the device. `max` returns nan if there
+    is one. Minus infinity is allowed, since a constraint may forbid every token.
     """
     values, indices = logits.max(-1)
     return indices.masked_fill_(~(values < torch.inf), NO_NUMBER)
 
 
 def check_choice(token: int) -> int:
-    """The token, if it is one.
+    """The token itself.
 
     Raises:
         PromptError: if it is `NO_NUMBER`.
@@ -163,7 +164,7 @@ def draw(probabilities_V: Tensor, rng: torch.Generator) -> int:
     """One token id from a distribution.
 
     Raises:
-        PromptError: if it is none, as of logits that are nan.
+        PromptError: if the distribution holds nan.
     """
     try:
         return int(torch.multinomial(probabilities_V.to(rng.device), 1, generator=rng))

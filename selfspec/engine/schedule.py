@@ -1,4 +1,4 @@
-"""Draft, verify, commit, in turn: the loop of every decode."""
+"""The loop of every decode: draft, verify, commit."""
 
 # B rows
 
@@ -20,16 +20,16 @@ Listener = Callable[[int, list[int], list[Kind]], None]  # (row, committed token
 
 @dataclass(slots=True)
 class Session:
-    """What a schedule works on.
+    """The state that a schedule works on.
 
     Attributes:
         decoder: the target.
-        drafter: proposes.
-        verifier: judges.
+        drafter: proposes tokens.
+        verifier: decides which are accepted.
         live: the requests that have not finished, in the order of the cache's rows.
-        cache: the target's keys and values of their prompts.
-        watch: where seconds come from.
-        tell: told of committed tokens as they are committed.
+        cache: the target's keys and values of these requests.
+        watch: measures the seconds.
+        tell: called with tokens when they are committed.
     """
 
     decoder: Decoder
@@ -42,7 +42,7 @@ class Session:
 
 
 class Sequential:
-    """All rows draft, then all are verified in one forward, then what stands is committed."""
+    """Drafts for all rows, verifies all drafts in one forward, then commits the accepted tokens."""
 
     def run(self, session: Session) -> None:
         """See `Schedule`."""
@@ -91,7 +91,7 @@ def _commit(
         cache.commit(b, len(request.row.ids), verdict.path)
         tokens = [*(draft.tokens[node] for node in verdict.path), verdict.token]
         n_committed = request.commit(tokens)
-        stands = Verdict(verdict.path[:n_committed], verdict.token)  # what lies behind the end is nobody's
+        stands = Verdict(verdict.path[:n_committed], verdict.token)  # tokens after the end of the sequence do not count
         request.rounds.append(
             Round(
                 len(draft.tokens),

@@ -1,4 +1,4 @@
-"""What a decode leaves behind: integers and seconds, never ratios (those are `metrics`)."""
+"""The record of a decode: counts and seconds. `measure.metrics` computes ratios from them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Round:
     """One draft and one verification of one row.
 
     Attributes:
-        drafted: tokens proposed.
-        accepted: drafted tokens that the target agreed with, up to the end of the sequence.
-        committed: tokens that became output: accepted + 1, or fewer where the sequence ended among them.
-        draft_s, verify_s: seconds; of a batch of n rows at work, this row's share, 1/n.
-        threshold: the stop rule's confidence threshold while drafting, where it has one.
-        confidences: the draft's raw probability of each drafted token, where the stop rule asked for it.
-        n_forwards: forwards of the drafter.
-        source: who drafted, see `Draft`; empty where nobody did.
+        drafted: number of proposed tokens.
+        accepted: number of accepted tokens, up to the end of the sequence.
+        committed: number of tokens added to the output: accepted + 1, or fewer if the sequence ended among them.
+        draft_s, verify_s: seconds; in a batch of n live rows, 1/n of the batch's seconds.
+        threshold: confidence threshold of the stop rule in this round; None if the rule has none.
+        confidences: the draft's raw probability of each drafted token; empty if the stop rule does not need them.
+        n_forwards: number of forwards of the drafter.
+        source: source of the draft, see `Draft`; empty without a draft.
     """
 
     drafted: int
@@ -36,15 +36,15 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class DecodeResult:
-    """The output of one prompt; `len(tokens) == 1 + sum(r.committed for r in rounds)`.
+    """Output of one prompt; `len(tokens) == 1 + sum(r.committed for r in rounds)`.
 
     Attributes:
         tokens: new token ids, the end-of-sequence token included.
-        rounds: in order; plain decoding drafts nothing and commits one token a round.
+        rounds: the rounds in order; in plain decoding each commits one token.
         prefill_s: seconds of the prompt's forward, which also gives the first token.
-        total_s: seconds from before the prefill to the last token; of a batch of n rows at work, this row's share, 1/n,
-            so that tokens over seconds, summed over rows, is the batch's throughput.
-        finish: why it ended.
+        total_s: seconds from before the prefill to the last token. In a batch of n live rows it is 1/n of the batch's
+            seconds, so that tokens over seconds, summed over rows, is the throughput of the batch.
+        finish: reason for the end: an end token, the criterion, or the length.
     """
 
     tokens: list[int]
@@ -55,10 +55,10 @@ class DecodeResult:
 
     @property
     def drafted(self) -> int:
-        """Tokens proposed, over all rounds."""
+        """Number of proposed tokens, over all rounds."""
         return sum(r.drafted for r in self.rounds)
 
     @property
     def accepted(self) -> int:
-        """Drafted tokens that the target agreed with, over all rounds."""
+        """Number of accepted tokens, over all rounds."""
         return sum(r.accepted for r in self.rounds)

@@ -1,7 +1,7 @@
-"""Drafts as trees: what may be proposed, who sees whom, and the forward of the target that reads them all at once.
+"""Drafts as trees: which drafts are valid, their mask, and the forward of the target that reads all nodes at once.
 
-Node i of a row's draft is written behind the row's last token at slot i + 1; it stands at the position of its depth and
-sees the text and its own branch. A batch of chains needs none of this: the model's own masks are right for it.
+Node i of a row's draft is written at slot i + 1 after the row's last token. Its position follows from its depth, and it
+attends to the text and to its own branch. A batch of chains needs no such layout, since the model's masks fit it.
 """
 
 # B rows, N nodes, T tokens read (the last token and the nodes), S slots of the cache, V vocabulary
@@ -19,11 +19,11 @@ from selfspec.engine.protocols import ROOT, Draft, Output, Row
 from selfspec.errors import DrafterError
 from selfspec.models.decoder import Decoder
 
-SUM_TOLERANCE = 1e-3  # of probabilities: 150 000 of them summed in float32 are right to 1e-5
+SUM_TOLERANCE = 1e-3  # of a sum of probabilities; 150 000 of them in float32 are exact to 1e-5
 
 
 def depths(draft: Draft) -> list[int]:
-    """The depth of each node; the root's children have 1."""
+    """Depth of each node; the children of the root have depth 1."""
     if draft.parents is None:
         return list(range(1, len(draft.tokens) + 1))
     found: list[int] = []
@@ -33,10 +33,10 @@ def depths(draft: Draft) -> list[int]:
 
 
 def check_drafts(drafts: Sequence[Draft], rows: Sequence[Row], *, n_vocab: int, by: str) -> None:
-    """Refuse what no target could verify.
+    """Check that the target can verify the drafts.
 
     Raises:
-        DrafterError: it names the drafter and says what is wrong.
+        DrafterError: if a draft is invalid; the message names the drafter and the fault.
     """
     if len(drafts) != len(rows):
         raise DrafterError(f"drafter {by} made {len(drafts)} drafts for {len(rows)} rows; it makes one for each")
@@ -60,7 +60,7 @@ def _what_is_wrong(draft: Draft, limit: int, n_vocab: int) -> str | None:
                 return f"gave node {node} the parent {parent}; a parent comes before its children, and the root is -1"
     longest = max(depths(draft), default=0)
     if longest > limit:
-        return f"drafted {longest} tokens, and at most {limit} were asked for"
+        return f"drafted {longest} tokens, and the limit is {limit}"
     if draft.confidences and len(draft.confidences) != n:
         return f"gave {len(draft.confidences)} confidences for {n} tokens; give one for each, or none"
     return None if draft.probabilities is None else _wrong_probabilities(draft, n_vocab)
@@ -84,19 +84,19 @@ def _wrong_probabilities(draft: Draft, n_vocab: int) -> str | None:
 def read_drafts(
     decoder: Decoder, rows: Sequence[Row], drafts: Sequence[Draft], cache: ClockCache, *, hidden: tuple[int, ...] = ()
 ) -> Output:
-    """The full model on [last token, draft] of each row in one forward; short rows are padded at the end.
+    """Run the full model on [last token, draft] of each row in one forward; short rows are padded at the end.
 
-    What padding writes lies behind its row's clock, where the next forward overwrites it.
+    Padding is written after its row's clock, where the next forward overwrites it.
 
     Args:
         decoder: the target.
-        rows: before anything of the draft is committed.
+        rows: the rows, before any drafted token is committed.
         drafts: one for each row.
-        cache: of keys and values.
-        hidden: layers whose output is wanted.
+        cache: keys and values.
+        hidden: layers whose output to return.
 
     Raises:
-        InputError: if a draft branches, and the model takes no explicit mask.
+        InputError: if a draft branches and the model takes no explicit mask.
     """
     n_new = 1 + max(len(d.tokens) for d in drafts)
     starts = [len(row.ids) - 1 for row in rows]
@@ -119,16 +119,17 @@ def read_drafts(
 def tree_layout(
     starts: Sequence[int], drafts: Sequence[Draft], *, n_new: int, n_keys: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the last token and the nodes of each row stand, which slots each sees, and where what lies in them stands.
+    """Positions, attention mask and key positions for the last token and the nodes of each row.
 
     Args:
-        starts: the position of each row's last token.
+        starts: position of each row's last token.
         drafts: one for each row.
-        n_new: T, at least 1 + the nodes of the largest draft; what is more is padding, which sees the text and itself.
-        n_keys: S; None: to the end of the longest row.
+        n_new: T, at least 1 + the nodes of the largest draft. Further tokens are padding, which sees the text and
+            itself.
+        n_keys: S; None: up to the end of the longest row.
 
     Returns:
-        [B, T], [B, T, S] and [B, S].
+        Position of each token [B, T]; whether each token sees each slot [B, T, S]; position of each slot's key [B, S].
     """
     n_keys = max(starts) + n_new if n_keys is None else n_keys
     branches_BTT = torch.zeros(len(starts), n_new, n_new, dtype=torch.bool)
@@ -139,7 +140,7 @@ def tree_layout(
     starts_B1 = torch.tensor(starts).unsqueeze(1)
     slots_S = torch.arange(n_keys)
     positions_BT = starts_B1 + depths_BT
-    # The slot's number among the new ones; where it is none of them, any number will do.
+    # Index of a slot among the new ones; it is not used for other slots.
     new_BS = slots_S - starts_B1
     is_new_BS = (new_BS >= 0) & (new_BS < n_new)
     index_BS = new_BS.clamp(0, n_new - 1)
@@ -149,7 +150,7 @@ def tree_layout(
 
 
 def _branches(draft: Draft, n_new: int) -> list[list[bool]]:
-    """Row t: which of the T new tokens token t sees: itself and those before it on its branch, the root included."""
+    """Row t: which of the T new tokens token t sees, namely itself and its ancestors, the root included."""
     seen = [[t == other for other in range(n_new)] for t in range(n_new)]
     for node in range(len(draft.tokens)):
         parent = node - 1 if draft.parents is None else draft.parents[node]

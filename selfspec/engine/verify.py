@@ -1,7 +1,7 @@
-"""Accept, correct, bonus: which drafted tokens stand, and what the target says after them.
+"""Verification: which drafted tokens are accepted, and the correction or bonus after them.
 
-Pure functions of tokens and distributions. Whatever is drafted, as a chain or as a tree, the committed tokens are
-distributed exactly as the target's own (greedy: are the target's own).
+Pure functions of tokens and distributions. For any draft, chain or tree, the committed tokens have exactly the
+target's distribution; in greedy decoding they are the target's tokens.
 """
 
 # N nodes of a draft, K tokens of a chain, B rows, T tokens, V vocabulary
@@ -21,12 +21,12 @@ Target = Callable[[int], Tensor]  # node, or ROOT -> the target's distribution [
 
 
 def judge_greedy(draft: Draft, target: Callable[[int], int] | Sequence[int]) -> Verdict:
-    """The path of nodes that are the target's choices.
+    """Verdict of greedy decoding: the path of nodes that equal the target's choices.
 
     Args:
         draft: a chain or a tree.
-        target: what the target chooses after the root and after each node, N + 1 token ids in that order; or a function
-            that says it of a node or of `ROOT`.
+        target: the target's choice after the root and after each node, N + 1 token ids in that order; or a function
+            from a node or `ROOT` to that choice.
     """
     after = target if callable(target) else lambda node: target[node + 1]
     path: list[int] = []
@@ -38,15 +38,15 @@ def judge_greedy(draft: Draft, target: Callable[[int], int] | Sequence[int]) -> 
 
 
 def judge_sampled(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
-    """Rejection sampling, from sibling to sibling and from node to node: the target's distribution exactly.
+    """Verdict of recursive rejection sampling; the output has exactly the target's distribution.
 
-    Siblings that were drawn without replacement are judged against what is left of their draft distribution, siblings
-    that were chosen without chance as point masses.
+    Siblings drawn without replacement are judged against the rest of their draft distribution. Siblings chosen without
+    randomness are judged as point masses.
 
     Args:
         draft: a chain or a tree.
-        target: the target's distribution after a node, asked in order and no further than needed.
-        rng: the target's stream.
+        target: the target's distribution after a node; called in order, and only for the nodes that are needed.
+        rng: the target's random stream.
 
     Source: for chains Leviathan et al. 2023 (arXiv:2211.17192), section 2.3; for siblings Jeon et al. 2024, RSD
     (arXiv:2402.14160), theorem 3.1. Their p is our target, their q our draft.
@@ -71,17 +71,18 @@ def judge_sampled(draft: Draft, target: Target, rng: torch.Generator) -> Verdict
 
 
 def judge_block(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
-    """A sampled chain judged as a whole: accepts as many tokens as token by token or more, and is as exact.
+    """Verdict of block verification: judges a sampled chain as a whole.
 
-    A token that the target likes better than the draft makes up for one before it that it likes less.
+    It is as exact as verification token by token and accepts as many tokens or more: a token that the target prefers
+    more than the draft does compensates for an earlier one that it prefers less.
 
     Args:
         draft: a chain.
-        target: see `judge_sampled`; asked after every token.
-        rng: the target's stream.
+        target: the target's distribution after a node; called for `ROOT` and for every node.
+        rng: the target's random stream.
 
-    Source: Sun et al. 2024 (arXiv:2403.10444), algorithm 2; their M_b is our target, their M_s our draft. The rule that
-    ends a draft may look at its tokens: the proof goes through for any length that they decide.
+    Source: Sun et al. 2024 (arXiv:2403.10444), algorithm 2; their M_b is our target, their M_s our draft. The stop
+    rule may depend on the drafted tokens: the proof holds for any length that they determine.
     """
     n = len(draft.tokens)
     targets = [target(node) for node in range(ROOT, n)]
@@ -90,7 +91,7 @@ def judge_block(draft: Draft, target: Target, rng: torch.Generator) -> Verdict:
     for i, token in enumerate(draft.tokens):
         alive = min(1.0, alive * probability(targets[i], token) / float(drafts[i][token]))
         chance = alive
-        if i + 1 < n:  # the more likely, the more of the target the tokens behind would leave unserved
+        if i + 1 < n:  # grows with the part of the target that the later tokens would leave uncovered
             over = float((alive * targets[i + 1] - drafts[i + 1]).clamp_(min=0).sum())
             chance = over / (over + 1 - alive) if over + 1 - alive > 0 else 1.0
         if float(torch.rand((), generator=rng, dtype=torch.float64)) < chance:
@@ -113,7 +114,7 @@ def residual_of_block(alive: float, draft_V: Tensor, target_V: Tensor) -> Tensor
 
 
 def _drawn_from(draft: Draft, i: int, like_V: Tensor) -> Tensor:
-    """The distribution that token i of a chain was drawn from; a point mass where it was chosen without chance."""
+    """The distribution that token i of a chain was drawn from; a point mass if it was not drawn."""
     if draft.probabilities is not None:
         return draft.probabilities[i]
     point_V = torch.zeros_like(like_V)
@@ -129,12 +130,12 @@ def acceptance_probability(token: int, draft_V: Tensor | None, target_V: Tensor)
 
 
 def residual(token: int, draft_V: Tensor | None, target_V: Tensor) -> Tensor:
-    """What of the target the draft under-serves, [V]: max(target - draft, 0), normalised.
+    """The residual distribution after a rejection, [V]: max(target - draft, 0), normalised.
 
-    A correction follows it; or the next sibling is judged against it.
+    The correction is drawn from it, or the next sibling is judged against it.
 
     Args:
-        token: the rejected token, where the draft is a point mass (`draft_V` is None).
+        token: the rejected token; used if the draft is a point mass (`draft_V` is None).
     """
     if draft_V is None:
         left_V = target_V.clone()
@@ -142,12 +143,12 @@ def residual(token: int, draft_V: Tensor | None, target_V: Tensor) -> Tensor:
     else:
         left_V = (target_V - draft_V).clamp_(min=0)
     total = left_V.sum()
-    # Nothing is left where draft and target differ by rounding alone; then the target itself is what is left of it.
+    # The residual is zero if draft and target differ only by rounding; then the target itself is used.
     return left_V / total if total > 0 else target_V
 
 
 def without(token: int, draft_V: Tensor) -> Tensor:
-    """What the next sibling is drawn from, [V]: the draft's distribution without a token that was drawn."""
+    """The distribution of the next sibling, [V]: the draft's distribution without the drawn token, normalised."""
     left_V = draft_V.clone()
     left_V[token] = 0
     total = left_V.sum()
@@ -156,21 +157,21 @@ def without(token: int, draft_V: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """The verifier: the target's own output, greedy or in distribution.
+    """The default verifier: lossless, in greedy decoding token by token and in sampling in distribution.
 
     Attributes:
-        by_block: sampled chains are judged as blocks instead of token by token.
+        by_block: judge sampled chains as blocks instead of token by token.
     """
 
     by_block: bool = False
 
     def judge(self, rows: Sequence[Row], drafts: Sequence[Draft], logits_BTV: Tensor) -> list[Verdict]:
-        """See `Verifier`; one read from the device where all rows are plainly greedy."""
+        """A verdict for each row; reads from the device once if all rows are greedy without processors."""
         if all(row.chooser.is_plain_greedy for row in rows):
             chosen = choices(logits_BTV).tolist()
             verdicts = [judge_greedy(draft, tokens) for draft, tokens in zip(drafts, chosen, strict=True)]
             for verdict in verdicts:
-                check_choice(verdict.token)  # the path's tokens are drafted ones
+                check_choice(verdict.token)  # accepted tokens are drafted tokens, so they are valid
             return verdicts
         return [self._row(*each) for each in zip(rows, drafts, logits_BTV, strict=True)]
 

@@ -1,1 +1,4 @@
-"""Seconds, ratios and exactness. It knows nothing of models' insides."""
+"""Seconds, ratios with intervals, and exactness of outputs.
+
+It must not know layers, skip sets or drafters: it sees tokens, counts and seconds.
+"""

@@ -1,8 +1,8 @@
-"""Are two outputs the same, and if not, was it a tie?
+"""Compare two outputs: identical, a near-tie, or a mismatch.
 
 In float32 and float64 greedy outputs must be equal. In 16 bits a forward of one token and a forward of eight round
-differently, so plain decoding itself is not unique where two tokens are nearly equally likely: such a first divergence
-is a near-tie. Anything else is a mismatch, that is, a bug.
+differently, so plain decoding itself is not unique if two tokens are almost equally likely. A first divergence at such
+a place is a near-tie. Any other divergence is a mismatch, that is, a bug.
 """
 
 # V vocabulary
@@ -18,10 +18,10 @@ from torch import Tensor
 
 from selfspec.models.decoder import Decoder
 
-Verdict = Literal["identical", "near_tie", "mismatch"]
+Outcome = Literal["identical", "near_tie", "mismatch"]
 
-# In units of eps · (the logit that is largest without its sign): rounding errors grow with what is summed, and where
-# the best token is unsure that one is a negative logit. Measured in bfloat16, 6366 places of three texts (SmolLM2-135M,
+# In units of eps · (largest absolute logit): rounding errors grow with the summands, and if the best token is unsure
+# that logit is a negative one. Measured in bfloat16, 6366 places of three texts (SmolLM2-135M,
 # Qwen2.5-Coder-0.5B): the gaps between the best three tokens change by up to 2.84 between the whole text and forwards
 # of one, five and eleven tokens; in units of the best token's logit by up to 6.5. In float32 and wider this is far
 # below any gap between two tokens.
@@ -30,24 +30,24 @@ TOLERANCE_ULPS = 4
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How an output compares with the baseline's.
+    """Result of a comparison with the baseline's output.
 
     Attributes:
         verdict: identical, near_tie (a first divergence within the tolerance), or mismatch.
         first_divergence: index of the first differing token, None if identical.
-        gap: at that token, how far below the target's largest logit the less likely of the two tokens lies; of the
-            second look, if there was one.
-        tolerance: the largest gap that is called a near-tie here.
+        gap: at that token, the target's largest logit minus the logit of the less likely of the two tokens; from the
+            second check, if there was one.
+        tolerance: largest gap of a near-tie.
     """
 
-    verdict: Verdict
+    verdict: Outcome
     first_divergence: int | None = None
     gap: float | None = None
     tolerance: float | None = None
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """The index of the first token that differs, the shorter length if one is a prefix of the other; None if equal."""
+    """Index of the first differing token; the shorter length if one is a prefix of the other; None if equal."""
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i
@@ -56,12 +56,12 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 
 @torch.inference_mode()
 def compare(decoder: Decoder, prompt: Sequence[int], baseline: Sequence[int], tokens: Sequence[int]) -> Comparison:
-    """Compare two greedy outputs for one prompt; asks the target at the first divergence, if there is one.
+    """Compare two greedy outputs for one prompt; at a divergence the target's logits decide.
 
-    It is asked about the whole text at once and, if that says mismatch, once more one token at a time, as the baseline
-    was decoded: the whole text has roundings of its own, and the outputs parted by the difference of two others.
+    The target reads the whole text at once. If that gives a mismatch, it reads the text once more token by token, as
+    the baseline was decoded: reading the whole text rounds in yet another way.
 
-    An output that merely ends sooner than the other is a mismatch: no rounding explains it.
+    An output that only ends sooner than the other is a mismatch, since no rounding explains it.
     """
     at = first_difference(baseline, tokens)
     if at is None:
@@ -76,7 +76,7 @@ def compare(decoder: Decoder, prompt: Sequence[int], baseline: Sequence[int], to
 
 
 def _judged(logits_V: Tensor, at: int, pair: tuple[int, int], dtype: torch.dtype) -> Comparison:
-    """Whether rounding can have made either of a pair of tokens the best."""
+    """Near-tie if rounding can make either token of the pair the best, otherwise mismatch."""
     logits_V = logits_V.double()
     gap = float(logits_V.max()) - min(float(logits_V[token]) for token in pair)
     tolerance = TOLERANCE_ULPS * torch.finfo(dtype).eps * max(1.0, float(logits_V.abs().max()))
@@ -84,7 +84,7 @@ def _judged(logits_V: Tensor, at: int, pair: tuple[int, int], dtype: torch.dtype
 
 
 def _after(decoder: Decoder, text: Sequence[int], then: Sequence[int]) -> Tensor:
-    """The logits [V] after a text that is read at once, and tokens that are read one by one."""
+    """Logits [V] after a text that is read at once and tokens that are read one by one."""
     cache = decoder.new_cache(n_rows=1, capacity=len(text) + len(then))
     pieces = [list(text), *([token] for token in then)]
     starts = [0, *range(len(text), len(text) + len(then))]

@@ -1,4 +1,4 @@
-"""Ratios, from counts and seconds. Pool before dividing; a ratio of nothing is nan."""
+"""Ratios of counts and seconds. Sums are pooled before they are divided; a ratio with denominator 0 is nan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfspec.measure.intervals import Interval, interval, t_interval
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """numerator / denominator, or nan where there is nothing to divide by."""
+    """numerator / denominator; nan if the denominator is 0."""
     return numerator / denominator if denominator else math.nan
 
 
@@ -22,27 +22,27 @@ def acceptance(accepted: int, drafted: int) -> float:
 
 
 def tokens_per_round(accepted: int, n_rounds: int) -> float:
-    """(accepted + 1) a round, pooled: the accepted tokens and the correction or bonus."""
+    """Committed tokens in a round, pooled: the accepted ones, and the correction or bonus."""
     return ratio(accepted + n_rounds, n_rounds)
 
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What decoding one prompt took: seconds, and the tokens they bought. The prefill and its token are not in it."""
+    """Seconds and tokens of decoding one prompt, without the prefill and its token."""
 
     seconds: float
     tokens: int
 
 
 def tokens_per_s(times: Sequence[Timed]) -> float:
-    """Tokens a second, pooled over prompts."""
+    """Tokens per second, pooled over prompts."""
     return ratio(sum(t.tokens for t in times), sum(t.seconds for t in times))
 
 
 def speedup(baseline: Sequence[Timed], method: Sequence[Timed]) -> float:
     """The method's tokens per second over the baseline's, pooled over the same prompts in the same order.
 
-    Where both give the same tokens, as lossless methods do, this is baseline seconds over method seconds.
+    If both give the same tokens, as lossless methods do, this is baseline seconds over method seconds.
     """
     if len(baseline) != len(method):
         raise ValueError(f"{len(baseline)} baseline and {len(method)} method times; they must be paired")

@@ -1,4 +1,4 @@
-"""Seconds, from one place: synchronised with the device, and replaceable by a test."""
+"""The only clock: synchronised with the device, and replaceable in tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Stopwatch:
-    """Reads a clock after the device has finished what it was given."""
+    """Reads a clock after the device has finished its work."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     clock: Callable[[], float] = time.perf_counter
@@ -26,9 +26,9 @@ class Stopwatch:
 
 
 def device_seconds(call: Callable[[], object], *, device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls: on CUDA between two events on the device, else by the host's clock.
+    """Seconds of each of `repeats` calls: on CUDA between two events on the device, otherwise by the host's clock.
 
-    Between events only what the device does counts, and what it waits for the host; a call is not made to wait.
+    The time between events covers the device's work and its waits for the host; calls are not synchronised.
     """
     if device.type != "cuda":
         watch, seconds = Stopwatch(device), []

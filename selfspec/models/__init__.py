@@ -1,1 +1,4 @@
-"""A model and its parts: where its weights and sublayers are, and how they are run."""
+"""A model and its parts: find and load its weights, find its sublayers, bind a draft, pack weights, attention kernels.
+
+It must not know stop rules, searches, data sets or run folders.
+"""

@@ -1,12 +1,12 @@
-"""Attention of few new tokens over keys that several heads share: one product for the heads of a group.
+"""Attention of few new tokens with shared keys: one matrix product for all heads of a group.
 
-With grouped-query attention transformers hands torch one query row for each head and has it share the keys, or copies
-the keys for every head. On a CPU both are slow where a decode has one row or a few: torch's kernel works through the
-heads of a group one by one. Here the heads that share keys are the rows of one product, which is the same sum in the
-same order: 16 instead of 120 microseconds for one row over 200 keys (14 heads, 2 of keys), 28 instead of 314 over 512.
+For grouped-query attention, transformers passes one query row for each head to torch, which shares the keys, or copies
+the keys for every head. Both are slow on a CPU for one row or a few, since torch's kernel computes the heads of a group
+one by one. Here the heads that share keys are the rows of one product, which is the same sum in the same order. One row
+over 200 keys (14 heads, 2 key heads) takes 16 instead of 120 microseconds, over 512 keys 28 instead of 314.
 
-It is registered with transformers as one more attention implementation, so that a model takes it by name; what is not
-few tokens over shared keys goes to transformers' own.
+This is registered with transformers as an attention implementation that a model selects by name. Calls with many tokens
+or without shared keys go to transformers' own implementation.
 """
 
 # B rows, H query heads, K key heads, T new tokens, S keys, D head dimension
@@ -21,8 +21,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 GROUPED = "grouped_sdpa"
-FEW = 16  # new tokens: a verification; more rows than these keep torch's kernel busy as they are
-_OTHER_SUMS = ("softcap", "position_bias", "cache")  # arguments of transformers' own that this does not compute
+FEW = 16  # largest number of new tokens, as in a verification; torch's kernel is efficient with more rows
+_OTHER_SUMS = ("softcap", "position_bias", "cache")  # arguments that only transformers' implementation computes
 
 
 def grouped_attention(
@@ -35,7 +35,7 @@ def grouped_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [B, T, H, D] and no weights; arguments as of transformers' `sdpa_attention_forward`."""
+    """Attention [B, T, H, D] and no weights; arguments as in transformers' `sdpa_attention_forward`."""
     b, h, t, d = query_BHTD.shape
     k = key_BKSD.shape[1]
     is_whole = t == 1 if attention_mask is None else t <= FEW and attention_mask.shape[1] == 1
@@ -57,11 +57,11 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 def use_grouped(model: PreTrainedModel) -> bool:
-    """Let `model` attend by groups, where it uses torch's kernel on a CPU and heads share keys; returns whether."""
+    """Select grouped attention if `model` uses torch's kernel on a CPU and heads share keys; returns whether it did."""
     config: Any = model.config.get_text_config()
     n_heads = getattr(config, "num_attention_heads", 1)
     n_keys = getattr(config, "num_key_value_heads", None) or n_heads
-    # `_supports_attention_backend`: the layers look their attention up by name.
+    # `_supports_attention_backend`: the layers find their attention function by name.
     takes_names = getattr(model, "_supports_attention_backend", False)
     is_torchs = config._attn_implementation == "sdpa"
     if n_keys == n_heads or not takes_names or not is_torchs or model.device.type != "cpu":

@@ -1,7 +1,7 @@
-"""A causal language model with its sublayers in reach: bind a skip set or a plan, get a forward.
+"""A causal language model whose sublayers can be skipped: `bind` a skip set or a plan, and get a forward.
 
-The draft is a copy of the module tree that shares every parameter; in it each skipped sublayer returns zeros, or what a
-plan puts there. The model itself is never changed, so any number of drafts can live beside it.
+A draft is a copy of the module tree that shares every parameter. In it each skipped sublayer returns zeros or the
+output of its bridge. The model itself is never changed, so any number of drafts can exist at the same time.
 """
 
 # B rows, T tokens, S keys, V vocabulary
@@ -21,22 +21,22 @@ from selfspec.errors import InputError
 from selfspec.models.packing import n_bytes
 from selfspec.models.sublayers import Patch, Sublayers, find_sublayers
 from selfspec.skipping.bridges import stand_in
-from selfspec.skipping.plan import DraftPlan, Precision, Sublayer, sublayer, written
+from selfspec.skipping.plan import DraftPlan, Precision, Sublayer, format_sublayer, sublayer
 from selfspec.skipping.rounding import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.skipping.trimmed_head import TrimmedHead, trimmed
 
-N_HEADS = 6  # trimmed heads that are kept: a search may try several, in turn; chosen, not tuned
+N_HEADS = 6  # trimmed heads to keep, since a search may alternate between several; chosen, not tuned
 
 
 class Decoder:
-    """A decoder-only transformers model, ready to be drafted from and verified with.
+    """A decoder-only transformers model that can draft and verify.
 
     Args:
         model: a causal language model in eval mode; it is not changed.
 
     Raises:
-        InputError: if its sublayers cannot be found or left out.
+        InputError: if its sublayers cannot be found or skipped.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -52,46 +52,46 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where ids go in."""
+        """Device of the input ids."""
         return self.model.get_input_embeddings().weight.device  # type: ignore[operator, no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, packed or not."""
+        """Dtype of the weights, packed or not."""
         return next(self.model.parameters()).dtype
 
     @property
     def context_length(self) -> int:
-        """The longest sequence the model was built for, in tokens."""
+        """Length of the longest sequence that the model supports, in tokens."""
         longest = int(getattr(self.config, "max_position_embeddings", 0) or 1 << 30)
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            # Beyond this length it turns all positions by other angles, and the keys in the cache would be wrong.
+            # Beyond this length the model rotates all positions by other angles, so cached keys would be wrong.
             longest = min(longest, int(rope["original_max_position_embeddings"]))
         return longest
 
     @property
     def n_vocab(self) -> int:
-        """Tokens that the head scores."""
+        """Size of the vocabulary."""
         return int(self.config.vocab_size)
 
     @property
     def eos_ids(self) -> frozenset[int]:
-        """The token ids that end a sequence, from the generation config, else from the model's."""
+        """Token ids that end a sequence, from the generation config or else from the model config."""
         settings: Any = getattr(self.model, "generation_config", None)
         eos = getattr(settings, "eos_token_id", None)
         eos = self.config.eos_token_id if eos is None else eos
         return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
 
     def new_cache(self, *, n_rows: int, capacity: int) -> ClockCache:
-        """An empty cache of `capacity` tokens a row."""
+        """An empty cache of `n_rows` rows with `capacity` tokens each."""
         return ClockCache(self.n_layers, n_rows=n_rows, capacity=capacity, device=self.device)
 
     def bind(self, draft: SkipSet | DraftPlan) -> Forward:
-        """The forward that leaves a skip set out, or does what a plan says.
+        """The forward of a draft, given as a skip set or a plan.
 
         Raises:
-            InputError: if it is for another number of layers, or a bridge is of another size or at a place that
+            InputError: if it is for another number of layers, a bridge has another size or is at a sublayer that
                 takes none, or its precision has no kernel here.
         """
         plan = _plan(draft)
@@ -118,7 +118,7 @@ class Decoder:
         return BoundForward(copied, self.context_length, head, self.sublayers.path)
 
     def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
-        """Its rows are copied once for many drafts, of the last few heads."""
+        """The trimmed head of these ids; the last few heads are kept and shared by drafts."""
         key = ids_N.cpu().numpy().tobytes(), precision
         if key not in self._heads:
             head = TrimmedHead(self.model.get_output_embeddings(), ids_N)  # type: ignore[operator]
@@ -130,7 +130,7 @@ class Decoder:
         return self._heads[key]
 
     def _round(self, copied: nn.Module, plan: DraftPlan) -> None:
-        """Put rounded copies in the place of the linear layers that a plan keeps, and of a whole head."""
+        """Replace the linear layers that a plan keeps, and a whole head, by rounded copies."""
         kept = [sublayer(i) for i, bit in enumerate(plan.skip.bits()) if not bit]
         paths = [f"{self.sublayers.path}.{at[1]}.{p.name}" for at in kept for p in self._patches(at)]
         if not self._rounded.put(copied, paths, plan.precision) and kept:
@@ -150,16 +150,16 @@ class Decoder:
         bridge, patches = plan.bridges[at], self._patches(at)
         if len(bridge.bias) != self.config.hidden_size:
             raise InputError(
-                f"the bridge at {written(at)} is for a hidden size of {len(bridge.bias)}, but this model's is "
+                f"the bridge at {format_sublayer(at)} is for a hidden size of {len(bridge.bias)}, but this model's is "
                 f"{self.config.hidden_size}; fit it for this model"
             )
         module = self.model.get_submodule(f"{self.sublayers.path}.{at[1]}.{patches[0].name}")
         return Patch(patches[0].name, stand_in(bridge, patches, like=module, dtype=self.dtype))
 
     def weight_bytes(self, draft: SkipSet | DraftPlan) -> int:
-        """Bytes of the weights that a draft reads for a token, of what stands in for others as well.
+        """Bytes of the weights that a draft reads for a token, bridges included.
 
-        An embedding counts only where it is the head, too: otherwise a token reads one of its rows.
+        An embedding counts only if it is also the head; otherwise a token reads one of its rows.
         """
         plan = _plan(draft)
         is_plain = plan.head is None and plan.precision == "same"
@@ -167,12 +167,12 @@ class Decoder:
         layers = self.model.get_submodule(self.sublayers.path)
         skipped = (layers.get_submodule(f"{at[1]}.{p.name}") for at in plan.skipped for p in self._patches(at))
         embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
-        looked_up = 0 if getattr(head, "weight", None) is embedding.weight else n_bytes(embedding)
+        embedding_bytes = 0 if getattr(head, "weight", None) is embedding.weight else n_bytes(embedding)
         rounded = sum(m.n_bytes for m in module.modules() if isinstance(m, RoundedLinear))
-        return n_bytes(module) + rounded + self._bridge_bytes(plan) - sum(map(n_bytes, skipped)) - looked_up
+        return n_bytes(module) + rounded + self._bridge_bytes(plan) - sum(map(n_bytes, skipped)) - embedding_bytes
 
     def extra_bytes(self, plan: DraftPlan) -> int:
-        """Bytes that a plan takes beside the model: bridges, rows of its head, and rounded copies of what it keeps."""
+        """Bytes that a plan takes in addition to the model: bridges, head rows, and rounded copies."""
         made = (m for m in self.bind(plan).module.modules() if isinstance(m, RoundedLinear | TrimmedHead))
         return sum(m.n_bytes for m in made) + self._bridge_bytes(plan)
 
@@ -181,9 +181,9 @@ class Decoder:
 
     @torch.inference_mode()
     def _leave_out_everything(self) -> None:
-        """Refuse at the start a model whose layers take other outputs than the patches give; costs little but a head.
+        """Check that the layers of the model accept the outputs of the patches, with one cheap forward.
 
-        With one row, a layer that unpacks a tuple where it is given a tensor fails; with two it would not.
+        With one row, a layer that unpacks a tuple fails if it gets a tensor; with two rows it would not.
         """
         everything = SkipSet.from_bits([True] * (2 * self.n_layers))
         ids_BT = torch.zeros(1, 2, dtype=torch.long, device=self.device)
@@ -198,20 +198,20 @@ class Decoder:
 
 
 def _plan(draft: SkipSet | DraftPlan) -> DraftPlan:
-    return draft if isinstance(draft, DraftPlan) else DraftPlan.of(draft)
+    return draft if isinstance(draft, DraftPlan) else DraftPlan.from_skip_set(draft)
 
 
 def share(module: nn.Module) -> nn.Module:
-    """A copy of the module tree in which every parameter and buffer is the original's own tensor."""
+    """A copy of the module tree that shares every parameter and buffer with the original."""
     copied = module.__class__.__new__(module.__class__)
-    # accelerate keeps a `forward` bound to the module in the module itself; the copy's must be bound to the copy.
+    # accelerate stores a `forward` bound to the module in the module itself; rebind it to the copy.
     copied.__dict__.update({name: _rebind(value, module, copied) for name, value in module.__dict__.items()})
     copied._modules = {name: child if child is None else share(child) for name, child in module._modules.items()}
     return copied
 
 
 def _rebind(value: Any, module: nn.Module, copied: nn.Module) -> Any:
-    """A bound method or partial of `module` as one of `copied`; anything else as it is."""
+    """A bound method or partial of `module`, rebound to `copied`; any other value unchanged."""
     if isinstance(value, MethodType) and value.__self__ is module:
         return MethodType(value.__func__, copied)
     if isinstance(value, partial) and any(arg is module for arg in value.args):

@@ -1,4 +1,4 @@
-"""A model and its tokenizer, from located weights, on a device and in a dtype chosen for a reason that is logged."""
+"""Load a model and its tokenizer from located weights; choose device and dtype, and log the reason."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from selfspec.models.weight_files import GENERATION_CONFIG
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-# Settings of a generation config that count, or that say nothing of what is written.
+# Settings of a generation config that have an effect here, or that do not affect the output.
 _USED = ("eos_token_id", "pad_token_id", "bos_token_id", "transformers_version", "use_cache", "cache_implementation")
-LONGEST = 400  # characters of a loader's message that are shown; chosen to stay readable
+LONGEST = 400  # characters of a loader's message that an error shows; chosen to stay readable
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A decoder, its tokenizer, and what was decided while loading (goes into provenance)."""
+    """A decoder, its tokenizer, and the facts of loading, which provenance records."""
 
     decoder: Decoder
     tokenizer: Any
@@ -41,7 +41,7 @@ class Loaded:
 
 
 def physical_cores() -> int:
-    """Cores that do not share their arithmetic units, as far as the system tells; at least 1."""
+    """Number of physical cores, as far as the system reports them; at least 1."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:
@@ -56,10 +56,10 @@ def physical_cores() -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """`cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: the first of cuda, mps, cpu that is there.
+    """The device named `cpu`, `cuda`, `cuda:1` or `mps`; `auto` is the first of cuda, mps, cpu that exists.
 
     Raises:
-        InputError: if the device is not there.
+        InputError: if the device does not exist.
     """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -76,7 +76,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype, and why."""
+    """The dtype, and the reason for it."""
     if name != "auto":
         if name not in DTYPES:
             raise unknown_name("dtype", name, ["auto", *DTYPES])
@@ -100,21 +100,21 @@ def load(
     device_map: str | None = None,
     pack: bool | None = None,
 ) -> Loaded:
-    """The model in eval mode, its tokenizer, and what was decided.
+    """The model in eval mode, its tokenizer, and the facts of loading.
 
     Args:
-        located: where the weights are.
+        located: location of the weights.
         dtype: float32, bfloat16, float16, float64 or auto.
         device: see `choose_device`.
-        attention: transformers' attention implementation; auto: its own choice, by groups
-            (`selfspec.models.attention`) where that is faster.
-        threads: of torch on the CPU; None: the physical cores.
+        attention: transformers' attention implementation; auto: transformers' choice, or grouped attention
+            (`selfspec.models.attention`) if that is faster.
+        threads: threads of torch on the CPU; None: the number of physical cores.
         trust_remote_code: run code that comes with the weights.
-        device_map: accelerate's, for a model larger than one device; skipping is set up after dispatch.
-        pack: lay the weights out once for oneDNN (`selfspec.models.packing`); None: where that is possible.
+        device_map: map of accelerate, for a model larger than one device.
+        pack: pack the weights for oneDNN (`selfspec.models.packing`); None: if that is possible.
 
     Raises:
-        InputError: if the weights cannot be loaded as asked.
+        InputError: if the weights cannot be loaded with these settings.
     """
     torch.set_num_threads(threads or physical_cores())
     place = choose_device(device)
@@ -167,13 +167,13 @@ def load(
 
 
 def _check_report(where: str, model: Any, report: Mapping[str, Any]) -> None:
-    """Refuse a model of which a tensor was not loaded: transformers draws it at random.
+    """Refuse a model with missing tensors, which transformers would draw at random.
 
-    A tensor that the model has no place for is refused where it belongs to a module as the model's own: then the
-    configuration is of another model. Others, as of a vision tower, are left out with a warning.
+    A superfluous tensor of a module that the model has means that the configuration is of another model; it is refused.
+    Other superfluous tensors, for example of a vision tower, are ignored with a warning.
 
     Raises:
-        InputError: names the first such tensor, and how many there are.
+        InputError: names the first such tensor and the number of them.
     """
     wrong = sorted((name, tuple(there), tuple(wanted)) for name, there, wanted in report["mismatched_keys"])
     if wrong:
@@ -202,7 +202,7 @@ def _check_report(where: str, model: Any, report: Mapping[str, Any]) -> None:
 
 
 def _tell_generation(config: Any) -> None:
-    """Say which settings of the model's generation config have no effect: a run decodes as its own settings say."""
+    """Log which settings of the model's generation config have no effect, since a run has its own settings."""
     neutral = GenerationConfig()._get_default_generation_params()
     unused = {
         name: value
@@ -215,7 +215,7 @@ def _tell_generation(config: Any) -> None:
 
 
 def _tell_ends(tokenizer: Any, decoder: Decoder) -> None:
-    """Warn where the tokenizer's end token ends no answer: a chat model then goes on with turns of its own making."""
+    """Warn if the tokenizer's end token does not end an answer: a chat model would go on to write further turns."""
     end = tokenizer.eos_token_id
     if end is not None and end not in decoder.eos_ids:
         log.warning(
@@ -230,13 +230,13 @@ def _any_number(name: str) -> str:
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
-    """A key that puts layer 9 before layer 10."""
+    """Sort key that puts layer 9 before layer 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 @contextmanager
 def _one_line(where: str) -> Iterator[None]:
-    """Turns whatever a loader raises into one line: it reads files from anywhere."""
+    """Turn any exception of a loader into an InputError of one line."""
     try:
         yield
     except Exception as error:
@@ -247,7 +247,7 @@ def _one_line(where: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bar, which would be the first line of every command, and no report, which is judged instead."""
+    """Hide transformers' progress bar and its load report, which `_check_report` checks."""
     had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     reports = logging.getLogger("transformers.modeling_utils")

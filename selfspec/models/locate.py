@@ -1,4 +1,4 @@
-"""Where a model's weights come from: a folder, a converted copy in the cache, the hub, or a package registry.
+"""Locate a model's weights: a folder, a converted copy in the cache, the hub, or a package registry.
 
 Every source ends as a local folder that `from_pretrained` reads. This module knows nothing of devices, attention
 kernels, layers or caches of keys, and not how a registry's file becomes such a folder.
@@ -24,8 +24,8 @@ from selfspec.models.weight_files import GENERATION_CONFIG, check_files, digest,
 
 log = logging.getLogger(__name__)
 
-HUB_TIMEOUT_S = 3.0  # chosen, not tuned: a hub that answers does so in well under a second
-# Safetensors alone, and only the top folder: some repositories hold the same weights again in sub-folders
+HUB_TIMEOUT_S = 3.0  # chosen, not tuned; a reachable hub answers in well under a second
+# Only safetensors, and only in the top folder: some repositories repeat the weights in sub-folders
 # (`original/`, `onnx/`) or as one `consolidated` file.
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 HUB_SKIPPED_FILES = ["*/*", "consolidated*"]
@@ -59,8 +59,8 @@ class Located:
     Attributes:
         folder_or_id: first argument of `from_pretrained`.
         revision: the hub's commit, if origin is "hub".
-        origin: where the weights come from.
-        sha256: digest of the registry's file, if origin is "registry"; of the folder's model, if it is "path".
+        origin: source of the weights.
+        sha256: digest of the registry's file if origin is "registry", of the folder's model if it is "path".
     """
 
     folder_or_id: str
@@ -77,20 +77,21 @@ def locate(
     registry: OtherSource | None = None,
     cache_dir: Path | None = None,
 ) -> Located:
-    """A local folder with the model's weights, fetched if need be.
+    """A local folder with the model's weights, downloaded if necessary.
 
-    The first that exists: `path`; the registry's file, converted earlier; the hub's own cache; the hub, if it answers
-    within `HUB_TIMEOUT_S`; the registry. A `revision` leaves out the registry, whose file belongs to no revision.
+    The first existing source counts: `path`; an earlier conversion of the registry's file; the hub's cache; the hub, if
+    it answers within `HUB_TIMEOUT_S`; the registry. With a `revision` the registry is not used, since its file has no
+    revision.
 
     Args:
-        hub_id: "owner/name" on the hub; None if only `path` will do.
-        path: a folder as `save_pretrained` writes it.
+        hub_id: "owner/name" on the hub; None if there is only `path`.
+        path: a folder in the form of `save_pretrained`.
         revision: branch, tag or commit on the hub.
-        registry: where else the weights are.
+        registry: source of the weights in a package registry.
         cache_dir: root of the cache of converted copies; `default_cache_dir()` if None.
 
     Raises:
-        InputError: `path` is no such folder, no source has the weights, or the registry's file is not the one named.
+        InputError: if `path` is no such folder, no source has the weights, or the registry's file has another digest.
     """
     if path is not None:
         if revision is not None:
@@ -146,7 +147,7 @@ def hub_answers(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Located:
-    """The hub's files, from its cache or by download; an InputError says in a clause why they cannot be had."""
+    """The hub's files, from its cache or by download; the message of an InputError is a clause with the reason."""
     from huggingface_hub import errors
 
     def snapshot(*, local_files_only: bool) -> Located:
@@ -165,20 +166,20 @@ def _from_hub(hub_id: str, revision: str | None) -> Located:
         cached = snapshot(local_files_only=True)
         lacks = _lacking(Path(cached.folder_or_id))
     except errors.HFValidationError as error:
-        raise InputError(f"{hub_id} is no name on the hub") from error
+        raise InputError(f"{hub_id} is not a name on the hub") from error
     except errors.LocalEntryNotFoundError:
         pass  # not in the hub's cache
     except InputError as error:
-        lacks = str(error)  # only in part, as a tokenizer alone would be
+        lacks = str(error)  # incomplete, for example a tokenizer alone
     if cached and not lacks:
         return cached
     if not hub_answers():
         if cached and has_tokenizer(Path(cached.folder_or_id)):
-            return cached  # `load` says what the lack of a generation config means
+            return cached  # `load` warns about a missing generation config
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise InputError(f"{why}, in its cache {lacks}" if lacks else why)
     log.info("fetching %s from the hub", hub_id)
-    # Gigabytes deserve a progress bar, but a log file does not.
+    # A progress bar for a terminal, but not in a log file.
     bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
         with bars:
@@ -194,10 +195,10 @@ def _from_hub(hub_id: str, revision: str | None) -> Located:
 
 
 def _lacking(folder: Path) -> str:
-    """What a folder of the hub's cache lacks beside its weights, in a clause; empty if nothing.
+    """The missing file of a folder in the hub's cache, as a clause; empty if it is complete.
 
-    transformers fetches file by file, so that a cache may hold weights without a tokenizer. It notes in `.no_exist`
-    which files the hub does not have.
+    transformers downloads file by file, so a cache may hold weights without a tokenizer. It records in `.no_exist`
+    which files the hub lacks.
     """
     if not has_tokenizer(folder):
         return f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json)"

@@ -1,12 +1,12 @@
-"""Weights laid out once for oneDNN, instead of at every call.
+"""Pack weights for oneDNN once, instead of at every call.
 
-On a CPU `F.linear` re-lays a weight each time it is used; a decode step of one token is then mostly that. A packed
-layer holds its weight in oneDNN's own layout and nothing else. In bfloat16 the results are
-equal to `F.linear`'s to the bit; in float32 the sums are taken in another order.
+On a CPU `F.linear` reorders a weight each time it is used, which takes most of a decode step of one token. A packed
+layer holds its weight in oneDNN's layout and nothing else. In bfloat16 the results are bitwise equal to those of
+`F.linear`; in float32 the order of the sums differs.
 
-Where a head's weight is also the embedding, as in many small models, the embedding keeps it, since a packed weight has
-no rows to look up, and the head is packed as a second copy: a head then takes a third to a half of its time (LOG),
-for the memory of one embedding.
+In many small models the head's weight is also the embedding. The embedding then keeps it, since a packed weight has no
+rows to look up, and the head is packed as a second copy: the head takes a third to a half of its former time (LOG) for
+the memory of one embedding.
 """
 
 # V vocabulary, O output features, I input features
@@ -21,29 +21,30 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight lies in oneDNN's layout; saved and loaded as an ordinary one.
+    """A linear layer whose weight is in oneDNN's layout; it is saved and loaded like an ordinary one.
 
     Args:
-        linear: the layer to take over; its weight can be dropped afterwards.
-        is_shared: the weight stays where it is besides, as that of an embedding.
+        linear: the layer to pack; its weight can be freed afterwards.
+        is_shared: whether another module, such as an embedding, keeps the weight as well.
     """
 
     def __init__(self, linear: nn.Linear, *, is_shared: bool = False) -> None:
         super().__init__()
-        self._kept = (linear.weight.detach(),) if is_shared else ()  # in a tuple, no parameter of this module
+        # in a tuple, so that it is no parameter of this module
+        self._kept = (linear.weight.detach(),) if is_shared else ()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        # Packed for one row: packing for several makes one row slow, and one row is what decoding mostly has.
+        # Packed for one row, which is the usual case in decoding; packing for several makes one row slow.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
         self.bias = linear.bias
 
     @property
     def shared(self) -> Tensor | None:
-        """The weight [O, I] as the embedding has it; None where nobody has."""
+        """The weight [O, I] that another module holds; None if there is none."""
         return self._kept[0] if self._kept else None
 
     @property
     def weight(self) -> Tensor:
-        """The weight [O, I]; where it is not shared, unpacked: a copy."""
+        """The weight [O, I]; an unpacked copy unless it is shared."""
         dense: Tensor = self.packed.to_dense() if self.shared is None else self.shared
         return dense
 
@@ -62,26 +63,26 @@ class PackedLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
-        """As of a linear layer."""
+        """Sizes, for `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, packed"
 
 
 def n_bytes(module: nn.Module) -> int:
-    """Bytes of the weights of `module`, packed ones included; one that is shared counts once."""
+    """Bytes of the weights of `module`, packed ones included; a shared weight counts once."""
     own: int = sum(p.numel() * p.element_size() for p in module.parameters())
     packed = (m.packed for m in module.modules() if isinstance(m, PackedLinear))
     return own + int(sum(t.numel() * t.element_size() for t in packed))
 
 
 def packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there and multiplies weights of `dtype` on this CPU; bfloat16 takes AVX-512 or newer."""
+    """Whether oneDNN multiplies weights of `dtype` on this CPU; bfloat16 needs AVX-512 or newer."""
     if not torch._C._has_mkldnn:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether packing is possible: the weights lie on the CPU in a dtype that oneDNN multiplies there."""
+    """Whether the weights are on the CPU, in a dtype that oneDNN multiplies there."""
     return _can_pack(next(model.parameters()))
 
 
@@ -90,7 +91,7 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 def pack(model: nn.Module) -> int:
-    """Pack in place every linear layer of `model` that can be and shares its weight with no other; returns how many."""
+    """Pack in place every linear layer that shares its weight with no other one; returns the number of them."""
     embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     others = (module for module in model.modules() if not isinstance(module, nn.Embedding))
     owners = Counter(id(p) for module in others for p in module._parameters.values() if p is not None)

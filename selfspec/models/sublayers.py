@@ -1,7 +1,7 @@
-"""Where a model keeps its sublayers, and what each must return when it is left out.
+"""The sublayers of an architecture: their modules, and what each returns when it is skipped.
 
-A left-out sublayer adds nothing to the residual stream: its module returns zeros in the structure that its own layer
-expects. Nothing else of an architecture is known here; what this cannot place is refused by name.
+A skipped sublayer adds nothing to the residual stream: its module returns zeros in the structure that its layer
+expects. This module knows nothing else of architectures, and refuses an unknown one by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe")
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Stands in for the `forward` of the sub-module `name` of a layer when its sublayer is left out."""
+    """The replacement of the `forward` of a layer's sub-module `name`, for a skipped sublayer."""
 
     name: str
     forward: Callable[..., Any]
@@ -30,7 +30,7 @@ class Patch:
 
 @dataclass(frozen=True, slots=True)
 class Sublayers:
-    """Where the layers are (`path` of the ModuleList) and how attention and MLP of one layer are left out."""
+    """`path` of the model's list of layers, and the patches that skip attention and MLP of a layer."""
 
     path: str
     n_layers: int
@@ -39,7 +39,7 @@ class Sublayers:
 
 
 def zero_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """(zeros, no weights): what attention modules return."""
+    """(zeros, None): the structure that attention modules return."""
     hidden = args[0] if args else kwargs["hidden_states"]
     return torch.zeros_like(hidden), None
 
@@ -50,7 +50,7 @@ def zero_output(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def zero_with_scores(hidden: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """(zeros, no router scores): what a mixture-of-experts MLP of gpt-oss returns."""
+    """(zeros, None): the structure that a mixture-of-experts MLP of gpt-oss returns."""
     return torch.zeros_like(hidden), None
 
 
@@ -60,7 +60,7 @@ def same(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def bloom_attention(hidden: Tensor, residual: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """(residual, no weights): Bloom's attention adds the residual itself."""
+    """(residual, None): Bloom's attention adds the residual itself."""
     return residual, None
 
 
@@ -72,17 +72,17 @@ def bloom_mlp(hidden: Tensor, residual: Tensor) -> Tensor:
 _BY_TYPE: dict[str, tuple[tuple[Patch, ...], tuple[Patch, ...]]] = {
     "bloom": ((Patch("self_attention", bloom_attention),), (Patch("mlp", bloom_mlp),)),
     "gpt_oss": ((Patch("self_attn", zero_attention),), (Patch("mlp", zero_with_scores),)),
-    # OPT has no MLP module: fc1 hands its input on so that shapes fit, fc2 returns zeros of the residual's shape.
+    # OPT has no MLP module: fc1 returns its input so that shapes fit, and fc2 returns zeros of the residual's shape.
     "opt": ((Patch("self_attn", zero_attention),), (Patch("fc1", same), Patch("fc2", zero_output))),
 }
 
 
 def find_sublayers(model: nn.Module) -> Sublayers:
-    """Where the sublayers of a decoder-only transformers model are.
+    """The sublayers of a decoder-only transformers model.
 
     Raises:
-        InputError: if the layers, or the attention or MLP of a layer, are not where any known architecture has them, or
-            if the model remembers anything but keys and values, a layer's own.
+        InputError: if the layers, or the attention or MLP of a layer, have none of the known names; or if the model has
+            a state other than each layer's own keys and values.
     """
     config = model.config
     text = config.get_text_config()  # type: ignore[operator, union-attr]

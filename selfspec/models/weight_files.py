@@ -1,6 +1,6 @@
-"""The files of a model's folder: whether each is what its name says, and a digest of the weights they hold.
+"""The files of a model's folder: checks of their format, and a digest of the weights.
 
-Only the standard library reads them here: a cut-off file should be named before any loader trips over it.
+Only the standard library reads the files here, so that a damaged file is reported before a loader fails on it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from selfspec.errors import InputError
 INDEX = "model.safetensors.index.json"
 GENERATION_CONFIG = "generation_config.json"
 JSON_FILES = ("config.json", GENERATION_CONFIG, "tokenizer_config.json", "tokenizer.json")
-# One of these is a tokenizer; patterns, since some names carry that of the model.
+# A tokenizer has one of these files; patterns, since some names contain the name of the model.
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "*.tiktoken", "tekken.json", "merges.txt")
 
-_POINTER = b"version https://git-lfs"  # first bytes of what git checks out where Git LFS is not installed
+_POINTER = b"version https://git-lfs"  # first bytes of a file that git checks out without Git LFS
 _LONGEST_HEADER = 100_000_000  # bytes; safetensors refuses a longer one
-_WHOLE = 64 * 2**20  # bytes: a file up to here is digested whole, some tens of milliseconds; chosen, not tuned
-_BLOCK = 4096  # bytes read at the start, the middle and the end of each tensor of a longer file
-# Keys of config.json that say who wrote the file and how it is to be loaded, not what the model computes.
+_WHOLE = 64 * 2**20  # bytes; the digest reads smaller files whole, in some tens of milliseconds; chosen, not tuned
+_BLOCK = 4096  # bytes that the digest reads at the start, middle and end of each tensor of a larger file
+# Keys of config.json about the origin of the file and about loading, which do not affect the computation.
 _NOT_OF_THE_MODEL = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 def check_files(folder: Path) -> None:
-    """Refuse a folder in which a file is no such file: a Git LFS pointer, cut off, empty, or of another format.
+    """Refuse a folder with a damaged file: a Git LFS pointer, or a file that is truncated, empty or of another format.
 
     Raises:
-        InputError: names the first such file and says what it is.
+        InputError: names the first such file and the fault.
     """
     for name in JSON_FILES:
         if (folder / name).is_file():
@@ -44,10 +44,10 @@ def check_files(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that loading reads, in the order of their names.
+    """The safetensors files that loading reads, sorted by name.
 
     Raises:
-        InputError: if the index is no index, or names files that are not there.
+        InputError: if the index is malformed or names missing files.
     """
     if (folder / INDEX).is_file():
         names = _shards(folder / INDEX)
@@ -65,10 +65,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of what the model computes: its configuration, its code, and its tensors.
+    """SHA-256 of configuration, code and tensors of a model.
 
-    Of a file above 64 MiB the header counts, and three blocks of each tensor, so that gigabytes take milliseconds; a
-    change elsewhere in such a file is not seen.
+    For a file above 64 MiB it covers the header and three blocks of each tensor, so that gigabytes take milliseconds.
+    It does not detect a change elsewhere in such a file.
     """
     config = read_object(folder / "config.json")
     kept = {key: value for key, value in config.items() if key not in _NOT_OF_THE_MODEL}
@@ -87,7 +87,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        InputError: if it holds none.
+        InputError: if the file holds anything else.
     """
     with _naming(file):
         data = file.read_bytes()
@@ -95,7 +95,7 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _no_file(file, f"no JSON ({' '.join(str(error).split())})") from None
+        raise _no_file(file, f"not JSON ({' '.join(str(error).split())})") from None
     if not isinstance(body, dict):
         raise _no_file(file, f"JSON of another kind ({type(body).__name__} instead of an object)")
     return body
@@ -104,18 +104,18 @@ def read_object(file: Path) -> dict[str, Any]:
 def _shards(index: Path) -> list[str]:
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise _no_file(index, "no index of weight files (it has no weight_map)")
+        raise _no_file(index, "not an index of weight files (it has no weight_map)")
     return sorted(set(names.values()))
 
 
 def _header(stream: BinaryIO, file: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors of a safetensors file begin, in bytes, and what its header says of each."""
+    """Offset of the first tensor of a safetensors file, in bytes, and the header's entry for each tensor."""
     size = file.stat().st_size
     start = stream.read(len(_POINTER))
     _check_start(start, file)
     (length,) = struct.unpack("<Q", start[:8]) if len(start) >= 8 else (_LONGEST_HEADER + 1,)
     if length > _LONGEST_HEADER:
-        raise _no_file(file, "no safetensors file (its first bytes are no length of a header)")
+        raise _no_file(file, "not a safetensors file (its first bytes are not the length of a header)")
     if size < 8 + length:
         raise _no_file(file, f"cut off ({size} bytes, and its header alone takes {8 + length})")
     stream.seek(8)
@@ -124,7 +124,7 @@ def _header(stream: BinaryIO, file: Path) -> tuple[int, dict[str, Any]]:
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         end = 8 + length + max((int(entry["data_offsets"][1]) for entry in tensors.values()), default=0)
     except (ValueError, RecursionError, AttributeError, KeyError, IndexError, TypeError):
-        raise _no_file(file, "no safetensors file (its header cannot be read)") from None
+        raise _no_file(file, "not a safetensors file (its header cannot be read)") from None
     if size != end:
         what = "cut off" if size < end else "longer than it should be"
         raise _no_file(file, f"{what} ({size} bytes, and its header says {end})")
@@ -132,7 +132,7 @@ def _header(stream: BinaryIO, file: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _sample(stream: BinaryIO, file: Path) -> Iterator[bytes]:
-    """What a digest is made of: the whole file, or of a long one its header and blocks of each tensor."""
+    """The bytes of a digest: the whole file, or the header and blocks of each tensor of a large one."""
     begin, tensors = _header(stream, file)
     stream.seek(0)
     if file.stat().st_size <= _WHOLE:
@@ -159,7 +159,7 @@ def _no_file(file: Path, what: str) -> InputError:
 
 @contextmanager
 def _naming(file: Path) -> Iterator[None]:
-    """Turns an error of the file system into one line that names the file."""
+    """Turn an error of the file system into an InputError that names the file."""
     try:
         yield
     except OSError as error:

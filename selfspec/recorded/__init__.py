@@ -1,1 +1,4 @@
-"""Forwards recorded once and replayed on a device (CUDA graphs); nothing else needs this folder."""
+"""Forwards that are recorded once and replayed on a device (CUDA graphs): caches, chains, compiled pieces.
+
+No other room of `selfspec` needs this one, and it must not know searches or costs.
+"""

@@ -1,9 +1,9 @@
-"""The small operations of a model compiled into one another: norms, gates, and turning queries and keys.
+"""Compile the small operations of a model: norms, gated MLPs, and the rotation of queries and keys.
 
-Replayed from a graph, a small model's step is spent in dozens of tiny kernels a layer, most of them parts of a norm, of
-a rotary turn or of a gated MLP. torch compiles each such piece for its class, not for its layer, and at most three
-times as shapes change: seconds, where compiling the whole model takes a minute for every shape. What is inside a piece
-may be rounded less often than by the model's own code; target and draft alike run the fused model.
+A small model's step, replayed from a graph, runs dozens of tiny kernels in each layer, mostly parts of a norm, of a
+rotary embedding or of a gated MLP. torch compiles each such piece once for its class, not for each layer, and at most
+three times when shapes change. That takes seconds; compiling the whole model takes a minute for every shape. A compiled
+piece may round less often than the model's own code, so target and draft both run the fused model.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import nn
 from selfspec.models.decoder import share
 from selfspec.models.sublayers import Sublayers
 
-_ROTARY = "apply_rotary_pos_emb"  # transformers' name for it, in the module of an architecture
-_MOST_SHAPES = 64  # for which torch compiles a piece anew before it gives up; a recording has a shape of its own
+_ROTARY = "apply_rotary_pos_emb"  # name of the function in transformers' module of an architecture
+_MOST_SHAPES = 64  # shapes for which torch may compile a piece; each recording has its own shape
 
 
 def fused(model: nn.Module, sublayers: Sublayers, *, backend: str = "inductor") -> nn.Module:
@@ -28,8 +28,8 @@ def fused(model: nn.Module, sublayers: Sublayers, *, backend: str = "inductor") 
 
     Args:
         model: a transformers model.
-        sublayers: where its layers are.
-        backend: of torch.compile.
+        sublayers: the model's sublayers.
+        backend: backend of torch.compile.
     """
     _allow_shapes()
     copied = share(model)
@@ -52,14 +52,14 @@ def fused(model: nn.Module, sublayers: Sublayers, *, backend: str = "inductor") 
 
 
 def _is_gated(name: str, module: nn.Module, mlp_names: set[str]) -> bool:
-    """Whether it is an MLP of plain linear layers and an activation, and nothing else."""
+    """Whether the module is an MLP of plain linear layers and an activation only."""
     children = list(module.children())
     kinds = {type(child) for child in children if hasattr(child, "weight")}
     return name in mlp_names and hasattr(module, "act_fn") and kinds == {nn.Linear} and len(children) <= 4
 
 
 def _turning_with(home: Any, turn: Callable[..., Any], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The model's forward, during which its architecture's rotary function is `turn`."""
+    """The model's forward, with `turn` as the rotary function of its architecture."""
 
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         former = getattr(home, _ROTARY)
@@ -73,7 +73,7 @@ def _turning_with(home: Any, turn: Callable[..., Any], forward: Callable[..., An
 
 
 def _allow_shapes() -> None:
-    """torch gives a function up after 8 shapes; the recordings of a decoder have more."""
+    """Raise torch's limit of 8 shapes for a function, since the recordings of a decoder have more."""
     settings: Any = torch._dynamo.config
     for name in ("recompile_limit", "cache_size_limit"):
         if hasattr(settings, name):

@@ -1,8 +1,8 @@
-"""The door to graphs: a decoder whose forwards are recorded, and plain decoding that does not wait for the host.
+"""The entry point to graphs: a decoder whose forwards are recorded, and plain decoding that does not wait for the host.
 
-`graphed(decoder)` gives a decoder of the same model that `speculate` and `autoregress` take as any other; `drafter`
-gives the draft of a skip set or plan as one recorded chain. On CUDA they are CUDA graphs; elsewhere a `Tape` plays,
-which is no faster than the model and there for tests.
+`speculate` and `autoregress` take a `GraphedDecoder` like any other decoder. Its method `drafter` gives the draft of a
+skip set or plan as one recorded chain. On CUDA the recordings are CUDA graphs. Elsewhere a `Tape` replays them, which
+is no faster than the model and serves tests.
 """
 
 # B rows, K tokens of a stretch
@@ -32,20 +32,20 @@ from selfspec.recorded.static_forward import Stage, StaticForward
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
 
-STRETCH = 8  # tokens that plain decoding hands to the device at once; chosen, not tuned
+STRETCH = 8  # tokens of plain decoding in one recording; chosen, not tuned
 
 
 class GraphedDecoder(Decoder):
     """A decoder whose full forward and drafts are `StaticForward`s that share one stage.
 
     Args:
-        decoder: of the model; it stays as it is.
-        recorder: None: CUDA graphs on CUDA, a tape elsewhere.
-        compile_pieces: compile the model's small operations into one another (`fused`): some tens of seconds once.
+        decoder: decoder of the model; it is not changed.
+        recorder: the recorder; None: CUDA graphs on CUDA, a tape elsewhere.
+        compile_pieces: compile the model's small operations (`fused`), which takes some tens of seconds once.
 
     Attributes:
         stage: the recorder and the buffers.
-        plain: the full forward as a chain: what plain decoding plays.
+        plain: the full forward as a chain, for plain decoding.
 
     Raises:
         InputError: if the model's forward cannot be recorded.
@@ -60,19 +60,19 @@ class GraphedDecoder(Decoder):
             raise InputError("the decoder's full forward is recorded, or replaced, already; give the plain decoder")
         recorded = eager
         if compile_pieces:
-            # Prompts keep the model's own code: each has a length of its own, for which pieces would be compiled anew.
+            # Prompts run the model's own code: their lengths differ, and each would compile the pieces again.
             self.model = fused(decoder.model, decoder.sublayers)
             recorded = replace(eager, module=self.model)
         self.full: Any = StaticForward(eager, self.stage, recorded=recorded)
         self.plain = StaticChain(self.full, needs_confidence=False)
 
     def bind(self, draft: SkipSet | DraftPlan) -> Any:
-        """As of any decoder, in fixed shapes; its recordings last as long as it does."""
+        """The forward of a draft in fixed shapes; its recordings live as long as it does."""
         bound = super().bind(draft)
         return StaticForward(bound, self.stage) if isinstance(bound, BoundForward) else bound
 
     def drafter(self, draft: SkipSet | DraftPlan, *, needs_confidence: bool = True, sample: bool = True) -> StaticChain:
-        """The draft as one recorded chain a round."""
+        """A drafter that replays one recorded chain in each round."""
         return StaticChain(self.bind(draft), needs_confidence=needs_confidence, sample=sample)
 
     @torch.inference_mode()
@@ -81,8 +81,9 @@ class GraphedDecoder(Decoder):
     ) -> list[DecodeResult]:
         """Plain greedy decoding, one prompt after another: the device runs `STRETCH` tokens ahead of the host.
 
-        The tokens are `decode.autoregress`'s. What the device decoded behind the end is dropped; a criterion is asked
-        late, but for every token. Each token counts its share of the seconds of all.
+        The tokens equal those of `decode.autoregress`. Tokens that the device decoded after the end are dropped. A
+        criterion is called for every token, but later than the token is decoded. Each token gets an equal share of the
+        seconds.
         """
         watch = stopwatch or Stopwatch(self.device)
         return [self._one(list(prompt), ending, watch) for prompt in prompts]
@@ -115,12 +116,14 @@ class GraphedDecoder(Decoder):
         return DecodeResult(tokens, [Round(0, 0, 1, 0.0, each_s) for _ in tokens[1:]], prefill_s, total_s, finish)
 
     def _stream(self, cache: ClockCache, start: int, token: int, n_max: int) -> Iterator[int]:
-        """The tokens after `token` at `start`, read from the device while the next stretch runs."""
+        """Yield the tokens after `token` at `start`; they are read from the device while the next stretch runs."""
         static = self.full.caches_for(cache, n_tokens=start + n_max)
         ids_B1 = torch.tensor([[token]])
         waiting: Callable[[], list[int]] | None = None
         for at in range(start, start + n_max - 1, STRETCH):
-            found_K = self.plain.play(ids_B1, [at], STRETCH, static)[0, 0].long()  # a copy, of any recording's output
+            found_K = self.plain.play(ids_B1, [at], STRETCH, static)[
+                0, 0
+            ].long()  # a copy, since the next replay overwrites the output
             ids_B1 = found_K[-1:].unsqueeze(0)
             if waiting is not None:
                 yield from waiting()
@@ -130,7 +133,7 @@ class GraphedDecoder(Decoder):
 
 
 def _reading(tokens_K: Tensor) -> Callable[[], list[int]]:
-    """Begin to copy tokens to the host; the call waits for them."""
+    """Start to copy tokens to the host; a call of the result waits for them."""
     if tokens_K.device.type != "cuda":
         return tokens_K.tolist
     on_host_K = torch.empty(tokens_K.shape, dtype=tokens_K.dtype, pin_memory=True)
@@ -147,7 +150,7 @@ def _reading(tokens_K: Tensor) -> Callable[[], list[int]]:
 
 
 def _finish(prompt: list[int], tokens: list[int], n_max: int, eos_ids: frozenset[int], ending: Ending) -> Finish | None:
-    """Why the last of `tokens` ends the sequence, if it does."""
+    """The reason why the last of `tokens` ends the sequence; None if it does not."""
     if tokens[-1] in eos_ids:
         return "eos"
     if ending.criterion is not None and ending.criterion([*prompt, *tokens]):

@@ -1,13 +1,13 @@
-"""Record what a forward does on a device once, then play it again without Python.
+"""Record the operations of a forward on a device once, then replay them without Python.
 
-A `Program` is a closure over tensors at fixed addresses: it reads its inputs' buffers, and whatever else it needs (the
-weights, the keys and values), and returns tensors. A recorder records it when it is first played and replays it from
-then on. `CudaGraphs` is the one for a GPU. `Tape` is the one for a CPU: it writes down every operation that reaches the
-kernels and replays these, so that what a graph would get wrong (a number that Python knew while recording, a value
-read by the host, a buffer that has moved) goes wrong, or is refused, in the same way where there is no GPU.
+A `Program` is a closure over tensors at fixed addresses: it reads the buffers of its inputs, weights, keys and values,
+and returns tensors. A recorder records it at its first play and replays it from then on. `CudaGraphs` records on a GPU.
+`Tape` records on any device: it stores every operation that reaches the kernels, and replays these. A program that a
+graph would replay wrongly (a number that Python knew while recording, a value read by the host, a moved buffer)
+therefore fails in the same way in tests without a GPU.
 
-Recordings are bounded in number; the one unused for longest is dropped. They share one pool of memory, so what a
-replay returns holds until the next replay of any recording: read it, or copy it, before.
+The number of recordings is bounded; the least recently used one is dropped. They share one pool of memory, so the
+output of a replay is valid only until the next replay of any recording.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MAX_RECORDINGS = 96  # bounds the memory for graphs, some MB each; chosen, not tuned
-N_WARM_UPS = 2  # before a capture: kernels are chosen and compiled, and libraries allocate what they keep
+MAX_RECORDINGS = 96  # bounds the memory of graphs, some MB each; chosen, not tuned
+N_WARM_UPS = 2  # runs before a capture: they select and compile kernels, and libraries allocate memory
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is recorded.
+    """A computation that can be recorded.
 
     Attributes:
-        inputs: buffers that the body reads, by name; they are filled before every play.
-        body: runs the operations; must give the same result when run twice.
-        watched: tensors whose addresses the recording holds; one that has moved makes it stale.
+        inputs: buffers that the body reads, by name; every play fills them first.
+        body: runs the operations; a second run must give the same result.
+        watched: tensors whose addresses the recording uses; it is stale if one of them has moved.
     """
 
     inputs: Mapping[str, Tensor]
@@ -44,11 +44,11 @@ class Program:
 
 
 class Recorder(Protocol):
-    """Plays programs, recorded ones from their recordings.
+    """Plays programs: records them at first, and replays them later.
 
     Attributes:
-        replay_last: plays the last program again on the inputs it has, to be timed.
-        n_recorded: recordings made so far.
+        replay_last: replays the last program on its current inputs, for timing.
+        n_recorded: number of recordings made so far.
     """
 
     n_recorded: int
@@ -57,12 +57,12 @@ class Recorder(Protocol):
     def replay_last(self) -> Callable[[], object]: ...
 
     def play(self, key: Hashable, make: Callable[[], Program], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """The outputs of the program `key` for these inputs; they hold until the next play.
+        """The outputs of the program `key` for these inputs; they are valid until the next play.
 
         Args:
-            key: names the program; what `make` gives for it must not depend on anything else.
-            make: makes the program when it is first played.
-            inputs: for the program's buffers, in their shapes; from any device.
+            key: identifies the program; the result of `make` must depend only on it.
+            make: makes the program at its first play.
+            inputs: values of the program's buffers, in their shapes, on any device.
 
         Raises:
             RuntimeError: if a recording is stale.
@@ -70,7 +70,7 @@ class Recorder(Protocol):
         ...
 
     def forget(self, owner: Hashable) -> None:
-        """Drop all recordings whose key is a tuple that holds `owner`."""
+        """Drop all recordings whose key is `owner` or a tuple that contains it."""
         ...
 
 
@@ -83,11 +83,11 @@ class _Recording:
 
 @dataclass
 class _Recorder(ABC):
-    """What both recorders share: the bounded store, the inputs' buffers, and the check for staleness.
+    """Base of both recorders: the bounded store, the buffers of inputs, and the check for staleness.
 
     Attributes:
-        max_recordings: how many are kept.
-        n_recorded: how many were made so far.
+        max_recordings: largest number of recordings to keep.
+        n_recorded: number of recordings made so far.
     """
 
     max_recordings: int = MAX_RECORDINGS
@@ -96,7 +96,7 @@ class _Recorder(ABC):
     _kept: OrderedDict[Hashable, _Recording] = field(default_factory=OrderedDict, init=False)
 
     def play(self, key: Hashable, make: Callable[[], Program], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """See `Recorder`."""
+        """The outputs of the program; recorded at its first play, replayed later."""
         recording = self._kept.get(key)
         if recording is None:
             program = make()
@@ -115,11 +115,11 @@ class _Recorder(ABC):
 
     @property
     def replay_last(self) -> Callable[[], object]:
-        """See `Recorder`."""
+        """Replays the last program on its current inputs."""
         return self._last
 
     def forget(self, owner: Hashable) -> None:
-        """See `Recorder`."""
+        """Drop the recordings of an owner."""
         for key in [k for k in self._kept if k == owner or (isinstance(k, tuple) and owner in k)]:
             del self._kept[key]
 
@@ -128,16 +128,15 @@ class _Recorder(ABC):
 
     @abstractmethod
     def _record(self, program: Program) -> Callable[[], tuple[Tensor, ...]]:
-        """What plays the program again."""
+        """Record the program; the result replays it."""
 
 
 @dataclass
 class CudaGraphs(_Recorder):
-    """Records CUDA graphs.
+    """Records CUDA graphs, which share one pool of memory.
 
     Attributes:
-        device: whose graphs.
-        pool: of the memory that all graphs share.
+        device: the device of the graphs.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cuda"))
@@ -157,9 +156,9 @@ class CudaGraphs(_Recorder):
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             was_on = gc.isenabled()
-            gc.disable()  # a graph that is collected while another is recorded could spoil it
+            gc.disable()  # collecting a graph during a recording could invalidate the recording
             try:
-                # "thread_local": other threads, such as a logger's or a compiler's, may use the device meanwhile.
+                # "thread_local": other threads, such as a logger or a compiler, may use the device at the same time.
                 with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                     outputs = program.body()
             finally:
@@ -175,7 +174,7 @@ class CudaGraphs(_Recorder):
 
 @dataclass
 class Tape(_Recorder):
-    """Records the operations themselves, on any device: for tests, and to find what a graph would not bear."""
+    """Records single operations, on any device: for tests, and to find operations that a graph does not allow."""
 
     def _record(self, program: Program) -> Callable[[], tuple[Tensor, ...]]:
         for _ in range(N_WARM_UPS):
@@ -195,7 +194,7 @@ class Tape(_Recorder):
 
 
 class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch is untyped here
-    """Every operation, with its arguments and the tensors it made; None where a result is a view of an argument."""
+    """Stores every operation with its arguments and new tensors; None stands for a result that views an argument."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -227,7 +226,7 @@ def _fill(program: Program, inputs: Mapping[str, Tensor]) -> None:
                 f"a recording takes {name} as {list(buffer.shape)} of {buffer.dtype}, but was given "
                 f"{list(value.shape)} of {value.dtype}; a program's key must tell its shapes apart"
             )
-        # Memory of the host that is not pinned is read before the call returns, so it may change at once.
+        # Unpinned host memory is read before the call returns, so the caller may change it at once.
         buffer.copy_(value, non_blocking=True)
 
 

@@ -1,12 +1,12 @@
-"""Keys and values at fixed addresses: what a recorded forward (a CUDA graph) can write and read again and again.
+"""Keys and values at fixed addresses, which a recorded forward (a CUDA graph) can write and read repeatedly.
 
-A `ClockCache` allocates anew for every prompt and cuts its views to the tokens at hand; a recording can do neither. A
-`StaticCache` holds one set of buffers that `ClockCache`s take turns to live in: `hold` moves a cache's rows in, and
-from then on the cache's own layers are views of the buffers, so that recorded and ordinary forwards, target and draft,
-share one cache with its clocks. Rolling back is still setting the clock.
+A `ClockCache` allocates buffers for every prompt and returns views of the current length; a recording can do neither. A
+`StaticCache` owns one set of buffers, which one `ClockCache` at a time uses. `hold` copies a cache's rows into the
+buffers, and the cache's layers become views of them. Recorded and ordinary forwards of target and draft then share one
+cache with its clocks, and setting a clock back still rolls the cache back.
 
-Inside a recording nothing is known but tensors: keys are written at the slots of a tensor of positions, and a fixed
-number of keys is returned, of which the mask hides those that lie behind a row's clock.
+A recording sees only tensors: it writes keys at the slots of a position tensor and returns a fixed number of keys. The
+mask hides those after a row's clock.
 """
 
 # B rows, H key/value heads, T new tokens, C capacity, S keys attended to, D head dimension
@@ -24,9 +24,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from selfspec.engine.cache import ClockCache
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)  # rows a recording is made for
-TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64)  # new tokens a recording is made for
-SMALLEST = 128  # keys that the shortest recording attends to; the next are twice as many; chosen, not tuned
+ROWS = (1, 2, 4, 8, 16, 32, 64)  # numbers of rows of recordings
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 24, 32, 33, 48, 64)  # numbers of new tokens of recordings
+SMALLEST = 128  # keys of the shortest recording; each next size is twice as large; chosen, not tuned
 
 
 def bucket(n: int, sizes: tuple[int, ...]) -> int:
@@ -43,7 +43,7 @@ def key_bucket(n: int) -> int:
 
 
 class StaticLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
-    """Keys and values of one layer, [B, H, C, D], for as long as their `StaticCache` lives."""
+    """Keys and values of one layer, [B, H, C, D], which exist as long as their `StaticCache`."""
 
     is_compileable = True
     is_sliding = False  # windows are applied by the mask
@@ -54,7 +54,7 @@ class StaticLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unt
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing is left to do: the buffers are there from the beginning."""
+        """Do nothing: the buffers exist from the beginning."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write [B, H, T, D] at the owner's slots; returns the first S keys and values, [B, H, S, D], as views."""
@@ -65,11 +65,11 @@ class StaticLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unt
         return self.keys[:, :, :n], self.values[:, :, :n]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Tokens attended to, and the position of the first of them."""
+        """Number of keys to attend to, and the position of the first."""
         return self.owner.n_keys, 0
 
     def get_seq_length(self) -> int:
-        """Tokens attended to but the new ones; models use it only where nobody gives them positions and a mask."""
+        """Number of keys before the new ones; models use it only without explicit positions and mask."""
         return self.owner.n_keys - self.owner.slots_BT.shape[1]
 
     def get_max_length(self) -> int:
@@ -78,12 +78,12 @@ class StaticLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unt
 
 
 class StaticCache(Cache):  # type: ignore[misc]
-    """Buffers of `capacity` tokens for each of `n_rows` rows, in the shapes of an existing cache's layers.
+    """Buffers of `capacity` tokens for each of `n_rows` rows, with the shapes of an existing cache's layers.
 
     Args:
-        n_rows: rows.
-        capacity: tokens a row.
-        like: a cache all of whose layers have run.
+        n_rows: number of rows.
+        capacity: tokens in each row.
+        like: a cache of which every layer has run.
     """
 
     def __init__(self, *, n_rows: int, capacity: int, like: ClockCache) -> None:
@@ -110,7 +110,7 @@ class StaticCache(Cache):  # type: ignore[misc]
         )
 
     def hold(self, cache: ClockCache) -> None:
-        """Move the cache's rows in; a cache that lived here before moves out, with all it has."""
+        """Copy the cache's rows into these buffers; the cache that used them before gets copies of its own."""
         if self.holds(cache):
             return
         self._let_go(besides=cache)
@@ -119,14 +119,14 @@ class StaticCache(Cache):  # type: ignore[misc]
         for layer, views in zip(cache.layers, self._views, strict=True):
             for view, tensor in zip(views, (layer.keys, layer.values), strict=True):
                 if tensor.untyped_storage().data_ptr() == view.untyped_storage().data_ptr():
-                    tensor = tensor.clone()  # rows of these very buffers, on their way to other rows
+                    tensor = tensor.clone()  # these are rows of the same buffers, which the copy may overwrite
                 view[:, :, : tensor.shape[2]].copy_(tensor)
             layer.keys, layer.values = views
         cache.capacity = self.capacity
         self._held = weakref.ref(cache)
 
     def _let_go(self, *, besides: ClockCache) -> None:
-        """Give the cache that lives here buffers of its own; its clocks stay."""
+        """Give the cache that uses these buffers a copy of its own; its clocks stay."""
         held = None if self._held is None else self._held()
         if held is None or held is besides:
             return
@@ -136,15 +136,15 @@ class StaticCache(Cache):  # type: ignore[misc]
 
     @property
     def n_bytes(self) -> int:
-        """Of all buffers."""
+        """Bytes of all buffers."""
         return sum(t.numel() * t.element_size() for x in self.layers for t in (x.keys, x.values))
 
 
 class StaticCaches:
-    """The static caches of a decoder: one for each number of rows and capacity, the longest unused dropped first.
+    """The static caches of a decoder, one for each number of rows and capacity; the least recently used is dropped.
 
     Args:
-        max_caches: how many are kept.
+        max_caches: largest number of caches to keep.
     """
 
     def __init__(self, *, max_caches: int = 4) -> None:
@@ -153,16 +153,16 @@ class StaticCaches:
         self._made: OrderedDict[tuple[int, int], StaticCache] = OrderedDict()
 
     def when_dropped(self, call: Callable[[StaticCache], None]) -> None:
-        """Have a cache that is dropped reported: its recordings are worthless then."""
+        """Set a function that is called with each dropped cache, whose recordings are invalid."""
         self._on_drop = call
 
     def holding(self, cache: ClockCache, *, n_tokens: int) -> StaticCache | None:
-        """A static cache that holds `cache`, with room for `n_tokens` a row; None if a layer of it has never run."""
+        """A static cache that holds `cache`, with room for `n_tokens` in each row; None if a layer has never run."""
         if not all(layer.is_initialized for layer in cache.layers):
             return None
         n_rows = bucket(len(cache.clocks), ROWS)
         capacity = key_bucket(max(n_tokens, cache.capacity))
-        # A longer one that is there already will do: its recordings are made.
+        # A longer existing cache is used as well, since it has recordings.
         fit = [size for size in self._made if size[0] == n_rows and size[1] >= capacity]
         size = min(fit) if fit else (n_rows, capacity)
         if size not in self._made:

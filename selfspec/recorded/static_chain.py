@@ -1,9 +1,9 @@
-"""A chain of drafted tokens in one recording: each token is chosen on the device and goes on as the next one's input.
+"""A chain of drafted tokens in one recording: the device chooses each token and feeds it to the next step.
 
-The host hands over the last token of each row and reads the drafted tokens, and how sure the draft was of them, once.
-A rule that stops at a fixed length is asked beforehand. A rule that looks at the confidence is asked afterwards: the
-chain is drafted in pieces of 1, 2, 4 and 8 tokens, and no further piece is begun once every row's rule has stopped.
-What was drafted beyond a stop is dropped, so the proposals are `ModelDraft`'s, token for token.
+The host passes the last token of each row, and reads the drafted tokens and their confidences once. A stop rule of
+fixed length is evaluated before the chain. A rule that reads the confidence is evaluated after each piece: the chain is
+drafted in pieces of 1, 2, 4 and 8 tokens, until every row's rule has stopped. Tokens after a stop are dropped, so the
+proposals equal those of `ModelDraft` token for token.
 """
 
 # B rows, T tokens, K drafted, V vocabulary
@@ -34,20 +34,20 @@ from selfspec.recorded.static_forward import (
 )
 from selfspec.skipping.trimmed_head import TextRows
 
-CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # tokens of the chains that are recorded
-PIECES = (1, 2, 4, 8)  # of a chain whose rule looks at the confidence; the last again and again
+CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # lengths of recorded chains
+PIECES = (1, 2, 4, 8)  # lengths of pieces if the rule reads the confidence; the last one repeats
 _numbers = itertools.count()
 
 
 class StaticChain(BaseDrafter):
-    """Drafts greedy chains with a static forward; a drafter, see `Drafter`.
+    """A drafter of greedy chains with a static forward.
 
-    Rows that sample, or whose logits are processed, are drafted for token by token, as `ModelDraft` does.
+    For rows that sample or have logits processors it drafts token by token, like `ModelDraft`.
 
     Args:
         forward: the draft.
         sample: as in `ModelDraft`.
-        needs_confidence: whether the stop rule looks at the confidence; nan is passed where it does not.
+        needs_confidence: whether the stop rule reads the confidence; otherwise it gets nan.
     """
 
     def __init__(self, forward: StaticForward, *, sample: bool = True, needs_confidence: bool = True) -> None:
@@ -58,16 +58,16 @@ class StaticChain(BaseDrafter):
 
     @property
     def name(self) -> str:
-        """See `Drafter`: that of the same draft without recordings."""
+        """Name of the same drafter without recordings."""
         return self._by_token.name
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `Drafter`."""
+        """Pass the verdict to the stop rule, like `ModelDraft`."""
         self._by_token.observe(row, draft, verdict, target)
 
     @torch.inference_mode()
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """See `Drafter`."""
+        """The drafts of `ModelDraft`, from a recording if no row samples."""
         longest = max(row.limit for row in rows)
         begins = [row.limit > 0 and row.stop.begins() for row in rows]
         if not any(begins):
@@ -85,7 +85,7 @@ class StaticChain(BaseDrafter):
     def _fixed(
         self, rows: Sequence[Row], begins: Sequence[bool], static: StaticCache, text_rows: TextRows | None
     ) -> list[Draft]:
-        """The rules say beforehand how long each row's chain is."""
+        """Chains for rules that determine the length of each row's chain in advance."""
         lengths = [_length(row) if on else 0 for row, on in zip(rows, begins, strict=True)]
         tokens, _ = self._draft(rows, [row.ids[-1] for row in rows], 0, max(lengths), static, text_rows)
         return [Draft(chain[:n], source=self.name, n_forwards=n) for chain, n in zip(tokens, lengths, strict=True)]
@@ -93,7 +93,7 @@ class StaticChain(BaseDrafter):
     def _in_pieces(
         self, rows: Sequence[Row], begins: Sequence[bool], static: StaticCache, text_rows: TextRows | None
     ) -> list[Draft]:
-        """The rules are asked after each piece, as if every token had just been drafted."""
+        """Chains for rules that read the confidence; they are evaluated after each piece, token by token."""
         drafts = [Draft(source=self.name) for _ in rows]
         active = list(begins)
         last = [row.ids[-1] for row in rows]
@@ -123,7 +123,7 @@ class StaticChain(BaseDrafter):
         static: StaticCache,
         text_rows: TextRows | None,
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """`n` tokens for each row after `last`, which stand `n_before` behind the rows' ends, and their confidences."""
+        """`n` tokens for each row after `last`, which is `n_before` tokens behind the row's end; their confidences."""
         starts = [len(row.ids) - 1 + n_before for row in rows]
         found_3BK = self.play(torch.tensor(last).unsqueeze(1), starts, n, static, text_rows)
         tokens, confidences, is_number = found_3BK[:, : len(rows), :n].tolist()
@@ -139,13 +139,13 @@ class StaticChain(BaseDrafter):
         static: StaticCache,
         text_rows: TextRows | None = None,
     ) -> Tensor:
-        """[3, B, K], K at least `n`: tokens, confidences (nan where nobody asks), and whether the logits are numbers.
+        """[3, B, K] with K at least `n`: tokens, confidences (or nan), and whether the largest logit is finite.
 
-        It holds until the next play of any recording.
+        The result is valid until the next play of any recording.
         """
         n_drafted = bucket(n, CHAINS)
         n_keys = min(key_bucket(max(starts) + n_drafted), static.capacity)
-        texts = PaddedTexts.of(text_rows, static.n_rows)
+        texts = PaddedTexts.from_rows(text_rows, static.n_rows)
         key = (self._number, self.forward.number, id(static), n_drafted, n_keys, texts.shape)
         inputs = {
             "ids_BT": padded(ids_B1, static.n_rows, 1),
@@ -173,7 +173,7 @@ class StaticChain(BaseDrafter):
         return self.forward.stage.recorder.play(key, make, inputs)[0]
 
     def _wipe(self, static: StaticCache, starts: Sequence[int], n: int) -> None:
-        """Zero what a draft wrote that overflowed: a masked key must be a number, since 0 · nan is nan."""
+        """Zero the keys and values of a draft that overflowed: masked keys must be finite, since 0 · nan is nan."""
         for layer in static.layers:
             for row, start in enumerate(starts):
                 layer.keys[row, :, start : start + n] = 0
@@ -181,7 +181,7 @@ class StaticChain(BaseDrafter):
 
 
 def _best(logits_BV: Tensor, needs_confidence: bool) -> tuple[Tensor, Tensor]:
-    """([3, B] as of `StaticChain.play`, the tokens [B, 1])."""
+    """([3, B] as in `StaticChain.play`, the tokens [B, 1])."""
     highest_B, tokens_B = logits_BV.max(-1)
     if needs_confidence:
         wide_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
@@ -193,7 +193,7 @@ def _best(logits_BV: Tensor, needs_confidence: bool) -> tuple[Tensor, Tensor]:
 
 
 def _length(row: Row) -> int:
-    """How many tokens the rule lets the row draft."""
+    """Number of tokens that the rule allows the row to draft."""
     n = 1
     while n < row.limit and row.stop.more(n, math.nan):
         n += 1

@@ -1,8 +1,8 @@
-"""A forward in fixed shapes, so that a device can be handed it whole: recorded once for each shape, then replayed.
+"""A forward in fixed shapes, recorded once for each shape and then replayed on the device.
 
-It is called as any `Forward` is and gives the same logits. Rows and tokens are padded to the next shape that is
-recorded; what padding computes is dead, and what it writes lies behind the clocks. What has no fixed shape of use (a
-prompt, which is long and comes once) runs as it always did.
+It has the interface of `Forward` and gives the same logits. Rows and tokens are padded to the next recorded shape. The
+results of padding are not used, and its keys and values lie after the clocks. Calls without a recurring shape, such as
+a prompt, run without a recording.
 """
 
 # B rows, T tokens, S keys, V vocabulary, E tokens that texts add to a trimmed head, I hidden size
@@ -28,19 +28,19 @@ from selfspec.recorded.recording import Program, Recorder
 from selfspec.recorded.static_cache import TOKENS, StaticCache, StaticCaches, bucket, key_bucket
 from selfspec.skipping.trimmed_head import UNSCORED, TextRows
 
-LONGEST = TOKENS[-1]  # new tokens; more run as they always did
-SLACK = 64  # tokens behind the longest row that padding and drafts beyond the limit may write to
-_HOST_ROPES = ("dynamic", "longrope")  # transformers asks the positions which angles to use, and the host waits
+LONGEST = TOKENS[-1]  # largest number of new tokens in a recording
+SLACK = 64  # tokens after the longest row, to which padding and drafts beyond the limit may write
+_HOST_ROPES = ("dynamic", "longrope")  # transformers reads positions on the host to choose the angles
 _numbers = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What a decoder's static forwards share.
+    """State that the static forwards of a decoder share.
 
     Attributes:
-        recorder: keeps their recordings.
-        caches: the buffers of their keys and values.
+        recorder: holds their recordings.
+        caches: buffers of their keys and values.
     """
 
     recorder: Recorder
@@ -51,23 +51,22 @@ class Stage:
 
 
 class StaticForward:
-    """`bound` in fixed shapes; see `Forward`.
+    """The forward `bound` in fixed shapes; it implements `Forward`.
 
     Args:
-        bound: the target's forward, or a draft's.
-        stage: of the decoder whose forward it is.
-        recorded: the same forward of a module that is worth recording, as one of compiled pieces; None: `bound`.
+        bound: forward of the target or of a draft.
+        stage: the decoder's stage.
+        recorded: a forward that is recorded instead, such as one of compiled pieces; None: `bound`.
 
     Raises:
-        InputError: if the model takes no explicit mask, turns positions by angles that the host chooses, or lies on
-            several devices.
+        InputError: if the model takes no explicit mask, chooses rotary angles on the host, or lies on several devices.
     """
 
     def __init__(self, bound: BoundForward, stage: Stage, *, recorded: BoundForward | None = None) -> None:
         check_static(bound.module)
         self.bound, self.stage, self.recorded = bound, stage, recorded or bound
         self.number = ("forward", next(_numbers))
-        # A forward that nobody has any more leaves no recording behind.
+        # The recordings are dropped with the forward.
         weakref.finalize(self, stage.recorder.forget, self.number)
 
     @property
@@ -77,15 +76,15 @@ class StaticForward:
 
     @property
     def context_length(self) -> int:
-        """The longest sequence, in tokens."""
+        """Length of the longest sequence, in tokens."""
         return self.bound.context_length
 
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """See `Forward`."""
+        """Tokens of `texts` that a trimmed head scores besides its own."""
         return self.bound.text_rows(texts, lengths_BT)
 
     def forget(self) -> None:
-        """Drop its recordings; they are made again when needed."""
+        """Drop its recordings; they are made again if needed."""
         self.stage.recorder.forget(self.number)
 
     def output(
@@ -98,8 +97,9 @@ class StaticForward:
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """See `Forward`. Hidden states are caught by hooks, which a recording has none of: where they are wanted the
-        forward runs as it always did.
+        """Logits of `ids_BT`, and hidden states if wanted.
+
+        Hooks collect hidden states, and a recording has no hooks: with `hidden` the forward runs without a recording.
         """
         if hidden:
             return self.bound.output(
@@ -108,7 +108,7 @@ class StaticForward:
         return Output(self(ids_BT, starts=starts, cache=cache, n_logits=n_logits, text_rows=text_rows))
 
     def tree(self, ids_BT: Tensor, **where: Any) -> Tensor:
-        """See `Forward`."""
+        """The logits of `tree_output`, [B, T, V]."""
         return self.tree_output(ids_BT, **where).logits_BTV
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ class StaticForward:
         n_logits: int = 0,
         text_rows: TextRows | None = None,
     ) -> Tensor:
-        """See `Forward`."""
+        """Logits of `ids_BT`, [B, T, V] or [B, n_logits, V]; from a recording if the shape allows one."""
         n_rows, n_new = ids_BT.shape
         static = self.caches_for(cache, n_tokens=max(starts) + n_new) if n_new <= LONGEST else None
         if static is None or (text_rows is not None and text_rows.ceilings.shape[1] > 1):
@@ -130,7 +130,7 @@ class StaticForward:
         n_tokens = bucket(n_new, TOKENS)
         n_keys = min(key_bucket(max(starts) + n_tokens), static.capacity)
         kept = n_logits if n_tokens == n_new else 0
-        texts = PaddedTexts.of(text_rows, static.n_rows)
+        texts = PaddedTexts.from_rows(text_rows, static.n_rows)
         key = (self.number, id(static), n_tokens, n_keys, kept, texts.shape)
         inputs = {
             "ids_BT": padded(ids_BT, static.n_rows, n_tokens),
@@ -160,7 +160,7 @@ class StaticForward:
         logits_BTV = logits_BTV[:n_rows]
         if kept == 0:
             logits_BTV = logits_BTV[:, (n_new - n_logits if n_logits else 0) : n_new]
-        return logits_BTV.clone()  # the recording's own is overwritten by the next replay
+        return logits_BTV.clone()  # the next replay overwrites the recording's output
 
     @torch.inference_mode()
     def tree_output(
@@ -174,7 +174,7 @@ class StaticForward:
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """See `Forward`, and `output`."""
+        """Logits and hidden states of a tree's tokens; recorded for uniform rows without `hidden`."""
         n_rows, n_new = ids_BT.shape
         start = cache.clocks[0]
         static = self.caches_for(cache, n_tokens=start + n_new) if n_new <= LONGEST and cache.is_uniform else None
@@ -190,12 +190,12 @@ class StaticForward:
             )
         n_tokens = bucket(n_new, TOKENS)
         n_keys = min(key_bucket(start + n_tokens), static.capacity)
-        # Padding sees the first key alone: a query that sees none is not a number.
+        # Padding sees the first key only: a query without keys would give nan.
         seen = torch.zeros(static.n_rows, n_tokens, n_keys, dtype=torch.bool, device=ids_BT.device)
         seen[:, :, 0] = True
         seen[:n_rows, :n_new] = pad(seen_BTS.expand(n_rows, n_new, -1), (0, n_keys - seen_BTS.shape[-1]))
         key_positions_BS = key_positions_BS.expand(n_rows, -1)
-        texts = PaddedTexts.of(text_rows, static.n_rows)
+        texts = PaddedTexts.from_rows(text_rows, static.n_rows)
         key = (self.number, id(static), "tree", n_tokens, n_keys, texts.shape)
         inputs = {
             "ids_BT": padded(ids_BT, static.n_rows, n_tokens),
@@ -239,12 +239,12 @@ class StaticForward:
         return Output(logits_BTV[:n_rows, :n_new].clone())
 
     def caches_for(self, cache: ClockCache, *, n_tokens: int) -> StaticCache | None:
-        """The static cache that holds `cache` from now on, with room for `n_tokens` a row and for padding."""
+        """The static cache that now holds `cache`, with room for `n_tokens` in each row and for padding."""
         return self.stage.caches.holding(cache, n_tokens=n_tokens + SLACK)
 
 
 def check_static(module: nn.Module) -> None:
-    """Refuse a model whose forward cannot be recorded; see `StaticForward`."""
+    """Raise InputError if the model's forward cannot be recorded; see `StaticForward`."""
     config: Any = module.config
     check_batches(config)
     text = config.get_text_config()
@@ -271,7 +271,7 @@ def logits_of(
     n_logits: int,
     text_rows: TextRows | None,
 ) -> Tensor:
-    """Logits of tokens whose rows begin at `starts_B`, a tensor: nothing here is known to the host but shapes."""
+    """Logits of tokens whose rows begin at the tensor `starts_B`; the host knows only shapes."""
     positions_BT = starts_B.unsqueeze(1) + torch.arange(ids_BT.shape[1], device=ids_BT.device)
     mask = attention_mask(bound.module.config, positions_BT, n_keys=n_keys, dtype=static.layers[0].dtype)
     return run(
@@ -299,13 +299,13 @@ def run(
     n_logits: int,
     text_rows: TextRows | None,
 ) -> Tensor:
-    """The module's logits; keys and values go to `slots_BT`."""
+    """The module's logits; keys and values are written at `slots_BT`."""
     static.slots_BT, static.n_keys = slots_BT, n_keys
     more = {} if text_rows is None else {"text_rows": text_rows}
     logits: Tensor = bound.module(
         input_ids=ids_BT,
         attention_mask=additive(mask, static.layers[0].dtype),
-        # Padding may lie beyond the context; what it computes is dead.
+        # Padding may lie beyond the context; its results are not used.
         position_ids=positions_BT.clamp(max=bound.context_length - 1),
         past_key_values=static,
         use_cache=True,
@@ -316,7 +316,7 @@ def run(
 
 
 def additive(mask: Any, dtype: torch.dtype) -> Any:
-    """Boolean masks as ones to be added: torch's kernel would otherwise convert them again in every layer."""
+    """Boolean masks as additive ones; otherwise torch's kernel would convert them in every layer."""
     if isinstance(mask, dict):
         return {kind: additive(one, dtype) for kind, one in mask.items()}
     if mask.dtype != torch.bool:
@@ -326,23 +326,23 @@ def additive(mask: Any, dtype: torch.dtype) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PaddedTexts:
-    """The rows of a trimmed head that texts add, padded to a recorded shape; nothing where there are none.
+    """Head rows that texts add to a trimmed head, padded to a recorded shape; empty if there are none.
 
     Attributes:
         tensors: inputs of a program.
-        shape: tells recordings apart.
+        shape: part of the key of a recording.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, rows: TextRows | None, n_rows: int) -> PaddedTexts:
+    def from_rows(cls, rows: TextRows | None, n_rows: int) -> PaddedTexts:
         """`rows` for a batch padded to `n_rows`."""
         if rows is None:
             return cls()
         n = key_bucket(len(rows.ids))
-        # The first of them again and again: written twice, a score is the same.
+        # Padding repeats the first row: writing its score twice has no effect.
         again_E = torch.zeros(n, dtype=torch.long, device=rows.ids.device)
         again_E[: len(rows.ids)] = torch.arange(len(rows.ids), device=rows.ids.device)
         ceilings = rows.ceilings
@@ -354,30 +354,30 @@ class PaddedTexts:
         return cls(tensors, (n,))
 
     def rows(self, buffers: dict[str, Tensor]) -> TextRows | None:
-        """The same in a program's buffers."""
+        """The rows in the buffers of a program."""
         if not self.tensors:
             return None
         return TextRows(buffers["text_ids"], buffers["text_weight"], buffers.get("text_bias"), buffers["text_ceilings"])
 
 
 def padded(tensor_BT: Tensor, n_rows: int, n_columns: int) -> Tensor:
-    """With zeros behind and below."""
+    """The tensor padded with zeros to [n_rows, n_columns]."""
     b, t = tensor_BT.shape
     return tensor_BT if (b, t) == (n_rows, n_columns) else pad(tensor_BT, (0, n_columns - t, 0, n_rows - b))
 
 
 def padded_starts(starts: Sequence[int], n_rows: int) -> Tensor:
-    """[B]; rows that pad a batch begin at 0."""
+    """The starts as a tensor [B]; padding rows begin at 0."""
     return torch.tensor([*starts, *([0] * (n_rows - len(starts)))])
 
 
 def buffers_like(inputs: dict[str, Tensor], static: StaticCache) -> dict[str, Tensor]:
-    """Empty buffers for a program's inputs, where the cache lies."""
+    """Empty buffers for a program's inputs, on the device of the cache."""
     return {name: torch.empty_like(t, device=static.layers[0].device) for name, t in inputs.items()}
 
 
 def watching(bound: BoundForward, static: StaticCache) -> Any:
-    """Tensors that stay where they are as long as a recording holds: first and last weight, first keys, last values."""
+    """Tensors that must not move while a recording is used: first and last weight, first keys, last values."""
 
     first, *_, last = bound.module.parameters()
     return lambda: (first, last, static.layers[0].keys, static.layers[-1].values)

@@ -1,1 +1,4 @@
-"""Files of a run, and what it ran on. It knows nothing of what the rows mean."""
+"""Files of a run folder, and the provenance of a run.
+
+It must not know the meaning of rows, models or searches.
+"""

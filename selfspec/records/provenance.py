@@ -1,7 +1,7 @@
-"""What a run ran on: enough to run it again and to see why another run differs.
+"""Provenance of a run: code, packages and machine, enough to repeat it and to explain differences between runs.
 
-A field that cannot be read is `{"error": "..."}`: its absence is told, never hidden. Environment variables are not
-recorded, since secrets live there.
+A field that cannot be read is recorded as `{"error": "..."}`. Environment variables are not recorded, since they may
+hold secrets.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def now() -> str:
 
 
 def load_average() -> float | None:
-    """Processes running or waiting, averaged over the last minute; None where the system does not tell."""
+    """Processes running or waiting, averaged over the last minute; None if the system does not report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def environment() -> dict[str, Any]:
-    """Code, packages and machine, as they are now."""
+    """The current code, packages and machine."""
     return {
         "started": now(),
         "argv": sys.argv,
@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """What the CPU or the CUDA device is; measured seconds hold for it alone."""
+    """Name of the CUDA device or the CPU; measured seconds are valid for it only."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     name = _try(_cpu)
@@ -70,7 +70,7 @@ def _try(read: Callable[[], Any]) -> Any:
 
 
 def _code() -> dict[str, Any]:
-    """The commit of the checkout this package lies in, and the uncommitted change to it."""
+    """Commit of the checkout that holds this package, and its uncommitted changes."""
     folder = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -79,16 +79,17 @@ def _code() -> dict[str, Any]:
         )
         return done.stdout
 
-    git("ls-files", "--error-unmatch", __file__)  # installed elsewhere, the commit around it is not ours
+    # fails if the package is installed elsewhere, in a checkout of another project
+    git("ls-files", "--error-unmatch", __file__)
     difference = git("diff", "HEAD")
     return {"commit": git("rev-parse", "HEAD").strip(), "is_dirty": bool(difference), "diff": difference}
 
 
 def _cpu() -> str:
-    """The name of the CPU, and its family and model, since a virtual machine may give every generation one name."""
+    """Name, family and model of the CPU; a virtual machine may give every generation the same name."""
     first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
-    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
-    if "model name" not in told:
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    if "model name" not in fields:
         raise LookupError("no model name in /proc/cpuinfo")
-    kind = ", ".join(f"{key.split()[-1]} {told[key]}" for key in ("cpu family", "model") if key in told)
-    return f"{told['model name']} ({kind})" if kind else told["model name"]
+    kind = ", ".join(f"{key.split()[-1]} {fields[key]}" for key in ("cpu family", "model") if key in fields)
+    return f"{fields['model name']} ({kind})" if kind else fields["model name"]

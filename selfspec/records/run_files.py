@@ -1,7 +1,8 @@
-"""Run folders: JSON lines are the truth, and what looks finished is finished.
+"""Read and write the files of a run folder.
 
 A run folder holds `config.yaml`, `provenance.json`, the rows of the verb (`records.jsonl` or `trials.jsonl`) and, only
-once the run has come to its end, `summary.json`. Whole files are written beside themselves and renamed.
+after the run has ended, `summary.json`. The rows are the primary data. A file is written under a temporary name and
+then renamed, so that it is never incomplete.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ from typing import Any
 
 from selfspec.errors import InputError
 
-SCHEMA = 1  # of the rows; raised when a field changes its meaning
+SCHEMA = 1  # version of the rows; it increases when a field changes its meaning
 
 CONFIG, OVERRIDES, PROVENANCE, SUMMARY = "config.yaml", "overrides.txt", "provenance.json", "summary.json"
 RECORDS, TRIALS, FINALS, LOG = "records.jsonl", "trials.jsonl", "finals.jsonl", "log.txt"
-PROMPTS = "prompts.jsonl"  # of a run that asks through a chat template: what it rendered
-FAILURE = "failure.json"  # why a job of a sweep came to nothing; such a folder holds no run
+PROMPTS = "prompts.jsonl"  # prompts as rendered by the chat template
+FAILURE = "failure.json"  # reason of a failed job of a sweep; such a folder holds no run
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, or leave the old one: never half of it."""
+    """Write a text file completely, or leave the old one unchanged."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file, or leave the old one: never half of it."""
+    """Write a file completely, or leave the old one unchanged."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -44,12 +45,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file whole; nan and infinities are refused, since JSON has none."""
+    """Write a JSON file completely; nan and infinities raise ValueError, since JSON lacks them."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON line, on disk when this returns; the row says its schema."""
+    """Append one JSON line with the schema; it is on disk when this returns."""
     line = json.dumps({"schema": SCHEMA, **row}, ensure_ascii=False, allow_nan=False)
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -60,15 +61,15 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file.
 
-    A last line without its newline was being written when the run was killed: it is not a row, and is left out.
+    A last line without a newline is incomplete, since the run was killed while writing it; it is ignored.
 
     Raises:
-        InputError: if the file is missing, a line is not a JSON object, or its schema is another.
+        InputError: if the file is missing, a line is not a JSON object, or it has another schema.
     """
     if not path.is_file():
         raise InputError(f"no file {path}; is {path.parent} the folder of a run?")
     rows = []
-    *lines, _ = path.read_bytes().split(b"\n")  # splitlines would also cut at the U+2028 that JSON allows in a string
+    *lines, _ = path.read_bytes().split(b"\n")  # splitlines would also split at U+2028, which JSON allows in a string
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line.decode())
@@ -81,7 +82,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_partial_line(path: Path) -> bool:
-    """Cut off a last line without its newline, so that appending may go on; whether there was one."""
+    """Remove an incomplete last line, so that rows can be appended; returns whether there was one."""
     if not path.is_file():
         return False
     data = path.read_bytes()
@@ -94,12 +95,12 @@ def drop_partial_line(path: Path) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run came to its end."""
+    """Whether the run has ended."""
     return (folder / SUMMARY).is_file()
 
 
 def make_writable(folder: Path) -> None:
-    """Create `folder` if need be, and find out now rather than at the end that nothing can be written there.
+    """Create `folder` if necessary, and check that files can be written there.
 
     Raises:
         InputError: if it cannot be created or written.

@@ -1,1 +1,4 @@
-"""What a draft leaves out of the model and what stands there instead; it knows nothing of decoding."""
+"""What a draft skips and what replaces it: skip sets, plans, bridges, trimmed heads, rounded weights, their files.
+
+It must not know the decode loop, stop rules or searches.
+"""

@@ -1,8 +1,8 @@
-"""What stands in the place of a skipped sublayer: an affine map of that sublayer's own input.
+"""Bridges: an affine map of a skipped sublayer's input in place of the sublayer.
 
-Leaving a sublayer out adds nothing to the residual stream; a bridge adds something cheap that resembles what the
-sublayer would have added, or what a whole run of adjacent skipped sublayers would have. Only the draft changes by it,
-so the output does not. It knows one module and its input; which map fits is found in `search.fitting.bridge_fitting`.
+A skipped sublayer adds nothing to the residual stream. A bridge adds a cheap approximation of what the sublayer, or a
+run of adjacent skipped sublayers, would add. It changes the draft only, so the output stays the same. This module knows
+one module and its input; `search.fitting.bridge_fitting` fits the map.
 """
 
 # D hidden size, R rank, B rows, T tokens
@@ -21,19 +21,19 @@ from selfspec.errors import InputError
 from selfspec.models.packing import PackedLinear
 from selfspec.models.sublayers import Patch
 
-KINDS = ("mean", "linear", "lowrank")  # by the number of matrices
+KINDS = ("mean", "linear", "lowrank")  # index: number of matrices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bridge:
-    """x → W_n ... W_1 x + b: the mean with no matrix, a linear map with one, a map of low rank with two.
+    """The map x → W_n ... W_1 x + b: a mean without a matrix, linear with one, of low rank with two.
 
     Attributes:
         bias: b, [D].
         matrices: W_1 to W_n, at most two: [D, D], or [R, D] and [D, R].
 
     Raises:
-        InputError: if the shapes do not fit each other.
+        InputError: if the shapes do not fit together.
     """
 
     bias: Tensor
@@ -62,12 +62,12 @@ class Bridge:
 
     @property
     def n_maps(self) -> float:
-        """Its weights as a part of those of a linear map."""
+        """Number of its weights, as a fraction of those of a linear map."""
         return sum(m.numel() for m in self.matrices) / self.bias.numel() ** 2
 
     @property
     def n_bytes(self) -> int:
-        """Of its weights."""
+        """Bytes of its weights."""
         return sum(t.numel() * t.element_size() for t in self.tensors)
 
     def digest(self) -> str:
@@ -80,18 +80,18 @@ class Bridge:
 
 
 def stand_in(bridge: Bridge, patches: tuple[Patch, ...], *, like: nn.Module, dtype: torch.dtype) -> Callable[..., Any]:
-    """The `forward` of a skipped sublayer's module that gives what the patch gives, and what `bridge` adds.
+    """The `forward` of a skipped sublayer's module: the result of its patch, plus the output of `bridge`.
 
-    Whatever a patch returns (zeros, a tuple, the residual), its first tensor is the place where a sublayer adds.
+    A patch may return zeros, a tuple or the residual; the bridge is added to the first tensor.
 
     Args:
-        bridge: of the model's hidden size.
-        patches: how the sublayer is left out.
-        like: the module that is left out: tells the device, and whether weights are packed.
-        dtype: of the model's weights.
+        bridge: a bridge of the model's hidden size.
+        patches: the patches that skip the sublayer.
+        like: the skipped module; it gives the device, and whether weights are packed.
+        dtype: dtype of the model's weights.
 
     Raises:
-        InputError: if the sublayer is more than one module, so that its input and its output lie apart.
+        InputError: if the sublayer consists of several modules, so that its input and output are at different ones.
     """
     if len(patches) != 1:
         names = ", ".join(p.name for p in patches)
@@ -104,7 +104,7 @@ def stand_in(bridge: Bridge, patches: tuple[Patch, ...], *, like: nn.Module, dty
     def forward(*args: Any, **kwargs: Any) -> Any:
         x_BTD = args[0] if args else kwargs["hidden_states"]
         output = leave_out(*args, **kwargs)
-        # The sum is a tensor of its own, since some layers (Falcon's) add to it in place.
+        # Not in place: some layers (Falcon's) add to the result in place.
         if isinstance(output, tuple):
             return (output[0] + added(x_BTD), *output[1:])
         return output + added(x_BTD)
@@ -113,13 +113,13 @@ def stand_in(bridge: Bridge, patches: tuple[Patch, ...], *, like: nn.Module, dty
 
 
 def _as_map(bridge: Bridge, like: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """x [..., D] to [..., D], or to [D] where the input does not matter."""
+    """A map from x [..., D] to [..., D], or to [D] for a mean."""
     weight = next(like.parameters(), None)
     device = bridge.bias.device if weight is None else weight.device
     bias_D, *matrices = (t.detach().to(device, dtype) for t in bridge.tensors)
     if not matrices:
         return lambda x: bias_D
-    # The last map carries the bias, and the layers are packed where those they stand in for are.
+    # The last map has the bias. The layers are packed if those they replace are.
     biases = [None] * (len(matrices) - 1) + [bias_D]
     layers = [_linear(m, b) for m, b in zip(matrices, biases, strict=True)]
     is_packed = any(isinstance(m, PackedLinear) for m in like.modules())

@@ -1,7 +1,7 @@
-"""The plan of a draft: which sublayers it leaves out, what stands in for them, and how much of the head it keeps.
+"""The plan of a draft: its skip set, bridges, head, precision and memory.
 
-A value, passed as an argument, as the skip set in it is. It holds tensors and knows nothing of the model they are for
-but its number of layers; `Decoder.bind` makes a forward of it.
+A plan is a value that is passed as an argument. It holds tensors; of the model it knows only the number of layers.
+`Decoder.bind` makes a forward of it.
 """
 
 # D hidden size, V tokens that the draft's head scores, N tokens of texts
@@ -28,21 +28,21 @@ PLAIN = "skip"  # the kind without bridges
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftPlan:
-    """A skip set and what makes up for it; two plans of the same content are equal.
+    """A skip set and what compensates for it; plans of the same content are equal.
 
     Attributes:
-        skip: the sublayers left out.
-        bridges: what stands at the place of a skipped sublayer; one that has none adds nothing. The bridge of a run of
-            adjacent sublayers stands at its first, and the others have none.
-        head: ids of the tokens that the draft's head scores beside those of its text, [V]; None: all of them.
+        skip: the skipped sublayers.
+        bridges: bridge by sublayer; a skipped sublayer without one adds nothing. The bridge of a run of adjacent
+            sublayers is at the first one, and the others have none.
+        head: ids of the tokens that the draft's head scores besides those of its text, [V]; None: all tokens.
         kind: `skip`, or the kind of the bridges: mean, linear or lowrank.
-        precision: of the weights that the draft keeps, its head's included: `same` as the model's, int8 or int4
-            (`quantised`).
-        memory: texts that prompt lookup, where it comes before the draft, searches as well as the row's own, [N], as
-            `lookup.Memory` takes them; None: none.
+        precision: precision of the weights that the draft keeps, head included: `same` as the model's, int8 or int4
+            (`rounding`).
+        memory: texts that prompt lookup searches besides the row's own, [N], in the form of `lookup.Memory`; None: no
+            texts.
 
     Raises:
-        InputError: if a bridge stands where nothing is skipped, or a name is not known.
+        InputError: if a bridge is at a sublayer that is not skipped, or a name is unknown.
     """
 
     skip: SkipSet
@@ -64,13 +64,13 @@ class DraftPlan:
         for at in order:
             if at not in self.skipped:
                 raise InputError(
-                    f"the plan has a bridge at {written(at)}, which is not skipped (skip={self.skip}); "
+                    f"the plan has a bridge at {format_sublayer(at)}, which is not skipped (skip={self.skip}); "
                     "skip it, or leave the bridge out"
                 )
 
     @classmethod
-    def of(cls, skip: SkipSet) -> DraftPlan:
-        """The plain plan: nothing stands in for what is skipped."""
+    def from_skip_set(cls, skip: SkipSet) -> DraftPlan:
+        """The plan that only skips: no bridges, whole head, the model's precision."""
         return cls(skip)
 
     @property
@@ -79,7 +79,7 @@ class DraftPlan:
         return [sublayer(i) for i, bit in enumerate(self.skip.bits()) if bit]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but its numbers, for YAML; `tensors` has these, and `from_dict` takes both."""
+        """Everything except the tensors, for YAML; `from_dict` takes this and `tensors()`."""
         runs = self._runs()
         return {
             "n_layers": self.skip.n_layers,
@@ -87,7 +87,11 @@ class DraftPlan:
             "kind": self.kind,
             "precision": self.precision,
             "bridges": [
-                {"at": written(at), "for": [written(a) for a in runs[at]], "shapes": [list(t.shape) for t in b.tensors]}
+                {
+                    "at": format_sublayer(at),
+                    "for": [format_sublayer(a) for a in runs[at]],
+                    "shapes": [list(t.shape) for t in b.tensors],
+                }
                 for at, b in self.bridges.items()
             ],
             "head_size": None if self.head is None else self.head.numel(),
@@ -95,8 +99,10 @@ class DraftPlan:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its numbers by name: those of the bridges, `head` and `memory`; on the CPU."""
-        named = {f"{written(at)}.{i}": t for at, bridge in self.bridges.items() for i, t in enumerate(bridge.tensors)}
+        """Tensors by name, on the CPU: those of the bridges, `head` and `memory`."""
+        named = {
+            f"{format_sublayer(at)}.{i}": t for at, bridge in self.bridges.items() for i, t in enumerate(bridge.tensors)
+        }
         named |= {name: t for name, t in (("head", self.head), ("memory", self.memory)) if t is not None}
         return {name: t.detach().cpu().contiguous() for name, t in named.items()}
 
@@ -105,8 +111,8 @@ class DraftPlan:
         """The plan of `to_dict` and `tensors`.
 
         Raises:
-            InputError: if it says what cannot be.
-            AttributeError, KeyError, IndexError, TypeError, ValueError: if it is not whole.
+            InputError: if a value is invalid.
+            AttributeError, KeyError, IndexError, TypeError, ValueError: if a part is missing or malformed.
         """
         bridges = {}
         for entry in body["bridges"]:
@@ -118,11 +124,13 @@ class DraftPlan:
             head=None if body["head_size"] is None else tensors["head"],
             kind=body["kind"],
             precision=body["precision"],
-            memory=None if body.get("memory_size") is None else tensors["memory"],  # plans of 0.1.0 know of none
+            memory=None
+            if body.get("memory_size") is None
+            else tensors["memory"],  # plans of version 0.1.0 lack this key
         )
 
     def _runs(self) -> dict[Sublayer, list[Sublayer]]:
-        """What each bridge stands for: its sublayer, and those behind it skipped without a bridge, up to a gap."""
+        """Sublayers that each bridge replaces: its own, and the adjacent skipped ones after it without a bridge."""
         runs: dict[Sublayer, list[Sublayer]] = {}
         at: Sublayer | None = None
         for place in self.skipped:
@@ -133,10 +141,10 @@ class DraftPlan:
         return runs
 
     def digest(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of all it holds; reads all weights."""
+        """The first 12 hexadecimal digits of the SHA-256 of all content; reads all weights."""
         found = hashlib.sha256(f"{self.skip.n_layers} {self.skip} {self.kind} {self.precision}".encode())
         for at, bridge in self.bridges.items():
-            found.update(f" {written(at)} {bridge.digest()}".encode())
+            found.update(f" {format_sublayer(at)} {bridge.digest()}".encode())
         if self.head is not None:
             found.update(f" head {self.head.tolist()}".encode())
         if self.memory is not None:
@@ -149,14 +157,14 @@ class DraftPlan:
         return self is other or (hash(self) == hash(other) and self.digest() == other.digest())
 
     def __hash__(self) -> int:
-        # Cheap, and equal for equal plans: weights are compared only where this does not tell plans apart.
+        # Cheap, and equal for equal plans: `__eq__` compares weights only if the hashes are equal.
         sizes = tuple(-1 if t is None else t.numel() for t in (self.head, self.memory))
         return hash((self.skip, self.kind, self.precision, tuple(self.bridges), sizes))
 
     def __str__(self) -> str:
         parts = [str(self.skip)]
         if self.bridges:
-            parts.append(f"{self.kind} at {' '.join(written(at) for at in self.bridges)}")
+            parts.append(f"{self.kind} at {' '.join(format_sublayer(at) for at in self.bridges)}")
         if self.head is not None:
             parts.append(f"head of {self.head.numel()}")
         if self.precision != "same":
@@ -167,17 +175,17 @@ class DraftPlan:
 
 
 def position(at: Sublayer) -> int:
-    """The index of a sublayer in the order in which they run, as in `SkipSet.bits`."""
+    """Index of a sublayer in the order of execution, as in `SkipSet.bits`."""
     return 2 * at[1] + (at[0] == "mlp")
 
 
 def sublayer(position: int) -> Sublayer:
-    """The sublayer at an index; inverse of `position`."""
+    """The sublayer at an index; the inverse of `position`."""
     return ("mlp" if position % 2 else "attn", position // 2)
 
 
-def written(at: Sublayer) -> str:
-    """As in a written skip set: `a3`, `m7`."""
+def format_sublayer(at: Sublayer) -> str:
+    """A sublayer in the notation of skip sets: `a3`, `m7`."""
     return f"{at[0][0]}{at[1]}"
 
 

@@ -1,7 +1,7 @@
-"""Plans on disk: a YAML file that says which model a plan is for, and its tensors beside it.
+"""Plans on disk: a YAML file that names the model of the plan, and a file of tensors.
 
-Bridges fit one set of weights in one dtype. A plan is therefore refused for any other, whose drafts it would only make
-worse; and tensors that are not those it was saved with are refused, too.
+Bridges fit one set of weights in one dtype. A plan is therefore refused for any other model, whose drafts it would only
+make worse. Tensors other than those that were saved with the plan are refused as well.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _KEYS = ("n_layers", "hidden_size", "dtype", "weights", "skip", "kind", "precisi
 def save_plan(
     path: Path | str, plan: DraftPlan, *, model: str, decoder: Decoder, facts: Mapping[str, Any], **provenance: Any
 ) -> None:
-    """Write `plan`, with the weights it is for and any facts about where it comes from.
+    """Write `plan`, the weights that it is for, and any facts about its origin.
 
     Args:
-        path: the YAML file, or the folder for it; tensors go beside it, under the same name.
-        plan: what to write.
-        model: the name of the model.
+        path: the YAML file, or its folder; the file of tensors gets the same name.
+        plan: the plan to write.
+        model: name of the model.
         decoder: the model.
-        facts: `Loaded.facts` of it, which tell the weights.
+        facts: `Loaded.facts` of the model, which identify its weights.
         **provenance: objective, value, run, date, calibration text, ...
     """
     file = _file(Path(path))
@@ -51,7 +51,7 @@ def save_plan(
         data = bytes_of(tensors)
         beside = file.with_suffix(".safetensors")
         body["tensors"] = {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}
-        write_bytes(beside, data)  # first: a YAML file never names tensors that are not there
+        write_bytes(beside, data)  # first, so that a YAML file never names missing tensors
     write_text(
         file,
         yaml.safe_dump(body | provenance, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True),
@@ -63,11 +63,11 @@ def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any] | Non
 
     Args:
         path: the file, or its folder.
-        decoder: the model it is wanted for.
-        facts: `Loaded.facts` of it; without them the revision and the sum of the weights are not compared.
+        decoder: the model that it is for.
+        facts: `Loaded.facts` of the model; without them revision and digest of the weights are not compared.
 
     Raises:
-        InputError: if it cannot be read, is for other weights or another dtype, or its tensors are not its own.
+        InputError: if it cannot be read, is for other weights or another dtype, or its tensors were changed.
     """
     file = _file(Path(path))
     body = read_plan_file(file)
@@ -93,7 +93,7 @@ def load_plan(path: Path | str, decoder: Decoder, facts: Mapping[str, Any] | Non
 
 
 def _check_tensors(file: Path, tensors: Mapping[str, Tensor], body: Mapping[str, Any], n_vocab: int) -> None:
-    """Refuse what the sum of a file does not show: it was wrong when it was saved."""
+    """Refuse tensors that were already invalid when they were saved, which a digest does not show."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise InputError(f"{file}: its tensor {name} holds nan or infinite numbers; make the plan again")
@@ -102,7 +102,7 @@ def _check_tensors(file: Path, tensors: Mapping[str, Tensor], body: Mapping[str,
         if size is None or ids is None:
             continue
         if ids.dim() != 1 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise InputError(f"{file}: its {name} is no list of token ids ({ids.dtype}, {ids.dim()} dimensions)")
+            raise InputError(f"{file}: its {name} is not a list of token ids ({ids.dtype}, {ids.dim()} dimensions)")
         if ids.numel() != size:
             raise InputError(f"{file} says {name}_size={size}, but its {name} holds {ids.numel()}; save it again")
         least = BETWEEN if name == "memory" else 0
@@ -119,7 +119,7 @@ def _file(path: Path) -> Path:
 
 
 def _identity(decoder: Decoder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same where a plan is used: the shape, the dtype and the weights of the model."""
+    """Facts that must be equal where a plan is used: shape, dtype and weights of the model."""
     weights = facts.get("weights") or {}
     return {
         "model_type": str(decoder.config.model_type),
@@ -137,10 +137,10 @@ def _shown(value: Any) -> str:
 
 
 def read_plan_file(file: Path) -> dict[str, Any]:
-    """What the YAML of a plan says, its tensors left aside.
+    """Content of a plan's YAML file, without its tensors.
 
     Raises:
-        InputError: if it is no plan.
+        InputError: if the file is not a plan.
     """
     try:
         body = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -155,7 +155,7 @@ def read_plan_file(file: Path) -> dict[str, Any]:
 
 
 def _tensors(file: Path, entry: Any) -> dict[str, Tensor]:
-    """The tensors that `file` names, if they are the very ones."""
+    """The tensors that `file` names, after a check of their digest."""
     if entry is None:
         return {}
     if not isinstance(entry, Mapping) or not {"file", "sha256"} <= set(entry):
@@ -174,4 +174,4 @@ def _tensors(file: Path, entry: Any) -> dict[str, Tensor]:
     try:
         return tensors_from(data)
     except SafetensorError as error:
-        raise InputError(f"{beside} is no safetensors file ({error}); save the plan again") from None
+        raise InputError(f"{beside} is not a safetensors file ({error}); save the plan again") from None

@@ -1,11 +1,11 @@
-"""A draft's weights in int8 or int4: half or a quarter of bfloat16's bytes to read for every drafted token.
+"""Weights of a draft in int8 or int4: a half or a quarter of the bytes of bfloat16 for each drafted token.
 
-In int8 each output channel is rounded to 255 even steps around zero; the kernel rounds the input of every call to 256
-steps as well, which cost no acceptance where it was measured and is what makes it fast. In int4 every 32 inputs of a
-channel are rounded to 16 steps of their own, and the input stays as it is. The target keeps its own weights, so the
-output stays as it is. The copies come on top of the model: they are memory spent for speed.
+Int8 rounds each output channel to 255 even steps around zero. Its kernel also rounds the input of every call to 256
+steps, which makes it fast and cost no acceptance in measurements. Int4 rounds every 32 inputs of a channel to 16 steps
+of their own and leaves the input unchanged. The target keeps its weights, so the output stays the same. The rounded
+copies need memory in addition to the model.
 
-A model of any dtype can be drafted for, on a CPU; on CUDA by other kernels (`quantised_cuda`).
+The model may have any dtype. These kernels run on a CPU; `rounding_cuda` has those for CUDA.
 """
 
 # O output features, I input features, G groups of inputs
@@ -24,23 +24,23 @@ from torch.nn.functional import pad
 from selfspec.errors import InputError
 from selfspec.models.packing import PackedLinear
 
-STEPS = 127  # of int8, from zero to the largest weight of a channel, on either side
-GROUP = 32  # inputs that share the steps of int4, the fewest that the kernel takes
-BLOCK = 16  # outputs that the int4 kernel takes at a time
-KEPT = (1.0, 0.9, 0.8, 0.7)  # parts of a group's range that int4's steps may span; chosen, not tuned
+STEPS = 127  # steps of int8 between zero and the largest weight of a channel, in each direction
+GROUP = 32  # inputs with common int4 steps; the smallest group of the kernel
+BLOCK = 16  # the int4 kernel needs a multiple of this number of outputs
+KEPT = (1.0, 0.9, 0.8, 0.7)  # fractions of a group's range that the int4 steps may span; chosen, not tuned
 
 
 class RoundedLinear(nn.Module, ABC):
-    """Stands for a linear layer in a draft; the layer itself is not changed or held.
+    """Replaces a linear layer in a draft; it neither changes nor holds the layer itself.
 
     Args:
-        linear: dense or packed.
+        linear: a dense or packed layer.
 
     Attributes:
-        precision: what its weights are rounded to.
+        precision: precision of the rounded weights.
 
     Raises:
-        InputError: if there is no kernel where it lies.
+        InputError: if the layer's device has no kernel.
     """
 
     precision: ClassVar[str]
@@ -54,31 +54,31 @@ class RoundedLinear(nn.Module, ABC):
 
     @abstractmethod
     def _hold(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        """Round the weight, and lay it out for the kernel."""
+        """Round the weight and store it in the layout of the kernel."""
 
     @property
     @abstractmethod
     def n_bytes(self) -> int:
-        """Of the weight and its steps; a bias takes no more than it did."""
+        """Bytes of the weight and its steps, without the bias."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] to [..., O]."""
 
     def extra_repr(self) -> str:
-        """As of a linear layer."""
+        """Sizes and precision, for `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.precision}"
 
 
 class Int8Linear(RoundedLinear):
-    """255 steps for a channel."""
+    """A linear layer with 255 steps for each output channel."""
 
     precision = "int8"
 
     def _hold(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         int8_OI, scales_O = rounded(weight_OI)
         with warnings.catch_warnings():
-            # A tensor type on its way out of torch carries the weight to the kernel, and only there.
+            # The packing function takes only this deprecated tensor type.
             warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)
             zeros_O = torch.zeros(self.out_features, dtype=torch.long)
             carrier = torch._make_per_channel_quantized_tensor(int8_OI, scales_O.double(), zeros_O, 0)
@@ -90,19 +90,19 @@ class Int8Linear(RoundedLinear):
 
     @property
     def n_bytes(self) -> int:
-        """Of the weight and its scales."""
+        """Bytes of the weight and its scales."""
         return self.out_features * (self.in_features + 4)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., I] to [..., O]."""
-        # A draft may be bad enough to overflow, and the kernel refuses what is not a number.
+        # A bad draft may overflow, and the kernel refuses nan.
         finite = torch.nan_to_num(x.float())
         product: Tensor = torch.ops.quantized.linear_dynamic(finite, self._packed, self._reduce_range)
         return product.to(x.dtype)
 
 
 class Int4Linear(RoundedLinear):
-    """16 steps for every `GROUP` inputs of a channel."""
+    """A linear layer with 16 steps for every `GROUP` inputs of a channel."""
 
     precision = "int4"
 
@@ -116,7 +116,7 @@ class Int4Linear(RoundedLinear):
 
     @property
     def n_bytes(self) -> int:
-        """Of the weight, its scales and its middles."""
+        """Bytes of the weight, its scales and its middles."""
         return self._packed.numel() + self._steps_GO2.numel() * self._dtype.itemsize
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,23 +136,23 @@ ROUNDED: dict[str, type[RoundedLinear]] = {layer.precision: layer for layer in (
 
 
 def round_linear(linear: nn.Linear | PackedLinear, precision: str) -> RoundedLinear:
-    """The rounded copy of a layer, for the kernel of the device where it lies.
+    """The rounded copy of a layer, for the kernel of its device.
 
     Raises:
-        InputError: if there is none.
+        InputError: if that device has no kernel.
     """
     if linear.weight.device.type != "cuda":
         return ROUNDED[precision](linear)
-    from selfspec.skipping.rounding_cuda import ON_CUDA  # whose layers are RoundedLinears
+    from selfspec.skipping.rounding_cuda import ON_CUDA  # imports this module
 
     return ON_CUDA[precision](linear)
 
 
 class RoundedCopies:
-    """The rounded copies of a model's linear layers: each is made once, whichever drafts use it.
+    """Rounded copies of a model's linear layers; each is made once and shared by all drafts.
 
     Args:
-        model: whose layers; it is not changed.
+        model: the model; it is not changed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -160,15 +160,15 @@ class RoundedCopies:
         self._made: dict[tuple[str, str], RoundedLinear] = {}
 
     def put(self, draft: nn.Module, paths: Iterable[str], precision: str) -> int:
-        """Put copies in the place of all linear layers at and below `paths` of a draft; returns how many.
+        """Replace all linear layers at and below `paths` of a draft by rounded copies; returns their number.
 
         Args:
-            draft: a copy of the model, made by `model.share`.
-            paths: of modules; what is not a linear layer stays as it is.
+            draft: a copy of the model, made by `models.decoder.share`.
+            paths: paths of modules; other layers stay the same.
             precision: int8 or int4.
 
         Raises:
-            InputError: if there is no kernel where a layer lies.
+            InputError: if a layer's device has no kernel.
         """
         found = [
             (f"{path}.{name}".removesuffix("."), module)
@@ -184,7 +184,7 @@ class RoundedCopies:
 
 
 def rounded(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """(int8 [O, I], scales [O] in float32): their product is the weight to within half a scale."""
+    """(int8 [O, I], scales [O] in float32); their product differs from the weight by at most half a scale."""
     weight_OI = weight_OI.float()
     scales_O = weight_OI.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * STEPS) / STEPS
     return (weight_OI / scales_O.unsqueeze(1)).round().to(torch.int8), scales_O
@@ -193,8 +193,8 @@ def rounded(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
 def grouped(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(int4 [O, I] from 0 to 15 in int32, scales [O, G], middles [O, G] in float32), I a multiple of `GROUP`.
 
-    The weight is about (int4 - 8) x scale + middle. A group's steps span its range or a part of it, whichever leaves
-    the least squared error: single large weights would else cost the others their precision.
+    The weight is about (int4 - 8) x scale + middle. The steps of a group span its range or a fraction of it, whichever
+    has the least squared error: otherwise a single large weight would reduce the precision of the others.
     """
     weight_OGI = weight_OI.float().view(len(weight_OI), -1, GROUP)
     low, high = weight_OGI.amin(-1, keepdim=True), weight_OGI.amax(-1, keepdim=True)
@@ -202,7 +202,7 @@ def grouped(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     def on_steps(part: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scale = ((high - low) * part / 15).clamp_min(torch.finfo(torch.float32).tiny)
-        middle = center + scale / 2  # of 16 steps the eighth lies half a step above the center
+        middle = center + scale / 2  # step 8 of 0..15 lies half a step above the center
         return ((weight_OGI - middle) / scale + 8).round().clamp(0, 15), scale, middle
 
     least, best = torch.full_like(low, torch.inf), torch.ones_like(low)
@@ -216,14 +216,14 @@ def grouped(weight_OI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def check_kernel(precision: str, device: torch.device) -> None:
-    """Refuse what has no kernel.
+    """Check that a device has a kernel for a precision.
 
     Args:
         precision: int8 or int4.
-        device: where the weights lie.
+        device: device of the weights.
 
     Raises:
-        InputError: if weights there have none.
+        InputError: if it has none.
     """
     asked = f"precision={precision} was asked for"
     if device.type == "cuda":

@@ -1,8 +1,8 @@
-"""A draft's weights in int8 or int4 on CUDA, by the kernels that torch itself brings; see `quantised`.
+"""Weights of a draft in int8 or int4 on CUDA, with kernels of torch itself; see `rounding`.
 
-In int8 each output channel has 255 steps around zero. `_weight_int8pack_mm` leaves the input as it is; where torch
-lacks it on CUDA, `_int_mm` multiplies whole numbers, for which each input row is rounded to 255 steps as well. In int4
-every `GROUP` inputs of a channel have 16 steps of their own, and the input is bfloat16.
+Int8 has 255 steps around zero for each output channel. `_weight_int8pack_mm` leaves the input unchanged. If torch lacks
+it on CUDA, `_int_mm` multiplies integers, and each input row is rounded to 255 steps as well. Int4 has 16 steps for
+every `GROUP` inputs of a channel, and the input is bfloat16.
 """
 
 # O output features, I input features, G groups of inputs, R rows of inputs
@@ -16,14 +16,14 @@ from torch.nn.functional import pad
 from selfspec.errors import InputError
 from selfspec.skipping.rounding import GROUP, RoundedLinear, grouped, rounded
 
-_FEWEST_ROWS = 32  # `_int_mm` takes more than 16
-_EVEN = 8  # it takes multiples of so many inputs and outputs
-_TILE = 32  # inputs that the int4 kernel takes at a time (two inner tiles of 16)
-_OUTPUTS = 8  # outputs that it takes at a time
+_FEWEST_ROWS = 32  # `_int_mm` needs more than 16 rows
+_EVEN = 8  # `_int_mm` needs a multiple of this number of inputs and outputs
+_TILE = 32  # the int4 kernel needs a multiple of this number of inputs (two inner tiles of 16)
+_OUTPUTS = 8  # the int4 kernel needs a multiple of this number of outputs
 
 
 class Int8OnCuda(RoundedLinear):
-    """255 steps for a channel."""
+    """A linear layer with 255 steps for each output channel."""
 
     precision = "int8"
 
@@ -37,7 +37,7 @@ class Int8OnCuda(RoundedLinear):
 
     @property
     def n_bytes(self) -> int:
-        """Of the weight and its scales."""
+        """Bytes of the weight and its scales."""
         return self._weight.numel() + self._scales_O.numel() * self._scales_O.element_size()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,14 +54,14 @@ class Int8OnCuda(RoundedLinear):
 
 
 class Int4OnCuda(RoundedLinear):
-    """16 steps for every `GROUP` inputs of a channel."""
+    """A linear layer with 16 steps for every `GROUP` inputs of a channel."""
 
     precision = "int4"
 
     def _hold(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         self._more_inputs, more_outputs = -self.in_features % _TILE, -self.out_features % _OUTPUTS
         int4_OI, scales_OG, middles_OG = grouped(pad(weight_OI, (0, self._more_inputs, 0, more_outputs)))
-        # Two inputs a byte, the first in the upper half.
+        # Two inputs in a byte, the first in the upper half.
         nibbles = int4_OI.to(torch.uint8)
         pairs = (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).contiguous()
         self._packed = torch._convert_weight_to_int4pack(pairs, _TILE // 16)
@@ -70,7 +70,7 @@ class Int4OnCuda(RoundedLinear):
 
     @property
     def n_bytes(self) -> int:
-        """Of the weight, its scales and its middles."""
+        """Bytes of the weight, its scales and its middles."""
         packed = self._packed
         return packed.numel() * packed.element_size() + self._steps_GO2.numel() * 2
 
@@ -88,7 +88,7 @@ ON_CUDA: dict[str, type[RoundedLinear]] = {layer.precision: layer for layer in (
 
 
 def leaves_input(device: torch.device) -> bool:
-    """Whether torch multiplies int8 weights by bfloat16 inputs there."""
+    """Whether torch multiplies int8 weights by bfloat16 inputs on this device."""
     x = torch.zeros(1, 32, dtype=torch.bfloat16, device=device)
     weight = torch.zeros(32, 32, dtype=torch.int8, device=device)
     try:
@@ -99,7 +99,7 @@ def leaves_input(device: torch.device) -> bool:
 
 
 def check_cuda(precision: str) -> None:
-    """Refuse what this build of torch has no kernel for.
+    """Check that this build of torch has a kernel for the precision.
 
     Raises:
         InputError: if it has none.
@@ -110,7 +110,7 @@ def check_cuda(precision: str) -> None:
 
 
 def _whole_numbers(x_RI: Tensor, int8_OI: Tensor, scales_O: Tensor) -> Tensor:
-    """The product [R, O] in float32, of inputs rounded to 255 steps a row."""
+    """The product [R, O] in float32, with each input row rounded to 255 steps."""
     n_rows = x_RI.shape[0]
     x_RI = pad(x_RI.float(), (0, 0, 0, max(0, _FEWEST_ROWS - n_rows)))
     x_int8_RI, x_scales_R = rounded(torch.nan_to_num(x_RI))

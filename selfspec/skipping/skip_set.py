@@ -1,6 +1,7 @@
-"""The skip set: which sublayers a draft leaves out.
+"""The skip set: the sublayers that a draft leaves out.
 
-A value, passed as an argument; never global, never the state of a model. It knows layer numbers and nothing of weights.
+A skip set is a value that is passed as an argument; it is never global and never the state of a model. It knows layer
+numbers and nothing of weights.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from selfspec.errors import InputError
 
 _ITEM = re.compile(r"([am]?)([0-9]{1,9})(?:-([0-9]{1,9}))?")
 SYNTAX = re.compile(r"\s*[am][0-9]+(-[0-9]+)?([,\s]+[am]?[0-9]+(-[0-9]+)?)*\s*")
-"""What a written skip set looks like, whatever the model."""
-LONGEST = 400  # characters of a skip set that an error repeats; those of large models are some hundred long
+"""Matches the notation of skip sets, for a model of any size."""
+LONGEST = 400  # characters of a skip set that an error shows; those of large models have some hundreds
 
 
 @dataclass(frozen=True, slots=True)
 class SkipSet:
-    """The attention and MLP sublayers to leave out of a model of `n_layers` layers; indices are 0-based.
+    """Attention and MLP sublayers to skip in a model of `n_layers` layers; indices are 0-based.
 
     Raises:
         InputError: if an index lies outside the model.
@@ -41,14 +42,15 @@ class SkipSet:
 
     @classmethod
     def parse(cls, text: str, n_layers: int) -> SkipSet:
-        """The set written as `a3,5-9 m7`: attention of layers 3 and 5 to 9, MLP of layer 7; inverse of `str()`.
+        """The set written as `a3,5-9 m7`: attention of layers 3 and 5 to 9, MLP of layer 7; the inverse of `str()`.
 
         Args:
-            text: items separated by commas or spaces; a letter holds until the next one; `none` or empty skips nothing.
-            n_layers: layers of the model it is for.
+            text: items separated by commas or spaces. A letter applies until the next one. `none` or an empty text
+                skips nothing.
+            n_layers: number of layers of the model.
 
         Raises:
-            InputError: for anything else.
+            InputError: if the text has another form or names a layer outside the model.
         """
         found: dict[str, set[int]] = {"a": set(), "m": set()}
         kind, shown = "", text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
@@ -58,7 +60,7 @@ class SkipSet:
             raise InputError(f"skip={shown!r} has a comma with nothing before or behind it; write it like 'a3,5-9 m7'")
         for item in re.split(r"[,\s]+", text.strip()):
             if item == "none":
-                raise InputError(f"skip={shown!r} names sublayers beside none; leave either out")
+                raise InputError(f"skip={shown!r} names sublayers and none; leave one of them out")
             match = _ITEM.fullmatch(item)
             if match is None or not (match[1] or kind):
                 raise InputError(
@@ -75,7 +77,7 @@ class SkipSet:
 
     @classmethod
     def from_bits(cls, bits: Sequence[bool]) -> SkipSet:
-        """The set whose sublayer 2·layer (attention) or 2·layer + 1 (MLP) is skipped where the bit is true."""
+        """The set that skips sublayer 2·layer (attention) or 2·layer + 1 (MLP) if its bit is true."""
         n_layers, odd = divmod(len(bits), 2)
         if odd:
             raise InputError(f"a skip set has two bits a layer, but {len(bits)} were given")
@@ -85,7 +87,7 @@ class SkipSet:
         )
 
     def bits(self) -> tuple[bool, ...]:
-        """One boolean per sublayer, attention before MLP in each layer; inverse of `from_bits`."""
+        """One boolean for each sublayer, attention before MLP in each layer; the inverse of `from_bits`."""
         return tuple(bit for i in range(self.n_layers) for bit in (i in self.attn, i in self.mlp))
 
     def __len__(self) -> int:
@@ -112,7 +114,7 @@ def _ranges(indices: Iterable[int]) -> str:
 
 
 def evenly_spaced(n_layers: int, n_skipped: int) -> SkipSet:
-    """Whole layers (both sublayers), spread evenly over the model and never the first or the last."""
+    """Whole layers (both sublayers), evenly spaced over the model, never the first or the last."""
     inner = n_layers - 2
     if not 0 <= n_skipped <= max(inner, 0):
         raise InputError(f"cannot skip {n_skipped} inner layers of a model of {n_layers}; at most {max(inner, 0)}")
@@ -121,7 +123,7 @@ def evenly_spaced(n_layers: int, n_skipped: int) -> SkipSet:
 
 
 def deepest_attention(n_layers: int, n_skipped: int) -> SkipSet:
-    """The attention of the `n_skipped` deepest layers but the last one; attention is the more redundant half.
+    """Attention of the `n_skipped` deepest layers before the last one; attention is more redundant than MLPs.
 
     Source: He et al. 2024 (arXiv:2406.15786), who drop half of the attention sublayers of Llama-2-70B.
     """

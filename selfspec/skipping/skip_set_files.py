@@ -1,4 +1,4 @@
-"""Skip sets on disk: a small YAML file that says which model it is for and where it comes from."""
+"""Skip sets on disk: a small YAML file with the name of the model and the origin of the set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAME = "skip_set.yaml"
 
 
 def save_skip_set(path: Path | str, skip: SkipSet, *, model: str, **provenance: Any) -> None:
-    """Write `skip` with the model it is for and any facts about where it comes from (objective, value, run, date)."""
+    """Write `skip`, the name of its model, and facts about its origin (objective, value, run, date)."""
     body = {
         "model": model,
         "n_layers": skip.n_layers,
@@ -32,11 +32,11 @@ def save_skip_set(path: Path | str, skip: SkipSet, *, model: str, **provenance: 
 
 
 def read_skip_set(path: Path, *, n_layers: int | None = None) -> SkipSet:
-    """The skip set of a file written by `save_skip_set`, or of the folder that holds one.
+    """The skip set of a file written by `save_skip_set`, or of the folder of such a file.
 
     Args:
         path: the file, or its folder.
-        n_layers: layers of the model it is wanted for, if known.
+        n_layers: number of layers of the model, if known.
 
     Raises:
         InputError: if it cannot be read, or is for another number of layers.
@@ -75,11 +75,11 @@ def published() -> list[str]:
 
 
 def load_skip_set(name: str | Path, *, n_layers: int | None = None) -> SkipSet:
-    """A published skip set by name, or one from a file or the folder that holds it (a run's, a model's).
+    """A published skip set by name, or the set of a file or folder.
 
     Args:
         name: `llama-2-13b/draft-and-verify`, or a path.
-        n_layers: layers of the model it is wanted for, if known.
+        n_layers: number of layers of the model, if known.
 
     Raises:
         InputError: if there is no such set, or it is for another number of layers.

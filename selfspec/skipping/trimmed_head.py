@@ -1,12 +1,12 @@
-"""A draft's own output head: it scores only the tokens that a draft is likely to need.
+"""A trimmed output head for drafts: it scores only the tokens that a draft is likely to need.
 
-In a small model with a large vocabulary the head is a quarter of a step. The draft may leave most of its rows out, as
-it may leave out sublayers: the target keeps its head, so the output stays as it is. Logits keep their full width, and
-nobody who chooses from them need know.
+In a small model with a large vocabulary the head takes a quarter of a step. The draft may skip most of its rows, as it
+skips sublayers; the target keeps its head, so the output stays the same. Logits keep their full width, so code that
+chooses tokens needs no change.
 
-What a text holds it is likely to hold again, so a draft scores the tokens of its text as well, from prompt to present:
-of the tokens that a head of 8192 lacks, seven to nine in ten are there, and an acceptance of a whole head is had at the
-price of a trimmed one (LOG).
+Tokens of a text are likely to occur in it again. A draft therefore also scores all tokens of its text so far: they
+include seven to nine in ten of the tokens that a head of 8192 lacks, so a trimmed head accepts as many tokens as a
+whole one (LOG).
 """
 
 # B rows, T tokens, N scored tokens, E of these in texts alone, V vocabulary, I hidden size
@@ -26,21 +26,21 @@ from selfspec.errors import InputError
 from selfspec.models.packing import PackedLinear, can_pack
 
 UNSCORED = -1e4
-"""The logit of a token that is not scored: a probability of exactly 0 beside any that is, and a float16 holds it.
+"""The logit of a token that is not scored. Its probability is exactly 0 beside scored tokens, and float16 can hold it.
 
-It is finite, for a constraint may forbid every scored token, and then something must be left to draw.
+It is finite, so that a token can still be drawn if a constraint forbids every scored one.
 """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextRows:
-    """What a trimmed head scores beside its own tokens: those that the texts at hand hold.
+    """Tokens of the current texts, which a trimmed head scores besides its own.
 
     Attributes:
-        ids: the tokens, of all texts, [E].
+        ids: ids of these tokens, of all texts, [E].
         weight, bias: their rows of the whole head, [E, I] and [E].
-        ceilings: what no logit may exceed, [B, T, V]; nothing holds those back that a row's own text holds. T is 1
-            where that is the same for all tokens.
+        ceilings: upper bounds of the logits, [B, T, V]: infinite for tokens that are scored for the row, `UNSCORED` for
+            others. T is 1 if the bounds are the same for all tokens of a row.
     """
 
     ids: Tensor
@@ -50,40 +50,40 @@ class TextRows:
 
 
 class TrimmedHead(nn.Module):
-    """Stands for a linear head in a draft: the head's own logits of the tokens `ids_N`, and `UNSCORED` for the others.
+    """Replaces a linear head in a draft: it gives the logits of the tokens `ids_N`, and `UNSCORED` for the others.
 
-    Its rows are copies, laid out for oneDNN where that is possible; the head itself is not changed.
+    Its rows are copies, packed for oneDNN if possible; the head itself is not changed.
 
     Args:
-        head: the model's, dense or packed; its weight may also be the embedding.
-        ids_N: the tokens to score, rising.
+        head: the model's head, dense or packed; its weight may also be the embedding.
+        ids_N: ids to score, in rising order.
 
     Raises:
-        InputError: if the head has no rows to choose from, or `ids_N` are not rising ids of its vocabulary.
+        InputError: if the head has no dense weight, or `ids_N` are not rising ids of its vocabulary.
     """
 
     def __init__(self, head: nn.Module, ids_N: Tensor) -> None:
         super().__init__()
         weight_VI, bias_V = _rows(head)
-        # In a tuple, where no module looks for its parameters. A packed head has rows only in a copy.
+        # In a tuple, so that these are no parameters of this module. A packed head has rows only in a copy.
         self._whole = weight_VI, bias_V
         self._is_copy = isinstance(head, PackedLinear) and head.shared is None
-        # The last result of a pure function, by what it was asked: texts grow by few tokens, most of them known.
+        # The last arguments and result of `text_rows`: texts grow by few tokens, and most of those occurred before.
         self._last: tuple[list[frozenset[int]], TextRows | None] = [], None
         self.n_vocab = weight_VI.shape[0]
         _check_ids(ids_N, self.n_vocab)
         ids_N = ids_N.to(weight_VI.device)
         self._own = frozenset(ids_N.tolist())
-        self.text: TextRows | None = None  # while a forward with it runs
+        self.text: TextRows | None = None  # set while a forward with it runs
         self.ids_N: Tensor = nn.Buffer(ids_N, persistent=False)
-        # What no logit may exceed: nothing holds a scored one back.
+        # Upper bounds of the logits: infinite for scored tokens.
         ceilings_V = weight_VI.new_full((self.n_vocab,), UNSCORED).index_fill_(0, ids_N, torch.inf)
         self.ceilings_V: Tensor = nn.Buffer(ceilings_V, persistent=False)
         self.rows = _linear(weight_VI[ids_N], None if bias_V is None else bias_V[ids_N])
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that a draft of this head takes beside the model: copied rows, and where they belong."""
+        """Bytes that this head takes in addition to the model: copied rows, and their ids and bounds."""
         held = [*self.parameters(), *self.buffers(), *(self._whole[:1] if self._is_copy else ())]
         if isinstance(self.rows, PackedLinear):
             held.append(self.rows.packed)
@@ -91,7 +91,7 @@ class TrimmedHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [..., I] to logits [..., V]."""
-        # Where accelerate spreads a model over devices, the head's hook moved its input; that hook is not copied.
+        # If accelerate spreads a model over devices, a hook of the head moves its input; this head has no such hook.
         scored: Tensor = self.rows(hidden.to(self.ids_N.device))
         logits = scored.new_full((*scored.shape[:-1], self.n_vocab), UNSCORED).index_copy_(-1, self.ids_N, scored)
         if self.text is not None:
@@ -100,24 +100,24 @@ class TrimmedHead(nn.Module):
         return logits
 
     def restore(self, logits: Tensor) -> Tensor:
-        """The logits [..., V] with `UNSCORED` again where the model scaled or capped what it took for a score.
+        """The logits [..., V] with `UNSCORED` restored, after the model scaled or capped them.
 
-        So is what belongs to another row's text.
+        Tokens of another row's text become `UNSCORED` as well.
         """
         return torch.minimum(logits, (self.text.ceilings if self.text else self.ceilings_V).to(logits))
 
     def text_rows(self, texts: Sequence[Sequence[int]], lengths_BT: Tensor | None = None) -> TextRows | None:
-        """The rows of what `texts` hold beside this head's own tokens; None where they hold nothing else.
+        """Head rows of the tokens in `texts` that this head lacks; None if there are none.
 
-        They depend on the texts alone.
+        They depend only on the texts.
 
         Args:
-            texts: token ids, a text for each row of a batch.
-            lengths_BT: how much of its row's text each token may know; None: all of it.
+            texts: token ids, one text for each row of a batch.
+            lengths_BT: number of tokens of its row's text that each token may use; None: all of them.
         """
         if lengths_BT is not None:
             ids = sorted(frozenset().union(*texts) - self._own)
-            # The length from which on a text holds a token.
+            # The length from which on a text contains a token.
             since = [{token: n for n, token in reversed([*enumerate(text, start=1)])} for text in texts]
             never = max(map(len, texts)) + 1
             since_BE = torch.tensor([[row.get(token, never) for token in ids] for row in since])
@@ -141,16 +141,16 @@ class TrimmedHead(nn.Module):
         return TextRows(ids_E, weight_VI[ids_E], None if bias_V is None else bias_V[ids_E], ceilings_BTV)
 
     def extra_repr(self) -> str:
-        """What is scored, of what."""
+        """Number of scored tokens and size of the vocabulary, for `repr`."""
         return f"n_scored={len(self.ids_N)}, n_vocab={self.n_vocab}"
 
 
 def trimmed(draft: nn.Module, head: Tensor | TrimmedHead) -> nn.Module:
-    """`draft` itself, which now scores only some tokens; what its forward does to logits is done to these alone.
+    """`draft` itself, now with a trimmed head; its forward scales and caps only the logits of scored tokens.
 
     Args:
-        draft: a copy of the model, made by `model.share`; the model is not changed.
-        head: the ids to score, rising; or a head of this model made before, which any number of drafts can share.
+        draft: a copy of the model, made by `models.decoder.share`; the model is not changed.
+        head: ids to score, in rising order; or an existing trimmed head of this model, which several drafts may share.
 
     Raises:
         InputError: if the model's head cannot be found or trimmed.
@@ -171,7 +171,7 @@ def trimmed(draft: nn.Module, head: Tensor | TrimmedHead) -> nn.Module:
 def _restored(
     forward: Callable[..., Any], head: TrimmedHead, *args: Any, text_rows: TextRows | None = None, **kwargs: Any
 ) -> Any:
-    """The model's own forward, after which no soft cap or scale has brought an unscored token near the others."""
+    """The model's forward, followed by `TrimmedHead.restore`: a soft cap or scale may raise unscored logits."""
     head.text = text_rows
     try:
         output = forward(*args, **kwargs)
@@ -182,11 +182,11 @@ def _restored(
 
 
 def _rows(head: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The head's weight [V, I] (of a packed head that is not the embedding a copy) and bias [V]."""
+    """Weight [V, I] and bias [V] of the head; the weight of a packed head without embedding is a copy."""
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
         raise InputError(
-            f"cannot trim an output head of type {type(head).__name__}, which has no dense weight at hand; "
+            f"cannot trim an output head of type {type(head).__name__}, which has no dense weight; "
             "leave the draft's head whole"
         )
     bias = getattr(head, "bias", None)
@@ -206,7 +206,7 @@ def _check_ids(ids_N: Tensor, n_vocab: int) -> None:
 
 
 def _linear(weight_NI: Tensor, bias_N: Tensor | None) -> nn.Linear | PackedLinear:
-    # On no device at first: nothing is drawn for a weight that is replaced at once.
+    # On the meta device, so that no random weight is drawn before it is replaced.
     linear = nn.Linear(weight_NI.shape[1], weight_NI.shape[0], bias=bias_N is not None, device="meta")
     linear.weight = nn.Parameter(weight_NI, requires_grad=False)
     if bias_N is not None:

@@ -1,9 +1,12 @@
-"""Stop rules under the names that configurations and users have for them; what they are is in `selfspec.stopping`."""
+"""Stop rules: when to end a draft, one family of rules a file. Configurations name the rules by this package.
+
+It must not know models, caches or tensors: a rule sees counts and confidences only.
+"""
 
 from selfspec.stopping.adaptive import Adaptive
 from selfspec.stopping.base import RuleState, StopRule
 from selfspec.stopping.lookahead import Optimal
-from selfspec.stopping.pausing import Paying
+from selfspec.stopping.pausing import PauseWhenUnprofitable
 from selfspec.stopping.protocol import StopPolicy, StopState
 from selfspec.stopping.rules import Fixed, Heuristic, Threshold
 
@@ -12,7 +15,7 @@ __all__ = [
     "Fixed",
     "Heuristic",
     "Optimal",
-    "Paying",
+    "PauseWhenUnprofitable",
     "RuleState",
     "StopPolicy",
     "StopRule",

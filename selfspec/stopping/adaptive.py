@@ -1,4 +1,4 @@
-"""The paper's rule: a threshold of the confidence that moves towards a target acceptance."""
+"""Draft & Verify's rule: a threshold of the confidence that follows a target acceptance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfspec.stopping.rules import THRESHOLDS, lengths_up_to
 
 @dataclass(frozen=True, slots=True)
 class Adaptive(StopRule):
-    """A threshold that moves towards a target acceptance.
+    """Stops below a threshold of the confidence, which moves until acceptance meets a target.
 
     After each verification, with AR_e = accepted / drafted:
     AR ← β1·AR + (1-β1)·AR_e; γ̃ = γ+ε if AR < α, γ if drafted == max_draft, else γ-ε; γ ← β2·γ + (1-β2)·γ̃.
@@ -22,9 +22,9 @@ class Adaptive(StopRule):
         target_acceptance: α.
         step: ε.
         smooth_acceptance, smooth_threshold: β1, β2.
-        carry_over: start each prompt with the last prompt's γ, as the paper's evaluation does (AR starts at 0 always).
+        carry_over: start each prompt with the last prompt's γ, as the paper's evaluation does. AR always starts at 0.
 
-    Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.3; the case drafted == max_draft is in their code alone.
+    Source: Zhang et al. 2024 (arXiv:2309.08168), section 3.3; the case drafted == max_draft is only in their code.
     """
 
     max_draft: int
@@ -41,12 +41,12 @@ class Adaptive(StopRule):
             check_fraction(name, getattr(self, name))
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state with the threshold of the settings, or of `after` if it carries over."""
         carried = after.threshold if self.carry_over and after is not None else None
         return _AdaptiveState(self, self.threshold if carried is None else carried)
 
     def variants(self) -> Sequence[StopPolicy]:
-        """See `StopPolicy`."""
+        """Shorter drafts, and other thresholds at the start."""
         return [replace(self, max_draft=n, threshold=t) for n in lengths_up_to(self.max_draft) for t in THRESHOLDS]
 
 

@@ -1,15 +1,17 @@
-"""What stop rules have in common: how a rule is written down and read back, and what a rule does if it says nothing.
+"""Base classes of stop rules: conversion to and from plain values, and defaults.
 
-A rule of this package is written by its name, `{"name": "threshold", "max_draft": 12, "threshold": 0.6}`. A rule from
-elsewhere is written by where it is imported from, `{"_target_": "rules.Patient", "max_draft": 12}`.
+A rule of this package is written with its name, `{"name": "threshold", "max_draft": 12, "threshold": 0.6}`. A rule from
+elsewhere is written with its import path, `{"_target_": "rules.Patient", "max_draft": 12}`.
 """
 
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfspec.errors import InputError, unknown_name
@@ -19,7 +21,7 @@ NAME, TARGET = "name", "_target_"
 
 
 class StopRule:
-    """The base of a stop rule: a frozen dataclass with `max_draft` and `begin`.
+    """Base of a stop rule, which is a frozen dataclass with `max_draft` and `begin`.
 
     Example:
         @dataclass(frozen=True)
@@ -40,38 +42,41 @@ class StopRule:
 
     __slots__ = ()
     needs_confidence: ClassVar[bool] = True
+    former_name: ClassVar[str | None] = None  # in files written by earlier versions
+    former_settings: ClassVar[Mapping[str, str]] = MappingProxyType({})  # earlier name of a setting -> its name
 
-    if TYPE_CHECKING:  # a field of each rule; a property here would be taken for the field's default
+    if TYPE_CHECKING:  # each rule has this field; at run time a property would become the field's default
 
         @property
         def max_draft(self) -> int: ...
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state for a new prompt; every rule implements it."""
         raise NotImplementedError(f"{type(self).__name__} has no begin")
 
     def variants(self) -> Sequence[StopPolicy]:
-        """None, for a rule that does not say what else to try."""
+        """Nothing: by default a rule has no other settings to try."""
         return ()
 
     def to_dict(self) -> dict[str, Any]:
-        """See `StopPolicy`: the name or the place of the rule, and its settings."""
+        """Name or import path of the rule, and its settings."""
         settings = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}  # type: ignore[arg-type]
         kind = type(self)
-        name = kind.__name__.lower()
+        name = _name(kind)
         if named_rules().get(name) is kind:
             return {NAME: name, **settings}
         return {TARGET: f"{kind.__module__}.{kind.__qualname__}", **settings}
 
     @staticmethod
     def from_dict(body: Mapping[str, Any]) -> StopPolicy:
-        """The rule that `to_dict` wrote.
+        """The rule that `to_dict` wrote; earlier names of rules and settings are understood.
 
         Raises:
             InputError: if there is no such rule, it cannot be imported, or it has other settings.
         """
         settings = {key: _rebuilt(value) for key, value in body.items() if key not in (NAME, TARGET)}
         kind = _imported(str(body[TARGET])) if TARGET in body else _named(str(body.get(NAME)))
+        settings = {kind.former_settings.get(key, key): value for key, value in settings.items()}
         try:
             return kind(**settings)
         except TypeError as error:
@@ -80,49 +85,54 @@ class StopRule:
 
 
 class RuleState:
-    """The base of a rule's state: it always begins to draft, has no threshold and learns nothing."""
+    """Base of a rule's state: it always drafts, has no threshold and learns nothing."""
 
     __slots__ = ()
 
     @property
     def threshold(self) -> float | None:
-        """See `StopState`."""
+        """None: by default a rule has no threshold."""
         return None
 
     def begins(self) -> bool:
-        """See `StopState`."""
+        """True: by default every round drafts."""
         return True
 
     def more(self, n_drafted: int, confidence: float) -> bool:
-        """See `StopState`."""
+        """Whether to draft another token; every rule implements it."""
         raise NotImplementedError(f"{type(self).__name__} has no more")
 
     def observe(self, n_drafted: int, n_accepted: int) -> None:
-        """See `StopState`."""
+        """Learn nothing."""
 
 
 def check_max_draft(max_draft: int) -> None:
-    """Refuse a round of no tokens."""
+    """Raise InputError if a round could draft no token."""
     if max_draft < 1:
         raise InputError(f"stop.max_draft={max_draft}; a round drafts at least 1 token")
 
 
 def check_fraction(name: str, value: float) -> None:
-    """Refuse what is no probability."""
+    """Raise InputError if the value is not a probability."""
     if not 0 <= value <= 1:
         raise InputError(f"stop.{name}={value}; it is a probability, between 0 and 1")
 
 
 def named_rules() -> dict[str, type[StopRule]]:
-    """The rules in the modules of this package, by their names."""
+    """The rules of this package's modules, by name."""
     folder = import_module(__package__)
     modules = [import_module(f"{__package__}.{module.name}") for module in pkgutil.iter_modules(folder.__path__)]
     return {
-        kind.__name__.lower(): kind
+        _name(kind): kind
         for module in modules
         for kind in vars(module).values()
         if _is_rule(kind) and kind.__module__ == module.__name__
     }
+
+
+def _name(kind: type) -> str:
+    """`PauseWhenUnprofitable` is written as `pause_when_unprofitable`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def _is_rule(kind: Any) -> bool:
@@ -131,13 +141,16 @@ def _is_rule(kind: Any) -> bool:
 
 def _named(name: str) -> type[StopRule]:
     rules = named_rules()
+    former = {rule.former_name: rule for rule in rules.values() if rule.former_name}
+    if name in former:
+        return former[name]
     if name not in rules:
         raise unknown_name("stop rule", name, list(rules))
     return rules[name]
 
 
 def _imported(target: str) -> type[StopRule]:
-    """The rule of that place; nothing else is ever called, since records are read from files of others."""
+    """The rule at an import path. Only stop rules are returned, since files of other people are read with this."""
     module, _, name = target.rpartition(".")
     try:
         kind = getattr(import_module(module), name)
@@ -147,20 +160,20 @@ def _imported(target: str) -> type[StopRule]:
             "run where the file lies"
         ) from None
     if not _is_rule(kind):
-        raise InputError(f"{target!r} is no stop rule; it must inherit from selfspec.stopping.StopRule")
+        raise InputError(f"{target!r} is not a stop rule; it must inherit from selfspec.stopping.StopRule")
     rule: type[StopRule] = kind
     return rule
 
 
 def _rebuilt(value: Any) -> Any:
-    """A setting: a rule is made anew, and a list becomes a tuple, so that rules can be compared and be keys."""
+    """A setting from plain values; lists become tuples, so that rules can be compared and hashed."""
     if isinstance(value, Mapping) and (NAME in value or TARGET in value):
         return StopRule.from_dict(value)
     return tuple(_rebuilt(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:
-    """A setting in values that YAML and JSON can hold, whatever kind of list or mapping it came as."""
+    """A setting as plain values of YAML and JSON."""
     if isinstance(value, StopRule):
         return value.to_dict()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Draft another token as long as it is expected to pay for itself."""
+"""Draft another token while its expected gain exceeds its cost."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from selfspec.errors import InputError
 from selfspec.stopping.base import RuleState, StopRule, check_max_draft
 from selfspec.stopping.protocol import StopState
 
-PRIOR_ACCEPTANCE = 0.8  # of a draft worth using, before any was seen; chosen, not tuned
+PRIOR_ACCEPTANCE = 0.8  # assumed before any draft was verified; chosen, not tuned
 
 
 @dataclass(frozen=True, slots=True)
 class Optimal(StopRule):
-    """One-step look-ahead: draft another token if it is expected to pay for itself.
+    """One-step look-ahead: drafts another token if its expected gain exceeds its cost.
 
-    With P the probability that all tokens drafted so far stand and the next one too, another token is drafted iff
-    P >= R · (draft_cost + verify_cost), where R is the rate so far in tokens per cost of one plain token, at least 1. P
-    comes from calibrated confidences of the drafted tokens, and from the mean acceptance for the next one.
+    P is the probability that all tokens drafted so far and the next one are accepted. Another token is drafted iff
+    P >= R · (draft_cost + verify_cost), where R is the rate so far, in tokens for the cost of one plain token, at least
+    1. P is the product of the calibrated confidences of the drafted tokens and of the mean acceptance for the next one.
 
     Attributes:
-        draft_cost: of one drafted token, in plain tokens; measured.
-        verify_cost: of verifying one token more, in plain tokens; measured.
-        calibration: (confidence, acceptance) knots in rising order, joined by straight lines; ((0, 0), (1, 1)) takes
-            the confidence for the probability.
-        prior_rounds: the rate starts at 1 (plain decoding) with the weight of so many rounds; chosen, not tuned.
+        draft_cost: measured cost of one drafted token, in plain tokens.
+        verify_cost: measured cost of verifying one more token, in plain tokens.
+        calibration: (confidence, acceptance) knots in rising order, with linear interpolation; ((0, 0), (1, 1)) uses
+            the confidence as the probability.
+        prior_rounds: weight, in rounds, of the rate 1 (plain decoding) at the start; chosen, not tuned.
         carry_over: keep the estimates from prompt to prompt.
 
     Source: the look-ahead rule of optimal stopping for a renewal-reward process, e.g. Ross, Introduction to Stochastic
@@ -65,10 +65,10 @@ class Optimal(StopRule):
         return knots[-1][1]
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state with the prior, or with the estimates of `after` if they carry over."""
         if self.carry_over and isinstance(after, _OptimalState):
             return _OptimalState(self, after.tokens, after.cost, after.accepted, after.drafted)
-        # The prior: rounds that committed one token at the cost of one, and drafts that are mostly accepted.
+        # The prior: rounds that commit one token at the cost of one, and drafts that are mostly accepted.
         n = self.prior_rounds
         return _OptimalState(self, n, n, PRIOR_ACCEPTANCE * n, n)
 
@@ -86,12 +86,12 @@ class _OptimalState(RuleState):
         before = 1.0 if n_drafted == 1 else self.alive
         self.alive = before * self.rule.acceptance(confidence)
         expected = self.alive * self.accepted / self.drafted
-        rate = max(1.0, self.tokens / self.cost)  # plain decoding is always to be had
+        rate = max(1.0, self.tokens / self.cost)  # plain decoding is always possible
         return n_drafted < self.rule.max_draft and expected >= rate * (self.rule.draft_cost + self.rule.verify_cost)
 
     def observe(self, n_drafted: int, n_accepted: int) -> None:
         self.tokens += n_accepted + 1
         self.cost += 1 + n_drafted * (self.rule.draft_cost + self.rule.verify_cost)
-        # Tokens after the first rejection were never judged.
+        # Tokens after the first rejection were not judged.
         self.accepted += n_accepted
         self.drafted += min(n_drafted, n_accepted + 1)

@@ -1,4 +1,4 @@
-"""The simple rules: a fixed length, a threshold, and a length that follows what was accepted."""
+"""The simple rules: a fixed length, a threshold, and a length that follows the acceptance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from selfspec.errors import InputError
 from selfspec.stopping.base import RuleState, StopRule, check_fraction, check_max_draft
 from selfspec.stopping.protocol import StopPolicy, StopState
 
-# What tuning tries: chosen to span what is sensible, not tuned.
+# The settings that tuning tries; chosen, not tuned.
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
@@ -22,7 +22,7 @@ def lengths_up_to(max_draft: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Fixed(StopRule):
-    """Always draft `max_draft` tokens."""
+    """Always drafts `max_draft` tokens."""
 
     max_draft: int
     needs_confidence: ClassVar[bool] = False
@@ -31,17 +31,17 @@ class Fixed(StopRule):
         check_max_draft(self.max_draft)
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state without memory."""
         return _UpTo(self.max_draft)
 
     def variants(self) -> Sequence[StopPolicy]:
-        """See `StopPolicy`."""
+        """Shorter lengths."""
         return [Fixed(n) for n in lengths_up_to(self.max_draft)]
 
 
 @dataclass(frozen=True, slots=True)
 class Threshold(StopRule):
-    """Stop after a token whose top probability is below `threshold`."""
+    """Stops after a token whose probability is below `threshold`."""
 
     max_draft: int
     threshold: float
@@ -51,11 +51,11 @@ class Threshold(StopRule):
         check_fraction("threshold", self.threshold)
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state without memory."""
         return _UpTo(self.max_draft, self.threshold)
 
     def variants(self) -> Sequence[StopPolicy]:
-        """See `StopPolicy`."""
+        """Shorter drafts and other thresholds."""
         return [replace(self, max_draft=n, threshold=t) for n in lengths_up_to(self.max_draft) for t in THRESHOLDS]
 
 
@@ -74,10 +74,10 @@ class _UpTo(RuleState):
 
 @dataclass(frozen=True, slots=True)
 class Heuristic(StopRule):
-    """Draft more after full acceptance, less otherwise: the length grows by `up` or shrinks by `down`, never below 1.
+    """Drafts `up` more tokens after full acceptance and `down` fewer otherwise, at least 1.
 
     Attributes:
-        start: the length of the first round.
+        start: length of the first round.
         carry_over: start each prompt with the last prompt's length.
 
     Source: the schedule `heuristic` of transformers' assisted generation (+2, -1).
@@ -99,12 +99,12 @@ class Heuristic(StopRule):
             )
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """A state with the first length, or with that of `after` if it carries over."""
         carried = after.length if self.carry_over and isinstance(after, _HeuristicState) else self.start
         return _HeuristicState(self, carried)
 
     def variants(self) -> Sequence[StopPolicy]:
-        """See `StopPolicy`."""
+        """Shorter drafts."""
         return [replace(self, max_draft=n, start=min(n, self.start)) for n in lengths_up_to(self.max_draft)]
 
 
@@ -117,7 +117,7 @@ class _HeuristicState(RuleState):
         return n_drafted < self.length
 
     def observe(self, n_drafted: int, n_accepted: int) -> None:
-        # A draft cut short (the sequence ends soon) and accepted whole says nothing about longer ones.
+        # A draft that was cut short near the end and fully accepted gives no evidence about longer ones.
         if n_accepted < n_drafted:
             self.length = max(1, self.length - self.rule.down)
         elif n_drafted >= self.length:
