@@ -17,7 +17,6 @@ from typing import Any
 from search.costs.draft_tables import DraftCosts
 from search.costs.table import CostTable
 from search.draft_of_point import Drafts
-from search.finals import Finalist, Raced, race, rescore, settled
 from search.goal import Goal, Prompts
 from search.importance import Importance, SpeedupBound, predict
 from search.job_parts import Finals, Row, Searcher, SearchListener, SearchResult
@@ -28,6 +27,7 @@ from search.replay.references import decode_references
 from search.replay.rule_tuner import pausing
 from search.space import Space
 from search.starts import warm_starts
+from search.study.finals import Finalist, Raced, race, rescore, settled
 from search.study.loop import Budget, row_of, run_search, top
 from search.study.pruning import WilcoxonPruning
 from search.study.study import STUDY_NAME, SearchStudy

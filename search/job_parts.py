@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from search.costs.table import CostTable
-from search.finals import Raced
 from search.importance import SpeedupBound
 from search.point import Point
 from search.replay.references import Reference
+from search.study.finals import Raced
 from search.study.loop import Found
 from search.study.study import Encoding, MakeSampler
 from selfspec.drafters.spec import DraftSpec

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from search.finals import Finalist, Raced, race, settled
 from search.point import Point
-from search.race_rules import FALSE_DROP_RATE, MIN_PROMPTS, doubts, pace_spread, too_slow
+from search.study.finals import Finalist, Raced, race, settled
+from search.study.race_rules import FALSE_DROP_RATE, MIN_PROMPTS, doubts, pace_spread, too_slow
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending
 from selfspec.measure.metrics import Timed

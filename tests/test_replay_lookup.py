@@ -11,7 +11,6 @@ import yaml
 
 from experiments.results.find_runs import find_runs
 from search.draft_of_point import Drafts
-from search.finals import Finalist, race
 from search.objective import TokensPerSecond
 from search.point import Point
 from search.replay.chain_replay import draft_everything, find_lookup_proposals, replay
@@ -19,6 +18,7 @@ from search.replay.chains import Chains
 from search.replay.objectives import ReplayObjective, expected_speedup
 from search.replay.references import Reference, ReferenceBatch, decode_references
 from search.replay.rule_tuner import fitted
+from search.study.finals import Finalist, race
 from selfspec.drafters.chain import ModelDraft
 from selfspec.drafters.lookup import LookupDraft, Memory, joined
 from selfspec.engine.decode import Ending, speculate

@@ -20,11 +20,11 @@ from experiments.terminal import live_panel
 from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
-from search.finals import Raced
 from search.importance import Importance, SpeedupBound
 from search.job import SearchJob, SearchListener, SearchResult
 from search.pareto import write_front
 from search.point import Point, row_text
+from search.study.finals import Raced
 from search.study.loop import Found
 from selfspec.drafters.spec_files import save_spec
 from selfspec.errors import InputError

@@ -14,7 +14,7 @@ from typing import Any
 
 from search.objective import Objective, Score
 from search.point import Point
-from search.race_rules import doubts, too_slow
+from search.study.race_rules import doubts, too_slow
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending, autoregress, speculate
