@@ -46,7 +46,7 @@ def _evaluated(evidence: Evidence) -> list[Point]:
 def _finals(evidence: Evidence) -> list[Point]:
     points: list[Point] = []
     for search in evidence.searches:
-        for raced in search.study.finals if search.run.summary().get("unit") == UNIT else ():
+        for raced in search.finals if search.run.summary().get("unit") == UNIT else ():
             if raced.get("fresh_value") is not None and raced.get("speedup"):
                 data = search.fact("data")
                 first: list[Value] = [

@@ -48,6 +48,6 @@ def _cells(search: Search) -> list[Value]:
     n_failed = sum(trial["state"] == "failed" for trial in search.trials)
     nothing = next((Cell(float(t["value"])) for t in search.complete if t["skip"] == "none"), Cell())
     best = Cell(float(search.best["value"])) if search.best else Cell()
-    raced = next((Cell.raced(r) for r in search.study.finals[:1]), Cell())
+    raced = next((Cell.raced(r) for r in search.finals[:1]), Cell())
     handed = f"`{search.winner}`" if search.winner is not None else "–"
     return [*facts, len(search.trials), n_failed, nothing, best, handed, raced, search.run_cell]
