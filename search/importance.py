@@ -15,6 +15,7 @@ from typing import Any
 
 from search.costs.table import CostTable
 from selfspec.errors import InputError
+from selfspec.measure.closed_form import chance_of_acceptance, expected_speedup
 from selfspec.measure.metrics import acceptance
 from selfspec.skipping.skip_set import SkipSet
 
@@ -193,23 +194,21 @@ def fixed_speedup(chance: float, skip: SkipSet, costs: CostTable, *, context: in
         context: tokens before the draft.
         max_draft: the longest draft that is tried.
 
-    Source: Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with measured seconds in place of their c, and of
-    their assumption that verifying costs one plain token.
+    Source: `closed_form.expected_speedup`, with measured costs: that of verifying grows with the tokens.
     """
-    plain_s, draft_s = costs.plain_s(context), costs.draft_s(skip, context)
-    committed, best = 1.0, (0.0, 1)
-    for k in range(1, max_draft + 1):
-        committed += chance**k
-        round_s = k * draft_s + costs.verification_s(k + 1, context) + costs.round_s
-        best = max(best, (committed * plain_s / round_s, k))
-    return best
+    plain_s, draft_cost = costs.plain_s(context), costs.draft_cost(skip, context)
+
+    def speedup(n_drafted: int) -> float:
+        verify_cost = (costs.verification_s(n_drafted + 1, context) + costs.round_s) / plain_s
+        return expected_speedup(chance, n_drafted=n_drafted, draft_cost=draft_cost, verify_cost=verify_cost)
+
+    return max((speedup(n_drafted), n_drafted) for n_drafted in range(1, max_draft + 1))
 
 
 def per_token(tried: Tried, *, max_draft: int) -> float:
     """The chance that a drafted token is accepted, those before it accepted; in [0, 1], from pooled counts.
 
-    After the first rejection of a round nothing counts, so that accepted / drafted is less. Of a round of K tokens
-    a + a² + ... + a^K are accepted on average; a is what explains the counts if every round drafted `max_draft` tokens.
+    It is what explains the counts if every round drafted `max_draft` tokens (see `closed_form.chance_of_acceptance`).
     For a rule that does (`fixed`) this is the usual estimate; for one that drafts fewer it is an optimistic one, since
     a shorter round loses less after its first rejection: k tokens are then predicted to get at least k times
     accepted / drafted accepted, which is what any rule got, one that stops by confidence too.
@@ -227,9 +226,4 @@ def per_token(tried: Tried, *, max_draft: int) -> float:
             f"max_draft={max_draft}, but the trials drafted {tried.drafted / tried.n_rounds:.1f} tokens a round; give "
             "the max_draft of their stop rule"
         )
-    low, high = 0.0, 1.0
-    for _ in range(50):  # halvings: down to rounding
-        a = (low + high) / 2
-        expected = sum(a**k for k in range(1, max_draft + 1)) / max_draft
-        low, high = (a, high) if expected < tried.acceptance else (low, a)
-    return high
+    return chance_of_acceptance(tried.acceptance, max_draft)

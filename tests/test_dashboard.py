@@ -24,6 +24,7 @@ from experiments.dashboard import token_sources  # noqa: E402
 from experiments.results import scan  # noqa: E402
 from experiments.results.find_runs import find_runs  # noqa: E402
 from experiments.verbs.dashboard import words  # noqa: E402
+from search.pareto import front  # noqa: E402
 from selfspec.skipping.skip_set import SkipSet  # noqa: E402
 from tests.made_up import evaluate_run, search_run  # noqa: E402
 
@@ -227,12 +228,22 @@ class TestFigure:
         (heatmap,) = comparing.overlap(sets).data
         assert [list(row) for row in heatmap.z] == [[1, 2 / 4, 0], [2 / 4, 1, 0], [0, 0, None]]
 
-    def test_the_chance_of_a_token_explains_the_acceptance(self) -> None:
-        expected = (0.8 + 0.8**2 + 0.8**3) / 3
-        assert calculating.chance_of(expected, 3) == pytest.approx(0.8)
-
-    def test_a_perfect_free_draft_of_k_tokens_gives_k_plus_one_at_once(self) -> None:
-        assert calculating.expected_speedup(1.0, cost=0.0, n_drafted=7) == 8
+    def test_the_line_of_the_trade_off_is_the_front_of_the_search(self) -> None:
+        trials = [
+            {
+                "number": i,
+                "state": "complete",
+                "value": 1.0,
+                "skip": f"a{i}",
+                "draft_cost": cost,
+                "acceptance": part,
+            }
+            for i, (cost, part) in enumerate([(0.5, 0.7), (0.5, 0.9), (0.4, 0.6), (0.9, 0.9), (0.8, 0.95)])
+        ]
+        figure = searching.trade_off(trials, objective="acceptance")
+        (line,) = (trace for trace in figure.data if trace.name == "Pareto front")
+        expected = [(row["draft_cost"], row["acceptance"]) for row in front(trials)]
+        assert list(zip(line.x, line.y, strict=True)) == expected == [(0.4, 0.6), (0.5, 0.9), (0.8, 0.95)]
 
 
 def contrast(one: str, other: str) -> float:

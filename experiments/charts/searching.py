@@ -27,6 +27,7 @@ from experiments.charts.theme import (
     styled,
     unit,
 )
+from search.pareto import front, measured
 
 Spent = Literal["evaluations", "seconds"]
 
@@ -76,16 +77,6 @@ def best_so_far(trials: Sequence[Row], *, objective: str, spent: Spent = "evalua
     return figure
 
 
-def front(trials: Sequence[Row]) -> list[Row]:
-    """The complete trials that none other beats in both draft cost and acceptance, the cheapest first."""
-    found: list[Row] = []
-    shown = [t for t in complete(trials) if t.get("draft_cost") is not None and t.get("acceptance") is not None]
-    for trial in sorted(shown, key=lambda t: (t["draft_cost"], -t["acceptance"], -t["value"])):
-        if not found or trial["acceptance"] > found[-1]["acceptance"]:
-            found.append(trial)
-    return found
-
-
 def trade_off(trials: Sequence[Row], *, objective: str) -> go.Figure:
     """Acceptance over draft cost of every complete trial, coloured by value, with the front and the best.
 
@@ -93,7 +84,7 @@ def trade_off(trials: Sequence[Row], *, objective: str) -> go.Figure:
         trials: rows of a search run; those without a draft cost or an acceptance are left out.
         objective: its name, read out as the unit of the value.
     """
-    shown = [t for t in complete(trials) if t.get("draft_cost") is not None and t.get("acceptance") is not None]
+    shown = measured(trials)
     figure = go.Figure()
     if shown:
         figure.add_scatter(
