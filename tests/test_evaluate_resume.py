@@ -17,8 +17,9 @@ import pytest
 
 from experiments.evaluation.conversations import Asked, answers
 from experiments.evaluation.interleave import alternate, latest
-from experiments.evaluation.predicted import promised
+from experiments.evaluation.predicted import predicted_value
 from selfspec.data.task import Example
+from selfspec.drafters.spec_files import find_draft
 from selfspec.engine.trace import DecodeResult, Round
 from selfspec.errors import InputError
 from selfspec.records import provenance, run_files
@@ -223,8 +224,8 @@ class TestHonesty:
     @pytest.mark.parametrize("unit", ["tokens per second", None])
     def test_another_score_is_no_predicted_speedup(self, unit: str | None, tmp_path: Path) -> None:
         save_skip_set(tmp_path / "skip_set.yaml", SkipSet(N_LAYERS), model="toy", value=20.0, unit=unit)
-        assert promised(str(tmp_path)) is None
-        assert promised("a1,3 m2") is None
+        assert predicted_value(find_draft(tmp_path).settings) is None
+        assert predicted_value(find_draft("a1,3 m2").settings) is None
 
     def test_acceptance_by_position_can_be_counted_from_the_rows(self, toy: list[str], tmp_path: Path) -> None:
         words = ["skip=none", "arm=same", "stop=fixed", "max_new_tokens=12", "n=2", "generate=false"]

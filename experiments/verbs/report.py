@@ -20,6 +20,7 @@ from experiments.paper.write import write_paper
 from experiments.results import figures
 from experiments.results.find_runs import Failure, RunFolder, find_failures, find_runs
 from experiments.results.folder import open_folder
+from experiments.results.named_drafts import named_sets
 from experiments.results.published import published
 from experiments.results.tables import (
     SPEEDUP,
@@ -35,7 +36,6 @@ from experiments.results.tables import (
 from selfspec.errors import InputError, unknown_name
 from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.skipping.skip_set_files import load_skip_set
 
 PRESETS = ("default", "paper")
 FORMATS = ("md", "csv", "latex", "html")
@@ -165,7 +165,7 @@ def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(outputs)
     runs, failures = find_runs(cfg.runs or "", outputs), find_failures(cfg.runs or "", outputs)
-    sets = {str(name): load_skip_set(str(name)) for name in cfg.sets}
+    sets = {one.found.label: one.found.skip for one in named_sets([str(name) for name in cfg.sets], outputs)}
     known_figures = published(cfg.published) if cfg.published else []
     config = OmegaConf.to_yaml(cfg, resolve=True)
     facts = {"name": cfg.name, "runs": [run.name for run in runs]}
