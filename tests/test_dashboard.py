@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from streamlit.testing.v1 import AppTest  # noqa: E402
 from experiments.charts import calculating, comparing, evaluating, searching, theme  # noqa: E402
 from experiments.charts.html_report import write_html  # noqa: E402
 from experiments.dashboard import token_sources  # noqa: E402
-from experiments.results import scan  # noqa: E402
-from experiments.results.find_runs import find_runs  # noqa: E402
+from experiments.results.find_runs import find_runs, list_runs  # noqa: E402
+from experiments.results.run_folder import Run  # noqa: E402
 from experiments.verbs.dashboard import words  # noqa: E402
 from search.pareto import front  # noqa: E402
 from selfspec.skipping.skip_set import SkipSet  # noqa: E402
@@ -145,8 +144,8 @@ class TestPage:
         assert "1 rows cannot be read" in said(app)
 
 
-def scanned(outputs: Path) -> list[scan.Entry]:
-    return [scan.read(path, outputs, now=datetime.now(UTC)) for path in scan.find(outputs)]
+def scanned(outputs: Path) -> list[Run]:
+    return list_runs(None, outputs)
 
 
 ROW = {"arm": "draft", "tokens": list(range(7)), "round_drafted": [2, 2, 0], "round_accepted": [2, 1, 0]}

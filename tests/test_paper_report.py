@@ -270,7 +270,7 @@ def test_runs_of_other_versions_and_machines_are_not_mixed_silently(outputs: Pat
 
 def test_runs_at_another_pace_are_told_apart(outputs: Path, tmp_path: Path) -> None:
     """Plain decoding of the same prompts, the same tokens: 4 % apart is noise, more is the machine's state."""
-    (rows,) = [r.rows() for r in find_runs("e", outputs)]
+    (rows,) = [r.rows().whole() for r in find_runs("e", outputs)]
     for name, slower, is_told in (("near", 1.04, False), ("far", 1.2, True)):
         paced = [{**r, "total_s": r["prefill_s"] + (r["total_s"] - r["prefill_s"]) * slower} for r in rows]
         write_run(outputs, f"evaluate/toy/{name}", paced)

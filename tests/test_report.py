@@ -163,7 +163,7 @@ def test_a_prompt_decoded_again_counts_once_with_its_later_row(outputs: Path) ->
 
 def test_rows_of_another_kind_are_refused(outputs: Path) -> None:
     write_run(outputs, "evaluate/toy/odd", [{"prompt_id": "p"}])
-    with pytest.raises(InputError, match="no field 'arm'"):
+    with pytest.raises(InputError, match="line 1: no field arm"):
         arms(outputs, "odd")
 
 
@@ -325,14 +325,14 @@ def test_a_half_written_last_line_is_not_a_row(outputs: Path) -> None:
     with (folder / "records.jsonl").open("a") as file:
         file.write('{"schema": 1, "prompt_id": "p2", "ar')
     (run,) = find_runs("killed", outputs)
-    assert len(run.rows()) == 2 and not run.is_finished
+    assert len(run.rows().whole()) == 2 and not run.is_finished
 
 
 def test_a_run_killed_before_its_first_row_is_a_run_without_rows(outputs: Path) -> None:
     folder = write_run(outputs, "search/toy/killed", [], finished=False)
     (folder / "trials.jsonl").unlink()
     (run,) = find_runs("killed", outputs)
-    assert run.verb == "search" and run.rows() == []
+    assert run.verb == "search" and run.rows().whole() == []
 
 
 def test_damaged_provenance_is_named(outputs: Path) -> None:

@@ -16,9 +16,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from experiments.charts import comparing, evaluating, searching, theme
-from experiments.results import scan, skip_sets
-from experiments.results.find_runs import RunFolder
+from experiments.results import skip_sets
 from experiments.results.overlap import only_in
+from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow, arm_rows, number, speedup_text, text, verdict_sentences
 from selfspec.records import run_files
 
@@ -50,7 +50,7 @@ ink();dark.addEventListener('change',ink);
 """
 
 
-def write_html(runs: Sequence[RunFolder], path: Path) -> None:
+def write_html(runs: Sequence[Run], path: Path) -> None:
     """Write the report of the runs: tables, figures, and their skip sets side by side.
 
     Args:
@@ -137,8 +137,8 @@ def _arms(arms: Sequence[ArmRow]) -> str:
     return f"<h2>Arms</h2>{_table(header, body)}{picture}"
 
 
-def _evaluation(run: RunFolder) -> str:
-    rows = [row for row in run.rows() if row.get("error") is None]
+def _evaluation(run: Run) -> str:
+    rows = [row for row in run.records().whole() if row["error"] is None]
     if not rows:
         return ""
     pictures = _figure(evaluating.position_acceptance(rows), "Acceptance by position in the draft.")
@@ -146,7 +146,7 @@ def _evaluation(run: RunFolder) -> str:
     return f'<h3>{html.escape(run.name)}</h3><div class="pair">{pictures}</div>'
 
 
-def _sets(runs: Sequence[RunFolder], arms: Sequence[ArmRow]) -> str:
+def _sets(runs: Sequence[Run], arms: Sequence[ArmRow]) -> str:
     """The sets of these runs side by side; published ones only where they were evaluated."""
     searched = [found for run in runs if run.verb == "search" and (found := _searched(run)) is not None]
     every = skip_sets.collect(searched, arms)
@@ -168,17 +168,16 @@ def _sets(runs: Sequence[RunFolder], arms: Sequence[ArmRow]) -> str:
     return "".join(parts)
 
 
-def _searched(run: RunFolder) -> skip_sets.Found | None:
-    entry = scan.read(run.path, run.path.parents[2], now=datetime.now(UTC))
-    return skip_sets.searched(entry, run.rows())
+def _searched(run: Run) -> skip_sets.Found | None:
+    return skip_sets.searched(run, run.trials().whole())
 
 
 def _cell(value: Any) -> str:
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _search(run: RunFolder) -> str:
-    trials = sorted(run.rows(), key=lambda row: int(row["number"]))
+def _search(run: Run) -> str:
+    trials = sorted(run.trials().whole(), key=lambda row: row["number"])
     if not trials:
         return ""
     objective, n_layers = str(run.facts.get("objective")), run.facts.get("n_layers")
@@ -196,7 +195,7 @@ def _search(run: RunFolder) -> str:
     return "".join(parts)
 
 
-def _conditions(runs: Sequence[RunFolder]) -> str:
+def _conditions(runs: Sequence[Run]) -> str:
     header = ["run", "state", "started", "model", "data", "dtype", "device", "threads"]
     names = ("model", "data", "dtype", "device", "threads")
     body = [

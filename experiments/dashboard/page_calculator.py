@@ -9,7 +9,7 @@ import streamlit as st
 
 from experiments.charts import calculating
 from experiments.dashboard import streamlit_helpers
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
 from selfspec.measure.closed_form import best_length, chance_of_acceptance, expected_speedup
 
 
@@ -36,7 +36,7 @@ def draw(outputs: Path) -> None:
     shown_best[0].metric("Expected speedup", f"{speedup:.2f}×", f"{speedup - 1:+.2f}")
     shown_best[1].metric("Best draft length", f"{best} tokens")
     shown_best[2].metric("Speedup there", f"{best_speedup:.2f}×", f"{best_speedup - 1:+.2f}")
-    points = [point for entry in streamlit_helpers.entries(outputs) if (point := _point(entry)) is not None]
+    points = [point for run in streamlit_helpers.all_runs(outputs) if (point := _point(run)) is not None]
     left, right = st.columns(2)
     with left:
         st.subheader(f"At K = {n_drafted}")
@@ -60,11 +60,11 @@ def draw(outputs: Path) -> None:
     )
 
 
-def _point(entry: Entry) -> dict[str, Any] | None:
+def _point(run: Run) -> dict[str, Any] | None:
     """The best set of a search; None if its costs or counts are not known."""
-    if entry.verb != "search" or entry.state == "unreadable":
+    if run.verb != "search" or not run.is_readable:
         return None
-    found = streamlit_helpers.found(entry)
+    found = streamlit_helpers.found(run)
     if found is None or found.draft_cost is None:
         return None
     if found.tokens_per_round is None or not found.acceptance:

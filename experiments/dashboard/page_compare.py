@@ -21,7 +21,7 @@ MOST = 8  # sets that can be told apart side by side
 def draw(outputs: Path) -> None:
     """The page."""
     streamlit_helpers.head("Compare")
-    found = streamlit_helpers.found_sets(streamlit_helpers.entries(outputs))
+    found = streamlit_helpers.found_sets(streamlit_helpers.all_runs(outputs))
     models = list(dict.fromkeys(str(one.model) for one in found.values()))
     if all(one.source == "published" for one in found.values()):
         st.info("No run has found a set yet; these are the published ones. `selfspec search` finds yours.")

@@ -11,18 +11,17 @@ import streamlit as st
 
 from experiments.charts import comparing, evaluating
 from experiments.dashboard import streamlit_helpers, token_sources
-from experiments.results import scan
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
 from experiments.results.tables import BASELINE, ArmRow, verdict_sentences
 
 
 def draw(outputs: Path) -> None:
     """The page."""
     streamlit_helpers.head("Evaluation")
-    entry = streamlit_helpers.pick(outputs, "evaluate")
-    if entry is None:
+    run = streamlit_helpers.pick(outputs, "evaluate")
+    if run is None:
         return
-    read, arms = streamlit_helpers.rows(entry), streamlit_helpers.arms(entry)
+    read, arms = streamlit_helpers.rows(run), streamlit_helpers.arms(run)
     streamlit_helpers.tell_problems(read.problems)
     if isinstance(arms, str):
         st.warning(f"No table of this run: {arms}", icon=":material/warning:")
@@ -33,7 +32,7 @@ def draw(outputs: Path) -> None:
         st.info("No prompt was decoded yet.")
         return
     _rounds(whole)
-    _answers(whole, entry)
+    _answers(whole, run)
 
 
 def _table(arms: Sequence[ArmRow]) -> None:
@@ -106,7 +105,7 @@ def _tokenizer(file: Path) -> Any:
     return Tokenizer.from_file(str(file))
 
 
-def _answers(rows: Sequence[dict[str, Any]], entry: Entry) -> None:
+def _answers(rows: Sequence[dict[str, Any]], run: Run) -> None:
     st.subheader("Answers, token by token")
     prompts = list(dict.fromkeys(str(row["prompt_id"]) for row in rows))
     prompt = st.selectbox("Prompt", prompts)
@@ -116,11 +115,10 @@ def _answers(rows: Sequence[dict[str, Any]], entry: Entry) -> None:
     chosen = st.multiselect("Arms", list(ours), default=(first + drafts)[:2], max_selections=4)
     if not chosen:
         return
-    file = (
-        None if any("pieces" in row for row in ours.values()) else token_sources.tokenizer_file(scan.read_config(entry))
-    )
+    has_pieces = any("pieces" in row for row in ours.values())
+    file = None if has_pieces else token_sources.tokenizer_file(streamlit_helpers.config(run))
     tokenizer = _tokenizer(file) if file else None
-    if tokenizer is None and not any("pieces" in row for row in ours.values()):
+    if tokenizer is None and not has_pieces:
         st.caption("The model's tokenizer is not on this machine, so token ids stand for the text.")
     st.html(f"<style>{token_sources.STYLE}</style>{token_sources.legend()}")
     baseline = ours.get(BASELINE)

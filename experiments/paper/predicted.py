@@ -35,7 +35,7 @@ def section(evidence: Evidence) -> Section:
 def _evaluated(evidence: Evidence) -> list[Point]:
     points: list[Point] = []
     for arm in evidence.drafts:
-        promise = (arm.run.summary().get("predicted") or {}).get(arm.row.arm)
+        promise = (arm.run.summary.get("predicted") or {}).get(arm.row.arm)
         if promise is not None and arm.speedup.here > 0:
             searched = ", ".join(dict.fromkeys(s.fact("data") for s in evidence.searched(arm))) or "–"
             first: list[Value] = [arm.row.model, searched, arm.row.data, label(arm, [arm])]
@@ -46,8 +46,8 @@ def _evaluated(evidence: Evidence) -> list[Point]:
 def _finals(evidence: Evidence) -> list[Point]:
     points: list[Point] = []
     for search in evidence.searches:
-        for raced in search.finals if search.run.summary().get("unit") == UNIT else ():
-            if raced.get("fresh_value") is not None and raced.get("speedup"):
+        for raced in search.finals if search.run.summary.get("unit") == UNIT else ():
+            if raced["fresh_value"] is not None and raced["speedup"]:
                 data = search.fact("data")
                 first: list[Value] = [
                     search.fact("model"),

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation.predicted import predicted_value
-from experiments.results import scan, skip_sets
-from experiments.results.scan import Entry
+from experiments.results import skip_sets
+from experiments.results.find_runs import list_runs
+from experiments.results.run_folder import Run
 from experiments.results.skip_sets import Found
-from experiments.terminal import run_list
+from experiments.results.tables import arms_or_problem
 from selfspec.drafters.spec_files import NamedDraft, find_draft
 from selfspec.errors import InputError
 from selfspec.records import run_files
@@ -70,12 +71,12 @@ def _named(word: str, outputs: Path) -> NamedDraft | list[Compared]:
         return [_filed(draft)]
     if draft is not None and draft.is_well_written:
         return draft
-    entries = [entry for entry in run_list.entries(word, outputs) if entry.state != "unreadable"]
-    if entries:
-        return [one for e in entries for one in (_searched(e) if e.verb == "search" else _evaluated(e))]
+    runs = [run for run in list_runs(word, outputs) if run.is_readable]
+    if runs:
+        return [one for run in runs for one in (_searched(run) if run.verb == "search" else _evaluated(run))]
     if draft is not None:
         return draft
-    raise unknown_draft(word, runs=[entry.id for entry in run_list.entries(None, outputs)])
+    raise unknown_draft(word, runs=[run.id for run in list_runs(None, outputs)])
 
 
 def _written(draft: NamedDraft, n_layers: int | None, depths: set[int]) -> Compared:
@@ -108,22 +109,22 @@ def _plan(body: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _searched(entry: Entry) -> Iterator[Compared]:
-    found = skip_sets.searched(entry, scan.read_rows(entry).rows)
+def _searched(run: Run) -> Iterator[Compared]:
+    found = skip_sets.searched(run, run.trials().rows)
     if found is None:
-        raise InputError(f"{entry.name} has scored no set yet; leave it out, or wait for its first trial")
-    winner = entry.summary.get("winner") or {}
-    file = entry.path / plan_files.NAME
+        raise InputError(f"{run.name} has scored no set yet; leave it out, or wait for its first trial")
+    winner = run.summary.get("winner") or {}
+    file = run.path / plan_files.NAME
     draft = _plan(plan_files.read_plan_file(file)) if file.is_file() else None
-    raced = {name: run_list.plain(winner.get(name)) for name in ("speedup", "low", "high")}
+    raced = {name: winner.get(name) for name in ("speedup", "low", "high")}
     yield Compared(found, draft=draft, raced=raced if winner else None)
 
 
-def _evaluated(entry: Entry) -> Iterator[Compared]:
-    rows = run_list.arms(entry)
+def _evaluated(run: Run) -> Iterator[Compared]:
+    rows = arms_or_problem(run)
     if isinstance(rows, str):
-        raise InputError(f"{entry.name} cannot be compared: {rows}")
-    told = promises(entry)
+        raise InputError(f"{run.name} cannot be compared: {rows}")
+    told = promises(run)
     for row in rows:
         skip = row.skip_set
         if row.is_baseline or skip is None:
@@ -141,8 +142,8 @@ def _evaluated(entry: Entry) -> Iterator[Compared]:
         yield Compared(found, draft=told[row.arm]["draft"] if row.arm in told else None)
 
 
-def promises(entry: Entry) -> dict[str, dict[str, Any]]:
+def promises(run: Run) -> dict[str, dict[str, Any]]:
     """What an evaluation recorded of its arms: the `draft` of each, and the speedup `predicted` of it, or None."""
-    arms, predicted = entry.facts.get("arms"), entry.summary.get("predicted") or {}
+    arms, predicted = run.facts.get("arms"), run.summary.get("predicted") or {}
     described = arms if isinstance(arms, Mapping) else {}
     return {arm: {"draft": about.get("draft"), "predicted": predicted.get(arm)} for arm, about in described.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
@@ -41,11 +41,11 @@ class Found:
     measured: Sequence[ArmRow] = field(default_factory=tuple)
 
 
-def searched(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> Found | None:
+def searched(run: Run, rows: Sequence[Mapping[str, Any]]) -> Found | None:
     """What a search found: its winner, else its best trial so far; None if it has neither."""
-    n_layers = entry.facts.get("n_layers")
+    n_layers = run.facts.get("n_layers")
     valued = [row for row in rows if row.get("state") == "complete" and row.get("value") is not None]
-    winner = entry.summary.get("winner") or {}
+    winner = run.summary.get("winner") or {}
     best = max(valued, key=lambda row: float(row["value"]), default=None)
     same = [row for row in valued if row["skip"] == winner.get("skip")]
     trial = max(same, key=lambda row: float(row["value"]), default=best)
@@ -55,12 +55,12 @@ def searched(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> Found | None:
         skip = SkipSet.parse(str(winner.get("skip", trial["skip"])), n_layers)
     except InputError:
         return None
-    is_speedup = entry.facts.get("objective") == "expected_speedup"
+    is_speedup = run.facts.get("objective") == "expected_speedup"
     n_rounds = trial.get("n_rounds")
     return Found(
-        label=f"{entry.facts.get('searcher', 'search')} · {entry.facts.get('model')} · {entry.id[-8:]}",
+        label=f"{run.facts.get('searcher', 'search')} · {run.facts.get('model')} · {run.id[-8:]}",
         source="search",
-        model=entry.facts.get("model"),
+        model=run.facts.get("model"),
         skip=skip,
         acceptance=trial.get("acceptance"),
         draft_cost=trial.get("draft_cost"),

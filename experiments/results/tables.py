@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from experiments.results.find_runs import RunFolder, flagged
+from experiments.results.run_folder import Run, flagged
 from selfspec.errors import InputError
 from selfspec.measure import metrics
 from selfspec.measure.metrics import Timed
@@ -118,7 +118,7 @@ class ArmRow:
         return tuple(getattr(self, name) for name in CONDITIONS)
 
 
-def arm_rows(run: RunFolder) -> list[ArmRow]:
+def arm_rows(run: Run) -> list[ArmRow]:
     """One row per arm of an evaluate run, plain decoding first.
 
     Raises:
@@ -127,7 +127,15 @@ def arm_rows(run: RunFolder) -> list[ArmRow]:
     return [row for row, _ in paired_arms(run)]
 
 
-def paired_arms(run: RunFolder) -> list[tuple[ArmRow, list[Pair]]]:
+def arms_or_problem(run: Run) -> list[ArmRow] | str:
+    """`arm_rows`, or why they cannot be made: for lists of runs, which show every run that there is."""
+    try:
+        return arm_rows(run)
+    except (InputError, TypeError, ValueError) as error:
+        return str(error)
+
+
+def paired_arms(run: Run) -> list[tuple[ArmRow, list[Pair]]]:
     """`arm_rows`, each with the rows it pools: plain decoding's and the arm's, prompt by prompt.
 
     Raises:
@@ -135,7 +143,7 @@ def paired_arms(run: RunFolder) -> list[tuple[ArmRow, list[Pair]]]:
     """
     arms: dict[str, dict[Key, Mapping[str, Any]]] = {BASELINE: {}}
     try:
-        for row in run.rows():
+        for row in run.records().whole():
             key = row["prompt_id"], row.get("sample", 0), row.get("turn", 0)
             arms.setdefault(row["arm"], {})[key] = row  # after a resume, the later one counts
         return [_paired(run, arm, arms[BASELINE], rows) for arm, rows in arms.items() if rows]
@@ -144,7 +152,7 @@ def paired_arms(run: RunFolder) -> list[tuple[ArmRow, list[Pair]]]:
 
 
 def _paired(
-    run: RunFolder, arm: str, baseline: Mapping[Key, Mapping[str, Any]], rows: Mapping[Key, Mapping[str, Any]]
+    run: Run, arm: str, baseline: Mapping[Key, Mapping[str, Any]], rows: Mapping[Key, Mapping[str, Any]]
 ) -> tuple[ArmRow, list[Pair]]:
     failed = {prompt for side in (baseline, rows) for prompt, row in side.items() if row.get("error") is not None}
     pairs = [(baseline[p], row) for p, row in rows.items() if p in baseline and p not in failed]
@@ -200,13 +208,13 @@ def _paired(
     return row, pairs
 
 
-def package(run: RunFolder, name: str) -> str:
+def package(run: Run, name: str) -> str:
     """The version of a package that the run used."""
     versions = run.provenance.get("packages")
     return text(versions.get(name) if isinstance(versions, dict) else None)
 
 
-def _code(run: RunFolder) -> str:
+def _code(run: Run) -> str:
     """Which selfspec ran: the commit of a checkout, else the version."""
     code = run.provenance.get("code")
     if not isinstance(code, dict) or "commit" not in code:

@@ -17,10 +17,11 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from experiments.results import skip_sets
+from experiments.results.find_runs import list_runs
 from experiments.results.named_drafts import Compared, named_sets, promises
 from experiments.results.overlap import jaccard, n_shared, only_in
 from experiments.results.skip_sets import Found
-from experiments.results.tables import ArmRow, number
+from experiments.results.tables import ArmRow, arms_or_problem, number
 from experiments.terminal import run_list, skip_map_text
 from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
@@ -66,16 +67,16 @@ def _evaluations(skips: set[str], outputs: Path) -> _Evaluations:
     """The drafts of all evaluations that skip one of these sets."""
     found = _Evaluations([], [])
     needles = [json.dumps(skip).encode() for skip in skips - {"none"}]
-    for entry in run_list.entries(None, outputs):
-        file = entry.path / run_files.RECORDS
-        if entry.verb != "evaluate" or entry.state == "unreadable" or not file.is_file():
+    for run in list_runs(None, outputs):
+        file = run.path / run_files.RECORDS
+        if run.verb != "evaluate" or not run.is_readable or not file.is_file():
             continue
         held = file.read_bytes()
         if not any(needle in held for needle in needles):
             continue
-        rows, told = run_list.arms(entry), promises(entry)
+        rows, told = arms_or_problem(run), promises(run)
         if isinstance(rows, str):
-            found.problems.append(f"{entry.name}: {rows}")
+            found.problems.append(f"{run.name}: {rows}")
         else:
             found.rows.extend((row, told.get(row.arm, {})) for row in rows if row.skip in skips)
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from experiments.results.rows import Trial, read_rows
 from experiments.tracking import charts
 from experiments.tracking.skip_set_table import set_row
 from experiments.tracking.tracker import Picture, Shown, Table, Tracker
@@ -56,7 +57,7 @@ def show_search(
         model, data, objective: of the search.
         raced: rows of the race, the winner first; empty if there was none.
     """
-    trials = run_files.read_rows(folder / run_files.TRIALS)
+    trials = read_rows(folder / run_files.TRIALS, Trial).whole()
     chosen = yaml.safe_load((folder / skip_set_files.NAME).read_text(encoding="utf-8"))
     n_layers = chosen["n_layers"]
     about: dict[str, Any] = {"run": folder.name, "model": model, "data": data, "objective": objective}
@@ -65,7 +66,7 @@ def show_search(
     for row in trials:
         text = row["skip"]
         if row["state"] == "complete" and text not in rows:
-            found = {"value": row["value"], **_numbers(row), "speedup": speedups.get(text)}
+            found: dict[str, Any] = {"value": row["value"], **_numbers(row), "speedup": speedups.get(text)}
             rows[text] = set_row(SkipSet.parse(text, n_layers), **about, **found, is_chosen=text == chosen["skip"])
     mine = rows[chosen["skip"]]
     draft = ("skip", "value", "acceptance", "tokens_per_round", "draft_cost", "fraction_skipped", "speedup")

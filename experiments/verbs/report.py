@@ -18,10 +18,12 @@ from experiments.paper.evidence import Evidence, Search, read
 from experiments.paper.section import Table
 from experiments.paper.write import write_paper
 from experiments.results import figures
-from experiments.results.find_runs import Failure, RunFolder, find_failures, find_runs
+from experiments.results.find_runs import Failure, find_failures, find_runs
 from experiments.results.folder import open_folder
 from experiments.results.named_drafts import named_sets
 from experiments.results.published import published
+from experiments.results.rows import trial_value
+from experiments.results.run_folder import Run
 from experiments.results.tables import (
     SPEEDUP,
     ArmRow,
@@ -56,7 +58,7 @@ class Report:
 
 
 def make_report(
-    runs: Sequence[RunFolder],
+    runs: Sequence[Run],
     folder: Path,
     *,
     preset: str = "default",
@@ -144,14 +146,13 @@ def _searches_part(searches: Sequence[Search]) -> list[str]:
 
 
 def _search_cells(search: Search) -> list[str]:
-    best = search.best
-    nothing = next((float(t["value"]) for t in search.complete if t["skip"] == "none"), None)
+    best, nothing = search.best, search.nothing_value
     n_failed = sum(trial["state"] == "failed" for trial in search.trials)
     return [
         search.run_cell,
         *(search.fact(name) for name in ("model", "data", "searcher", "objective")),
         *(str(len(search.trials)), str(n_failed)),
-        *(("–", "–") if best is None else (str(best["number"]), number(best["value"], 2))),
+        *(("–", "–") if best is None else (str(best["number"]), number(trial_value(best), 2))),
         "–" if nothing is None else number(nothing, 2),
         "–" if best is None else f"`{best['skip']}`",
     ]

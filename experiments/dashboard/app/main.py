@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from experiments.dashboard import page_calculator, page_compare, page_evaluation, page_runs, page_search
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
 
 Draw = Callable[[Path], None]
 
@@ -24,8 +24,8 @@ def main(outputs: Path) -> None:
     search = page(page_search.draw, "Search", "search_insights", "search")
     evaluation = page(page_evaluation.draw, "Evaluation", "speed", "evaluation")
 
-    def open_run(entry: Entry) -> None:
-        st.switch_page(search if entry.verb == "search" else evaluation, query_params={"run": entry.name})
+    def open_run(run: Run) -> None:
+        st.switch_page(search if run.verb == "search" else evaluation, query_params={"run": run.name})
 
     runs = page(lambda folder: page_runs.draw(folder, open_run), "Runs", "list", "runs", first=True)
     compare = page(page_compare.draw, "Compare", "compare", "compare")
