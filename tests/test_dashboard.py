@@ -179,8 +179,9 @@ class TestTokens:
 class TestFigure:
     def figures(self) -> Iterator[Any]:
         trials = [
-            {"number": i, "state": "complete", "value": 1 + i / 9, "skip": f"a{i}" if i else "none", "mlp": []}
+            {"number": i, "state": "complete", "value": 1 + i / 9, "skip": f"a{i - 1}" if i else "none", "mlp": []}
             | {"attn": [i - 1] if i else [], "acceptance": 0.9 - i / 20, "draft_cost": 0.9 - i / 20, "elapsed_s": i}
+            | {"drafted": 10, "accepted": 8, "n_rounds": 4}
             for i in range(4)
         ]
         sets = {"one": SkipSet.parse("a0,1 m2", 4), "two": SkipSet.parse("a1 m2-3", 4)}
@@ -220,7 +221,7 @@ class TestFigure:
     def test_the_best_so_far_never_falls(self) -> None:
         trials = [{"number": i, "state": "complete", "value": v, "skip": "a1"} for i, v in enumerate([3, 1, 5, 2])]
         best = next(t for t in searching.best_so_far(trials, objective="acceptance").data if t.name == "best so far")
-        assert list(best.y) == [3, 3, 5, 5, 5]
+        assert list(best.y) == [3, 3, 5, 5]
 
     def test_jaccard_counts_sublayers_of_either_kind(self) -> None:
         sets = {"a": SkipSet.parse("a0,1 m2", 4), "b": SkipSet.parse("a1 m2-3", 4), "nothing": SkipSet(4)}

@@ -356,21 +356,21 @@ def test_figures_are_written_as_png_and_svg(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2, "nothing temporary is left"
 
 
-def test_search_history_marks_what_it_knows() -> None:
-    figure = figures.search_history(TRIALS, objective="tokens_per_second")
-    (axes,) = figure.axes
+def test_search_progress_marks_what_it_knows() -> None:
+    figure = figures.best_so_far(TRIALS, objective="tokens_per_second")
+    axes = figure.axes[0]
     drawn = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
-    assert drawn["start point"] == [20.0, 15.0] and drawn["searcher"] == [22.5, 21.0]
-    assert drawn["best so far"] == [20.0, 20.0, 22.5, 22.5, 22.5]
-    (failures,) = (line for line in axes.lines if line.get_label() == "failed")
-    assert np.asarray(failures.get_xdata()).tolist() == [2]
+    assert drawn["start"] == [20.0, 15.0] and drawn["searcher"] == [22.5, 21.0]
+    assert drawn["best so far"] == [20.0, 20.0, 20.0, 22.5, 22.5]
+    assert drawn["skip nothing"] == [20.0, 20.0]
+    (failures,) = (line for line in axes.lines if line.get_label() == "failed (no value)")
+    assert np.asarray(failures.get_xdata()).tolist() == [3]
     assert axes.get_ylabel() == "tokens per second"
-    assert [text.get_text() for text in axes.texts] == ["skip nothing\n20"]
 
 
 @pytest.mark.parametrize("trials", [[], [trial(0, None, "none", "start")]])
 def test_a_search_without_values_still_has_a_picture(trials: list[Row], tmp_path: Path) -> None:
-    assert len(figures.save(figures.search_history(trials, objective="acceptance"), tmp_path / "search")) == 2
+    assert len(figures.save(figures.best_so_far(trials, objective="acceptance"), tmp_path / "search")) == 2
 
 
 def test_report_writes_table_and_pictures_and_how_to_make_it_again(outputs: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import streamlit as st
 
 from experiments.charts import comparing, evaluating
 from experiments.dashboard import streamlit_helpers, token_sources
+from experiments.results import figure_data
 from experiments.results.run_folder import Run
 from experiments.results.tables import BASELINE, ArmRow, verdict_sentences
 
@@ -71,13 +72,13 @@ def _rounds(rows: Sequence[dict[str, Any]]) -> None:
     with left:
         st.subheader("Acceptance by position")
         data = [
-            {"arm": arm, "position": k, "drafted": drafted, "accepted": accepted}
-            for arm, counts in evaluating.by_position(rows).items()
-            for k, drafted, accepted in counts
+            {"arm": arm, "position": p.number, "drafted": p.drafted, "judged": p.judged, "accepted": p.accepted}
+            for arm, ours in figure_data.answered_by_arm(rows).items()
+            for p in figure_data.positions(ours)
         ]
         figure = evaluating.position_acceptance(rows)
         streamlit_helpers.chart(
-            figure, data, name="position", alt="accepted part of the tokens drafted at each position"
+            figure, data, name="position", alt="accepted part of the tokens judged at each position"
         )
     with right:
         st.subheader("Where the seconds go")

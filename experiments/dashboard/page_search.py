@@ -9,8 +9,10 @@ from typing import Any
 import streamlit as st
 
 from experiments.charts import comparing, searching
-from experiments.charts.theme import Row, unit
+from experiments.charts.theme import Row
 from experiments.dashboard import streamlit_helpers
+from experiments.results.figure_data import nothing_value, unit
+from experiments.results.rows import scored
 from experiments.results.run_folder import Run
 from search.point import row_text
 from selfspec.errors import InputError
@@ -60,7 +62,7 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
         streamlit_helpers.chart(
             figure, priced, name="trade-off", alt="acceptance over draft cost of every complete trial"
         )
-    best = max(searching.complete(trials), key=lambda t: float(t["value"]), default=None)
+    best = max(scored(trials), key=lambda t: float(t["value"]), default=None)
     if best is not None:
         st.subheader("Best set so far")
         st.code(row_text(best), language=None)
@@ -94,7 +96,7 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
 
 def _figures_in_brief(run: Run, trials: list[Row] | list[dict[str, Any]]) -> None:
     n_trials = (streamlit_helpers.config(run).get("searcher") or {}).get("n_trials")
-    valued = searching.complete(trials)
+    valued = scored(trials)
     best = max((float(t["value"]) for t in valued), default=None)
     elapsed = max((t["elapsed_s"] for t in trials if t.get("elapsed_s") is not None), default=None)
     left = None
@@ -103,7 +105,7 @@ def _figures_in_brief(run: Run, trials: list[Row] | list[dict[str, Any]]) -> Non
     cells = st.columns(5)
     cells[0].metric("Trials", f"{len(trials)} / {n_trials}" if n_trials else len(trials))
     cells[1].metric("Best value", streamlit_helpers.number(best), help=unit(str(run.facts.get("objective"))))
-    cells[2].metric("Skip nothing", streamlit_helpers.number(searching.nothing(trials)))
+    cells[2].metric("Skip nothing", streamlit_helpers.number(nothing_value(trials)))
     cells[3].metric("Searched for", streamlit_helpers.span(elapsed))
     cells[4].metric(*(("Time left", streamlit_helpers.span(left)) if run.state == "running" else ("State", run.state)))
     if run.state == "running" and isinstance(n_trials, int) and n_trials:

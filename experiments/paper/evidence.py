@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.paper.section import Cell, Value
 from experiments.quality.judge import FILE, Quality, summary
+from experiments.results import figure_data
 from experiments.results.rows import QualityRow, Raced, Trial, read_rows, scored, trial_value
 from experiments.results.run_folder import Run, flagged
 from experiments.results.tables import ArmRow, Pair, paired_arms, text
@@ -159,7 +160,7 @@ class Search:
     @property
     def nothing_value(self) -> float | None:
         """The value of skipping nothing; None if it was not tried."""
-        return next((trial_value(t) for t in self.complete if t["skip"] == "none"), None)
+        return figure_data.nothing_value(self.trials)
 
     @property
     def winner(self) -> str | None:

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from experiments.paper.evidence import Evidence, Measured, Search, label
 from experiments.paper.section import Section
-from experiments.results.figures import BLUE, DARK, GREEN, GREY, ORANGE, RED, canvas, legend_below, plain_axes, unit
+from experiments.results.figure_data import unit
+from experiments.results.figures import BLUE, DARK, GREEN, GREY, ORANGE, RED, canvas, legend_below, plain_axes
 from experiments.results.rows import trial_value
 from selfspec.skipping.skip_set import SkipSet
 

@@ -6,7 +6,7 @@ field that this version does not know is kept. `scripts/run_folder_docs.py` make
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -148,9 +148,12 @@ class QualityRow(RowOfSchema):
     reason: NotRequired[Annotated[str, _is("why code failed its tests")]]
 
 
-def scored(trials: Iterable[Trial]) -> list[Trial]:
+AnyTrial = TypeVar("AnyTrial", bound=Mapping[str, Any])
+
+
+def scored(trials: Iterable[AnyTrial]) -> list[AnyTrial]:
     """The trials that have a value which others can be compared with, in order."""
-    return [trial for trial in trials if trial["state"] == "complete" and trial["value"] is not None]
+    return [trial for trial in trials if trial["state"] == "complete" and trial.get("value") is not None]
 
 
 def trial_value(trial: Trial) -> float:

@@ -133,7 +133,7 @@ def _histories(searches: Sequence[Search]) -> dict[str, Search]:
 
 def _history(search: Search) -> Figure:
     title = f"{search.fact('searcher')} on {search.fact('model')} with {search.fact('data')}"
-    return figures.search_history(search.trials, objective=search.fact("objective"), title=title)
+    return figures.best_so_far(search.trials, objective=search.fact("objective"), title=title)
 
 
 def _searches_part(searches: Sequence[Search]) -> list[str]:
@@ -141,7 +141,7 @@ def _searches_part(searches: Sequence[Search]) -> list[str]:
         return []
     header = ["run", "model", "data", "searcher", "objective", "trials", "failed"]
     header += ["best trial", "best value", "skip nothing", "best skip"]
-    pictures = [f"![search history]({name}.png)" for name in _histories(searches)]
+    pictures = [f"![search progress]({name}.png)" for name in _histories(searches)]
     return ["## Searches", markdown_table(header, [_search_cells(s) for s in searches]), SEARCHES, *pictures]
 
 
