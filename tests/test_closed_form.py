@@ -9,7 +9,7 @@ import pytest
 
 from selfspec.measure.closed_form import best_length, chance_of_acceptance, expected_speedup, expected_tokens
 
-CHANCES = (0.0, 0.2, 0.8, 1 - 1e-9, 1.0)
+CHANCES = (0.0, 1e-300, 0.2, 0.8, 1 - 1e-9, 1.0)
 N_ROUNDS = 40_000
 
 

@@ -27,8 +27,8 @@ def expected_tokens(chance: float, n_drafted: float) -> float:
         raise ValueError(f"chance={chance} must lie in [0, 1] and n_drafted={n_drafted} must not be negative")
     if chance in (0, 1):
         return 1 + chance * n_drafted
-    # expm1 and log1p: the plain formula loses its digits where the chance is close to 1
-    return math.expm1((n_drafted + 1) * math.log1p(chance - 1)) / (chance - 1)
+    # expm1: the plain formula loses its digits where the chance is close to 1
+    return math.expm1((n_drafted + 1) * math.log(chance)) / (chance - 1)
 
 
 def expected_speedup(chance: float, *, n_drafted: float, draft_cost: float, verify_cost: float = 1.0) -> float:
