@@ -168,8 +168,8 @@ def _sets(runs: Sequence[Run], arms: Sequence[ArmRow]) -> str:
     return "".join(parts)
 
 
-def _searched(run: Run) -> skip_sets.Found | None:
-    return skip_sets.searched(run, run.trials().whole())
+def _searched(run: Run) -> skip_sets.KnownSet | None:
+    return skip_sets.searched_set(run, run.trials().whole())
 
 
 def _cell(value: Any) -> str:

@@ -76,8 +76,8 @@ def inked(figure: go.Figure, *, is_dark: bool) -> go.Figure:
     return figure
 
 
-def level(figure: go.Figure, y: float, says: str) -> None:
+def level(figure: go.Figure, y: float, text: str) -> None:
     """A dashed line across the figure at y, named at its end."""
     figure.add_hline(
-        y=y, line={"color": GREY, "dash": "dash", "width": 1.5}, annotation={"text": says, "xanchor": "right", "x": 1}
+        y=y, line={"color": GREY, "dash": "dash", "width": 1.5}, annotation={"text": text, "xanchor": "right", "x": 1}
     )

@@ -15,7 +15,7 @@ from selfspec.measure.closed_form import best_length, chance_of_acceptance, expe
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.head("Calculator")
+    streamlit_helpers.show_title("Calculator")
     st.caption(
         "What a draft of K tokens brings, if each is accepted with the same chance. Drag the sliders; the stars are "
         "the best sets of your searches."
@@ -64,7 +64,7 @@ def _point(run: Run) -> dict[str, Any] | None:
     """The best set of a search; None if its costs or counts are not known."""
     if run.verb != "search" or not run.is_readable:
         return None
-    found = streamlit_helpers.found(run)
+    found = streamlit_helpers.searched_set(run)
     if found is None or found.draft_cost is None:
         return None
     if found.tokens_per_round is None or not found.acceptance:

@@ -18,12 +18,12 @@ from experiments.results.tables import BASELINE, ArmRow, verdict_sentences
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.head("Evaluation")
-    run = streamlit_helpers.pick(outputs, "evaluate")
+    streamlit_helpers.show_title("Evaluation")
+    run = streamlit_helpers.choose_run(outputs, "evaluate")
     if run is None:
         return
     read, arms = streamlit_helpers.rows(run), streamlit_helpers.arms(run)
-    streamlit_helpers.tell_problems(read.problems)
+    streamlit_helpers.show_problems(read.problems)
     if isinstance(arms, str):
         st.warning(f"No table of this run: {arms}", icon=":material/warning:")
     else:
@@ -128,11 +128,11 @@ def _answers(rows: Sequence[dict[str, Any]], run: Run) -> None:
         at = None if baseline is None or arm == BASELINE else token_sources.parting(baseline["tokens"], row["tokens"])
         with column:
             st.markdown(f"**{arm}**")
-            st.caption(_told(row, at))
+            st.caption(_answer_in_brief(row, at))
             st.html(token_sources.answer(row, tokenizer=tokenizer, parts_at=at))
 
 
-def _told(row: dict[str, Any], at: int | None) -> str:
+def _answer_in_brief(row: dict[str, Any], at: int | None) -> str:
     rate = f"{row['accepted']}/{row['drafted']} drafted accepted, {row['n_rounds']} rounds, " if row["drafted"] else ""
     verdict = str(row.get("verdict", "")).replace("_", " ")
     gap = f", top-2 gap {row['top2_gap']:.4f}" if row.get("top2_gap") is not None else ""

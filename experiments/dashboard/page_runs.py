@@ -109,7 +109,7 @@ def _line(run: Run) -> dict[str, Any]:
 
 def _details(run: Run, open_run: Callable[[Run], None] | None) -> None:
     with st.container(border=True):
-        st.markdown(f"**{streamlit_helpers.titled(run)}**")
+        st.markdown(f"**{streamlit_helpers.run_title(run)}**")
         best = (run.summary.get("winner") or run.summary.get("best") or {}).get("skip")
         if best:
             st.code(f"skip={best!r}", language=None)

@@ -23,8 +23,8 @@ COLUMNS = ("number", "origin", "state", "value", "acceptance", "draft_cost", "n_
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.head("Search")
-    run = streamlit_helpers.pick(outputs, "search")
+    streamlit_helpers.show_title("Search")
+    run = streamlit_helpers.choose_run(outputs, "search")
     if run is not None:
         is_running = run.state == "running"
         every = streamlit_helpers.REFRESH_S if is_running else None
@@ -36,7 +36,7 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
     if is_watched and run.state != "running":
         st.rerun()  # the page as a whole, which then has nothing to watch
     read = streamlit_helpers.rows(run)
-    streamlit_helpers.tell_problems(read.problems)
+    streamlit_helpers.show_problems(read.problems)
     trials = sorted(read.rows, key=lambda row: int(row["number"]))
     _figures_in_brief(run, trials)
     if not trials:
@@ -104,10 +104,12 @@ def _figures_in_brief(run: Run, trials: list[Row] | list[dict[str, Any]]) -> Non
         left = elapsed / len(trials) * max(0, n_trials - len(trials))
     cells = st.columns(5)
     cells[0].metric("Trials", f"{len(trials)} / {n_trials}" if n_trials else len(trials))
-    cells[1].metric("Best value", streamlit_helpers.number(best), help=unit(str(run.facts.get("objective"))))
-    cells[2].metric("Skip nothing", streamlit_helpers.number(nothing_value(trials)))
-    cells[3].metric("Searched for", streamlit_helpers.span(elapsed))
-    cells[4].metric(*(("Time left", streamlit_helpers.span(left)) if run.state == "running" else ("State", run.state)))
+    cells[1].metric("Best value", streamlit_helpers.format_number(best), help=unit(str(run.facts.get("objective"))))
+    cells[2].metric("Skip nothing", streamlit_helpers.format_number(nothing_value(trials)))
+    cells[3].metric("Searched for", streamlit_helpers.format_duration(elapsed))
+    cells[4].metric(
+        *(("Time left", streamlit_helpers.format_duration(left)) if run.state == "running" else ("State", run.state))
+    )
     if run.state == "running" and isinstance(n_trials, int) and n_trials:
         st.progress(min(1.0, len(trials) / n_trials))
     winner = run.summary.get("winner") or {}
@@ -123,9 +125,9 @@ def _figures_in_brief(run: Run, trials: list[Row] | list[dict[str, Any]]) -> Non
 
 
 def _n_layers(run: Run, trials: list[dict[str, Any]]) -> int:
-    told = run.facts.get("n_layers")
-    if isinstance(told, int):
-        return told
+    known = run.facts.get("n_layers")
+    if isinstance(known, int):
+        return known
     return 1 + max((layer for t in trials for layer in (*t.get("attn", ()), *t.get("mlp", ()))), default=0)
 
 

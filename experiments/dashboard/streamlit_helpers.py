@@ -46,9 +46,9 @@ def _arms(path: Path, stamp: Stamp, _run: Run) -> list[ArmRow] | str:
 
 
 @st.cache_resource(max_entries=4096, show_spinner=False)
-def _searched(path: Path, stamp: Stamp, _run: Run) -> skip_sets.Found | None:
+def _searched(path: Path, stamp: Stamp, _run: Run) -> skip_sets.KnownSet | None:
     skip = (_run.summary.get("winner") or _run.summary.get("best") or {}).get("skip")
-    return skip_sets.searched(_run, _run.trials(holding=json.dumps(skip) if skip else "").rows)
+    return skip_sets.searched_set(_run, _run.trials(holding=json.dumps(skip) if skip else "").rows)
 
 
 def all_runs(outputs: Path) -> list[Run]:
@@ -71,7 +71,7 @@ def arms(run: Run) -> list[ArmRow] | str:
     return _arms(run.path, stamp(run.path), run)
 
 
-def found(run: Run) -> skip_sets.Found | None:
+def searched_set(run: Run) -> skip_sets.KnownSet | None:
     """What a search found, if anything yet."""
     return _searched(run.path, stamp(run.path), run)
 
@@ -84,17 +84,17 @@ def config(run: Run) -> dict[str, Any]:
         return {}
 
 
-def found_sets(runs: Sequence[Run]) -> dict[str, skip_sets.Found]:
+def found_sets(runs: Sequence[Run]) -> dict[str, skip_sets.KnownSet]:
     """The skip sets of all runs, and the published ones, by label."""
     readable = [run for run in runs if run.is_readable]
-    searches = [found(run) for run in readable if run.verb == "search"]
+    searches = [searched_set(run) for run in readable if run.verb == "search"]
     evaluated = [arms(run) for run in readable if run.verb == "evaluate"]
     return skip_sets.collect(
         [one for one in searches if one], [row for some in evaluated if not isinstance(some, str) for row in some]
     )
 
 
-def pick(outputs: Path, verb: Verb) -> Run | None:
+def choose_run(outputs: Path, verb: Verb) -> Run | None:
     """The run of a verb that the user chooses; help instead, and None, if there is none."""
     by_name = {run.name: run for run in all_runs(outputs) if run.verb == verb and run.is_readable}
     if not by_name:
@@ -102,11 +102,11 @@ def pick(outputs: Path, verb: Verb) -> Run | None:
         return None
     wanted = st.query_params.get("run")
     index = list(by_name).index(wanted) if wanted in by_name else 0
-    chosen = st.selectbox("Run", list(by_name), index=index, format_func=lambda name: titled(by_name[name]))
+    chosen = st.selectbox("Run", list(by_name), index=index, format_func=lambda name: run_title(by_name[name]))
     return by_name[str(chosen)]
 
 
-def titled(run: Run) -> str:
+def run_title(run: Run) -> str:
     """A run in one line."""
     parts = [run.facts.get(name) for name in ("model", "data", "searcher")]
     when = f"{run.started:%Y-%m-%d %H:%M}" if run.started else "unknown time"
@@ -127,7 +127,7 @@ def explain_no_runs(outputs: Path, verb: Verb | None = None) -> None:
     st.caption("Runs elsewhere? Start the dashboard with `selfspec dashboard runs=FOLDER`.")
 
 
-def tell_problems(problems: Sequence[str]) -> None:
+def show_problems(problems: Sequence[str]) -> None:
     """Rows that could not be read, if there are any."""
     if problems:
         with st.expander(f"{len(problems)} rows cannot be read and are left out", icon=":material/warning:"):
@@ -158,7 +158,7 @@ def chart(figure: go.Figure, data: Sequence[Mapping[str, Any]], *, name: str, al
     )  # fmt: skip
 
 
-def head(title: str) -> None:
+def show_title(title: str) -> None:
     """The page's title, and what the charts' camera button gives."""
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.title(title)
@@ -175,12 +175,12 @@ def to_csv(data: Sequence[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """A number to read; a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def span(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A time to read: `42 s`, `12 min`, `3.5 h`."""
     if seconds is None or math.isnan(seconds):
         return "–"

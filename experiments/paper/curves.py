@@ -69,9 +69,9 @@ def curves(arms: Sequence[Measured]) -> Figure:
         f"{label(best, arms)}: c = {best.draft_cost:.2f}, v = {best.verify_cost:.2f}",
     )
     at, speed = best.row.drafted / best.row.n_rounds, best.speedup
-    said = f"measured [95 %], a = {token_acceptance(best):.2f}"
+    legend = f"measured [95 %], a = {token_acceptance(best):.2f}"
     whiskers = [[speed.here - speed.low], [speed.high - speed.here]]
-    right.errorbar([at], [speed.here], yerr=whiskers, color=DARK, marker="*", ms=11, capsize=3, ls="none", label=said)
+    right.errorbar([at], [speed.here], yerr=whiskers, color=DARK, marker="*", ms=11, capsize=3, ls="none", label=legend)
     left.set_ylabel("speedup over plain decoding")
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=8.5)

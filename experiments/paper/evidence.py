@@ -203,7 +203,7 @@ class Evidence:
         same = (row for row in self.published if all(row.get(k) == wanted.get(k) for k in (*QUALIFIERS, *wanted)))
         return float(next((row["value"] for row in same), math.nan))
 
-    def told(self, is_wanted: Callable[[Row], bool]) -> list[str]:
+    def published_elsewhere(self, is_wanted: Callable[[Row], bool]) -> list[str]:
         """One line of the published values of other models, data or temperatures; none if there are none."""
         measured = [arm.where for arm in self.arms]
         others = [row for row in self.published if is_wanted(row) and {k: row.get(k) for k in WHERE} not in measured]

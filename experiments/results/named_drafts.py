@@ -16,7 +16,7 @@ from experiments.evaluation.predicted import predicted_value
 from experiments.results import skip_sets
 from experiments.results.find_runs import list_runs
 from experiments.results.run_folder import Run
-from experiments.results.skip_sets import Found
+from experiments.results.skip_sets import KnownSet
 from experiments.results.tables import arms_or_problem
 from selfspec.drafters.spec_files import NamedDraft, find_draft
 from selfspec.errors import InputError
@@ -26,7 +26,7 @@ from selfspec.skipping.skip_set_files import unknown_draft
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedSet:
     """One set of the comparison.
 
     Attributes:
@@ -35,12 +35,12 @@ class Compared:
         raced: speedup, low and high of the search's race against plain decoding, on calibration prompts.
     """
 
-    found: Found
+    found: KnownSet
     draft: str | None = None
     raced: Mapping[str, float | None] | None = None
 
 
-def named_sets(words: Sequence[str], outputs: Path, *, n_layers: int | None = None) -> list[Compared]:
+def named_sets(words: Sequence[str], outputs: Path, *, n_layers: int | None = None) -> list[ComparedSet]:
     """The sets that the words name, in that order.
 
     Args:
@@ -58,7 +58,7 @@ def named_sets(words: Sequence[str], outputs: Path, *, n_layers: int | None = No
     ]
 
 
-def _named(word: str, outputs: Path) -> NamedDraft | list[Compared]:
+def _named(word: str, outputs: Path) -> NamedDraft | list[ComparedSet]:
     """The sets that a word names; a written set as it is, since its model is not known yet."""
     path, draft = Path(word).expanduser(), None
     if not os.path.isfile(path / run_files.PROVENANCE):  # of a run more is known than its files of a draft say
@@ -79,26 +79,26 @@ def _named(word: str, outputs: Path) -> NamedDraft | list[Compared]:
     raise unknown_draft(word, runs=[run.id for run in list_runs(None, outputs)])
 
 
-def _written(draft: NamedDraft, n_layers: int | None, depths: set[int]) -> Compared:
+def _written(draft: NamedDraft, n_layers: int | None, depths: set[int]) -> ComparedSet:
     if n_layers is None and len(depths) != 1:
         what = "sets of several depths" if depths else "written sets alone"
         raise InputError(f"{draft.name!r} is compared with {what}; tell the layers of its model: --layers N")
-    return Compared(Found(draft.name, "written", None, draft.skip(n_layers or next(iter(depths)))))
+    return ComparedSet(KnownSet(draft.name, "written", None, draft.skip(n_layers or next(iter(depths)))))
 
 
-def _filed(draft: NamedDraft) -> Compared:
+def _filed(draft: NamedDraft) -> ComparedSet:
     """The set of a file, of a skip set or of a plan, or a published one."""
     if draft.kind == "published":
-        return Compared(next(one for one in skip_sets.published_sets() if one.label == draft.name))
+        return ComparedSet(next(one for one in skip_sets.published_sets() if one.label == draft.name))
     model = draft.settings.get("model")
-    found = Found(
+    found = KnownSet(
         draft.name,
         "file",
         None if model is None else str(model),
         draft.skip(),
         predicted=predicted_value(draft.settings),
     )
-    return Compared(found, draft=_plan(draft.settings) if draft.kind == "plan" else None)
+    return ComparedSet(found, draft=_plan(draft.settings) if draft.kind == "plan" else None)
 
 
 def _plan(body: Mapping[str, Any]) -> str:
@@ -109,40 +109,40 @@ def _plan(body: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _searched(run: Run) -> Iterator[Compared]:
-    found = skip_sets.searched(run, run.trials().rows)
+def _searched(run: Run) -> Iterator[ComparedSet]:
+    found = skip_sets.searched_set(run, run.trials().rows)
     if found is None:
         raise InputError(f"{run.name} has scored no set yet; leave it out, or wait for its first trial")
     winner = run.summary.get("winner") or {}
     file = run.path / plan_files.NAME
     draft = _plan(plan_files.read_plan_file(file)) if file.is_file() else None
     raced = {name: winner.get(name) for name in ("speedup", "low", "high")}
-    yield Compared(found, draft=draft, raced=raced if winner else None)
+    yield ComparedSet(found, draft=draft, raced=raced if winner else None)
 
 
-def _evaluated(run: Run) -> Iterator[Compared]:
+def _evaluated(run: Run) -> Iterator[ComparedSet]:
     rows = arms_or_problem(run)
     if isinstance(rows, str):
         raise InputError(f"{run.name} cannot be compared: {rows}")
-    told = promises(run)
+    recorded = recorded_predictions(run)
     for row in rows:
         skip = row.skip_set
         if row.is_baseline or skip is None:
             continue
-        found = Found(
+        found = KnownSet(
             f"{row.arm} · {row.data} · {row.run[-8:]}",
             "evaluation",
             row.model,
             skip,
             acceptance=row.acceptance,
             tokens_per_round=row.tokens_per_round,
-            predicted=told[row.arm]["predicted"] if row.arm in told else None,
+            predicted=recorded[row.arm]["predicted"] if row.arm in recorded else None,
             measured=(row,),
         )
-        yield Compared(found, draft=told[row.arm]["draft"] if row.arm in told else None)
+        yield ComparedSet(found, draft=recorded[row.arm]["draft"] if row.arm in recorded else None)
 
 
-def promises(run: Run) -> dict[str, dict[str, Any]]:
+def recorded_predictions(run: Run) -> dict[str, dict[str, Any]]:
     """What an evaluation recorded of its arms: the `draft` of each, and the speedup `predicted` of it, or None."""
     arms, predicted = run.facts.get("arms"), run.summary.get("predicted") or {}
     described = arms if isinstance(arms, Mapping) else {}

@@ -296,20 +296,20 @@ def _cells(row: ArmRow) -> list[str]:
 
 def cautions(rows: Sequence[ArmRow]) -> list[str]:
     """Why speeds of different runs cannot be compared, a sentence each: on what they ran, or at what pace."""
-    told = []
+    notes = []
     if differs := [name for name in CONDITIONS if len({getattr(row, name) for row in rows}) > 1]:
-        told.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
+        notes.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
     same: dict[tuple[object, ...], list[float]] = {}
     for row in rows:
         if row.is_baseline and not math.isnan(row.tokens_per_s):
             same.setdefault((row.model, row.data, row.conditions, row.n, row.n_tokens), []).append(row.tokens_per_s)
     for (model, data, *_), speeds in same.items():
         if max(speeds) > PACE * min(speeds):
-            told.append(
+            notes.append(
                 f"Plain decoding of {model} on {data} ran at {min(speeds):.1f} to {max(speeds):.1f} tokens/s in these "
                 "runs, all conditions being the same: so did the machine, and speedups hold within a run."
             )
-    return told
+    return notes
 
 
 def arm_csv(rows: Sequence[ArmRow]) -> str:
@@ -346,15 +346,15 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
     rival = max((row for row in timed if not row.skips and not row.is_baseline), key=lambda r: r.speedup, default=None)
     is_matched = rival is not None and rival.speedup >= best.low
     if best.low > 1 and is_matched:
-        said = (
+        finding = (
             f"Drafting pays on {where}, skipping is not shown to add to it: {best.arm} decodes {speed} as fast as plain"
         )
     elif best.low > 1:
-        said = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
+        finding = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
     elif best.high < 1:
-        said = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
+        finding = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
     else:
-        said = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
+        finding = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
     end = "; plain decoding is faster." if best.high < 1 else "."
     arms = f"fastest of {len(speeds)} skipping arms, " if len(speeds) > 1 else ""
     same = f"{best.n_identical}/{best.n} outputs identical, {_count(best.n_near_ties, 'near tie')}"
@@ -363,7 +363,7 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
     same += "" if best.is_finished else ", unfinished run"
     lossy = f" But {best.n_mismatches} of its outputs do not match plain decoding's." if best.n_mismatches else ""
     without = f" {rival.arm}, which skips nothing, runs at {rival.speedup:.2f}x." if rival and rival.speedup > 1 else ""
-    return f"{said} ({arms}{_on(best)}, {same}){end}{without}{lossy}"
+    return f"{finding} ({arms}{_on(best)}, {same}){end}{without}{lossy}"
 
 
 def _on(row: ArmRow) -> str:

@@ -15,7 +15,7 @@ from experiments.results.rows import Raced
 from experiments.results.run_folder import Run
 from experiments.results.tables import arm_cells, arms_or_problem, number, package, text, verdict_sentences
 from experiments.terminal import run_list, skip_map_text
-from experiments.terminal.live_panel import worth
+from experiments.terminal.live_panel import format_value
 from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
@@ -90,8 +90,8 @@ def _shown(run: Run, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
 def _search(run: Run, best: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text("\nBest set", style="bold")
     known = [("acceptance", best["acceptance"]), ("draft cost", best["draft_cost"])]
-    told = "".join(f", {name} {number(float(fact), 3)}" for name, fact in known if fact is not None)
-    yield Text(f"skip={best['skip']}: {worth(best['value'], str(best['unit']), 3)}{told}")
+    more = "".join(f", {name} {number(float(fact), 3)}" for name, fact in known if fact is not None)
+    yield Text(f"skip={best['skip']}: {format_value(best['value'], str(best['unit']), 3)}{more}")
     verdict = (run.summary.get("verdict") or {}).get("text")
     if verdict:
         yield Text(str(verdict))

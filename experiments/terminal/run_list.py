@@ -20,7 +20,7 @@ from experiments.results.find_runs import list_runs
 from experiments.results.rows import scored, trial_value
 from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow, arms_or_problem, number
-from experiments.terminal.live_panel import worth
+from experiments.terminal.live_panel import format_value
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
 
@@ -99,23 +99,23 @@ def facts_of(run: Run) -> dict[str, Any]:
 def best(run: Run) -> dict[str, Any] | None:
     """The set a search handed on, or its best so far: skip, value, unit, acceptance, and how its race ended."""
     winner: Mapping[str, Any] = run.summary.get("winner") or {}
-    told = winner or run.summary.get("best") or {}
+    handed_on = winner or run.summary.get("best") or {}
     # of a finished search only the rows of its best set are read
-    trials = scored(run.trials(holding=json.dumps(told["skip"]) if told.get("skip") else "").rows)
-    same = [row for row in trials if row["skip"] == told.get("skip")]
+    trials = scored(run.trials(holding=json.dumps(handed_on["skip"]) if handed_on.get("skip") else "").rows)
+    same = [row for row in trials if row["skip"] == handed_on.get("skip")]
     found = max(same or trials, key=trial_value, default=None)
-    if found is None and not told:
+    if found is None and not handed_on:
         return None
     trial: Mapping[str, Any] = {} if found is None else found
     n_layers = run.facts.get("n_layers")
     try:
-        n_skipped = len(SkipSet.parse(str(told.get("skip", trial.get("skip"))), n_layers)) if n_layers else None
+        n_skipped = len(SkipSet.parse(str(handed_on.get("skip", trial.get("skip"))), n_layers)) if n_layers else None
     except (InputError, TypeError):
         n_skipped = None
     return {
-        "skip": told.get("skip", trial.get("skip")),
+        "skip": handed_on.get("skip", trial.get("skip")),
         "n_skipped": n_skipped,
-        "value": winner.get("fresh_value") or trial.get("value", told.get("value")),
+        "value": winner.get("fresh_value") or trial.get("value", handed_on.get("value")),
         "unit": run.summary.get("unit") or run.facts.get("objective"),
         "acceptance": plain(trial.get("acceptance")),
         "draft_cost": plain(trial.get("draft_cost")),
@@ -147,12 +147,12 @@ def interval(speedup: float | None, low: float | None, high: float | None) -> st
 def _in_brief(facts: Mapping[str, Any]) -> str:
     if facts["problem"]:
         return str(facts["problem"])
-    told = facts["best"]
-    if told:
-        size = "" if told["n_skipped"] is None else f" ({told['n_skipped']} of {2 * facts['n_layers']} sublayers)"
-        raced = interval(*(told[f"raced_{name}"] for name in ("speedup", "low", "high")))
-        value = worth(told["value"], str(told["unit"]), 2) + ("" if raced == "–" else f", raced {raced}")
-        return f"{value}, skip={told['skip']}{size}"
+    best = facts["best"]
+    if best:
+        size = "" if best["n_skipped"] is None else f" ({best['n_skipped']} of {2 * facts['n_layers']} sublayers)"
+        raced = interval(*(best[f"raced_{name}"] for name in ("speedup", "low", "high")))
+        value = format_value(best["value"], str(best["unit"]), 2) + ("" if raced == "–" else f", raced {raced}")
+        return f"{value}, skip={best['skip']}{size}"
     drafts: Sequence[Mapping[str, Any]] = [a for a in facts["arms"] if a["skip"] not in (None, "none")]
     timed = [a for a in drafts if a["speedup"] is not None]
     if not timed:

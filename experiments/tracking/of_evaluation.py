@@ -39,7 +39,7 @@ def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row
     tracker.show({"arms": Table([asdict(arm) for arm in arms])})
     tracker.show({"positions": Table([{"arm": arm, **place} for arm, found in places.items() for place in found])})
     tracker.show({"time_split": Table([{"arm": arm, **split} for arm, split in seconds.items()])})
-    tracker.show(charts.of_evaluation([row for ours in answered.values() for row in ours]))
+    tracker.show(charts.evaluation_charts([row for ours in answered.values() for row in ours]))
     drafting = [arm for arm in arms if arm.drafted]
     if sets := [_set_row(arm) for arm in drafting if arm.skip and arm.n_layers]:
         tracker.show({"skip_sets": Table(sets)})

@@ -11,7 +11,7 @@ import yaml
 from experiments.results.rows import Trial, read_rows
 from experiments.tracking import charts
 from experiments.tracking.skip_set_table import set_row
-from experiments.tracking.tracker import Picture, Shown, Table, Tracker
+from experiments.tracking.tracker import Loggable, Picture, Table, Tracker
 from search.point import settings_text
 from selfspec.measure.metrics import tokens_per_round
 from selfspec.records import run_files
@@ -32,7 +32,7 @@ def trial_listener(tracker: Tracker, n_layers: int) -> Callable[[Row], None]:
         # a trial that was not scored to its end has no value that others can be compared with
         value = row["value"] if row["state"] == "complete" else None
         bests.extend([] if value is None else [max([value, *bests[-1:]])])
-        shown: dict[str, Shown] = {
+        shown: dict[str, Loggable] = {
             "number": row["number"],
             "value": value,
             "best": bests[-1] if bests else None,
@@ -76,7 +76,7 @@ def show_search(
     if raced:
         tracker.show({"finals": Table(raced)})
     tracker.show({png.stem: Picture(png) for png in sorted(folder.glob("*.png"))})
-    tracker.show(charts.of_search(trials, n_layers=n_layers, objective=objective))
+    tracker.show(charts.search_charts(trials, n_layers=n_layers, objective=objective))
     is_best = is_best_of_its_kind(folder)
     plan = [file for file in (folder / PLAN, (folder / PLAN).with_suffix(".safetensors")) if file.is_file()]
     kept = {"skip_set": [folder / skip_set_files.NAME], "plan": plan, "trials": [folder / run_files.TRIALS]}

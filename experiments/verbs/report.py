@@ -21,7 +21,7 @@ from experiments.results import figures
 from experiments.results.find_runs import Failure, find_failures, find_runs
 from experiments.results.folder import open_folder
 from experiments.results.named_drafts import named_sets
-from experiments.results.published import published
+from experiments.results.published import published_figures
 from experiments.results.rows import trial_value
 from experiments.results.run_folder import Run
 from experiments.results.tables import (
@@ -76,8 +76,8 @@ def make_report(
         failures: jobs that came to nothing, to be listed.
         sets: more skip sets to show and compare, by label.
         figures_of: published values, for `paper`.
-        overrides: further settings of the command that made this report, such as `paths.outputs=...`; told in table.md
-            so that it can be made again.
+        overrides: further settings of the command that made this report, such as `paths.outputs=...`; written
+            into table.md, so that it can be made again.
 
     Raises:
         InputError: if there is no run, a run cannot be read, or the folder cannot be written.
@@ -89,8 +89,8 @@ def make_report(
     rows = [arm.row for arm in evidence.arms]
     parts, paths = write_paper(evidence, folder) if preset == "paper" else _short(rows, evidence, folder)
     sentences = verdict_sentences(rows)
-    told = [bullets(sentences)] if sentences else []
-    markdown = "\n\n".join(["# Report", *told, *parts, *conditions(runs, failures, overrides)])
+    findings = [bullets(sentences)] if sentences else []
+    markdown = "\n\n".join(["# Report", *findings, *parts, *conditions(runs, failures, overrides)])
     run_files.write_text(folder / "table.md", markdown + "\n")
     return Report(markdown, sentences, [*paths, folder / "table.md"])
 
@@ -167,7 +167,7 @@ def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     run_files.make_writable(outputs)
     runs, failures = find_runs(cfg.runs or "", outputs), find_failures(cfg.runs or "", outputs)
     sets = {one.found.label: one.found.skip for one in named_sets([str(name) for name in cfg.sets], outputs)}
-    known_figures = published(cfg.published) if cfg.published else []
+    known_figures = published_figures(cfg.published) if cfg.published else []
     config = OmegaConf.to_yaml(cfg, resolve=True)
     facts = {"name": cfg.name, "runs": [run.name for run in runs]}
     with open_folder(outputs, "report", cfg.name, config=config, overrides=overrides, facts=facts) as folder:
