@@ -221,6 +221,23 @@ class TestHonesty:
         assert ran.status == 0, ran.err
         assert summary(ran.run)["predicted"] == {"found": 1.25, "bare": 1.25}
 
+    def test_a_search_is_named_by_its_id_as_by_its_folder(self, toy: list[str], tmp_path: Path) -> None:
+        run = tmp_path / "search" / "mine" / "20260101T000000Z-00000001"
+        run.mkdir(parents=True)
+        run_files.write_json(run / run_files.PROVENANCE, {"run": {"model": "toy"}})
+        rule = {"stop": {"name": "fixed", "max_draft": 3}, "lookup": None}
+        skip = SkipSet.parse("a1,3 m2", N_LAYERS)
+        save_skip_set(run / "skip_set.yaml", skip, model="toy", value=1.25, unit="x plain decoding", **rule)
+        words = ["stop=searched", "max_new_tokens=6", f"paths.outputs={tmp_path}"]
+        ran = command("evaluate", *toy, *words, f"skip={run.name}", "arm=found", "n=1", "generate=false")
+        assert ran.status == 0, ran.err
+        assert {row["skip"] for row in rows_of(ran.run) if row["arm"] == "found"} == {str(skip)}
+        assert summary(ran.run)["predicted"] == {"found": 1.25}
+        decoded = command("decode", *toy, *words, f"skip={run.name}", "prompt=hi")
+        assert decoded.status == 0 and f"skip={skip}" in decoded.out, decoded
+        wrong = command("evaluate", *toy, *words, f"skip={run.name[:-1]}", "n=1")
+        assert wrong.status == 2 and f"did you mean '{run.name}'" in wrong.err
+
     @pytest.mark.parametrize("unit", ["tokens per second", None])
     def test_another_score_is_no_predicted_speedup(self, unit: str | None, tmp_path: Path) -> None:
         save_skip_set(tmp_path / "skip_set.yaml", SkipSet(N_LAYERS), model="toy", value=20.0, unit=unit)

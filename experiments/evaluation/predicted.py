@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm
+from experiments.results.locate_draft import locate_draft
 from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
 from selfspec.stopping import Paying, StopRule
@@ -26,7 +28,8 @@ def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
     for arm in arms:
         if arm.name in (PLAIN, GENERATE):
             continue
-        body = _saved(str(own[arm.name].get("skip", "none") if arm.name in own else cfg.skip))
+        name = str(own[arm.name].get("skip", "none") if arm.name in own else cfg.skip)
+        body = _saved(name, Path(cfg.paths.outputs))
         value = predicted_value(body)
         if value is not None and _is_as_searched(arm, body):
             found[arm.name] = value
@@ -54,9 +57,9 @@ def predicted_value(body: Mapping[str, Any]) -> float | None:
     return float(value) if body.get("unit") == UNIT and value is not None else None
 
 
-def _saved(draft: str) -> Mapping[str, Any]:
+def _saved(draft: str, outputs: Path) -> Mapping[str, Any]:
     """What the file of a draft says; nothing if it has none that can be read."""
     try:
-        return find_draft(draft).settings
+        return find_draft(locate_draft(draft, outputs)).settings
     except InputError:
         return {}
