@@ -15,6 +15,7 @@ from typing import Any
 
 from search.costs.table import CostTable
 from selfspec.errors import InputError
+from selfspec.measure.closed_form import chance_of_acceptance, expected_speedup
 from selfspec.measure.metrics import acceptance
 from selfspec.skipping.skip_set import SkipSet
 
@@ -193,25 +194,23 @@ def fixed_speedup(chance: float, skip: SkipSet, costs: CostTable, *, context: in
         context: number of tokens before the draft.
         max_draft: longest draft to try.
 
-    Source: Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8. Measured seconds replace their c, and their
-    assumption that a verification costs as much as one plain token.
+    Source: `closed_form.expected_speedup`, with measured costs: that of verifying grows with the tokens.
     """
-    plain_s, draft_s = costs.plain_s(context), costs.draft_s(skip, context)
-    committed, best = 1.0, (0.0, 1)
-    for k in range(1, max_draft + 1):
-        committed += chance**k
-        round_s = k * draft_s + costs.verification_s(k + 1, context) + costs.overhead_s
-        best = max(best, (committed * plain_s / round_s, k))
-    return best
+    plain_s, draft_cost = costs.plain_s(context), costs.draft_cost(skip, context)
+
+    def speedup(n_drafted: int) -> float:
+        verify_cost = (costs.verification_s(n_drafted + 1, context) + costs.overhead_s) / plain_s
+        return expected_speedup(chance, n_drafted=n_drafted, draft_cost=draft_cost, verify_cost=verify_cost)
+
+    return max((speedup(n_drafted), n_drafted) for n_drafted in range(1, max_draft + 1))
 
 
 def per_token(tried: Tried, *, max_draft: int) -> float:
     """Probability a that a drafted token is accepted, given those before it are; in [0, 1], from pooled counts.
 
-    Tokens after the first rejection of a round do not count, so accepted / drafted is smaller than a. A round of K
-    tokens accepts a + a² + ... + a^K tokens on average; a solves this for the counts with K = `max_draft`. For a rule
-    that always drafts `max_draft` tokens (`fixed`) this is the usual estimate. For a rule that drafts fewer tokens it
-    is optimistic, since a shorter round loses less after its first rejection: for k tokens it predicts at least k times
+    The chance explains the counts if every round drafted `max_draft` tokens (see `closed_form.chance_of_acceptance`).
+    For a rule that always does so (`fixed`) this is the usual estimate. For a rule that drafts fewer tokens it is
+    optimistic, since a shorter round loses less after its first rejection: for k tokens it predicts at least k times
     accepted / drafted accepted tokens, which is the result of any rule, also of one that stops by confidence.
 
     Args:
@@ -227,9 +226,4 @@ def per_token(tried: Tried, *, max_draft: int) -> float:
             f"max_draft={max_draft}, but the trials drafted {tried.drafted / tried.n_rounds:.1f} tokens a round; give "
             "the max_draft of their stop rule"
         )
-    low, high = 0.0, 1.0
-    for _ in range(50):  # halvings: down to rounding
-        a = (low + high) / 2
-        expected = sum(a**k for k in range(1, max_draft + 1)) / max_draft
-        low, high = (a, high) if expected < tried.acceptance else (low, a)
-    return high
+    return chance_of_acceptance(tried.acceptance, max_draft)

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from streamlit.testing.v1 import AppTest  # noqa: E402
 from experiments.charts import calculating, comparing, evaluating, searching, theme  # noqa: E402
 from experiments.charts.html_report import write_html  # noqa: E402
 from experiments.dashboard import token_sources  # noqa: E402
-from experiments.results import scan  # noqa: E402
-from experiments.results.find_runs import find_runs  # noqa: E402
+from experiments.results.find_runs import find_runs, list_runs  # noqa: E402
+from experiments.results.run_folder import Run  # noqa: E402
 from experiments.verbs.dashboard import words  # noqa: E402
+from search.pareto import front  # noqa: E402
 from selfspec.skipping.skip_set import SkipSet  # noqa: E402
 from tests.made_up import evaluate_run, search_run  # noqa: E402
 
@@ -144,8 +144,8 @@ class TestPage:
         assert "1 rows cannot be read" in said(app)
 
 
-def scanned(outputs: Path) -> list[scan.Entry]:
-    return [scan.read(path, outputs, now=datetime.now(UTC)) for path in scan.find(outputs)]
+def scanned(outputs: Path) -> list[Run]:
+    return list_runs(None, outputs)
 
 
 ROW = {"arm": "draft", "tokens": list(range(7)), "round_drafted": [2, 2, 0], "round_accepted": [2, 1, 0]}
@@ -179,8 +179,9 @@ class TestTokens:
 class TestFigure:
     def figures(self) -> Iterator[Any]:
         trials = [
-            {"number": i, "state": "complete", "value": 1 + i / 9, "skip": f"a{i}" if i else "none", "mlp": []}
+            {"number": i, "state": "complete", "value": 1 + i / 9, "skip": f"a{i - 1}" if i else "none", "mlp": []}
             | {"attn": [i - 1] if i else [], "acceptance": 0.9 - i / 20, "draft_cost": 0.9 - i / 20, "elapsed_s": i}
+            | {"drafted": 10, "accepted": 8, "n_rounds": 4}
             for i in range(4)
         ]
         sets = {"one": SkipSet.parse("a0,1 m2", 4), "two": SkipSet.parse("a1 m2-3", 4)}
@@ -220,19 +221,29 @@ class TestFigure:
     def test_the_best_so_far_never_falls(self) -> None:
         trials = [{"number": i, "state": "complete", "value": v, "skip": "a1"} for i, v in enumerate([3, 1, 5, 2])]
         best = next(t for t in searching.best_so_far(trials, objective="acceptance").data if t.name == "best so far")
-        assert list(best.y) == [3, 3, 5, 5, 5]
+        assert list(best.y) == [3, 3, 5, 5]
 
     def test_jaccard_counts_sublayers_of_either_kind(self) -> None:
         sets = {"a": SkipSet.parse("a0,1 m2", 4), "b": SkipSet.parse("a1 m2-3", 4), "nothing": SkipSet(4)}
         (heatmap,) = comparing.overlap(sets).data
         assert [list(row) for row in heatmap.z] == [[1, 2 / 4, 0], [2 / 4, 1, 0], [0, 0, None]]
 
-    def test_the_chance_of_a_token_explains_the_acceptance(self) -> None:
-        expected = (0.8 + 0.8**2 + 0.8**3) / 3
-        assert calculating.chance_of(expected, 3) == pytest.approx(0.8)
-
-    def test_a_perfect_free_draft_of_k_tokens_gives_k_plus_one_at_once(self) -> None:
-        assert calculating.expected_speedup(1.0, cost=0.0, n_drafted=7) == 8
+    def test_the_line_of_the_trade_off_is_the_front_of_the_search(self) -> None:
+        trials = [
+            {
+                "number": i,
+                "state": "complete",
+                "value": 1.0,
+                "skip": f"a{i}",
+                "draft_cost": cost,
+                "acceptance": part,
+            }
+            for i, (cost, part) in enumerate([(0.5, 0.7), (0.5, 0.9), (0.4, 0.6), (0.9, 0.9), (0.8, 0.95)])
+        ]
+        figure = searching.trade_off(trials, objective="acceptance")
+        (line,) = (trace for trace in figure.data if trace.name == "Pareto front")
+        expected = [(row["draft_cost"], row["acceptance"]) for row in front(trials)]
+        assert list(zip(line.x, line.y, strict=True)) == expected == [(0.4, 0.6), (0.5, 0.9), (0.8, 0.95)]
 
 
 def contrast(one: str, other: str) -> float:

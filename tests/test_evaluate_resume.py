@@ -17,8 +17,9 @@ import pytest
 
 from experiments.evaluation.conversations import Asked, Conversations, why_none
 from experiments.evaluation.interleave import alternate, latest
-from experiments.evaluation.predicted import promised
+from experiments.evaluation.predicted import predicted_value
 from selfspec.data.task import Example
+from selfspec.drafters.spec_files import find_draft
 from selfspec.engine.trace import DecodeResult, Round
 from selfspec.errors import InputError
 from selfspec.records import provenance, run_files
@@ -220,11 +221,28 @@ class TestHonesty:
         assert ran.status == 0, ran.err
         assert summary(ran.run)["predicted"] == {"found": 1.25, "bare": 1.25}
 
+    def test_a_search_is_named_by_its_id_as_by_its_folder(self, toy: list[str], tmp_path: Path) -> None:
+        run = tmp_path / "search" / "mine" / "20260101T000000Z-00000001"
+        run.mkdir(parents=True)
+        run_files.write_json(run / run_files.PROVENANCE, {"run": {"model": "toy"}})
+        rule = {"stop": {"name": "fixed", "max_draft": 3}, "lookup": None}
+        skip = SkipSet.parse("a1,3 m2", N_LAYERS)
+        save_skip_set(run / "skip_set.yaml", skip, model="toy", value=1.25, unit="x plain decoding", **rule)
+        words = ["stop=searched", "max_new_tokens=6", f"paths.outputs={tmp_path}"]
+        ran = command("evaluate", *toy, *words, f"skip={run.name}", "arm=found", "n=1", "generate=false")
+        assert ran.status == 0, ran.err
+        assert {row["skip"] for row in rows_of(ran.run) if row["arm"] == "found"} == {str(skip)}
+        assert summary(ran.run)["predicted"] == {"found": 1.25}
+        decoded = command("decode", *toy, *words, f"skip={run.name}", "prompt=hi")
+        assert decoded.status == 0 and f"skip={skip}" in decoded.out, decoded
+        wrong = command("evaluate", *toy, *words, f"skip={run.name[:-1]}", "n=1")
+        assert wrong.status == 2 and f"did you mean '{run.name}'" in wrong.err
+
     @pytest.mark.parametrize("unit", ["tokens per second", None])
     def test_another_score_is_no_predicted_speedup(self, unit: str | None, tmp_path: Path) -> None:
         save_skip_set(tmp_path / "skip_set.yaml", SkipSet(N_LAYERS), model="toy", value=20.0, unit=unit)
-        assert promised(str(tmp_path)) is None
-        assert promised("a1,3 m2") is None
+        assert predicted_value(find_draft(tmp_path).settings) is None
+        assert predicted_value(find_draft("a1,3 m2").settings) is None
 
     def test_acceptance_by_position_can_be_counted_from_the_rows(self, toy: list[str], tmp_path: Path) -> None:
         words = ["skip=none", "arm=same", "stop=fixed", "max_new_tokens=12", "n=2", "generate=false"]

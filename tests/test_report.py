@@ -163,7 +163,7 @@ def test_a_prompt_decoded_again_counts_once_with_its_later_row(outputs: Path) ->
 
 def test_rows_of_another_kind_are_refused(outputs: Path) -> None:
     write_run(outputs, "evaluate/toy/odd", [{"prompt_id": "p"}])
-    with pytest.raises(InputError, match="no field 'arm'"):
+    with pytest.raises(InputError, match="line 1: no field arm"):
         arms(outputs, "odd")
 
 
@@ -325,14 +325,14 @@ def test_a_half_written_last_line_is_not_a_row(outputs: Path) -> None:
     with (folder / "records.jsonl").open("a") as file:
         file.write('{"schema": 1, "prompt_id": "p2", "ar')
     (run,) = find_runs("killed", outputs)
-    assert len(run.rows()) == 2 and not run.is_finished
+    assert len(run.rows().whole()) == 2 and not run.is_finished
 
 
 def test_a_run_killed_before_its_first_row_is_a_run_without_rows(outputs: Path) -> None:
     folder = write_run(outputs, "search/toy/killed", [], finished=False)
     (folder / "trials.jsonl").unlink()
     (run,) = find_runs("killed", outputs)
-    assert run.verb == "search" and run.rows() == []
+    assert run.verb == "search" and run.rows().whole() == []
 
 
 def test_damaged_provenance_is_named(outputs: Path) -> None:
@@ -356,21 +356,21 @@ def test_figures_are_written_as_png_and_svg(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2, "nothing temporary is left"
 
 
-def test_search_history_marks_what_it_knows() -> None:
-    figure = figures.search_history(TRIALS, objective="tokens_per_second")
-    (axes,) = figure.axes
+def test_search_progress_marks_what_it_knows() -> None:
+    figure = figures.best_so_far(TRIALS, objective="tokens_per_second")
+    axes = figure.axes[0]
     drawn = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in axes.lines}
-    assert drawn["start point"] == [20.0, 15.0] and drawn["searcher"] == [22.5, 21.0]
-    assert drawn["best so far"] == [20.0, 20.0, 22.5, 22.5, 22.5]
-    (failures,) = (line for line in axes.lines if line.get_label() == "failed")
-    assert np.asarray(failures.get_xdata()).tolist() == [2]
+    assert drawn["start"] == [20.0, 15.0] and drawn["searcher"] == [22.5, 21.0]
+    assert drawn["best so far"] == [20.0, 20.0, 20.0, 22.5, 22.5]
+    assert drawn["skip nothing"] == [20.0, 20.0]
+    (failures,) = (line for line in axes.lines if line.get_label() == "failed (no value)")
+    assert np.asarray(failures.get_xdata()).tolist() == [3]
     assert axes.get_ylabel() == "tokens per second"
-    assert [text.get_text() for text in axes.texts] == ["skip nothing\n20"]
 
 
 @pytest.mark.parametrize("trials", [[], [trial(0, None, "none", "start")]])
 def test_a_search_without_values_still_has_a_picture(trials: list[Row], tmp_path: Path) -> None:
-    assert len(figures.save(figures.search_history(trials, objective="acceptance"), tmp_path / "search")) == 2
+    assert len(figures.save(figures.best_so_far(trials, objective="acceptance"), tmp_path / "search")) == 2
 
 
 def test_report_writes_table_and_pictures_and_how_to_make_it_again(outputs: Path, tmp_path: Path) -> None:

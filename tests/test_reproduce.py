@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from experiments.config.composing import options
 from experiments.config.resource_estimate import Size, seconds, size_of
 from experiments.config.steps import is_own, merged, plan
-from experiments.results.published import published
+from experiments.results.published import published_figures
 from experiments.verbs.reproduce import STEPS
 from selfspec.errors import InputError
 from selfspec.records import run_files
@@ -280,7 +280,7 @@ class TestExpected:
 
 class TestPublished:
     def test_every_figure_says_what_it_is_and_where_it_stands(self) -> None:
-        rows = published()
+        rows = published_figures()
         needed = {"system", "model", "data", "temperature", "metric", "value", "source"}
         assert [row for row in rows if needed - set(row) or not row["source"] or type(row["value"]) is bool] == []
         assert all(
@@ -288,10 +288,10 @@ class TestPublished:
         )
 
     def test_the_first_figure_of_a_cell_is_the_one_of_the_first_table(self) -> None:
-        rows = published("draft-and-verify")
+        rows = published_figures("draft-and-verify")
         cell = {"model": "llama-2-13b", "data": "cnndm", "temperature": 0, "metric": "speedup"}
         assert next(row for row in rows if cell.items() <= row.items())["value"] == 1.5766
 
     def test_an_unknown_work_is_told(self) -> None:
         with pytest.raises(InputError, match="did you mean 'swift'"):
-            published("swft")
+            published_figures("swft")

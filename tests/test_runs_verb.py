@@ -190,13 +190,22 @@ class TestCompare:
         ("compare a1 --layers 4", ["1 set", "2 to 8"]),
         ("compare a1 a9 --layers 4", ["layers 0..3"]),
         ("compare a1 none a2 a3 m1 m2 m3 m0 a0 --layers 4", ["9 sets", "2 to 8"]),
-        ("compare nothing-like-it a1", ["no run, file of a skip set, or published set 'nothing-like-it'"]),
+        ("compare nothing-like-it a1", ["unknown draft 'nothing-like-it'", "no run", "selfspec runs list"]),
+        ("compare llama-2-13b/swif a1", ["did you mean 'llama-2-13b/swift'"]),
+        ("compare 20261101T100100Z-0000001 a1", ["did you mean '20261101T100100Z-00000001'"]),
         ("list paths.outputs=nowhere", ["paths.outputs=nowhere is no folder"]),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_do(outputs: Path, words: str, pieces: list[str]) -> None:
     line = refused(f"paths.outputs={outputs}", *words.split())
     assert line.startswith("selfspec: ") and [piece for piece in pieces if piece not in line] == [], line
+
+
+def test_a_report_takes_its_further_sets_by_the_same_names(outputs: Path) -> None:
+    run = next((outputs / "evaluate").glob("*/*-00000002"))
+    ran = command("report", f"runs={run}", "sets=['*-00000001',llama-2-13b/swift]", f"paths.outputs={outputs}")
+    assert ran.status == 0, ran.err
+    assert "| quadratic · toy · 00000001 |" in ran.out and "| llama-2-13b/swift |" in ran.out
 
 
 def test_nothing_is_folded_or_coloured_in_a_pipe(outputs: Path) -> None:

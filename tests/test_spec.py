@@ -19,7 +19,7 @@ from selfspec.drafters.build import build_drafter, lookup_of
 from selfspec.drafters.chain import Drafter, ModelDraft, NoDraft
 from selfspec.drafters.lookup import LookupDraft, joined
 from selfspec.drafters.spec import DraftSpec
-from selfspec.drafters.spec_files import load_spec, save_spec
+from selfspec.drafters.spec_files import find_draft, load_spec, save_spec
 from selfspec.drafters.tree_drafter import TreeDraft
 from selfspec.drafters.tree_shapes import comb
 from selfspec.engine.decode import Ending, autoregress, speculate
@@ -30,7 +30,7 @@ from selfspec.skipping.bridges import Bridge
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.plan_files import load_plan
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.skipping.skip_set_files import load_skip_set
+from selfspec.skipping.skip_set_files import load_skip_set, save_skip_set
 from selfspec.stopping import Adaptive, Fixed, PauseWhenUnprofitable, Threshold
 from tests.toys import toy
 
@@ -200,6 +200,38 @@ def test_whatever_names_a_draft_names_a_spec(decoder: Decoder) -> None:
             load_spec(wrong, decoder, stop=RULE)
     with pytest.raises(InputError, match="when to stop"):
         load_spec("a1", decoder)
+
+
+def test_a_name_tells_the_kind_of_draft_before_a_model_is_there(decoder: Decoder, tmp_path: Path) -> None:
+    save_skip_set(tmp_path / "mine.yaml", SKIP, model="toy", value=1.2)
+    save_skip_set(tmp_path / "skip_set.yaml", SKIP, model="toy", value=1.3)
+    both = tmp_path / "both"
+    both.mkdir()
+    save_skip_set(both / "skip_set.yaml", SKIP, model="toy", value=1.4)
+    save_spec(both, DraftSpec(DraftPlan.from_skip_set(SKIP), RULE), model="toy", decoder=decoder, facts={})
+    names = ["a1 m0-1", "none", "llama-2-13b/swift", tmp_path / "mine.yaml", tmp_path, both, both / "plan.yaml"]
+    found = [find_draft(name) for name in names]
+    kinds = ["written", "written", "published", "skip_set", "skip_set", "plan", "plan"]
+    assert [draft.kind for draft in found] == kinds
+    assert [draft.skip(40 if draft.kind == "published" else 3) for draft in found[3:]] == [SKIP] * 4
+    assert [draft.settings.get("value") for draft in found[3:]] == [1.2, 1.3, 1.4, 1.4]
+    assert found[5].settings["stop"] == RULE.to_dict()
+    with pytest.raises(InputError, match="layers of its model"):
+        found[0].skip()
+
+
+def test_a_plan_takes_nothing_from_the_skip_set_of_another_draft(decoder: Decoder, tmp_path: Path) -> None:
+    save_spec(tmp_path, DraftSpec(DraftPlan.from_skip_set(SKIP), RULE), model="toy", decoder=decoder, facts={})
+    save_skip_set(tmp_path / "skip_set.yaml", SkipSet(3), model="toy", value=1.4)
+    assert "value" not in find_draft(tmp_path).settings
+
+
+@pytest.mark.parametrize("name", ["llama-2-13b/swif", "no/such", "nonsense", "found/skip_set.yaml"])
+def test_a_name_of_nothing_is_one_line_with_the_nearest_name(name: str) -> None:
+    with pytest.raises(InputError, match=f"unknown draft '{name}': no such file or folder") as refusal:
+        find_draft(name)
+    assert "\n" not in str(refusal.value)
+    assert ("did you mean 'llama-2-13b/swift'" in str(refusal.value)) == name.startswith("llama")
 
 
 @pytest.mark.parametrize(

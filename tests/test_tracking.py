@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
 from experiments.config import build
-from experiments.tracking import NoTracker, Picture, SafeTracker, Shown, Table, Tracker, WandbTracker
+from experiments.tracking import Loggable, NoTracker, Picture, SafeTracker, Table, Tracker, WandbTracker
 from selfspec.errors import InputError
 from selfspec.records import run_files
 from tests.tracked import Tracked, files_holding, own_home, tracked
@@ -42,7 +42,7 @@ class Failing:
         if self.n_calls > self.n_good:
             raise ConnectionError("the server is gone")
 
-    def show(self, values: Mapping[str, Shown]) -> None:
+    def show(self, values: Mapping[str, Loggable]) -> None:
         self._call()
 
     def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
@@ -86,7 +86,7 @@ def test_what_a_working_tracker_says_last_is_handed_on() -> None:
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
 def test_stopping_a_run_is_no_failure_of_its_tracker(stop: type[BaseException]) -> None:
     class Interrupted(NoTracker):
-        def show(self, values: Mapping[str, Shown]) -> None:
+        def show(self, values: Mapping[str, Loggable]) -> None:
             raise stop
 
     with pytest.raises(stop):

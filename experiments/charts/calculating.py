@@ -1,7 +1,7 @@
 """What self-speculation could bring: the expected speedup over acceptance, draft cost and draft length.
 
-The closed form of Leviathan et al. 2023 (arXiv:2211.17192), theorem 3.8, with v(n), the cost of verifying n tokens, in
-place of their 1. Zhang et al. 2024 (arXiv:2309.08168), figure 2, draw it for drafts of half the cost.
+The closed form is `selfspec.measure.closed_form`'s. Zhang et al. 2024 (arXiv:2309.08168), figure 2, draw it for drafts
+of half the cost.
 """
 
 from __future__ import annotations
@@ -12,37 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from experiments.charts.theme import DASHES, GREEN, GREY, RED, SCALE, SERIES, Row, colour_bar, level, styled
-
-
-def expected_speedup(chance: float, *, cost: float, n_drafted: int, verify: float = 1.0) -> float:
-    """Plain tokens' time over the method's, if every draft has `n_drafted` tokens.
-
-    Args:
-        chance: that a drafted token is accepted, those before it accepted; in [0, 1].
-        cost: of one drafted token, in plain tokens.
-        n_drafted: tokens of a draft.
-        verify: cost of one verification, in plain tokens.
-    """
-    committed = sum(chance**k for k in range(n_drafted + 1))
-    return committed / (cost * n_drafted + verify)
-
-
-def best_length(chance: float, *, cost: float, verify: float = 1.0, longest: int = 24) -> int:
-    """The draft length of the largest expected speedup, up to `longest` tokens."""
-    return max(range(1, longest + 1), key=lambda k: expected_speedup(chance, cost=cost, n_drafted=k, verify=verify))
-
-
-def chance_of(acceptance: float, n_drafted: int) -> float:
-    """The chance per token that explains `acceptance` = accepted / drafted of drafts of `n_drafted` tokens.
-
-    After the first rejection of a draft nothing counts, so that accepted / drafted is less than this chance.
-    """
-    low, high = 0.0, 1.0
-    for _ in range(50):  # halvings: down to rounding
-        middle = (low + high) / 2
-        short = sum(middle**k for k in range(1, n_drafted + 1)) / n_drafted < acceptance
-        low, high = (middle, high) if short else (low, middle)
-    return high
+from selfspec.measure.closed_form import expected_speedup
 
 
 def surface(points: Sequence[Row], *, n_drafted: int, verify: float) -> go.Figure:
@@ -54,7 +24,7 @@ def surface(points: Sequence[Row], *, n_drafted: int, verify: float) -> go.Figur
         verify: cost of one verification, in plain tokens.
     """
     chances, costs = np.linspace(0, 1, 51), np.linspace(0.05, 1, 39)
-    z = [[expected_speedup(a, cost=c, n_drafted=n_drafted, verify=verify) for a in chances] for c in costs]
+    z = [[expected_speedup(a, n_drafted=n_drafted, draft_cost=c, verify_cost=verify) for a in chances] for c in costs]
     figure = go.Figure()
     figure.add_heatmap(
         x=chances,
@@ -97,10 +67,10 @@ def lengths(chance: float, *, cost: float, verify: float, n_drafted: int, longes
     figure = go.Figure()
     drafts = list(range(1, longest + 1))
     for i, other in enumerate(sorted({0.5, 0.6, 0.7, 0.8, 0.9} - {round(chance, 1)})):
-        y = [expected_speedup(other, cost=cost, n_drafted=k, verify=verify) for k in drafts]
+        y = [expected_speedup(other, n_drafted=k, draft_cost=cost, verify_cost=verify) for k in drafts]
         line = {"color": SERIES[-1], "dash": DASHES[1 + i % 5], "width": 1.2}
         figure.add_scatter(x=drafts, y=y, mode="lines", name=f"{other:.1f}", line=line)
-    y = [expected_speedup(chance, cost=cost, n_drafted=k, verify=verify) for k in drafts]
+    y = [expected_speedup(chance, n_drafted=k, draft_cost=cost, verify_cost=verify) for k in drafts]
     figure.add_scatter(x=drafts, y=y, mode="lines", name=f"{chance:.2f} (chosen)", line={"color": GREEN, "width": 3})
     here = {"symbol": "circle", "size": 12, "color": GREEN, "line": {"color": GREY, "width": 1}}
     figure.add_scatter(x=[n_drafted], y=[y[n_drafted - 1]], mode="markers", name="chosen length", marker=here)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from experiments.charts.theme import BLUE, FAINT, GREY, ORANGE, SCALE, Row, colour_bar, level, look, styled
+from experiments.results import figure_data
 from experiments.results.overlap import jaccard
 from selfspec.skipping.skip_set import SkipSet
 
@@ -17,19 +18,20 @@ def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
     figure = go.Figure()
     n_layers = max((skip.n_layers for skip in sets.values()), default=1)
     lines: list[list[float | None]] = []
-    said: list[list[str]] = []
+    hovers: list[list[str]] = []
     places: list[float] = []
-    for i, (label, skip) in enumerate(sets.items()):
-        for j, (kind, skipped) in enumerate((("attention", skip.attn), ("MLP", skip.mlp))):
-            lines.append(
-                [None if layer >= skip.n_layers else (j + 1) * (layer in skipped) for layer in range(n_layers)]
-            )
-            states = ["skipped" if layer in skipped else "kept" for layer in range(n_layers)]
-            said.append([f"{label}<br>{kind} of layer {layer}: {state}" for layer, state in enumerate(states)])
+    mapped = figure_data.skip_map(sets)
+    for i, one in enumerate(mapped):
+        for j, (kind, is_skipped) in enumerate(one.is_skipped.items()):
+            beyond = n_layers - len(is_skipped)
+            lines.append([*((j + 1) * skipped for skipped in is_skipped), *[None] * beyond])
+            states = ["skipped" if skipped else "kept" for skipped in is_skipped]
+            texts = [f"{one.label}<br>{kind} of layer {layer}: {state}" for layer, state in enumerate(states)]
+            hovers.append([*texts, *[""] * beyond])
             places.append(3 * i + j)
-        if i + 1 < len(sets):  # a line of nothing keeps the sets apart
+        if i + 1 < len(mapped):  # a line of nothing keeps the sets apart
             lines.append([None] * n_layers)
-            said.append([""] * n_layers)
+            hovers.append([""] * n_layers)
             places.append(3 * i + 2)
     figure.add_heatmap(
         z=lines,
@@ -40,14 +42,14 @@ def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
         showscale=False,
         xgap=2,
         ygap=2,
-        customdata=said,
+        customdata=hovers,
         hovertemplate="%{customdata}<extra></extra>",
     )
     for name, colour in (("attention skipped", BLUE), ("MLP skipped", ORANGE), ("kept", FAINT)):
         square = {"symbol": "square", "size": 11, "color": colour}
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=square)
     styled(figure, x="layer", y="", height=130 + 66 * len(sets))
-    labels = [f"{label}<br>{len(s.attn)} attention, {len(s.mlp)} MLP of {s.n_layers}" for label, s in sets.items()]
+    labels = [f"{one.label}<br>{one.counts}" for one in mapped]
     ticks = [3 * i + 0.5 for i in range(len(sets))]
     figure.update_yaxes(autorange="reversed", tickvals=ticks, ticktext=labels, showgrid=False, tickfont={"size": 11})
     figure.update_xaxes(showgrid=False, tick0=0, dtick=max(1, n_layers // 6))
@@ -147,18 +149,18 @@ def predicted(rows: Sequence[Row]) -> go.Figure:
         rows: each with `label`, `data`, `predicted` and `speedup`.
     """
     figure = go.Figure()
-    both = [row for row in rows if row["predicted"] is not None and row["speedup"] is not None]
+    both = figure_data.predictions(rows)
     if both:
-        ends = [f(row[key] for row in both for key in ("predicted", "speedup")) for f in (min, max)]
+        ends = [f(value for p in both for value in (p.predicted, p.measured)) for f in (min, max)]
         line = {"color": GREY, "dash": "dash", "width": 1.5}
         figure.add_scatter(x=ends, y=ends, mode="lines", name="as predicted", line=line, hoverinfo="skip")
-    for i, label in enumerate(dict.fromkeys(str(row["label"]) for row in both)):
-        ours = [row for row in both if str(row["label"]) == label]
+    for i, label in enumerate(dict.fromkeys(p.label for p in both)):
+        ours = [p for p in both if p.label == label]
         colour, symbol, _ = look(i)
         figure.add_scatter(
-            x=[row["predicted"] for row in ours],
-            y=[row["speedup"] for row in ours],
-            text=[row["data"] for row in ours],
+            x=[p.predicted for p in ours],
+            y=[p.measured for p in ours],
+            text=[p.data for p in ours],
             mode="markers",
             name=label,
             marker={"color": colour, "symbol": symbol, "size": 11},

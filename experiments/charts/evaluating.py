@@ -10,52 +10,34 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from experiments.charts.theme import BLUE, GREY, ORANGE, PURPLE, Row, look, styled
+from experiments.results import figure_data
+from experiments.results.figure_data import answered_by_arm
 from selfspec.measure.metrics import ratio
 
 PARTS = (("prefill", "prefill_s", PURPLE), ("draft", "draft_s", BLUE), ("verify", "verify_s", ORANGE))
 
 
-def arms(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows without those of failed prompts, by arm."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.get("error") is None:
-            found.setdefault(str(row["arm"]), []).append(row)
-    return found
-
-
-def by_position(rows: Sequence[Row]) -> dict[str, list[tuple[int, int, int]]]:
-    """By arm that drafts: (position in the draft from 1 on, times drafted there, times accepted there)."""
-    found = {}
-    for arm, ours in arms(rows).items():
-        rounds = [
-            pair for row in ours for pair in zip(row["round_drafted"], row["round_accepted"], strict=True) if pair[0]
-        ]
-        longest = max((drafted for drafted, _ in rounds), default=0)
-        counts = [(k, sum(d >= k for d, _ in rounds), sum(a >= k for _, a in rounds)) for k in range(1, longest + 1)]
-        if counts:
-            found[arm] = counts
-    return found
-
-
 def position_acceptance(rows: Sequence[Row]) -> go.Figure:
-    """Of the tokens drafted at each position of a draft, the part that was accepted."""
+    """Of the tokens judged at each position of a draft, the part that was accepted."""
     figure = go.Figure()
-    for i, (arm, counts) in enumerate(by_position(rows).items()):
+    found = {
+        arm: positions for arm, ours in answered_by_arm(rows).items() if (positions := figure_data.positions(ours))
+    }
+    for i, (arm, positions) in enumerate(found.items()):
         colour, symbol, dash = look(i)
         figure.add_scatter(
-            x=[k for k, _, _ in counts],
-            y=[ratio(accepted, drafted) for _, drafted, accepted in counts],
-            customdata=[[drafted] for _, drafted, _ in counts],
+            x=[p.number for p in positions],
+            y=[p.acceptance for p in positions],
+            customdata=[[p.judged, p.drafted] for p in positions],
             mode="lines+markers",
             name=arm,
             line={"color": colour, "dash": dash},
             marker={"symbol": symbol, "size": 8},
-            hovertemplate="position %{x}: %{y:.3f} of %{customdata[0]} drafted<extra></extra>",
+            hovertemplate="position %{x}: %{y:.3f} of %{customdata[0]} judged, %{customdata[1]} drafted<extra></extra>",
         )
-    styled(figure, x="position in the draft (tokens)", y="accepted / drafted there")
+    styled(figure, x="position in the draft", y="accepted, of the tokens judged there")
     figure.update_yaxes(range=[0, 1.03])
-    figure.update_xaxes(dtick=1 if all(len(c) < 16 for c in by_position(rows).values()) else None)
+    figure.update_xaxes(dtick=1 if all(len(positions) < 16 for positions in found.values()) else None)
     return figure
 
 
@@ -68,12 +50,13 @@ def thresholds(rows: Sequence[Row], *, prompt: str | None = None) -> go.Figure:
     """
     figure = go.Figure()
     shown = [row for row in rows if prompt is None or row.get("prompt_id") == prompt]
-    for i, (arm, ours) in enumerate(arms(shown).items()):
-        course = [t for row in ours for t in row["round_threshold"]]
-        if course and any(t is not None for t in course):
+    for i, (arm, ours) in enumerate(answered_by_arm(shown).items()):
+        course = figure_data.course(ours)
+        if course.has_thresholds:
             colour, _, dash = look(i)
+            rounds = list(range(1, len(course.thresholds) + 1))
             line = {"color": colour, "dash": dash}
-            figure.add_scatter(x=list(range(1, len(course) + 1)), y=course, mode="lines", name=arm, line=line)
+            figure.add_scatter(x=rounds, y=course.thresholds, mode="lines", name=arm, line=line)
     return styled(
         figure, x="round (prompts one after another)" if prompt is None else "round", y="threshold (confidence)"
     )
@@ -82,7 +65,9 @@ def thresholds(rows: Sequence[Row], *, prompt: str | None = None) -> go.Figure:
 def time_split(rows: Sequence[Row]) -> go.Figure:
     """Seconds per 100 new tokens, by what they were spent on."""
     figure = go.Figure()
-    grouped = {arm: [row for row in ours if row.get("prefill_s") is not None] for arm, ours in arms(rows).items()}
+    grouped = {
+        arm: [row for row in ours if row.get("prefill_s") is not None] for arm, ours in answered_by_arm(rows).items()
+    }
     grouped = {arm: ours for arm, ours in grouped.items() if ours}
     n_tokens = {arm: sum(row["n_tokens"] for row in ours) for arm, ours in grouped.items()}
     for name, key, colour in (*PARTS, ("other", "", GREY)):

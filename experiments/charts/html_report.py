@@ -17,9 +17,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from experiments.charts import comparing, evaluating, searching, theme
-from experiments.results import scan, skip_sets
-from experiments.results.find_runs import RunFolder
+from experiments.results import skip_sets
 from experiments.results.overlap import only_in
+from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow, arm_rows, number, speedup_text, text, verdict_sentences
 from selfspec.records import run_files
 
@@ -47,7 +47,7 @@ class Drawn:
     div: Markup
 
 
-def write_html(runs: Sequence[RunFolder], path: Path) -> None:
+def write_html(runs: Sequence[Run], path: Path) -> None:
     """Write the report of the runs: tables, figures, and their skip sets side by side.
 
     Args:
@@ -113,8 +113,8 @@ def _arms(arms: Sequence[ArmRow]) -> Section | None:
     return {"table": Table(_OF_ARMS, body), "speedups": speedups}
 
 
-def _evaluation(run: RunFolder) -> Section | None:
-    rows = [row for row in run.rows() if row.get("error") is None]
+def _evaluation(run: Run) -> Section | None:
+    rows = [row for row in run.records().whole() if row["error"] is None]
     if not rows:
         return None
     figures = [
@@ -124,7 +124,7 @@ def _evaluation(run: RunFolder) -> Section | None:
     return {"name": run.name, "figures": figures}
 
 
-def _sets(runs: Sequence[RunFolder], arms: Sequence[ArmRow]) -> Section | None:
+def _sets(runs: Sequence[Run], arms: Sequence[ArmRow]) -> Section | None:
     """The sets of these runs side by side; published ones only where they were evaluated."""
     searched = [found for run in runs if run.verb == "search" and (found := _searched(run)) is not None]
     every = skip_sets.collect(searched, arms)
@@ -152,17 +152,16 @@ def _sets(runs: Sequence[RunFolder], arms: Sequence[ArmRow]) -> Section | None:
     return section
 
 
-def _searched(run: RunFolder) -> skip_sets.Found | None:
-    entry = scan.read(run.path, run.path.parents[2], now=datetime.now(UTC))
-    return skip_sets.searched(entry, run.rows())
+def _searched(run: Run) -> skip_sets.KnownSet | None:
+    return skip_sets.searched_set(run, run.trials().whole())
 
 
 def _cell(value: Any) -> str:
     return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _search(run: RunFolder) -> Section | None:
-    trials = sorted(run.rows(), key=lambda row: int(row["number"]))
+def _search(run: Run) -> Section | None:
+    trials = sorted(run.trials().whole(), key=lambda row: row["number"])
     if not trials:
         return None
     objective, n_layers = str(run.facts.get("objective")), run.facts.get("n_layers")
@@ -184,7 +183,7 @@ def _search(run: RunFolder) -> Section | None:
     return section
 
 
-def _conditions(runs: Sequence[RunFolder]) -> Table:
+def _conditions(runs: Sequence[Run]) -> Table:
     header = ["run", "state", "started", "model", "data", "dtype", "device", "threads"]
     names = ("model", "data", "dtype", "device", "threads")
     body = [

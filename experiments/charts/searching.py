@@ -6,8 +6,6 @@ Rows of trials in, whole or still growing; a row that is not complete has no val
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 import plotly.graph_objects as go
@@ -25,65 +23,49 @@ from experiments.charts.theme import (
     colour_bar,
     level,
     styled,
-    unit,
 )
-
-Spent = Literal["evaluations", "seconds"]
-
-
-def complete(trials: Sequence[Row]) -> list[Row]:
-    """The trials that have a value, in order."""
-    return [t for t in trials if t.get("state") == "complete" and t.get("value") is not None]
-
-
-def nothing(trials: Sequence[Row]) -> float | None:
-    """The value of skipping nothing, if it was tried."""
-    return next((float(t["value"]) for t in complete(trials) if t.get("skip") == "none"), None)
+from experiments.results import figure_data
+from experiments.results.figure_data import Spent, unit
+from experiments.results.rows import scored
+from search.importance import Importance
+from selfspec.errors import InputError
 
 
 def best_so_far(trials: Sequence[Row], *, objective: str, spent: Spent = "evaluations") -> go.Figure:
     """How the best grew over what was spent; larger is better.
 
     Args:
-        trials: rows of a search run; over seconds, those that do not tell when they ended are left out.
+        trials: rows of a search run; over seconds, those that do not say when they ended are left out.
         objective: its name, read out as the unit of the value.
         spent: what the search spends.
     """
-    told = [t for t in trials if spent == "evaluations" or t.get("elapsed_s") is not None]
-    place = {id(t): i if spent == "evaluations" else t["elapsed_s"] for i, t in enumerate(told, start=1)}
+    progress = figure_data.progress(trials, spent)
     figure = go.Figure()
-    valued = complete(told)
-    if valued:
-        x, y = [place[id(t)] for t in valued], [t["value"] for t in valued]
+    if progress.scored:
         hover = "trial %{customdata[0]}: %{y:.4g}<br>skip %{customdata[1]}<extra></extra>"
-        data = [[t["number"], t["skip"]] for t in valued]
-        dots = {"color": BLUE, "size": 6, "opacity": 0.55}
-        figure.add_scatter(x=x, y=y, mode="markers", name="trial", marker=dots, customdata=data, hovertemplate=hover)
-        best = {"color": GREEN, "shape": "hv", "width": 2.5}
-        ends = [*x, place[id(told[-1])]], [*accumulate(y, max), max(y)]
-        figure.add_scatter(x=ends[0], y=ends[1], mode="lines", name="best so far", line=best)
+        figure.add_scatter(
+            x=[x for x, _ in progress.scored],
+            y=[t["value"] for _, t in progress.scored],
+            mode="markers",
+            name="trial",
+            marker={"color": BLUE, "size": 6, "opacity": 0.55},
+            customdata=[[t["number"], t["skip"]] for _, t in progress.scored],
+            hovertemplate=hover,
+        )
+        x, y = zip(*progress.best, strict=True)
+        line = {"color": GREEN, "shape": "hv", "width": 2.5}
+        figure.add_scatter(x=x, y=y, mode="lines", name="best so far", line=line)
     for state, symbol, colour, height in (("pruned", "triangle-down", ORANGE, 0.05), ("failed", "x", RED, 0.02)):
         # they have no value that could be compared, so they stand at the bottom, on an axis of their own
-        x = [place[id(t)] for t in told if t.get("state") == state]
-        if x:
+        ended = progress.without_value(state)
+        if ended:
             mark = {"color": colour, "symbol": symbol, "size": 7}
-            figure.add_scatter(x=x, y=[height] * len(x), yaxis="y2", mode="markers", name=state, marker=mark)
-    baseline = nothing(told)
-    if baseline is not None:
-        level(figure, baseline, f"skip nothing: {baseline:.3g}")
+            figure.add_scatter(x=ended, y=[height] * len(ended), yaxis="y2", mode="markers", name=state, marker=mark)
+    if progress.nothing is not None:
+        level(figure, progress.nothing, f"skip nothing: {progress.nothing:.3g}")
     styled(figure, x="trials" if spent == "evaluations" else "seconds of search (s)", y=unit(objective))
     figure.update_layout(yaxis2={"overlaying": "y", "range": [0, 1], "visible": False})
     return figure
-
-
-def front(trials: Sequence[Row]) -> list[Row]:
-    """The complete trials that none other beats in both draft cost and acceptance, the cheapest first."""
-    found: list[Row] = []
-    shown = [t for t in complete(trials) if t.get("draft_cost") is not None and t.get("acceptance") is not None]
-    for trial in sorted(shown, key=lambda t: (t["draft_cost"], -t["acceptance"], -t["value"])):
-        if not found or trial["acceptance"] > found[-1]["acceptance"]:
-            found.append(trial)
-    return found
 
 
 def trade_off(trials: Sequence[Row], *, objective: str) -> go.Figure:
@@ -93,74 +75,67 @@ def trade_off(trials: Sequence[Row], *, objective: str) -> go.Figure:
         trials: rows of a search run; those without a draft cost or an acceptance are left out.
         objective: its name, read out as the unit of the value.
     """
-    shown = [t for t in complete(trials) if t.get("draft_cost") is not None and t.get("acceptance") is not None]
+    data = figure_data.trade_off(trials)
     figure = go.Figure()
-    if shown:
+    if data.best:
         figure.add_scatter(
-            x=[t["draft_cost"] for t in shown],
-            y=[t["acceptance"] for t in shown],
+            x=[t["draft_cost"] for t in data.trials],
+            y=[t["acceptance"] for t in data.trials],
             mode="markers",
             name="trial",
             marker={
-                "color": [t["value"] for t in shown],
+                "color": [t["value"] for t in data.trials],
                 "colorscale": SCALE,
                 "showscale": True,
                 "size": 9,
                 "line": {"width": 0.5, "color": GREY},
                 "colorbar": colour_bar(unit(objective)),
             },
-            customdata=[[t["number"], t["value"], t["skip"]] for t in shown],
+            customdata=[[t["number"], t["value"], t["skip"]] for t in data.trials],
             hovertemplate="trial %{customdata[0]}: %{customdata[1]:.4g}<br>acceptance %{y:.3f}, cost %{x:.3f}"
             "<br>skip %{customdata[2]}<extra></extra>",
         )
-        rising = front(shown)
-        x, y = [t["draft_cost"] for t in rising], [t["acceptance"] for t in rising]
+        x, y = [t["draft_cost"] for t in data.front], [t["acceptance"] for t in data.front]
         edge = {"color": GREY, "shape": "hv", "width": 1.5}
         figure.add_scatter(x=x, y=y, mode="lines", name="Pareto front", line=edge, hoverinfo="skip")
-        best = max(shown, key=lambda t: float(t["value"]))
         star = {"symbol": "star-open", "size": 18, "color": RED, "line": {"width": 2}}
-        at = {"x": [best["draft_cost"]], "y": [best["acceptance"]]}
+        at = {"x": [data.best["draft_cost"]], "y": [data.best["acceptance"]]}
         figure.add_scatter(**at, mode="markers", name="best value", marker=star, hoverinfo="skip")
-    return styled(figure, x="draft cost (plain tokens per drafted token)", y="acceptance (accepted / drafted)")
+    return styled(figure, x=figure_data.DRAFT_COST, y=unit("acceptance"))
 
 
 def importance(trials: Sequence[Row], *, n_layers: int, objective: str) -> go.Figure:
     """What skipping each sublayer alone does to the value: layers from left to right, attention above MLP.
 
-    The scale ends where one in ten sublayers lies beyond it, so that the few that must never be skipped do not hide
-    what the others do. Empty where the search tried no single sublayer, or not skipping nothing.
+    Empty where the search tried no single sublayer, or not skipping nothing.
 
     Args:
         trials: rows of a search run.
         n_layers: of the model.
         objective: its name, read out as the unit of the value.
     """
-    changes, baseline = np.full((2, n_layers), np.nan), nothing(trials)
-    for trial in complete(trials) if baseline is not None else ():
-        attn, mlp = trial.get("attn", ()), trial.get("mlp", ())
-        if len(attn) + len(mlp) == 1:
-            changes[(0, attn[0]) if attn else (1, mlp[0])] = trial["value"] - (baseline or 0.0)
-    known = changes[~np.isnan(changes)]
-    reach = float(np.quantile(np.abs(known), 0.9)) if known.any() else 1.0
     figure = go.Figure()
-    if known.size:
+    try:
+        data = figure_data.importance_map(Importance.from_rows(trials, n_layers))
+    except InputError:  # nothing to compare with
+        return styled(figure, x="", y="", height=240)
+    if data.known.size:
         figure.add_heatmap(
-            z=[[None if np.isnan(c) else float(c) for c in row] for row in changes],
-            y=["attention", "MLP"],
-            zmin=-reach,
-            zmax=reach,
+            z=[[None if np.isnan(c) else float(c) for c in row] for row in data.changes],
+            y=figure_data.SUBLAYERS,
+            zmin=-data.reach,
+            zmax=data.reach,
             colorscale=WORSE_BETTER,
             xgap=2,
             ygap=2,
             colorbar=colour_bar("change of value"),
             hovertemplate="%{y} of layer %{x}: %{z:+.4g}<extra></extra>",
         )
+        title = f"change of {unit(objective)}; skip nothing: {data.nothing:.3g}"
+        figure.update_layout(title={"text": title, "font": {"size": 13}, "x": 0, "xref": "paper"})
     styled(figure, x="layer of the only sublayer skipped", y="", height=240)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(showgrid=False, tick0=0, dtick=max(1, n_layers // 6))
-    if known.size:
-        title = f"change of {unit(objective)}; skip nothing: {baseline:.3g}"
-        figure.update_layout(title={"text": title, "font": {"size": 13}, "x": 0, "xref": "paper"})
     return figure
 
 
@@ -173,7 +148,7 @@ def bits(trials: Sequence[Row], *, n_layers: int, top: int = 40) -> go.Figure:
         top: how many distinct sets.
     """
     ranked: dict[str, Row] = {}
-    for trial in sorted(complete(trials), key=lambda t: -float(t["value"])):
+    for trial in sorted(scored(trials), key=lambda t: -float(t["value"])):
         ranked.setdefault(trial["skip"], trial)
     shown = list(ranked.values())[:top]
     cells = [[0.0] * (2 * n_layers + 1) for _ in shown]

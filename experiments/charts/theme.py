@@ -33,14 +33,6 @@ def look(i: int) -> tuple[str, str, str]:
     return colour, SYMBOLS[turn], DASHES[turn]
 
 
-def unit(objective: str) -> str:
-    """An objective's name read out as a unit: `tokens_per_s` is tokens per second."""
-    words = {"expected_speedup": "expected speedup (× plain decoding)", "acceptance": "acceptance (accepted / drafted)"}
-    if objective in words:
-        return words[objective]
-    return (objective + "econd" if objective.endswith("_per_s") else objective).replace("_", " ")
-
-
 def colour_bar(title: str) -> dict[str, Any]:
     """The scale beside a figure, thin and without a box; `title` says what it shows, with the unit."""
     return {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0}
@@ -84,8 +76,8 @@ def inked(figure: go.Figure, *, is_dark: bool) -> go.Figure:
     return figure
 
 
-def level(figure: go.Figure, y: float, says: str) -> None:
+def level(figure: go.Figure, y: float, text: str) -> None:
     """A dashed line across the figure at y, named at its end."""
     figure.add_hline(
-        y=y, line={"color": GREY, "dash": "dash", "width": 1.5}, annotation={"text": says, "xanchor": "right", "x": 1}
+        y=y, line={"color": GREY, "dash": "dash", "width": 1.5}, annotation={"text": text, "xanchor": "right", "x": 1}
     )

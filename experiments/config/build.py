@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
@@ -24,7 +23,7 @@ from experiments.tracking.public import public
 from selfspec.data.prompts import Prompt, encode, ends_with_any
 from selfspec.data.task import Example, Part, select
 from selfspec.drafters.spec import DraftSpec
-from selfspec.drafters.spec_files import load_spec, read_draft
+from selfspec.drafters.spec_files import find_draft, load_spec, read_draft
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
@@ -33,7 +32,6 @@ from selfspec.models.load import Loaded, load
 from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
 from selfspec.skipping.plan import DraftPlan
-from selfspec.skipping.skip_set_files import NAME as SKIP_SET
 from selfspec.stopping import PauseWhenUnprofitable, StopPolicy, StopRule
 from selfspec.targets import TARGET
 
@@ -152,8 +150,7 @@ def searched(draft: str) -> Mapping[str, Any]:
     Raises:
         InputError: if no search saved it.
     """
-    file = Path(draft).expanduser() / SKIP_SET
-    body = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    body = find_draft(draft).settings
     if "stop" not in body:
         raise InputError(f"stop or lookup is `searched`, but {draft!r} is not the folder of a search; name it by skip=")
     return dict(body)

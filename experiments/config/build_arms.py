@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +22,7 @@ from experiments.config.composing import option
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
 from experiments.evaluation.draft_only import DraftOnlyArm
+from experiments.results.locate_draft import locate_draft
 from search.costs.measure import check
 from search.costs.table import CostTable
 from search.draft_of_point import Text, continued, heads, remembered
@@ -66,7 +68,9 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
             found.append(GenerateArm(*common, name=name, settings=_generate(cfg, name, settings)))
             continue
         _check(name, settings)
-        own, draft = str(cfg.skip), str(settings.get("skip", "none"))
+        own, draft = (
+            locate_draft(str(name), Path(cfg.paths.outputs)) for name in (cfg.skip, settings.get("skip", "none"))
+        )
         if settings.get("draft_only"):
             plan = _changed(build.plan(draft, loaded), settings, calibration)
             found.append(DraftOnlyArm(*common, name=name or "draft alone", plan=plan))
@@ -109,7 +113,7 @@ def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     own: dict[str, Any] = {cfg.arm or "": {"skip": str(cfg.skip), "lookup": cfg.lookup}}
     if not cfg.ablation:
         return _joined(own, more)
-    plan, has_int8 = build.plan(str(cfg.ablation), loaded), True
+    plan, has_int8 = build.plan(locate_draft(str(cfg.ablation), Path(cfg.paths.outputs)), loaded), True
     try:
         check_kernel("int8", loaded.decoder.device)
     except InputError as error:

@@ -9,12 +9,13 @@ import streamlit as st
 
 from experiments.charts import calculating
 from experiments.dashboard import streamlit_helpers
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
+from selfspec.measure.closed_form import best_length, chance_of_acceptance, expected_speedup
 
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.head("Calculator")
+    streamlit_helpers.show_title("Calculator")
     st.caption(
         "What a draft of K tokens brings, if each is accepted with the same chance. Drag the sliders; the stars are "
         "the best sets of your searches."
@@ -28,14 +29,14 @@ def draw(outputs: Path) -> None:
     verify = cells[3].slider(
         "Verification v", 1.0, 3.0, 1.1, 0.05, help="cost of verifying K + 1 tokens, in plain tokens"
     )
-    speedup = calculating.expected_speedup(chance, cost=cost, n_drafted=n_drafted, verify=verify)
-    best = calculating.best_length(chance, cost=cost, verify=verify)
-    best_speedup = calculating.expected_speedup(chance, cost=cost, n_drafted=best, verify=verify)
+    speedup = expected_speedup(chance, n_drafted=n_drafted, draft_cost=cost, verify_cost=verify)
+    best = best_length(chance, draft_cost=cost, verify_cost=verify)
+    best_speedup = expected_speedup(chance, n_drafted=best, draft_cost=cost, verify_cost=verify)
     shown_best = st.columns(3)
     shown_best[0].metric("Expected speedup", f"{speedup:.2f}×", f"{speedup - 1:+.2f}")
     shown_best[1].metric("Best draft length", f"{best} tokens")
     shown_best[2].metric("Speedup there", f"{best_speedup:.2f}×", f"{best_speedup - 1:+.2f}")
-    points = [point for entry in streamlit_helpers.entries(outputs) if (point := _point(entry)) is not None]
+    points = [point for run in streamlit_helpers.all_runs(outputs) if (point := _point(run)) is not None]
     left, right = st.columns(2)
     with left:
         st.subheader(f"At K = {n_drafted}")
@@ -48,7 +49,7 @@ def draw(outputs: Path) -> None:
         st.subheader(f"At c = {cost:.2f}")
         figure = calculating.lengths(chance, cost=cost, verify=verify, n_drafted=n_drafted)
         curve: list[dict[str, Any]] = [
-            {"n_drafted": k, "speedup": calculating.expected_speedup(chance, cost=cost, n_drafted=k, verify=verify)}
+            {"n_drafted": k, "speedup": expected_speedup(chance, n_drafted=k, draft_cost=cost, verify_cost=verify)}
             for k in range(1, 25)
         ]
         streamlit_helpers.chart(figure, curve, name="lengths", alt="expected speedup over the draft length")
@@ -59,15 +60,15 @@ def draw(outputs: Path) -> None:
     )
 
 
-def _point(entry: Entry) -> dict[str, Any] | None:
+def _point(run: Run) -> dict[str, Any] | None:
     """The best set of a search; None if its costs or counts are not known."""
-    if entry.verb != "search" or entry.state == "unreadable":
+    if run.verb != "search" or not run.is_readable:
         return None
-    found = streamlit_helpers.found(entry)
+    found = streamlit_helpers.searched_set(run)
     if found is None or found.draft_cost is None:
         return None
     if found.tokens_per_round is None or not found.acceptance:
         return None
     length = max(1, round((found.tokens_per_round - 1) / found.acceptance))
-    chance = calculating.chance_of(found.acceptance, length)
+    chance = chance_of_acceptance(found.acceptance, length)
     return {"label": found.label, "chance": chance, "cost": found.draft_cost, "speedup": found.predicted}

@@ -13,15 +13,15 @@ from experiments.charts import comparing
 from experiments.dashboard import streamlit_helpers
 from experiments.results import skip_sets
 from experiments.results.overlap import jaccard, only_in
-from experiments.results.skip_sets import Found
+from experiments.results.skip_sets import KnownSet
 
 MOST = 8  # sets that can be told apart side by side
 
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.head("Compare")
-    found = streamlit_helpers.found_sets(streamlit_helpers.entries(outputs))
+    streamlit_helpers.show_title("Compare")
+    found = streamlit_helpers.found_sets(streamlit_helpers.all_runs(outputs))
     models = list(dict.fromkeys(str(one.model) for one in found.values()))
     if all(one.source == "published" for one in found.values()):
         st.info("No run has found a set yet; these are the published ones. `selfspec search` finds yours.")
@@ -39,19 +39,19 @@ def draw(outputs: Path) -> None:
     _measured(skip_sets.measured_rows(picked.values()))
 
 
-def _most_searched(found: Mapping[str, Found]) -> str:
+def _most_searched(found: Mapping[str, KnownSet]) -> str:
     """The model of which most sets were found, or published where none was."""
     own = [str(one.model) for one in found.values() if one.source != "published"]
     return Counter(own or [str(one.model) for one in found.values()]).most_common(1)[0][0]
 
 
-def _first(found: Mapping[str, Found], labels: Sequence[str]) -> list[str]:
+def _first(found: Mapping[str, KnownSet], labels: Sequence[str]) -> list[str]:
     """Three different sets to begin with."""
     different = {(found[label].skip.n_layers, str(found[label].skip)): label for label in reversed(labels)}
     return [label for label in labels if label in different.values()][:3]
 
 
-def _side_by_side(picked: Mapping[str, Found]) -> None:
+def _side_by_side(picked: Mapping[str, KnownSet]) -> None:
     lines = skip_sets.table(picked.values())
     st.dataframe(
         lines,
@@ -102,9 +102,9 @@ def _measured(rows: Sequence[dict[str, Any]]) -> None:
         streamlit_helpers.chart(comparing.speedups(rows), rows, name="speedups", alt="speedup of each set per data set")
     with right:
         st.caption("What the search predicted, and what the clock said.")
-        told = [row for row in rows if row["predicted"] is not None]
+        known = [row for row in rows if row["predicted"] is not None]
         streamlit_helpers.chart(
-            comparing.predicted(rows), told, name="predicted", alt="measured over predicted speedup"
+            comparing.predicted(rows), known, name="predicted", alt="measured over predicted speedup"
         )
     value = st.segmented_control(
         "How each set carries over to other data", ["speedup", "acceptance"], default="speedup"

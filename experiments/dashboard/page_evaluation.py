@@ -11,19 +11,19 @@ import streamlit as st
 
 from experiments.charts import comparing, evaluating
 from experiments.dashboard import streamlit_helpers, token_sources
-from experiments.results import scan
-from experiments.results.scan import Entry
+from experiments.results import figure_data
+from experiments.results.run_folder import Run
 from experiments.results.tables import BASELINE, ArmRow, verdict_sentences
 
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.head("Evaluation")
-    entry = streamlit_helpers.pick(outputs, "evaluate")
-    if entry is None:
+    streamlit_helpers.show_title("Evaluation")
+    run = streamlit_helpers.choose_run(outputs, "evaluate")
+    if run is None:
         return
-    read, arms = streamlit_helpers.rows(entry), streamlit_helpers.arms(entry)
-    streamlit_helpers.tell_problems(read.problems)
+    read, arms = streamlit_helpers.rows(run), streamlit_helpers.arms(run)
+    streamlit_helpers.show_problems(read.problems)
     if isinstance(arms, str):
         st.warning(f"No table of this run: {arms}", icon=":material/warning:")
     else:
@@ -33,7 +33,7 @@ def draw(outputs: Path) -> None:
         st.info("No prompt was decoded yet.")
         return
     _rounds(whole)
-    _answers(whole, entry)
+    _answers(whole, run)
 
 
 def _table(arms: Sequence[ArmRow]) -> None:
@@ -72,13 +72,13 @@ def _rounds(rows: Sequence[dict[str, Any]]) -> None:
     with left:
         st.subheader("Acceptance by position")
         data = [
-            {"arm": arm, "position": k, "drafted": drafted, "accepted": accepted}
-            for arm, counts in evaluating.by_position(rows).items()
-            for k, drafted, accepted in counts
+            {"arm": arm, "position": p.number, "drafted": p.drafted, "judged": p.judged, "accepted": p.accepted}
+            for arm, ours in figure_data.answered_by_arm(rows).items()
+            for p in figure_data.positions(ours)
         ]
         figure = evaluating.position_acceptance(rows)
         streamlit_helpers.chart(
-            figure, data, name="position", alt="accepted part of the tokens drafted at each position"
+            figure, data, name="position", alt="accepted part of the tokens judged at each position"
         )
     with right:
         st.subheader("Where the seconds go")
@@ -106,7 +106,7 @@ def _tokenizer(file: Path) -> Any:
     return Tokenizer.from_file(str(file))
 
 
-def _answers(rows: Sequence[dict[str, Any]], entry: Entry) -> None:
+def _answers(rows: Sequence[dict[str, Any]], run: Run) -> None:
     st.subheader("Answers, token by token")
     prompts = list(dict.fromkeys(str(row["prompt_id"]) for row in rows))
     prompt = st.selectbox("Prompt", prompts)
@@ -116,11 +116,10 @@ def _answers(rows: Sequence[dict[str, Any]], entry: Entry) -> None:
     chosen = st.multiselect("Arms", list(ours), default=(first + drafts)[:2], max_selections=4)
     if not chosen:
         return
-    file = (
-        None if any("pieces" in row for row in ours.values()) else token_sources.tokenizer_file(scan.read_config(entry))
-    )
+    has_pieces = any("pieces" in row for row in ours.values())
+    file = None if has_pieces else token_sources.tokenizer_file(streamlit_helpers.config(run))
     tokenizer = _tokenizer(file) if file else None
-    if tokenizer is None and not any("pieces" in row for row in ours.values()):
+    if tokenizer is None and not has_pieces:
         st.caption("The model's tokenizer is not on this machine, so token ids stand for the text.")
     st.html(f"<style>{token_sources.STYLE}</style>{token_sources.legend()}")
     baseline = ours.get(BASELINE)
@@ -129,11 +128,11 @@ def _answers(rows: Sequence[dict[str, Any]], entry: Entry) -> None:
         at = None if baseline is None or arm == BASELINE else token_sources.parting(baseline["tokens"], row["tokens"])
         with column:
             st.markdown(f"**{arm}**")
-            st.caption(_told(row, at))
+            st.caption(_answer_in_brief(row, at))
             st.html(token_sources.answer(row, tokenizer=tokenizer, parts_at=at))
 
 
-def _told(row: dict[str, Any], at: int | None) -> str:
+def _answer_in_brief(row: dict[str, Any], at: int | None) -> str:
     rate = f"{row['accepted']}/{row['drafted']} drafted accepted, {row['n_rounds']} rounds, " if row["drafted"] else ""
     verdict = str(row.get("verdict", "")).replace("_", " ")
     gap = f", top-2 gap {row['top2_gap']:.4f}" if row.get("top2_gap") is not None else ""

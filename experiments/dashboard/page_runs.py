@@ -10,12 +10,12 @@ from typing import Any
 import streamlit as st
 
 from experiments.dashboard import streamlit_helpers
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
 
 FILTERS = ("model", "data", "searcher", "objective")
 
 
-def draw(outputs: Path, open_run: Callable[[Entry], None] | None = None) -> None:
+def draw(outputs: Path, open_run: Callable[[Run], None] | None = None) -> None:
     """The page.
 
     Args:
@@ -23,46 +23,46 @@ def draw(outputs: Path, open_run: Callable[[Entry], None] | None = None) -> None
         open_run: goes to the page of one run.
     """
     st.title("Runs")
-    found = streamlit_helpers.entries(outputs)
-    readable = [entry for entry in found if entry.state != "unreadable"]
+    found = streamlit_helpers.all_runs(outputs)
+    readable = [run for run in found if run.is_readable]
     if not readable:
         streamlit_helpers.explain_no_runs(outputs)
     else:
         _table(_filtered(readable), open_run)
-    _unreadable([entry for entry in found if entry.state == "unreadable"])
+    _unreadable([run for run in found if not run.is_readable])
 
 
-def _filtered(entries: Sequence[Entry]) -> list[Entry]:
-    kept = list(entries)
+def _filtered(runs: Sequence[Run]) -> list[Run]:
+    kept = list(runs)
     columns = st.columns(len(FILTERS) + 2)
-    verbs = columns[0].multiselect("Kind", sorted({entry.verb for entry in entries}), placeholder="all")
-    kept = [entry for entry in kept if not verbs or entry.verb in verbs]
+    verbs = columns[0].multiselect("Kind", sorted({run.verb for run in runs}), placeholder="all")
+    kept = [run for run in kept if not verbs or run.verb in verbs]
     for column, name in zip(columns[1:], FILTERS, strict=False):
-        values = sorted({str(e.facts[name]) for e in entries if e.facts.get(name) is not None})
+        values = sorted({str(e.facts[name]) for e in runs if e.facts.get(name) is not None})
         chosen = column.multiselect(name.capitalize(), values, placeholder="all", disabled=not values)
-        kept = [entry for entry in kept if not chosen or str(entry.facts.get(name)) in chosen]
-    days = sorted(entry.started.date() for entry in entries if entry.started)
+        kept = [run for run in kept if not chosen or str(run.facts.get(name)) in chosen]
+    days = sorted(run.started.date() for run in runs if run.started)
     if days:
         ends = columns[-1].date_input("Started (UTC)", (days[0], days[-1]), days[0], days[-1])
         if isinstance(ends, tuple) and len(ends) == 2:
-            kept = [entry for entry in kept if _within(entry, *ends)]
+            kept = [run for run in kept if _within(run, *ends)]
     return kept
 
 
-def _within(entry: Entry, first: date, last: date) -> bool:
-    return entry.started is None or first <= entry.started.date() <= last
+def _within(run: Run, first: date, last: date) -> bool:
+    return run.started is None or first <= run.started.date() <= last
 
 
-def _table(entries: Sequence[Entry], open_run: Callable[[Entry], None] | None) -> None:
-    if not entries:
+def _table(runs: Sequence[Run], open_run: Callable[[Run], None] | None) -> None:
+    if not runs:
         st.info("No run fits all filters; clear one of them.", icon=":material/filter_alt_off:")
         return
-    states = [entry.state for entry in entries]
+    states = [run.state for run in runs]
     st.caption(
-        f"{len(entries)} runs: {states.count('finished')} finished, {states.count('running')} running, "
+        f"{len(runs)} runs: {states.count('finished')} finished, {states.count('running')} running, "
         f"{states.count('stopped')} stopped early. Choose a line to open its run; a column's head sorts."
     )
-    lines = [_line(entry) for entry in entries]
+    lines = [_line(run) for run in runs]
     chosen = st.dataframe(
         lines,
         hide_index=True,
@@ -81,8 +81,8 @@ def _table(entries: Sequence[Entry], open_run: Callable[[Entry], None] | None) -
         },
     )
     picked = chosen.get("selection", {}).get("rows", []) if isinstance(chosen, dict) else []
-    if picked and picked[0] < len(entries):
-        _details(entries[picked[0]], open_run)
+    if picked and picked[0] < len(runs):
+        _details(runs[picked[0]], open_run)
     st.download_button(
         "CSV",
         lambda: streamlit_helpers.to_csv(lines),
@@ -93,38 +93,38 @@ def _table(entries: Sequence[Entry], open_run: Callable[[Entry], None] | None) -
     )
 
 
-def _line(entry: Entry) -> dict[str, Any]:
-    best, winner = entry.summary.get("best") or {}, entry.summary.get("winner") or {}
+def _line(run: Run) -> dict[str, Any]:
+    best, winner = run.summary.get("best") or {}, run.summary.get("winner") or {}
     return {
-        "started": entry.started,
-        "kind": entry.verb,
-        **{name: entry.facts.get(name) for name in FILTERS},
-        "state": entry.state,
-        "rows": entry.n_rows,
+        "started": run.started,
+        "kind": run.verb,
+        **{name: run.facts.get(name) for name in FILTERS},
+        "state": run.state,
+        "rows": run.n_rows,
         "best": best.get("value"),
         "speedup": winner.get("speedup"),
-        "run": entry.name,
+        "run": run.name,
     }
 
 
-def _details(entry: Entry, open_run: Callable[[Entry], None] | None) -> None:
+def _details(run: Run, open_run: Callable[[Run], None] | None) -> None:
     with st.container(border=True):
-        st.markdown(f"**{streamlit_helpers.titled(entry)}**")
-        best = (entry.summary.get("winner") or entry.summary.get("best") or {}).get("skip")
+        st.markdown(f"**{streamlit_helpers.run_title(run)}**")
+        best = (run.summary.get("winner") or run.summary.get("best") or {}).get("skip")
         if best:
             st.code(f"skip={best!r}", language=None)
         names = ("dtype", "device", "threads", "stop", "draft", "n_prompts", "n_layers", "seed")
-        st.caption(" · ".join(f"{name} {entry.facts[name]}" for name in names if entry.facts.get(name) is not None))
+        st.caption(" · ".join(f"{name} {run.facts[name]}" for name in names if run.facts.get(name) is not None))
         if open_run and st.button("Open", type="primary", icon=":material/open_in_new:"):
-            open_run(entry)
+            open_run(run)
 
 
-def _unreadable(entries: Sequence[Entry]) -> None:
-    if not entries:
+def _unreadable(runs: Sequence[Run]) -> None:
+    if not runs:
         return
-    with st.expander(f"{len(entries)} folders that cannot be read as runs", icon=":material/warning:"):
+    with st.expander(f"{len(runs)} folders that cannot be read as runs", icon=":material/warning:"):
         st.dataframe(
-            [{"folder": entry.name, "why": entry.problem} for entry in entries],
+            [{"folder": run.name, "why": run.problem} for run in runs],
             hide_index=True,
             alt="folders that are no runs, and why",
         )

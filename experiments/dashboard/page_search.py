@@ -9,10 +9,11 @@ from typing import Any
 import streamlit as st
 
 from experiments.charts import comparing, searching
-from experiments.charts.theme import Row, unit
+from experiments.charts.theme import Row
 from experiments.dashboard import streamlit_helpers
-from experiments.results import scan
-from experiments.results.scan import Entry
+from experiments.results.figure_data import nothing_value, unit
+from experiments.results.rows import scored
+from experiments.results.run_folder import Run
 from experiments.terminal.run_list import interval
 from search.point import row_text
 from selfspec.errors import InputError
@@ -23,26 +24,26 @@ COLUMNS = ("number", "origin", "state", "value", "acceptance", "draft_cost", "n_
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.head("Search")
-    entry = streamlit_helpers.pick(outputs, "search")
-    if entry is not None:
-        is_running = entry.state == "running"
+    streamlit_helpers.show_title("Search")
+    run = streamlit_helpers.choose_run(outputs, "search")
+    if run is not None:
+        is_running = run.state == "running"
         every = streamlit_helpers.REFRESH_S if is_running else None
-        st.fragment(_search, run_every=every)(entry.path, outputs, is_watched=is_running)
+        st.fragment(_search, run_every=every)(run.path, outputs, is_watched=is_running)
 
 
 def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
-    entry = next(e for e in streamlit_helpers.entries(outputs) if e.path == path)  # anew: it may have gone on
-    if is_watched and entry.state != "running":
+    run = next(e for e in streamlit_helpers.all_runs(outputs) if e.path == path)  # anew: it may have gone on
+    if is_watched and run.state != "running":
         st.rerun()  # the page as a whole, which then has nothing to watch
-    read = streamlit_helpers.rows(entry)
-    streamlit_helpers.tell_problems(read.problems)
+    read = streamlit_helpers.rows(run)
+    streamlit_helpers.show_problems(read.problems)
     trials = sorted(read.rows, key=lambda row: int(row["number"]))
-    _figures_in_brief(entry, trials)
+    _figures_in_brief(run, trials)
     if not trials:
         st.info("No trial has ended yet; this page looks again every few seconds while the search runs.")
         return
-    objective, n_layers = str(entry.facts.get("objective")), _n_layers(entry, trials)
+    objective, n_layers = str(run.facts.get("objective")), _n_layers(run, trials)
     data = [{name: trial.get(name) for name in COLUMNS} for trial in trials]
     left, right = st.columns(2)
     with left:
@@ -62,11 +63,11 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
         streamlit_helpers.chart(
             figure, priced, name="trade-off", alt="acceptance over draft cost of every complete trial"
         )
-    best = max(searching.complete(trials), key=lambda t: float(t["value"]), default=None)
+    best = max(scored(trials), key=lambda t: float(t["value"]), default=None)
     if best is not None:
         st.subheader("Best set so far")
         st.code(row_text(best), language=None)
-        drawn = _sets(best, entry, n_layers)
+        drawn = _sets(best, run, n_layers)
         lines = [{"set": name, "skip": str(skip)} for name, skip in drawn.items()]
         streamlit_helpers.chart(
             comparing.skip_map(drawn), lines, name="best-set", alt="sublayers that the best set skips"
@@ -91,28 +92,28 @@ def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
     )
     with st.expander("All trials"):
         st.dataframe(data, placeholder="–", hide_index=True, alt="all trials, one a line")
-    _elsewhere(entry)
+    _elsewhere(run)
 
 
-def _figures_in_brief(entry: Entry, trials: list[Row] | list[dict[str, Any]]) -> None:
-    n_trials = (scan.read_config(entry).get("searcher") or {}).get("n_trials")
-    valued = searching.complete(trials)
+def _figures_in_brief(run: Run, trials: list[Row] | list[dict[str, Any]]) -> None:
+    n_trials = (streamlit_helpers.config(run).get("searcher") or {}).get("n_trials")
+    valued = scored(trials)
     best = max((float(t["value"]) for t in valued), default=None)
     elapsed = max((t["elapsed_s"] for t in trials if t.get("elapsed_s") is not None), default=None)
     left = None
-    if entry.state == "running" and elapsed and isinstance(n_trials, int) and trials:
+    if run.state == "running" and elapsed and isinstance(n_trials, int) and trials:
         left = elapsed / len(trials) * max(0, n_trials - len(trials))
     cells = st.columns(5)
     cells[0].metric("Trials", f"{len(trials)} / {n_trials}" if n_trials else len(trials))
-    cells[1].metric("Best value", streamlit_helpers.number(best), help=unit(str(entry.facts.get("objective"))))
-    cells[2].metric("Skip nothing", streamlit_helpers.number(searching.nothing(trials)))
-    cells[3].metric("Searched for", streamlit_helpers.span(elapsed))
+    cells[1].metric("Best value", streamlit_helpers.format_number(best), help=unit(str(run.facts.get("objective"))))
+    cells[2].metric("Skip nothing", streamlit_helpers.format_number(nothing_value(trials)))
+    cells[3].metric("Searched for", streamlit_helpers.format_duration(elapsed))
     cells[4].metric(
-        *(("Time left", streamlit_helpers.span(left)) if entry.state == "running" else ("State", entry.state))
+        *(("Time left", streamlit_helpers.format_duration(left)) if run.state == "running" else ("State", run.state))
     )
-    if entry.state == "running" and isinstance(n_trials, int) and n_trials:
+    if run.state == "running" and isinstance(n_trials, int) and n_trials:
         st.progress(min(1.0, len(trials) / n_trials))
-    winner = entry.summary.get("winner") or {}
+    winner = run.summary.get("winner") or {}
     if winner.get("speedup") is not None:
         speed = interval(*(winner[name] for name in ("speedup", "low", "high")))
         st.success(
@@ -122,21 +123,21 @@ def _figures_in_brief(entry: Entry, trials: list[Row] | list[dict[str, Any]]) ->
         )
         if winner.get("in_doubt"):
             st.warning(f"This speedup is in doubt: {'; '.join(winner['in_doubt'])}.")
-    verdict = entry.summary.get("verdict") or {}
+    verdict = run.summary.get("verdict") or {}
     if verdict.get("text"):
         st.caption(f"From the importance map: {verdict['text']}.")
 
 
-def _n_layers(entry: Entry, trials: list[dict[str, Any]]) -> int:
-    told = entry.facts.get("n_layers")
-    if isinstance(told, int):
-        return told
+def _n_layers(run: Run, trials: list[dict[str, Any]]) -> int:
+    known = run.facts.get("n_layers")
+    if isinstance(known, int):
+        return known
     return 1 + max((layer for t in trials for layer in (*t.get("attn", ()), *t.get("mlp", ()))), default=0)
 
 
-def _sets(best: Row, entry: Entry, n_layers: int) -> dict[str, SkipSet]:
+def _sets(best: Row, run: Run, n_layers: int) -> dict[str, SkipSet]:
     found: dict[str, SkipSet] = {}
-    winner = entry.summary.get("winner") or {}
+    winner = run.summary.get("winner") or {}
     for name, text in (("best value", best["skip"]), ("winner of the finals", winner.get("skip"))):
         if text and str(text) not in map(str, found.values()):
             try:
@@ -146,8 +147,8 @@ def _sets(best: Row, entry: Entry, n_layers: int) -> dict[str, SkipSet]:
     return found
 
 
-def _elsewhere(entry: Entry) -> None:
-    journal = entry.path / "study.journal"
+def _elsewhere(run: Run) -> None:
+    journal = run.path / "study.journal"
     if journal.is_file():
         st.caption("The same study in Optuna's own dashboard:")
         st.code(f"optuna-dashboard {shlex.quote(str(journal))}", language="bash")

@@ -18,94 +18,100 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from experiments.charts import theme
-from experiments.results import scan, skip_sets
-from experiments.results.find_runs import Verb
-from experiments.results.scan import Entry, Rows, Stamp
-from experiments.results.tables import ArmRow, arm_rows
+from experiments.results import skip_sets
+from experiments.results.find_runs import newest_first
+from experiments.results.rows import Rows
+from experiments.results.run_folder import Run, Stamp, Verb, open_run, run_folders, stamp
+from experiments.results.tables import ArmRow, arms_or_problem
 from selfspec.errors import InputError
+from selfspec.records import run_files
 
 REFRESH_S = 5.0  # how often a running search is looked at; chosen, not tuned
 _KEPT_RUNS = 512  # whose rows stay in memory
 
 
 @st.cache_resource(max_entries=4096, show_spinner=False)
-def _entry(path: Path, outputs: Path, stamp: Stamp, minute: str) -> Entry:
-    return scan.read(path, outputs, now=datetime.now(UTC))
+def _opened(path: Path, outputs: Path, stamp: Stamp, minute: str) -> Run:
+    return open_run(path, outputs)
 
 
 @st.cache_resource(max_entries=_KEPT_RUNS, show_spinner=False)
-def _rows(path: Path, stamp: Stamp, _entry: Entry) -> Rows:
-    return scan.read_rows(_entry)
+def _rows(path: Path, stamp: Stamp, _run: Run) -> Rows[Any]:
+    return _run.rows()
 
 
 @st.cache_resource(max_entries=_KEPT_RUNS, show_spinner=False)
-def _arms(path: Path, stamp: Stamp, _entry: Entry) -> list[ArmRow] | str:
-    try:
-        return arm_rows(_entry.run)
-    except (InputError, TypeError, ValueError) as error:
-        return str(error)
+def _arms(path: Path, stamp: Stamp, _run: Run) -> list[ArmRow] | str:
+    return arms_or_problem(_run)
 
 
 @st.cache_resource(max_entries=4096, show_spinner=False)
-def _searched(path: Path, stamp: Stamp, _entry: Entry) -> skip_sets.Found | None:
-    told = (_entry.summary.get("winner") or _entry.summary.get("best") or {}).get("skip")
-    return skip_sets.searched(_entry, scan.read_rows(_entry, holding=json.dumps(told) if told else "").rows)
+def _searched(path: Path, stamp: Stamp, _run: Run) -> skip_sets.KnownSet | None:
+    skip = (_run.summary.get("winner") or _run.summary.get("best") or {}).get("skip")
+    return skip_sets.searched_set(_run, _run.trials(holding=json.dumps(skip) if skip else "").rows)
 
 
-def entries(outputs: Path) -> list[Entry]:
+def all_runs(outputs: Path) -> list[Run]:
     """All runs and what looks like one, the newest first."""
     minute = f"{datetime.now(UTC):%Y%m%dT%H%M}"
     found = []
-    for path, stamp in scan.find(outputs).items():
-        is_finished = any(name == "summary.json" for name, _, _ in stamp)
-        found.append(_entry(path, outputs, stamp, "" if is_finished else minute))
-    return sorted(found, key=lambda e: (e.started or datetime.min.replace(tzinfo=UTC), e.name), reverse=True)
+    for path, seen in run_folders(outputs).items():
+        is_finished = any(name == run_files.SUMMARY for name, _, _ in seen)
+        found.append(_opened(path, outputs, seen, "" if is_finished else minute))
+    return newest_first(found)
 
 
-def rows(entry: Entry) -> Rows:
+def rows(run: Run) -> Rows[Any]:
     """The rows of a run, as they are on disk now."""
-    return _rows(entry.path, scan.stamp(entry.path), entry)
+    return _rows(run.path, stamp(run.path), run)
 
 
-def arms(entry: Entry) -> list[ArmRow] | str:
+def arms(run: Run) -> list[ArmRow] | str:
     """The arms of an evaluation, or why there are none."""
-    return _arms(entry.path, scan.stamp(entry.path), entry)
+    return _arms(run.path, stamp(run.path), run)
 
 
-def found(entry: Entry) -> skip_sets.Found | None:
+def searched_set(run: Run) -> skip_sets.KnownSet | None:
     """What a search found, if anything yet."""
-    return _searched(entry.path, scan.stamp(entry.path), entry)
+    return _searched(run.path, stamp(run.path), run)
 
 
-def found_sets(all_entries: Sequence[Entry]) -> dict[str, skip_sets.Found]:
+def config(run: Run) -> dict[str, Any]:
+    """The settings of a run; empty if they cannot be read."""
+    try:
+        return run.config()
+    except InputError:
+        return {}
+
+
+def found_sets(runs: Sequence[Run]) -> dict[str, skip_sets.KnownSet]:
     """The skip sets of all runs, and the published ones, by label."""
-    readable = [entry for entry in all_entries if entry.state != "unreadable"]
-    searches = [found(e) for e in readable if e.verb == "search"]
-    evaluated = [arms(e) for e in readable if e.verb == "evaluate"]
+    readable = [run for run in runs if run.is_readable]
+    searches = [searched_set(run) for run in readable if run.verb == "search"]
+    evaluated = [arms(run) for run in readable if run.verb == "evaluate"]
     return skip_sets.collect(
         [one for one in searches if one], [row for some in evaluated if not isinstance(some, str) for row in some]
     )
 
 
-def pick(outputs: Path, verb: Verb) -> Entry | None:
+def choose_run(outputs: Path, verb: Verb) -> Run | None:
     """The run of a verb that the user chooses; help instead, and None, if there is none."""
-    runs = [entry for entry in entries(outputs) if entry.verb == verb and entry.state != "unreadable"]
-    if not runs:
+    by_name = {run.name: run for run in all_runs(outputs) if run.verb == verb and run.is_readable}
+    if not by_name:
         explain_no_runs(outputs, verb)
         return None
-    by_name = {entry.name: entry for entry in runs}
-    asked = st.query_params.get("run")
-    index = list(by_name).index(asked) if asked in by_name else 0
-    chosen = st.selectbox("Run", list(by_name), index=index, format_func=lambda name: titled(by_name[name]))
+    wanted = st.query_params.get("run")
+    index = list(by_name).index(wanted) if wanted in by_name else 0
+    chosen = st.selectbox("Run", list(by_name), index=index, format_func=lambda name: run_title(by_name[name]))
     return by_name[str(chosen)]
 
 
-def titled(entry: Entry) -> str:
+def run_title(run: Run) -> str:
     """A run in one line."""
-    parts = [entry.facts.get(name) for name in ("model", "data", "searcher")]
-    when = f"{entry.started:%Y-%m-%d %H:%M}" if entry.started else "unknown time"
-    flag = "" if entry.state == "finished" else f" ({entry.state})"
-    return f"{when} · {' · '.join(str(part) for part in parts if part)} · {entry.id[-8:]}{flag}"
+    parts = [run.facts.get(name) for name in ("model", "data", "searcher")]
+    when = f"{run.started:%Y-%m-%d %H:%M}" if run.started else "unknown time"
+    flag = "" if run.state == "finished" else f" ({run.state})"
+    return f"{when} · {' · '.join(str(part) for part in parts if part)} · {run.id[-8:]}{flag}"
 
 
 def explain_no_runs(outputs: Path, verb: Verb | None = None) -> None:
@@ -121,7 +127,7 @@ def explain_no_runs(outputs: Path, verb: Verb | None = None) -> None:
     st.caption("Runs elsewhere? Start the dashboard with `selfspec dashboard runs=FOLDER`.")
 
 
-def tell_problems(problems: Sequence[str]) -> None:
+def show_problems(problems: Sequence[str]) -> None:
     """Rows that could not be read, if there are any."""
     if problems:
         with st.expander(f"{len(problems)} rows cannot be read and are left out", icon=":material/warning:"):
@@ -152,7 +158,7 @@ def chart(figure: go.Figure, data: Sequence[Mapping[str, Any]], *, name: str, al
     )  # fmt: skip
 
 
-def head(title: str) -> None:
+def show_title(title: str) -> None:
     """The page's title, and what the charts' camera button gives."""
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.title(title)
@@ -169,12 +175,12 @@ def to_csv(data: Sequence[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """A number to read; a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def span(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A time to read: `42 s`, `12 min`, `3.5 h`."""
     if seconds is None or math.isnan(seconds):
         return "–"

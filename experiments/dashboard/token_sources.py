@@ -106,8 +106,8 @@ def answer(row: Mapping[str, Any], *, tokenizer: Any | None, parts_at: int | Non
     spans = []
     for i, (kind, piece) in enumerate(zip(kinds(row), pieces(row, tokenizer), strict=True)):
         classes = f"{kind} parts" if i == parts_at else kind
-        said = f"token {i}: {kind}" + (", first difference" if i == parts_at else "")
-        spans.append(f'<span class="{classes}" title="{said}">{html.escape(piece)}</span>')
+        title = f"token {i}: {kind}" + (", first difference" if i == parts_at else "")
+        spans.append(f'<span class="{classes}" title="{title}">{html.escape(piece)}</span>')
     return f'<div class="tokens" tabindex="0" role="region" aria-label="answer of {html.escape(str(row["arm"]))}">' + (
         "".join(spans) + "</div>"
     )
@@ -115,12 +115,12 @@ def answer(row: Mapping[str, Any], *, tokenizer: Any | None, parts_at: int | Non
 
 def legend() -> str:
     """What the marks mean."""
-    said = {
+    marks = {
         "accepted": "accepted (drafted, and it stands)",
         "correction": "correction (the model's, after a rejection)",
         "bonus": "bonus (the model's, after full acceptance)",
         "parts": "first difference from plain decoding",
     }
     return (
-        '<div class="tokens legend">' + "   ".join(f'<span class="{k}">{v}</span>' for k, v in said.items()) + "</div>"
+        '<div class="tokens legend">' + "   ".join(f'<span class="{k}">{v}</span>' for k, v in marks.items()) + "</div>"
     )

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.results.figures import BLUE, DARK, GREY, KEPT, ORANGE, save
-from experiments.results.find_runs import RunFolder
+from experiments.results.run_folder import Run
 from experiments.results.tables import SPEEDUP, ArmRow, Pair, markdown_table, number, paired_arms
 from selfspec.measure import metrics
 from selfspec.records import run_files
@@ -118,7 +118,7 @@ def step(row: ArmRow, pairs: Sequence[Pair]) -> Step:
     )
 
 
-def write(run: RunFolder) -> list[Path]:
+def write(run: Run) -> list[Path]:
     """Write `ablation.md`, `ablation.csv` and the picture into the folder of an evaluate run; the paths written."""
     found = [step(row, pairs) for row, pairs in paired_arms(run) if not row.is_baseline]
     title = f"{run.facts.get('model')} on {run.facts.get('data')}"

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm
+from experiments.results.locate_draft import locate_draft
+from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
-from selfspec.skipping.skip_set_files import NAME
 from selfspec.stopping import PauseWhenUnprofitable, StopRule
 
 UNIT = "x plain decoding"
@@ -28,8 +28,9 @@ def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
     for arm in arms:
         if arm.name in (PLAIN, GENERATE):
             continue
-        body = _saved(str(own[arm.name].get("skip", "none") if arm.name in own else cfg.skip))
-        value = _value(body)
+        name = str(own[arm.name].get("skip", "none") if arm.name in own else cfg.skip)
+        body = _saved(name, Path(cfg.paths.outputs))
+        value = predicted_value(body)
         if value is not None and _is_as_searched(arm, body):
             found[arm.name] = value
     return found
@@ -50,24 +51,15 @@ def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
     return spec.stop in rules and spec.lookup == body.get("lookup")
 
 
-def promised(draft: str) -> float | None:
-    """The predicted speedup that the file of a draft holds; None if it is no file, or holds none.
-
-    Args:
-        draft: a skip set, a file of one or of a plan, or the folder of a search.
-    """
-    return _value(_saved(draft))
-
-
-def _value(body: Mapping[str, Any]) -> float | None:
+def predicted_value(body: Mapping[str, Any]) -> float | None:
+    """The predicted speedup that the file of a draft holds; None if it holds none."""
     value = body.get("fresh_value", body.get("value"))  # the search's own prompts flatter
     return float(value) if body.get("unit") == UNIT and value is not None else None
 
 
-def _saved(draft: str) -> Mapping[str, Any]:
-    """What the file of a draft says; nothing if it is no file."""
-    path = Path(draft).expanduser()
-    for file in (path, path / NAME, path.with_name(NAME)) if "/" in draft or path.suffix else ():
-        if file.is_file():
-            return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-    return {}
+def _saved(draft: str, outputs: Path) -> Mapping[str, Any]:
+    """What the file of a draft says; nothing if it has none that can be read."""
+    try:
+        return find_draft(locate_draft(draft, outputs)).settings
+    except InputError:
+        return {}

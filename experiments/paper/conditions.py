@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from experiments.results.find_runs import Failure, RunFolder, flagged
+from experiments.results.find_runs import Failure
+from experiments.results.run_folder import Run, flagged
 from experiments.results.tables import markdown_table, package, text
 
 BUSY = "Busy machine: others were at work when a run marked so began; its seconds are in doubt."
 
 
-def conditions(runs: Sequence[RunFolder], failures: Sequence[Failure], overrides: Sequence[str]) -> list[str]:
+def conditions(runs: Sequence[Run], failures: Sequence[Failure], overrides: Sequence[str]) -> list[str]:
     """The last parts of a report, in Markdown.
 
     Args:
@@ -42,7 +43,7 @@ def bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _cells(run: RunFolder) -> list[str]:
+def _cells(run: Run) -> list[str]:
     return [
         flagged(run.name, is_finished=run.is_finished, is_busy=run.is_busy),
         text(run.provenance.get("started")),

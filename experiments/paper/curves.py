@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from experiments.paper.evidence import FIRST, Evidence, Measured, label
 from experiments.paper.section import Cell, Section, Table, Value
 from experiments.results.figures import BLUE, DARK, GREEN, ORANGE, RED, plain_axes
+from selfspec.measure.closed_form import expected_speedup
 
 ACCEPTANCES = {0.6: (RED, ":"), 0.7: (ORANGE, "-."), 0.8: (GREEN, "--"), 0.9: (BLUE, "-"), 0.95: (DARK, "-")}
 LONGEST = 12  # tokens; the paper's longest draft
@@ -33,12 +34,6 @@ def section(evidence: Evidence) -> Section:
     return Section(stem, title, Table(columns, [_cells(arm) for arm in arms]), {stem: curves(arms)}, [NOTE])
 
 
-def expected_speedup(acceptance: float, n_drafted: float, draft_cost: float, verify_cost: float) -> float:
-    """Of rounds of `n_drafted` tokens, each accepted with the same probability; costs in plain tokens."""
-    tokens = n_drafted + 1 if acceptance == 1 else (1 - acceptance ** (n_drafted + 1)) / (1 - acceptance)
-    return tokens / (draft_cost * n_drafted + verify_cost)
-
-
 def token_acceptance(arm: Measured) -> float:
     """Accepted over judged tokens: those after a rejection were never judged."""
     n_rejected = sum(
@@ -49,7 +44,9 @@ def token_acceptance(arm: Measured) -> float:
 
 def _expected(arm: Measured) -> float:
     n_drafted = arm.row.drafted / arm.row.n_rounds
-    return expected_speedup(token_acceptance(arm), n_drafted, arm.draft_cost, arm.verify_cost)
+    return expected_speedup(
+        token_acceptance(arm), n_drafted=n_drafted, draft_cost=arm.draft_cost, verify_cost=arm.verify_cost
+    )
 
 
 def _cells(arm: Measured) -> list[Value]:
@@ -72,9 +69,9 @@ def curves(arms: Sequence[Measured]) -> Figure:
         f"{label(best, arms)}: c = {best.draft_cost:.2f}, v = {best.verify_cost:.2f}",
     )
     at, speed = best.row.drafted / best.row.n_rounds, best.speedup
-    said = f"measured [95 %], a = {token_acceptance(best):.2f}"
+    legend = f"measured [95 %], a = {token_acceptance(best):.2f}"
     whiskers = [[speed.here - speed.low], [speed.high - speed.here]]
-    right.errorbar([at], [speed.here], yerr=whiskers, color=DARK, marker="*", ms=11, capsize=3, ls="none", label=said)
+    right.errorbar([at], [speed.here], yerr=whiskers, color=DARK, marker="*", ms=11, capsize=3, ls="none", label=legend)
     left.set_ylabel("speedup over plain decoding")
     handles, labels = right.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=7, frameon=False, fontsize=8.5)
@@ -84,7 +81,7 @@ def curves(arms: Sequence[Measured]) -> Figure:
 def _draw(axes: Axes, draft_cost: float, verify_cost: float, title: str) -> None:
     lengths = range(1, LONGEST + 1)
     for acceptance, (colour, dash) in ACCEPTANCES.items():
-        y = [expected_speedup(acceptance, n, draft_cost, verify_cost) for n in lengths]
+        y = [expected_speedup(acceptance, n_drafted=n, draft_cost=draft_cost, verify_cost=verify_cost) for n in lengths]
         axes.plot(lengths, y, color=colour, linestyle=dash, label=f"a = {acceptance:g}")
     axes.axhline(1, color="#767676", linestyle=":", linewidth=1)
     axes.set_title(title, loc="left", fontsize=10)

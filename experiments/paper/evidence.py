@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from experiments.paper.section import Cell, Value
-from experiments.quality.judge import Quality, quality_rows, summary
-from experiments.results.find_runs import RunFolder, flagged
+from experiments.quality.judge import FILE, Quality, summary
+from experiments.results import figure_data
+from experiments.results.rows import QualityRow, Raced, Trial, read_rows, scored, trial_value
+from experiments.results.run_folder import Run, flagged
 from experiments.results.tables import ArmRow, Pair, paired_arms, text
 from selfspec.measure import metrics
-from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
@@ -37,7 +38,7 @@ class Measured:
         quality: of its answers.
     """
 
-    run: RunFolder
+    run: Run
     row: ArmRow
     pairs: Sequence[Pair]
     temperature: float
@@ -75,7 +76,7 @@ class Measured:
 
     @property
     def about(self) -> Row:
-        """See `RunFolder.about`."""
+        """See `Run.about`."""
         return self.run.about(self.row.arm)
 
     @property
@@ -141,30 +142,34 @@ class Measured:
 class Search:
     """A search run and its trials."""
 
-    run: RunFolder
-    trials: list[dict[str, Any]]
+    run: Run
+    trials: list[Trial]
 
     @property
-    def complete(self) -> list[dict[str, Any]]:
+    def complete(self) -> list[Trial]:
         """The trials that have a value."""
-        return [t for t in self.trials if t["state"] == "complete" and t["value"] is not None]
+        return scored(self.trials)
 
     @property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> Trial | None:
         """The trial of the largest value, the first of equals; None if none has a value."""
-        return max(self.complete, key=lambda trial: float(trial["value"]), default=None)
+        return max(self.complete, key=trial_value, default=None)
+
+    @property
+    def nothing_value(self) -> float | None:
+        """The value of skipping nothing; None if it was not tried."""
+        return figure_data.nothing_value(self.trials)
 
     @property
     def winner(self) -> str | None:
         """The skip set that the search handed on: the winner of its finals, else its best trial's."""
-        handed = self.run.summary().get("winner") or self.best
+        handed = self.run.summary.get("winner") or self.best
         return handed["skip"] if handed else None
 
     @property
-    def finals(self) -> list[dict[str, Any]]:
+    def finals(self) -> list[Raced]:
         """The sets that were raced on fresh prompts, the winner first; empty if none were."""
-        path = self.run.path / run_files.FINALS
-        return run_files.read_rows(path) if path.is_file() else []
+        return self.run.finals().whole()
 
     @property
     def run_cell(self) -> str:
@@ -196,7 +201,7 @@ class Evidence:
         same = (row for row in self.published if all(row.get(k) == wanted.get(k) for k in (*QUALIFIERS, *wanted)))
         return float(next((row["value"] for row in same), math.nan))
 
-    def told(self, is_wanted: Callable[[Row], bool]) -> list[str]:
+    def published_elsewhere(self, is_wanted: Callable[[Row], bool]) -> list[str]:
         """One line of the published values of other models, data or temperatures; none if there are none."""
         measured = [arm.where for arm in self.arms]
         others = [row for row in self.published if is_wanted(row) and {k: row.get(k) for k in WHERE} not in measured]
@@ -232,9 +237,7 @@ def _read_out(row: Row) -> str:
     return f"{' '.join(words + temperature)} {row['metric']} {row['value']:g} ({row['source']})"
 
 
-def read(
-    runs: Sequence[RunFolder], *, published: Sequence[Row] = (), sets: Mapping[str, SkipSet] | None = None
-) -> Evidence:
+def read(runs: Sequence[Run], *, published: Sequence[Row] = (), sets: Mapping[str, SkipSet] | None = None) -> Evidence:
     """The evidence of evaluate and search runs.
 
     Args:
@@ -246,7 +249,7 @@ def read(
         InputError: if a run cannot be read.
     """
     arms = [arm for run in runs if run.verb == "evaluate" for arm in _measured(run)]
-    searches = [Search(run, run.rows()) for run in runs if run.verb == "search"]
+    searches = [Search(run, run.trials().whole()) for run in runs if run.verb == "search"]
     return Evidence(arms, searches, {**skip_sets([arm.row for arm in arms], searches), **(sets or {})}, published)
 
 
@@ -268,11 +271,11 @@ def skip_sets(rows: Sequence[ArmRow], searches: Sequence[Search]) -> dict[str, S
     return sets
 
 
-def _measured(run: RunFolder) -> Iterator[Measured]:
+def _measured(run: Run) -> Iterator[Measured]:
     config = run.config()
     sampling = config.get("sampling") or {}
     temperature = float(sampling.get("temperature", 1.0)) if sampling.get("do_sample") else 0.0
-    judged = summary(quality_rows(run.path))
+    judged = summary(read_rows(run.path / FILE, QualityRow).whole())
     for row, pairs in paired_arms(run):
         yield Measured(run, row, pairs, temperature, [q for q in judged if q.arm == row.arm])
 

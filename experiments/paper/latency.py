@@ -26,10 +26,12 @@ def section(evidence: Evidence) -> Section:
     if not evidence.drafts:
         return Section(stem, title, to_do="selfspec evaluate skip=SET")
     arms = [arm for arm in evidence.arms if arm.row.drafted or arm.row.is_baseline]
-    told = evidence.told(lambda row: row["metric"] == "token_s" and row.get("part") in (*PARTS, "all"))
+    elsewhere = evidence.published_elsewhere(
+        lambda row: row["metric"] == "token_s" and row.get("part") in (*PARTS, "all")
+    )
     columns = [*FIRST, *(f"{part} (ms)" for part in (*PARTS, "all")), "draft share", "draft cost", "round cost", "run"]
     return Section(
-        stem, title, Table(columns, [_cells(evidence, arm) for arm in arms]), {stem: stacked(arms)}, [NOTE, *told]
+        stem, title, Table(columns, [_cells(evidence, arm) for arm in arms]), {stem: stacked(arms)}, [NOTE, *elsewhere]
     )
 
 
@@ -62,8 +64,8 @@ def stacked(arms: Sequence[Measured]) -> Figure:
         axes.barh(range(len(arms)), widths, left=left, height=0.7, color=colour, edgecolor="white", label=part)
         left = [at + width for at, width in zip(left, widths, strict=True)]
     for y, (arm, end) in enumerate(zip(arms, left, strict=True)):
-        said = f"{end:.1f} ms" if arm.row.is_baseline else f"{end:.1f} ms, {arm.speedup.here:.2f}x"
-        axes.annotate(said, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
+        text = f"{end:.1f} ms" if arm.row.is_baseline else f"{end:.1f} ms, {arm.speedup.here:.2f}x"
+        axes.annotate(text, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(range(len(arms)), [label(arm, arms) for arm in arms], fontsize=8.5)
     axes.invert_yaxis()
     axes.margins(x=0.14)

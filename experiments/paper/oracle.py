@@ -68,8 +68,8 @@ def compare(arms: Sequence[Measured]) -> Figure:
         here, best = arm.speedup, oracle(arm.pairs)
         axes.plot([here.here, best.here], [y, y], color=GREY, linewidth=1, zorder=1)
         whiskers = [[here.here - here.low], [here.high - here.here]]
-        said: dict[str, Any] = {"label": "measured [95 %]"} if not y else {}
-        axes.errorbar([here.here], [y], xerr=whiskers, color=BLUE, marker="o", capsize=3, linestyle="none", **said)
+        legend: dict[str, Any] = {"label": "measured [95 %]"} if not y else {}
+        axes.errorbar([here.here], [y], xerr=whiskers, color=BLUE, marker="o", capsize=3, linestyle="none", **legend)
         axes.plot([best.here], [y], "D", color=GREEN, label=None if y else "with the oracle's stop, at least")
     axes.axvline(1, color=GREY, linestyle=":", linewidth=1, label="plain decoding")
     axes.set_yticks(range(len(arms)), [f"{label(arm, arms)}\n{arm.rule}" for arm in arms], fontsize=8.5)

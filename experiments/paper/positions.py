@@ -7,8 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.paper.evidence import FIRST, Evidence, Measured, Row, label, pooled
+from experiments.paper.evidence import FIRST, Evidence, Measured, label, pooled
 from experiments.paper.section import Cell, Section, Table, Value
+from experiments.results import figure_data
 from experiments.results.figures import BLUE, DARK, GREEN, ORANGE, RED, canvas, legend_below, plain_axes
 
 SHOWN = 12  # positions of the table; the paper's longest draft
@@ -37,16 +38,10 @@ def at(arm: Measured, position: int) -> Cell:
     """Accepted over judged tokens at a position, counted from 1."""
     return pooled(
         arm.rows,
-        lambda row: sum(accepted >= position for accepted in row["round_accepted"]),
-        lambda row: judged(row, position),
+        lambda row: figure_data.position([row], position).accepted,
+        lambda row: figure_data.position([row], position).judged,
         most=1,
     )
-
-
-def judged(row: Row, position: int) -> int:
-    """The rounds that drafted as far as the position, all tokens before it accepted."""
-    rounds = zip(row["round_drafted"], row["round_accepted"], strict=True)
-    return sum(drafted >= position and accepted >= position - 1 for drafted, accepted in rounds)
 
 
 def profile(arms: Sequence[Measured]) -> Figure:
@@ -54,11 +49,7 @@ def profile(arms: Sequence[Measured]) -> Figure:
     figure, axes = canvas(7.5, 4.2)
     colours, dashes = (BLUE, ORANGE, GREEN, RED, DARK), ("-", "--", "-.", ":")
     for i, arm in enumerate(arms):
-        shown = [
-            (n, at(arm, n).here)
-            for n in range(1, arm.max_draft + 1)
-            if sum(judged(row, n) for row in arm.rows) >= LEAST
-        ]
+        shown = [(p.number, p.acceptance) for p in figure_data.positions(arm.rows) if p.judged >= LEAST]
         if shown:
             style: dict[str, Any] = {
                 "color": colours[i % len(colours)],

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.evaluation.predicted import UNIT
 from experiments.paper.evidence import Evidence, label
 from experiments.paper.section import Cell, Section, Table, Value
+from experiments.results.figure_data import prediction
 from experiments.results.figures import BLUE, GREY, KEPT, ORANGE, canvas, legend_below, plain_axes
 
 COLUMNS = ["model", "searched on", "measured on", "what", "predicted", "speedup", "error", "run"]
@@ -35,7 +35,7 @@ def section(evidence: Evidence) -> Section:
 def _evaluated(evidence: Evidence) -> list[Point]:
     points: list[Point] = []
     for arm in evidence.drafts:
-        promise = (arm.run.summary().get("predicted") or {}).get(arm.row.arm)
+        promise = (arm.run.summary.get("predicted") or {}).get(arm.row.arm)
         if promise is not None and arm.speedup.here > 0:
             searched = ", ".join(dict.fromkeys(s.fact("data") for s in evidence.searched(arm))) or "–"
             first: list[Value] = [arm.row.model, searched, arm.row.data, label(arm, [arm])]
@@ -46,8 +46,8 @@ def _evaluated(evidence: Evidence) -> list[Point]:
 def _finals(evidence: Evidence) -> list[Point]:
     points: list[Point] = []
     for search in evidence.searches:
-        for raced in search.finals if search.run.summary().get("unit") == UNIT else ():
-            if raced.get("fresh_value") is not None and raced.get("speedup"):
+        for raced in search.finals if search.run.summary.get("unit") == UNIT else ():
+            if raced["fresh_value"] is not None and raced["speedup"]:
                 data = search.fact("data")
                 first: list[Value] = [
                     search.fact("model"),
@@ -67,8 +67,12 @@ def agreement(points: Sequence[Point]) -> Figure:
         ("finalist of a search [95 %]", ORANGE, "s", [p for p in points if _is_final(p)]),
     ):
         if some:
-            x, y = [promise for _, promise, _, _ in some], [cell.here for _, _, cell, _ in some]
-            whiskers = np.array([[c.here - c.low, c.high - c.here] for _, _, c, _ in some]).T
+            pairs = [
+                prediction("", "", predicted=promise, measured=cell.here, low=cell.low, high=cell.high)
+                for _, promise, cell, _ in some
+            ]
+            x, y = [p.predicted for p in pairs], [p.measured for p in pairs]
+            whiskers = [[p.measured - p.low for p in pairs], [p.high - p.measured for p in pairs]]
             axes.errorbar(x, y, yerr=whiskers, color=colour, marker=marker, capsize=3, linestyle="none", label=name)
     ends = [*axes.get_xlim(), *axes.get_ylim()]
     line = min(ends), max(ends)

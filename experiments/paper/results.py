@@ -19,8 +19,10 @@ def section(evidence: Evidence) -> Section:
     columns = [*FIRST, "prompts", "failed", *metrics, "acceptance", "tokens/round", "speedup", "run"]
     notes = [SPEEDUP] if metrics else [SPEEDUP, "Quality was not measured in these runs."]
     notes += cautions([arm.row for arm in evidence.arms])
-    told = evidence.told(lambda row: not any(row.get(k) for k in ("stop", "part", "table", "figure", "over")))
-    return Section(stem, title, Table(columns, body), notes=[*notes, *told])
+    elsewhere = evidence.published_elsewhere(
+        lambda row: not any(row.get(k) for k in ("stop", "part", "table", "figure", "over"))
+    )
+    return Section(stem, title, Table(columns, body), notes=[*notes, *elsewhere])
 
 
 def _cells(evidence: Evidence, arm: Measured, metrics: Sequence[str]) -> list[Value]:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from experiments.paper.evidence import Evidence, Search
 from experiments.paper.section import Cell, Section, Table, Value
 from experiments.results import figures
+from experiments.results.rows import trial_value
 
 NOTE = (
     "Values are of a search's own calibration prompts, and the best of many is flattered by noise: only an evaluation "
@@ -46,8 +47,8 @@ def progress(search: Search) -> Figure:
 def _cells(search: Search) -> list[Value]:
     facts = [search.fact(name) for name in ("model", "data", "searcher", "objective")]
     n_failed = sum(trial["state"] == "failed" for trial in search.trials)
-    nothing = next((Cell(float(t["value"])) for t in search.complete if t["skip"] == "none"), Cell())
-    best = Cell(float(search.best["value"])) if search.best else Cell()
+    nothing = Cell() if search.nothing_value is None else Cell(search.nothing_value)
+    best = Cell(trial_value(search.best)) if search.best else Cell()
     raced = next((Cell.raced(r) for r in search.finals[:1]), Cell())
     handed = f"`{search.winner}`" if search.winner is not None else "–"
     return [*facts, len(search.trials), n_failed, nothing, best, handed, raced, search.run_cell]

@@ -38,8 +38,8 @@ def _section(evidence: Evidence, rule: str, *, stem: str, title: str, dial: str)
     body = [_cells(evidence, arm) for arms in compared for arm in arms]
     columns = [*FIRST, "rule", "acceptance", "tokens/round", "speedup", "run"]
     figures = {stem if not i else f"{stem}-{i + 1}": sweep(arms, rule) for i, arms in enumerate(compared)}
-    told = evidence.told(lambda row: row.get("stop") in (rule, "adaptive"))
-    return Section(stem, title, Table(columns, body), figures, [NOTE, *told])
+    elsewhere = evidence.published_elsewhere(lambda row: row.get("stop") in (rule, "adaptive"))
+    return Section(stem, title, Table(columns, body), figures, [NOTE, *elsewhere])
 
 
 def setting(arm: Measured) -> float | None:

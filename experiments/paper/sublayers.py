@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 
 from experiments.paper.evidence import Evidence, Measured, Search, label
 from experiments.paper.section import Section
-from experiments.results.figures import BLUE, DARK, GREEN, GREY, ORANGE, RED, canvas, legend_below, plain_axes, unit
+from experiments.results.figure_data import unit
+from experiments.results.figures import BLUE, DARK, GREEN, GREY, ORANGE, RED, canvas, legend_below, plain_axes
+from experiments.results.rows import trial_value
 from selfspec.skipping.skip_set import SkipSet
 
 NOTE = (
@@ -35,7 +37,7 @@ def tried(search: Search) -> Figure:
     """The value of every trial over the sublayers it skips."""
     figure, axes = canvas(6.8, 4.0)
     n_layers = search.run.facts["n_layers"]
-    points = [(len(SkipSet.parse(t["skip"], n_layers)), float(t["value"])) for t in search.complete]
+    points = [(len(SkipSet.parse(t["skip"], n_layers)), trial_value(t)) for t in search.complete]
     axes.plot(*zip(*points, strict=True), "o", color=BLUE, ms=5, alpha=0.5, markeredgewidth=0, label="trial")
     best = sorted({n: max(value for m, value in points if m == n) for n, _ in points}.items())
     axes.plot(*zip(*best, strict=True), color=GREEN, label="best of that number")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+import math
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.paper.evidence import Evidence, Measured, label
 from experiments.paper.section import Section
+from experiments.results import figure_data
 from experiments.results.figures import BLUE, GREY, ORANGE, plain_axes
 
-SPAN = 20  # rounds; chosen, not tuned
-NOTE = f"Grey lines: a new prompt begins. Acceptance is that of the last {SPAN} rounds, pooled."
+NOTE = f"Grey lines: a new prompt begins. Acceptance is that of the last {figure_data.WINDOW} rounds, pooled."
 
 
 def section(evidence: Evidence) -> Section:
@@ -31,16 +30,11 @@ def trajectory(arm: Measured, name: str) -> Figure:
     figure = Figure(figsize=(8.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(range(1, len(arm.thresholds) + 1), arm.thresholds, color=ORANGE, linewidth=1.3)
-    accepted, drafted = (
-        np.array([n for row in arm.rows for n in row[field]]) for field in ("round_accepted", "round_drafted")
-    )
-    kernel = np.ones(SPAN)
-    n_rounds = len(drafted)
-    with np.errstate(invalid="ignore"):
-        recent = np.convolve(accepted, kernel)[:n_rounds] / np.convolve(drafted, kernel)[:n_rounds]
-    below.plot(range(1, n_rounds + 1), recent, color=BLUE, linewidth=1.3)
-    for end in list(accumulate(len(row["round_drafted"]) for row in arm.rows))[:-1]:
+    course = figure_data.course(arm.rows)
+    thresholds = [math.nan if threshold is None else threshold for threshold in course.thresholds]
+    for axes, values, colour in ((above, thresholds, ORANGE), (below, course.acceptance, BLUE)):
+        axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.3)
+    for end in course.prompt_ends:
         for axes in (above, below):
             axes.axvline(end + 0.5, color=GREY, linewidth=0.4, alpha=0.5)
     above.set_ylabel("threshold")

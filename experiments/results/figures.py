@@ -1,4 +1,4 @@
-"""Pictures of results, drawn without global state: plain values in, a figure out, and written whole.
+"""Pictures of results for paper and reports, drawn by matplotlib from `figure_data`, without global state.
 
 Knows skip sets and trials; knows nothing of runs, nor where a picture goes. Colours are Okabe and Ito's, which the
 colour-blind can tell apart, and are never the only difference.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,8 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from experiments.results import figure_data
+from experiments.results.figure_data import Spent, unit
+from experiments.results.rows import scored
 from search.importance import Importance
-from search.pareto import front, measured
 from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
 
@@ -31,8 +32,7 @@ KEPT, GREY, DARK = "#EEEEEE", "#767676", "#222222"
 WORSE_BETTER = LinearSegmentedColormap.from_list("worse_better", [RED, "white", BLUE])
 
 Row = Mapping[str, Any]
-Axis = Literal["evaluations", "seconds"]
-AXES: tuple[Axis, Axis] = ("evaluations", "seconds")
+AXES: tuple[Spent, Spent] = ("evaluations", "seconds")
 
 _SET_HEIGHT = 1.0  # of one set's two strips and the gap below, in axis units; layers are 1 wide
 _STRIP = 0.34
@@ -46,19 +46,21 @@ def skip_map(sets: Mapping[str, SkipSet]) -> Figure:
     """
     if not sets:
         raise ValueError("no skip set to draw; leave the map out")
-    n_layers = max(skip.n_layers for skip in sets.values())
     figure, axes = canvas(9.0, 1.1 + 0.62 * len(sets))
-    for i, (label, skip) in enumerate(sets.items()):
-        top = i * _SET_HEIGHT
-        for offset, skipped, colour in ((0.1, skip.attn, BLUE), (0.1 + _STRIP, skip.mlp, ORANGE)):
-            for layers, fill in ((set(range(skip.n_layers)) - skipped, KEPT), (skipped, colour)):
-                cells = [Rectangle((layer - 0.5, top + offset), 1, _STRIP) for layer in sorted(layers)]
+    for i, mapped in enumerate(figure_data.skip_map(sets)):
+        top = i * _SET_HEIGHT + 0.1
+        for strip, colour, kind in zip((0, _STRIP), (BLUE, ORANGE), figure_data.SUBLAYERS, strict=True):
+            for wanted, fill in ((False, KEPT), (True, colour)):
+                cells = [
+                    Rectangle((layer - 0.5, top + strip), 1, _STRIP)
+                    for layer, is_skipped in enumerate(mapped.is_skipped[kind])
+                    if is_skipped is wanted
+                ]
                 axes.add_collection(PatchCollection(cells, facecolor=fill, edgecolor="white", linewidth=1.2))
-        counts = f"{len(skip.attn)} attention, {len(skip.mlp)} MLP of {skip.n_layers}"
-        middle = top + 0.1 + _STRIP
-        axes.annotate(label, (0, middle), (-8, 1), va="bottom", **_beside("right"), color=DARK, fontsize=9.5)
-        axes.annotate(counts, (0, middle), (-8, -1), va="top", **_beside("right"), color=GREY, fontsize=8)
-    axes.set_xlim(-0.5, n_layers - 0.5)
+        middle = top + _STRIP
+        axes.annotate(mapped.label, (0, middle), (-8, 1), va="bottom", **_beside("right"), color=DARK, fontsize=9.5)
+        axes.annotate(mapped.counts, (0, middle), (-8, -1), va="top", **_beside("right"), color=GREY, fontsize=8)
+    axes.set_xlim(-0.5, max(skip.n_layers for skip in sets.values()) - 0.5)
     axes.set_ylim(len(sets) * _SET_HEIGHT, 0)
     axes.set_yticks([])
     axes.spines[["left", "right", "top", "bottom"]].set_visible(False)
@@ -82,53 +84,6 @@ def _beside(side: str) -> dict[str, Any]:
     return {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": side}
 
 
-def search_history(trials: Sequence[Mapping[str, Any]], *, objective: str, title: str = "") -> Figure:
-    """What a search tried and how its best grew; larger is better.
-
-    Args:
-        trials: rows of a search run.
-        objective: its name, read out as the unit of the value: `tokens_per_second`.
-        title: above the axes, if any.
-    """
-    figure, axes = canvas(8.0, 4.2)
-    tried = sorted(trials, key=lambda trial: trial["number"])
-    valued = [t for t in tried if t["state"] == "complete" and t["value"] is not None]
-    failed = [t["number"] for t in tried if t["state"] == "failed"]
-    for origin, label, marker, colour in (("start", "start point", "D", ORANGE), ("searcher", "searcher", "o", BLUE)):
-        ours = [t for t in valued if t["origin"] == origin]
-        if ours:
-            x, y = [t["number"] for t in ours], [t["value"] for t in ours]
-            axes.plot(x, y, marker, color=colour, label=label, markersize=6, alpha=0.85, markeredgecolor="white")
-    if valued:
-        numbers, best = [t["number"] for t in valued], list(accumulate((t["value"] for t in valued), max))
-        numbers, best = [*numbers, tried[-1]["number"]], [*best, best[-1]]
-        axes.step(numbers, best, GREEN, where="post", label="best so far", zorder=1)
-    if failed:
-        bottom = axes.get_xaxis_transform()  # x in trials, y in [0, 1] of the axis: a failed trial has no value
-        axes.plot(failed, [0.02] * len(failed), "x", color=RED, label="failed", transform=bottom, clip_on=False)
-    nothing = next((t["value"] for t in valued if t["skip"] == "none"), None)
-    if nothing is not None:
-        axes.axhline(nothing, color=DARK, linestyle="--", linewidth=1, zorder=0.8)
-        _say_beside(axes, f"skip nothing\n{nothing:.3g}", nothing)
-    axes.set_xlabel("trial")
-    axes.set_ylabel(unit(objective))
-    axes.set_title(title, loc="left", fontsize=10.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.margins(y=0.12)
-    if tried:
-        first, last = tried[0]["number"], tried[-1]["number"]
-        room = max(0.5, 0.03 * (last - first))
-        axes.set_xlim(first - room, last + room)
-    if not valued:
-        axes.set_yticks([])  # nothing has a value, so a scale would be made up
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=KEPT)
-    axes.set_axisbelow(True)
-    if tried:
-        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return figure
-
-
 def importance_map(importance: Importance, *, objective: str, title: str = "") -> Figure:
     """What skipping each sublayer alone does to the value: layers from left to right, attention above MLP.
 
@@ -140,19 +95,10 @@ def importance_map(importance: Importance, *, objective: str, title: str = "") -
         objective: its name, read out as the unit of the value.
         title: above the axes, if any.
     """
-    n_layers, nothing = importance.n_layers, importance.nothing.value
-    values = {skip: tried.value for skip, tried in importance.alone.items() if tried.value is not None}
+    found = figure_data.importance_map(importance)
+    changes, known, reach, n_layers = found.changes, found.known, found.reach, importance.n_layers
     figure, axes = canvas(9.0, 2.6)
     axes.set_facecolor(KEPT)
-    if nothing is None:
-        values = {}
-    changes = np.full((2, n_layers), np.nan)
-    for skip, value in values.items():
-        for kind, layers in enumerate((skip.attn, skip.mlp)):
-            for layer in layers:
-                changes[kind, layer] = value - (nothing or 0.0)
-    known = changes[~np.isnan(changes)]
-    reach = float(np.quantile(np.abs(known), 0.9)) if known.any() else 1.0
     image = axes.imshow(changes, cmap=WORSE_BETTER, norm=CenteredNorm(0, reach), aspect="auto")
     for marker, colour, cells, label in (
         ("x", GREY, np.isnan(changes), "no value"),
@@ -160,7 +106,7 @@ def importance_map(importance: Importance, *, objective: str, title: str = "") -
     ):
         marked = np.argwhere(cells)
         axes.plot(marked[:, 1], marked[:, 0], marker, color=colour, markersize=5, label=label)
-    axes.set_yticks([0, 1], ["attention", "MLP"])
+    axes.set_yticks([0, 1], figure_data.SUBLAYERS)
     axes.set_xticks(np.arange(0.5, n_layers - 1), minor=True)
     axes.set_yticks([0.5], minor=True)
     axes.grid(which="minor", color="white", linewidth=1.2)
@@ -173,7 +119,7 @@ def importance_map(importance: Importance, *, objective: str, title: str = "") -
         sides = {(True, True): "both", (True, False): "min", (False, True): "max", (False, False): "neither"}
         extend = sides[bool(known.min() < -reach), bool(known.max() > reach)]
         bar = figure.colorbar(image, ax=axes, extend=extend, aspect=12, pad=0.015)
-        bar.set_label(f"change of value\n({unit(objective)};\nskip nothing: {nothing:.3g})", fontsize=8.5)
+        bar.set_label(f"change of value\n({unit(objective)};\nskip nothing: {found.nothing:.3g})", fontsize=8.5)
         bar.ax.tick_params(labelsize=8.5)
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9, handletextpad=0.2)
     return figure
@@ -190,27 +136,25 @@ def best_so_far(trials: Sequence[Row], *, objective: str, title: str = "") -> Fi
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 2, sharey=True)
-    tried = sorted(trials, key=lambda trial: trial["number"])
-    nothing = next((t["value"] for t in tried if t["skip"] == "none" and t["state"] == "complete"), None)
     for axes, axis in zip(panels, AXES, strict=True):
-        shown = _ended(tried, axis)
-        complete = [(x, t["value"]) for x, t in shown if t["state"] == "complete"]
-        if complete:
-            ended, values = [x for x, _ in complete], [value for _, value in complete]
-            axes.plot(ended, values, "o", color=BLUE, label="complete", markersize=4, alpha=0.6, markeredgewidth=0)
-            ended, best = [*ended, shown[-1][0]], [*accumulate(values, max), max(values)]
-            axes.step(ended, best, GREEN, where="post", label="best so far")
+        progress = figure_data.progress(trials, axis)
+        for origin, marker, colour in (("start", "D", ORANGE), ("searcher", "o", BLUE)):
+            dots = [(x, t["value"]) for x, t in progress.scored if t.get("origin", "searcher") == origin]
+            if dots:
+                axes.plot(*zip(*dots, strict=True), marker, color=colour, label=origin, ms=4, alpha=0.6, mew=0)
+        if progress.best:
+            axes.step(*zip(*progress.best, strict=True), GREEN, where="post", label="best so far", zorder=1.5)
         for state, marker, colour, height in (("pruned", "v", ORANGE, 0.05), ("failed", "x", RED, 0.02)):
             # A pruned trial's value is of fewer prompts and a failed one has none: both are shown at the bottom.
-            ended = [x for x, t in shown if t["state"] == state]
+            ended = progress.without_value(state)
             if ended:
                 bottom, label = axes.get_xaxis_transform(), f"{state} (no value)"
                 axes.plot(ended, [height] * len(ended), marker, color=colour, label=label, ms=4, transform=bottom)
-        if nothing is not None:
-            axes.axhline(nothing, color=DARK, linestyle="--", linewidth=1, zorder=0.8, label="skip nothing")
+        if progress.nothing is not None:
+            axes.axhline(progress.nothing, color=DARK, linestyle="--", linewidth=1, zorder=0.8, label="skip nothing")
         axes.margins(y=0.12)
         plain_axes(axes, axis)
-    if not any(t["state"] == "complete" for t in tried):
+    if not scored(trials):
         panels[0].set_yticks([])  # nothing has a value, so a scale would be made up
     panels[0].set_ylabel(unit(objective))
     panels[0].set_title(title, loc="left", fontsize=10.5)
@@ -227,21 +171,20 @@ def pareto(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
         title: above the axes, if any.
     """
     figure, axes = canvas(7.0, 4.8)
-    shown = sorted(measured(trials), key=lambda t: float(t["value"]))  # the best above the others
-    if shown:
-        costs, accepted, values = ([t[name] for t in shown] for name in ("draft_cost", "acceptance", "value"))
+    data = figure_data.trade_off(trials)
+    if data.best:
+        costs, accepted, values = ([t[name] for t in data.trials] for name in ("draft_cost", "acceptance", "value"))
         dots = axes.scatter(costs, accepted, c=values, cmap="cividis", s=28, edgecolors="white", linewidths=0.5)
-        best_ones = front(shown)
-        steps = [t["draft_cost"] for t in best_ones], [t["acceptance"] for t in best_ones]
+        steps = [t["draft_cost"] for t in data.front], [t["acceptance"] for t in data.front]
         axes.step(*steps, color=DARK, linewidth=1, where="post", zorder=0.9, label="best acceptance at that cost")
-        nothing = [t for t in shown if t["skip"] == "none"][:1]
-        for marker, size, label, some in (("D", 8, "skip nothing", nothing), ("*", 17, "best value", shown[-1:])):
-            x, y = [t["draft_cost"] for t in some], [t["acceptance"] for t in some]
-            axes.plot(x, y, marker, markersize=size, label=label, color="none", markeredgecolor=RED)
+        for marker, size, label, trial in (("D", 8, "skip nothing", data.nothing), ("*", 17, "best value", data.best)):
+            if trial:
+                at = [trial["draft_cost"]], [trial["acceptance"]]
+                axes.plot(*at, marker, markersize=size, label=label, color="none", markeredgecolor=RED)
         figure.colorbar(dots, ax=axes, label=unit(objective), pad=0.02).outline.set_visible(False)
     axes.set_ylabel("acceptance (accepted / drafted tokens)")
     axes.set_title(title, loc="left", fontsize=10.5)
-    plain_axes(axes, "draft cost (plain tokens per drafted token)", counts=False)
+    plain_axes(axes, figure_data.DRAFT_COST, counts=False)
     axes.grid(axis="x", color=KEPT)
     legend_below(figure, axes)
     return figure
@@ -261,7 +204,7 @@ def cost_check(pairs: Sequence[tuple[float, float]], *, title: str = "") -> Figu
     return figure
 
 
-def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Axis, objective: str, title: str = "") -> Figure:
+def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Spent, objective: str, title: str = "") -> Figure:
     """The best so far of several searchers: mean over seeds, and the range of them as a band.
 
     A searcher's curve begins where all its seeds have a value and ends with its shortest run.
@@ -276,7 +219,8 @@ def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Axis, object
     colours, dashes = (BLUE, ORANGE, GREEN, RED, DARK), ("-", "--", "-.", ":")  # 20 pairs
     for i, (name, runs) in enumerate(races.items()):
         colour, dash = colours[i % len(colours)], dashes[i % len(dashes)]
-        curves = [curve for run in runs if (curve := _curve(run, x))[0].size]
+        found = [figure_data.progress(run, x).best for run in runs]
+        curves = [(np.array([p[0] for p in best]), np.array([p[1] for p in best])) for best in found if best]
         if not curves:
             continue
         end = min(spent[-1] for spent, _ in curves)
@@ -296,21 +240,6 @@ def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Axis, object
     return figure
 
 
-def _ended(rows: Sequence[Row], x: Axis) -> list[tuple[float, Row]]:
-    """What was spent when each trial ended, in that order; without those that do not tell."""
-    tried = sorted(rows, key=lambda row: row["number"])
-    spent = [n if x == "evaluations" else row.get("elapsed_s") for n, row in enumerate(tried, start=1)]
-    return sorted(((s, row) for s, row in zip(spent, tried, strict=True) if s is not None), key=lambda pair: pair[0])
-
-
-def _curve(rows: Sequence[Row], x: Axis) -> tuple[np.ndarray, np.ndarray]:
-    """What was spent when each trial ended, and the best value by then, from the first value on."""
-    shown = _ended(rows, x)
-    values = (row["value"] if row["state"] == "complete" else -np.inf for _, row in shown)
-    spent, best = np.array([s for s, _ in shown]), np.array(list(accumulate(values, max)))
-    return spent[np.isfinite(best)], best[np.isfinite(best)]
-
-
 def plain_axes(axes: Axes, xlabel: str, *, counts: bool = True) -> None:
     """Axes without a box; below, whole numbers from 0 on if it counts something."""
     axes.set_xlabel(xlabel)
@@ -327,15 +256,6 @@ def legend_below(figure: Figure, axes: Axes, *, n_columns: int = 5) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=9)
-
-
-def _say_beside(axes: Axes, words: str, y: float) -> None:
-    axes.annotate(words, (1, y), (5, 0), va="center", **_beside("left"), color=DARK, fontsize=8.5)
-
-
-def unit(objective: str) -> str:
-    """An objective's name read out: `tokens_per_second` and `tokens_per_s` are tokens per second."""
-    return (objective + "econd" if objective.endswith("_per_s") else objective).replace("_", " ")
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:

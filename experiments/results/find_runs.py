@@ -1,6 +1,7 @@
-"""Run folders, found by what a user calls them.
+"""Run folders, found by what a user calls them: an id, a folder, a glob, or a part of what is known of a run.
 
-Knows where runs lie and how to read one; knows nothing of arms, trials or what is made of them, nor of models.
+`experiments.results.run_folder` says what a folder is. Readers that make tables of runs take `find_runs`, which refuses
+what cannot be read; lists and dashboards take `list_runs`, which returns it with the reason.
 """
 
 from __future__ import annotations
@@ -8,103 +9,56 @@ from __future__ import annotations
 import glob
 import json
 import os
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
 
-import yaml
-
-from experiments.results.folder import is_busy
+from experiments.results.run_folder import ROWS, Run, name_of, open_run, run_folders
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
-Verb = Literal["evaluate", "search"]
-
-ROWS: Mapping[Verb, str] = {"evaluate": run_files.RECORDS, "search": run_files.TRIALS}
+MATCHED = ("model", "data", "searcher")  # facts of a run that a part of its name may stand for
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A job of a sweep that came to nothing: where it ran, why it failed, and what it had been asked."""
+    """A job of a sweep that came to nothing: where it ran, why it failed, and its settings."""
 
     name: str
     error: str
     overrides: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """One run, finished or not.
+def list_runs(word: str | None, outputs: Path) -> list[Run]:
+    """The runs of every state that a word names, the newest first.
 
-    Attributes:
-        path: of the folder, resolved.
-        verb: what the run did.
-        id: the folder's own name, `<UTC time>-<hash>`.
-        name: what finds it again: its path below the outputs folder, or where it lies if that is elsewhere.
-        provenance: what it ran on.
-        is_finished: whether it came to its end; the rows of one that did not are true, but not all.
+    Args:
+        word: a folder, seen from the working folder or from `outputs`; an id; or a part of a name, model, data set or
+            searcher, where `*` and `?` stand for anything. None: all runs.
+        outputs: the folder of the runs.
     """
-
-    path: Path
-    verb: Verb
-    id: str
-    name: str
-    provenance: Mapping[str, Any]
-    is_finished: bool
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What ran: model, data, dtype, device and so on; the `run` part of the provenance."""
-        facts = self.provenance.get("run")
-        return facts if isinstance(facts, dict) else {}
-
-    def about(self, arm: str) -> Mapping[str, Any]:
-        """What an arm of an evaluation decodes with; empty where the run does not say."""
-        told = (self.facts.get("arms") or {}).get(arm)
-        return told if isinstance(told, dict) else {}
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether others were at work when a session of it began: its seconds are in doubt."""
-        sessions = [self.provenance, *self.provenance.get("resumed", [])]
-        return any("threads" in s and "load_before" in s and is_busy(s) for s in sessions)
-
-    @property
-    def command(self) -> str:
-        """What makes the run again, as it was typed; without settings if they were not recorded."""
-        path = self.path / run_files.OVERRIDES
-        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return " ".join(["selfspec", self.verb, *map(shlex.quote, words)])
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows as they are on disk now; none if the run was killed before its first."""
-        path = self.path / ROWS[self.verb]
-        return run_files.read_rows(path) if path.is_file() else []
-
-    def summary(self) -> dict[str, Any]:
-        """What it ended with; empty if it has not come to its end."""
-        path = self.path / run_files.SUMMARY
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-    def config(self) -> dict[str, Any]:
-        """The resolved configuration; empty if it was not recorded."""
-        path = self.path / run_files.CONFIG
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except yaml.YAMLError:
-            raise InputError(f"{path} is not YAML; mend it, or leave the run out") from None
-        return config if isinstance(config, dict) else {}
+    folders = (Path(word).expanduser(), outputs / word) if word else ()
+    below = next((paths for folder in folders if (paths := run_folders(folder))), None)
+    now = datetime.now(UTC)
+    found = [open_run(path, outputs, now=now) for path in below or run_folders(outputs)]
+    if word and not below:
+        found = [run for run in found if run.id == word] or [run for run in found if _matches(run, word)]
+    return newest_first(found)
 
 
-def flagged(name: str, *, is_finished: bool, is_busy: bool) -> str:
-    """The name of a run, with what a reader of its numbers must know of it."""
-    flags = [word for word, is_so in (("unfinished", not is_finished), ("busy machine", is_busy)) if is_so]
-    return f"{name} ({', '.join(flags)})" if flags else name
+def newest_first(runs: Sequence[Run]) -> list[Run]:
+    """The runs by when they started, the newest first."""
+    return sorted(runs, key=lambda run: (run.started or datetime.min.replace(tzinfo=UTC), run.name), reverse=True)
 
 
-def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[RunFolder]:
+def _matches(run: Run, part: str) -> bool:
+    known = " ".join([run.name, *(str(run.facts[name]) for name in MATCHED if name in run.facts)])
+    return fnmatchcase(known, f"*{part}*")
+
+
+def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[Run]:
     """The runs that the patterns name, in that order, each once.
 
     Args:
@@ -114,18 +68,18 @@ def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[RunFolder]:
         outputs: the folder that holds the runs as verb/name/id.
 
     Raises:
-        InputError: if a pattern names no run, or a run does not say what it ran on.
+        InputError: if a pattern names no run, or a run cannot be read or does not say what it ran on.
     """
-    asked = _asked(patterns)
-    if not asked:
-        return [_read(path, outputs) for path in _newest_finished(outputs)]
+    words = _words(patterns)
+    if not words:
+        return [_open(path, outputs) for path in _newest_finished(outputs)]
     found: dict[Path, None] = {}
-    for pattern in asked:
+    for pattern in words:
         paths = _named(pattern, outputs)
         if not paths:
             raise InputError(f"no run {pattern!r}: not an id, a folder or a glob of runs; {_what_there_is(outputs)}")
         found.update(dict.fromkeys(paths))
-    return [_read(path, outputs) for path in found]
+    return [_open(path, outputs) for path in found]
 
 
 def find_failures(patterns: Sequence[str] | str, outputs: Path) -> list[Failure]:
@@ -134,7 +88,7 @@ def find_failures(patterns: Sequence[str] | str, outputs: Path) -> list[Failure]
     Raises:
         InputError: if what a job left behind cannot be read.
     """
-    files = {file: None for pattern in _asked(patterns) for file in _found(pattern, outputs, _failures_below)}
+    files = {file: None for pattern in _words(patterns) for file in _found(pattern, outputs, _failures_below)}
     return [_failure(file, outputs) for file in files]
 
 
@@ -145,12 +99,12 @@ def _failures_below(folder: Path) -> list[Path]:
 def _failure(file: Path, outputs: Path) -> Failure:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return Failure(_name(file.parent, outputs), str(found["error"]), [str(word) for word in found["overrides"]])
+        return Failure(name_of(file.parent, outputs), str(found["error"]), [str(word) for word in found["overrides"]])
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{file} does not tell an error and its overrides; leave its folder out") from None
 
 
-def _asked(patterns: Sequence[str] | str) -> list[str]:
+def _words(patterns: Sequence[str] | str) -> list[str]:
     if isinstance(patterns, str):
         # a folder's name may hold a comma; os.path, since pathlib raises where a long list is no possible name
         patterns = [patterns] if os.path.exists(patterns) else patterns.split(",")
@@ -159,9 +113,7 @@ def _asked(patterns: Sequence[str] | str) -> list[str]:
 
 def _named(pattern: str, outputs: Path) -> list[Path]:
     same_id = [path for path in _runs_below(outputs) if path.name == pattern]
-    if same_id:
-        return same_id
-    return _found(pattern, outputs, _runs_below)
+    return same_id or _found(pattern, outputs, _runs_below)
 
 
 def _found(pattern: str, outputs: Path, below: Callable[[Path], list[Path]]) -> list[Path]:
@@ -190,25 +142,15 @@ def _newest_finished(outputs: Path) -> list[Path]:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    return sorted(
-        file.parent for file in folder.resolve().rglob(run_files.PROVENANCE) if _verb(file.parent) is not None
-    )
-
-
-def _verb(path: Path) -> Verb | None:
-    place = path.parent.parent.name
-    for verb, file in ROWS.items():
-        # a copied run is known by its rows, one killed before its first row by its place; decode has rows of its own
-        if place == verb or (place != "decode" and (path / file).is_file()):
-            return verb
-    return None
+    """The runs that say what they ran on; other folders are none to make a table of."""
+    return sorted(path for path in run_folders(folder) if (path / run_files.PROVENANCE).is_file())
 
 
 def _what_there_is(outputs: Path) -> str:
     paths = _runs_below(outputs)
     if not paths:
         return f"{outputs} holds no run yet; make one with `selfspec evaluate` or `selfspec search`"
-    names = [_name(path, outputs) for path in sorted(paths, key=lambda path: path.name, reverse=True)[:3]]
+    names = [name_of(path, outputs) for path in sorted(paths, key=lambda path: path.name, reverse=True)[:3]]
     n_finished = sum(map(run_files.is_finished, paths))
     return (
         f"{outputs} holds {len(paths)} ({n_finished} finished), the newest {', '.join(names)}; "
@@ -216,19 +158,8 @@ def _what_there_is(outputs: Path) -> str:
     )
 
 
-def _name(path: Path, outputs: Path) -> str:
-    bases: Iterable[Path] = (outputs.resolve(), Path().resolve())
-    return next((path.relative_to(base).as_posix() for base in bases if path.is_relative_to(base)), str(path))
-
-
-def _read(path: Path, outputs: Path) -> RunFolder:
-    verb = _verb(path)
-    assert verb is not None  # only such folders are found
-    file = path / run_files.PROVENANCE
-    try:
-        provenance = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}); what the run ran on is unknown, so leave it out") from None
-    if not isinstance(provenance, dict):
-        raise InputError(f"{file} holds no object; what the run ran on is unknown, so leave it out")
-    return RunFolder(path, verb, path.name, _name(path, outputs), provenance, run_files.is_finished(path))
+def _open(path: Path, outputs: Path) -> Run:
+    run = open_run(path, outputs)
+    if not run.is_readable:
+        raise InputError(f"{path}: {run.problem}; leave the run out")
+    return run

@@ -10,7 +10,7 @@ import yaml
 from selfspec.errors import unknown_name
 
 
-def published(name: str | None = None) -> list[dict[str, Any]]:
+def published_figures(name: str | None = None) -> list[dict[str, Any]]:
     """The published figures of a work, or of all works, the paper's first table before the others.
 
     Args:

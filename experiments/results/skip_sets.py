@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
@@ -19,7 +19,7 @@ from selfspec.skipping.skip_set_files import load_skip_set, published
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class KnownSet:
     """One skip set, and what is known of it.
 
     Attributes:
@@ -41,11 +41,11 @@ class Found:
     measured: Sequence[ArmRow] = field(default_factory=tuple)
 
 
-def searched(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> Found | None:
+def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None:
     """What a search found: its winner, else its best trial so far; None if it has neither."""
-    n_layers = entry.facts.get("n_layers")
+    n_layers = run.facts.get("n_layers")
     valued = [row for row in rows if row.get("state") == "complete" and row.get("value") is not None]
-    winner = entry.summary.get("winner") or {}
+    winner = run.summary.get("winner") or {}
     best = max(valued, key=lambda row: float(row["value"]), default=None)
     same = [row for row in valued if row["skip"] == winner.get("skip")]
     trial = max(same, key=lambda row: float(row["value"]), default=best)
@@ -55,12 +55,12 @@ def searched(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> Found | None:
         skip = SkipSet.parse(str(winner.get("skip", trial["skip"])), n_layers)
     except InputError:
         return None
-    is_speedup = entry.facts.get("objective") == "expected_speedup"
+    is_speedup = run.facts.get("objective") == "expected_speedup"
     n_rounds = trial.get("n_rounds")
-    return Found(
-        label=f"{entry.facts.get('searcher', 'search')} · {entry.facts.get('model')} · {entry.id[-8:]}",
+    return KnownSet(
+        label=f"{run.facts.get('searcher', 'search')} · {run.facts.get('model')} · {run.id[-8:]}",
         source="search",
-        model=entry.facts.get("model"),
+        model=run.facts.get("model"),
         skip=skip,
         acceptance=trial.get("acceptance"),
         draft_cost=trial.get("draft_cost"),
@@ -70,15 +70,15 @@ def searched(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> Found | None:
 
 
 @cache
-def published_sets() -> tuple[Found, ...]:
+def published_sets() -> tuple[KnownSet, ...]:
     """The sets that ship with this package."""
-    return tuple(Found(name, "published", name.partition("/")[0], load_skip_set(name)) for name in published())
+    return tuple(KnownSet(name, "published", name.partition("/")[0], load_skip_set(name)) for name in published())
 
 
-def collect(searches: Iterable[Found], arms: Sequence[ArmRow]) -> dict[str, Found]:
+def collect(searches: Iterable[KnownSet], arms: Sequence[ArmRow]) -> dict[str, KnownSet]:
     """All sets by label: searched ones, those only evaluated, and published ones, with their evaluations."""
     drafts = [row for row in arms if row.skips and not row.is_baseline]
-    found: dict[str, Found] = {}
+    found: dict[str, KnownSet] = {}
     seen: set[tuple[str | None, str]] = set()
     for one in (*searches, *published_sets()):
         key = (one.model, str(one.skip))
@@ -91,20 +91,20 @@ def collect(searches: Iterable[Found], arms: Sequence[ArmRow]) -> dict[str, Foun
             continue
         seen.add((row.model, str(row.skip)))
         ours = [other for other in drafts if (other.model, other.skip) == (row.model, row.skip)]
-        one = Found(f"{row.arm} · {row.model} · {row.run[-8:]}", "evaluation", row.model, skip)
+        one = KnownSet(f"{row.arm} · {row.model} · {row.run[-8:]}", "evaluation", row.model, skip)
         found[one.label] = _with(one, ours)
     return found
 
 
-def _with(one: Found, measured: Sequence[ArmRow]) -> Found:
+def _with(one: KnownSet, measured: Sequence[ArmRow]) -> KnownSet:
     names = ("label", "source", "model", "skip", "acceptance", "draft_cost", "tokens_per_round", "predicted")
     known = {name: getattr(one, name) for name in names}
     if measured and known["acceptance"] is None:
         known |= {"acceptance": measured[0].acceptance, "tokens_per_round": measured[0].tokens_per_round}
-    return Found(**known, measured=tuple(measured))
+    return KnownSet(**known, measured=tuple(measured))
 
 
-def measured_rows(found: Iterable[Found]) -> list[dict[str, Any]]:
+def measured_rows(found: Iterable[KnownSet]) -> list[dict[str, Any]]:
     """A row for each set, arm and data set it was timed on: label, data, predicted, speedup and its interval."""
     return [
         {
@@ -125,7 +125,7 @@ def measured_rows(found: Iterable[Found]) -> list[dict[str, Any]]:
     ]
 
 
-def table(found: Iterable[Found]) -> list[dict[str, Any]]:
+def table(found: Iterable[KnownSet]) -> list[dict[str, Any]]:
     """One line a set."""
     return [
         {
@@ -138,13 +138,13 @@ def table(found: Iterable[Found]) -> list[dict[str, Any]]:
             "draft cost": one.draft_cost,
             "tokens/round": one.tokens_per_round,
             "predicted speedup": one.predicted,
-            "measured speedup": _told(one.measured),
+            "measured speedup": _speedups_text(one.measured),
             "skip": str(one.skip),
         }
         for one in found
     ]
 
 
-def _told(rows: Sequence[ArmRow]) -> str:
+def _speedups_text(rows: Sequence[ArmRow]) -> str:
     timed = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]
     return "; ".join(f"{row.data} {row.speedup:.2f} [{row.low:.2f}, {row.high:.2f}]" for row in timed) or "–"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from experiments.results.find_runs import RunFolder, flagged
+from experiments.results.run_folder import Run, flagged
 from selfspec.errors import InputError
 from selfspec.measure import metrics
 from selfspec.measure.metrics import Timed
@@ -118,7 +118,7 @@ class ArmRow:
         return tuple(getattr(self, name) for name in CONDITIONS)
 
 
-def arm_rows(run: RunFolder) -> list[ArmRow]:
+def arm_rows(run: Run) -> list[ArmRow]:
     """One row per arm of an evaluate run, plain decoding first.
 
     Raises:
@@ -127,7 +127,15 @@ def arm_rows(run: RunFolder) -> list[ArmRow]:
     return [row for row, _ in paired_arms(run)]
 
 
-def paired_arms(run: RunFolder) -> list[tuple[ArmRow, list[Pair]]]:
+def arms_or_problem(run: Run) -> list[ArmRow] | str:
+    """`arm_rows`, or why they cannot be made: for lists of runs, which show every run that there is."""
+    try:
+        return arm_rows(run)
+    except (InputError, TypeError, ValueError) as error:
+        return str(error)
+
+
+def paired_arms(run: Run) -> list[tuple[ArmRow, list[Pair]]]:
     """`arm_rows`, each with the rows it pools: plain decoding's and the arm's, prompt by prompt.
 
     Raises:
@@ -135,7 +143,7 @@ def paired_arms(run: RunFolder) -> list[tuple[ArmRow, list[Pair]]]:
     """
     arms: dict[str, dict[Key, Mapping[str, Any]]] = {BASELINE: {}}
     try:
-        for row in run.rows():
+        for row in run.records().whole():
             key = row["prompt_id"], row.get("sample", 0), row.get("turn", 0)
             arms.setdefault(row["arm"], {})[key] = row  # after a resume, the later one counts
         return [_paired(run, arm, arms[BASELINE], rows) for arm, rows in arms.items() if rows]
@@ -144,7 +152,7 @@ def paired_arms(run: RunFolder) -> list[tuple[ArmRow, list[Pair]]]:
 
 
 def _paired(
-    run: RunFolder, arm: str, baseline: Mapping[Key, Mapping[str, Any]], rows: Mapping[Key, Mapping[str, Any]]
+    run: Run, arm: str, baseline: Mapping[Key, Mapping[str, Any]], rows: Mapping[Key, Mapping[str, Any]]
 ) -> tuple[ArmRow, list[Pair]]:
     failed = {prompt for side in (baseline, rows) for prompt, row in side.items() if row.get("error") is not None}
     pairs = [(baseline[p], row) for p, row in rows.items() if p in baseline and p not in failed]
@@ -200,13 +208,13 @@ def _paired(
     return row, pairs
 
 
-def package(run: RunFolder, name: str) -> str:
+def package(run: Run, name: str) -> str:
     """The version of a package that the run used."""
     versions = run.provenance.get("packages")
     return text(versions.get(name) if isinstance(versions, dict) else None)
 
 
-def _code(run: RunFolder) -> str:
+def _code(run: Run) -> str:
     """Which selfspec ran: the commit of a checkout, else the version."""
     code = run.provenance.get("code")
     if not isinstance(code, dict) or "commit" not in code:
@@ -288,20 +296,20 @@ def _cells(row: ArmRow) -> list[str]:
 
 def cautions(rows: Sequence[ArmRow]) -> list[str]:
     """Why speeds of different runs cannot be compared, a sentence each: on what they ran, or at what pace."""
-    told = []
+    notes = []
     if differs := [name for name in CONDITIONS if len({getattr(row, name) for row in rows}) > 1]:
-        told.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
+        notes.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
     same: dict[tuple[object, ...], list[float]] = {}
     for row in rows:
         if row.is_baseline and not math.isnan(row.tokens_per_s):
             same.setdefault((row.model, row.data, row.conditions, row.n, row.n_tokens), []).append(row.tokens_per_s)
     for (model, data, *_), speeds in same.items():
         if max(speeds) > PACE * min(speeds):
-            told.append(
+            notes.append(
                 f"Plain decoding of {model} on {data} ran at {min(speeds):.1f} to {max(speeds):.1f} tokens/s in these "
                 "runs, all conditions being the same: so did the machine, and speedups hold within a run."
             )
-    return told
+    return notes
 
 
 def arm_csv(rows: Sequence[ArmRow]) -> str:
@@ -338,15 +346,15 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
     rival = max((row for row in timed if not row.skips and not row.is_baseline), key=lambda r: r.speedup, default=None)
     is_matched = rival is not None and rival.speedup >= best.low
     if best.low > 1 and is_matched:
-        said = (
+        finding = (
             f"Drafting pays on {where}, skipping is not shown to add to it: {best.arm} decodes {speed} as fast as plain"
         )
     elif best.low > 1:
-        said = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
+        finding = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
     elif best.high < 1:
-        said = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
+        finding = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
     else:
-        said = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
+        finding = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
     end = "; plain decoding is faster." if best.high < 1 else "."
     arms = f"fastest of {len(speeds)} skipping arms, " if len(speeds) > 1 else ""
     same = f"{best.n_identical}/{best.n} outputs identical, {_count(best.n_near_ties, 'near tie')}"
@@ -355,7 +363,7 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
     same += "" if best.is_finished else ", unfinished run"
     lossy = f" But {best.n_mismatches} of its outputs do not match plain decoding's." if best.n_mismatches else ""
     without = f" {rival.arm}, which skips nothing, runs at {rival.speedup:.2f}x." if rival and rival.speedup > 1 else ""
-    return f"{said} ({arms}{_on(best)}, {same}){end}{without}{lossy}"
+    return f"{finding} ({arms}{_on(best)}, {same}){end}{without}{lossy}"
 
 
 def _on(row: ArmRow) -> str:

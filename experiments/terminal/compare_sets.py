@@ -17,10 +17,11 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from experiments.results import skip_sets
-from experiments.results.named_drafts import Compared, named_sets, promises
+from experiments.results.find_runs import list_runs
+from experiments.results.named_drafts import ComparedSet, named_sets, recorded_predictions
 from experiments.results.overlap import jaccard, n_shared, only_in
-from experiments.results.skip_sets import Found
-from experiments.results.tables import ArmRow, number
+from experiments.results.skip_sets import KnownSet
+from experiments.results.tables import ArmRow, arms_or_problem, number
 from experiments.terminal import run_list, skip_map_text
 from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
@@ -51,7 +52,7 @@ def compare(words: Sequence[str], outputs: Path, *, n_layers: int | None = None)
         "pairs": _pairs([one.found.skip for one in chosen]),
         "left_out": evaluations.problems,
     }
-    return facts, list(_shown([one.found.skip for one in chosen], facts))
+    return facts, list(_lines([one.found.skip for one in chosen], facts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +67,22 @@ def _evaluations(skips: set[str], outputs: Path) -> _Evaluations:
     """The drafts of all evaluations that skip one of these sets."""
     found = _Evaluations([], [])
     needles = [json.dumps(skip).encode() for skip in skips - {"none"}]
-    for entry in run_list.entries(None, outputs):
-        file = entry.path / run_files.RECORDS
-        if entry.verb != "evaluate" or entry.state == "unreadable" or not file.is_file():
+    for run in list_runs(None, outputs):
+        file = run.path / run_files.RECORDS
+        if run.verb != "evaluate" or not run.is_readable or not file.is_file():
             continue
         held = file.read_bytes()
         if not any(needle in held for needle in needles):
             continue
-        rows, told = run_list.arms(entry), promises(entry)
+        rows, recorded = arms_or_problem(run), recorded_predictions(run)
         if isinstance(rows, str):
-            found.problems.append(f"{entry.name}: {rows}")
+            found.problems.append(f"{run.name}: {rows}")
         else:
-            found.rows.extend((row, told.get(row.arm, {})) for row in rows if row.skip in skips)
+            found.rows.extend((row, recorded.get(row.arm, {})) for row in rows if row.skip in skips)
     return found
 
 
-def _sets(chosen: Sequence[Compared], evaluated: Sequence[tuple[ArmRow, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _sets(chosen: Sequence[ComparedSet], evaluated: Sequence[tuple[ArmRow, Mapping[str, Any]]]) -> list[dict[str, Any]]:
     skips = dict.fromkeys(one.found.skip for one in chosen)
     alone = {skip: only_in({str(s): s for s in skips if s.n_layers == skip.n_layers})[str(skip)] for skip in skips}
     lines = skip_sets.table([one.found for one in chosen])
@@ -89,26 +90,32 @@ def _sets(chosen: Sequence[Compared], evaluated: Sequence[tuple[ArmRow, Mapping[
     for place, (one, line) in enumerate(zip(chosen, lines, strict=True), start=1):
         found, (attn, mlp) = one.found, skip_map_text.rows(one.found.skip)
         own: Mapping[str, Any] = {"draft": one.draft, "predicted": found.predicted}
-        measured = [(row, own) for row in found.measured] or [(r, told) for r, told in evaluated if _is_of(found, r)]
+        measured = [(row, own) for row in found.measured] or [
+            (r, recorded) for r, recorded in evaluated if _is_of(found, r)
+        ]
         described.append(
             {"number": place, "set": found.label}
             | {name: plain(line[name]) for name in ("source", "model", "layers", "skip", "skipped", "acceptance")}
             | {"n_skipped": len(found.skip), "draft": one.draft, "draft_cost": plain(found.draft_cost)}
             | {"tokens_per_round": plain(found.tokens_per_round), "predicted": plain(found.predicted)}
             | {"raced": one.raced, "attention": attn, "mlp": mlp, "only_here": str(alone[found.skip])}
-            | {"measured": [_measured(row, told) for row, told in measured]}
+            | {"measured": [_measured(row, recorded) for row, recorded in measured]}
         )
     return described
 
 
-def _is_of(found: Found, row: ArmRow) -> bool:
+def _is_of(found: KnownSet, row: ArmRow) -> bool:
     """Whether the arm skips this set, in a model that may be its own."""
     return (row.skip, row.n_layers) == (str(found.skip), found.skip.n_layers) and found.model in (None, row.model)
 
 
-def _measured(row: ArmRow, told: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(row: ArmRow, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """An arm's numbers, beside what was predicted of that very draft."""
-    return run_list.facts_of_arm(row) | {"run": row.run, "draft": told.get("draft"), "predicted": told.get("predicted")}
+    return run_list.facts_of_arm(row) | {
+        "run": row.run,
+        "draft": recorded.get("draft"),
+        "predicted": recorded.get("predicted"),
+    }
 
 
 def _pairs(skips: Sequence[SkipSet]) -> list[dict[str, Any]]:
@@ -120,19 +127,19 @@ def _pairs(skips: Sequence[SkipSet]) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _lines(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     header = ("", "set", "model", "sublayers", "draft", "acceptance", "draft cost", "tokens/round", "predicted")
     table = plain_table(*header, "raced [95 %]")
-    for told in facts["sets"]:
+    for one in facts["sets"]:
         about = (
-            told["set"],
-            told["model"] or "–",
-            f"{told['n_skipped']} of {2 * told['layers']}",
-            told["draft"] or "–",
+            one["set"],
+            one["model"] or "–",
+            f"{one['n_skipped']} of {2 * one['layers']}",
+            one["draft"] or "–",
         )
-        raced = run_list.interval(*told["raced"].values()) if told["raced"] else "–"
-        cells = (_cell(told[name], d) for name, d in (("acceptance", 3), ("draft_cost", 3), ("tokens_per_round", 2)))
-        table.add_row(str(told["number"]), *map(Text, about), *cells, _cell(told["predicted"], 2), raced)
+        raced = run_list.interval(*one["raced"].values()) if one["raced"] else "–"
+        cells = (_cell(one[name], d) for name, d in (("acceptance", 3), ("draft_cost", 3), ("tokens_per_round", 2)))
+        table.add_row(str(one["number"]), *map(Text, about), *cells, _cell(one["predicted"], 2), raced)
     yield table
     yield Text("")
     same: dict[SkipSet, list[str]] = {}  # drafts that skip the same have one map
@@ -143,12 +150,12 @@ def _shown(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[Rende
         yield from _agreement({int(numbers[0]): ", ".join(numbers) for numbers in same.values()}, facts)
     yield Text("\nMeasured: speedup over plain decoding, 95 % interval over prompts", style="bold")
     table = plain_table("", "data", "arm", "draft", "acceptance", "tokens/round", "predicted", "speedup [95 %]", "run")
-    for told in facts["sets"]:
-        for row in told["measured"]:
+    for one in facts["sets"]:
+        for row in one["measured"]:
             names = (row["data"], row["arm"], row["draft"] or "–")
             counts = _cell(row["acceptance"], 3), _cell(row["tokens_per_round"], 2), _cell(row["predicted"], 2)
             speed = run_list.interval(row["speedup"], row["low"], row["high"])
-            table.add_row(str(told["number"]), *map(Text, names), *counts, speed, Text(row["run"]))
+            table.add_row(str(one["number"]), *map(Text, names), *counts, speed, Text(row["run"]))
     yield table if table.rows else Text("None of these sets was evaluated yet: selfspec evaluate skip=SET")
     yield from (Text(f"left out: {problem}", style="red") for problem in facts["left_out"])
 
@@ -164,9 +171,9 @@ def _agreement(labels: Mapping[int, str], facts: Mapping[str, Any]) -> Iterator[
     yield table if table.rows else Text("These sets are for models of different depths: they share no sublayers.")
     yield Text("\nSkipped by one alone", style="bold")
     table = plain_table("sets", "skip")
-    for told in facts["sets"]:
-        if told["number"] in labels:
-            table.add_row(labels[told["number"]], Text(told["only_here"]))
+    for one in facts["sets"]:
+        if one["number"] in labels:
+            table.add_row(labels[one["number"]], Text(one["only_here"]))
     yield table
 
 

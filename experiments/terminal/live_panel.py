@@ -33,14 +33,14 @@ def best_set(n_layers: int, unit: str) -> Show:
             return Text(f"no value yet{failed}")
         best = max(valued, key=lambda row: float(row["value"]))
         skip = SkipSet.parse(best["skip"], n_layers)
-        told = f"best {worth(best['value'], unit, 3)}, acceptance {_of_draft(best)}"
-        told += f", {settings_text(best['settings'])}" if best.get("settings") else ""
-        return Group(Text(f"{told}, {len(skip)} of {2 * n_layers} sublayers skipped{failed}"), skip_map(("", skip)))
+        text = f"best {format_value(best['value'], unit, 3)}, acceptance {_of_draft(best)}"
+        text += f", {settings_text(best['settings'])}" if best.get("settings") else ""
+        return Group(Text(f"{text}, {len(skip)} of {2 * n_layers} sublayers skipped{failed}"), skip_map(("", skip)))
 
     return show
 
 
-def worth(value: float | None, unit: str, digits: int) -> str:
+def format_value(value: float | None, unit: str, digits: int) -> str:
     """A value with its unit: `21.90 tokens/s`, `1.17x plain decoding`."""
     return ("–" if value is None else number(float(value), digits)) + ("" if unit.startswith("x ") else " ") + unit
 

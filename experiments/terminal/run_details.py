@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +10,49 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from experiments.results import scan
-from experiments.results.scan import Entry
-from experiments.results.tables import arm_cells, number, package, text, verdict_sentences
+from experiments.results.find_runs import list_runs
+from experiments.results.rows import Raced
+from experiments.results.run_folder import Run
+from experiments.results.tables import arm_cells, arms_or_problem, number, package, text, verdict_sentences
 from experiments.terminal import run_list, skip_map_text
-from experiments.terminal.live_panel import worth
+from experiments.terminal.live_panel import format_value
 from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
-from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
 
 IN_CONDITIONS = ("model", "data", "dtype", "device", "threads")  # not again in each line of the arms
 
 
 def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
-    """The run that the word of `run_list.entries` names: as facts, and to be shown.
+    """The run that the word of `find_runs.list_runs` names: as facts, and to be shown.
 
     Raises:
         InputError: if it names none, or several.
     """
-    entry = _one(word, outputs)
-    facts = run_list.facts_of(entry)
-    facts |= {"conditions": _conditions(entry), "command": entry.run.command, "files": _files(entry.path)}
+    run = _one(word, outputs)
+    facts = run_list.facts_of(run)
+    facts |= {"conditions": _conditions(run), "command": run.command, "files": _files(run.path)}
     if facts["state"] not in ("failed", "unreadable"):
-        facts["problems"] = scan.read_rows(entry).problems
-    return facts, list(_shown(entry, facts))
+        facts["problems"] = run.rows().problems
+    return facts, list(_shown(run, facts))
 
 
-def _one(word: str, outputs: Path) -> Entry:
-    found = run_list.entries(word, outputs)
+def _one(word: str, outputs: Path) -> Run:
+    found = list_runs(word, outputs)
     if not found:
         raise InputError(f"no run {word!r} in {outputs}; `selfspec runs list` shows those that there are")
     if len(found) > 1:
-        names = ", ".join(entry.name for entry in found[:3])
+        names = ", ".join(run.name for run in found[:3])
         raise InputError(f"{word!r} names {len(found)} runs ({names}{', …' if len(found) > 3 else ''}); give one id")
     return found[0]
 
 
-def _conditions(entry: Entry) -> dict[str, Any]:
+def _conditions(run: Run) -> dict[str, Any]:
     """What the run recorded of itself and its machine, without what is nested."""
-    facts = {name: plain(value) for name, value in entry.facts.items() if not isinstance(value, Mapping | list)}
-    machine = {name: plain(entry.provenance.get(name)) for name in ("cpu", "cuda", "cores", "load_before")}
-    versions = {name: package(entry.run, name) for name in ("torch", "transformers")}
-    return {**facts, **versions, **machine, "busy": entry.state != "unreadable" and entry.run.is_busy}
+    facts = {name: plain(value) for name, value in run.facts.items() if not isinstance(value, Mapping | list)}
+    machine = {name: plain(run.provenance.get(name)) for name in ("cpu", "cuda", "cores", "load_before")}
+    versions = {name: package(run, name) for name in ("torch", "transformers")}
+    return {**facts, **versions, **machine, "busy": run.is_readable and run.is_busy}
 
 
 def _files(path: Path) -> dict[str, int]:
@@ -61,10 +61,10 @@ def _files(path: Path) -> dict[str, int]:
     return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
 
 
-def _shown(entry: Entry, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    title = Text(entry.name, style="bold")
+def _shown(run: Run, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    title = Text(run.name, style="bold")
     state = Text(facts["state"], style=run_list.STYLES[facts["state"]])
-    yield Text.assemble(title, f"  {entry.verb}, ", state, f", started {text(facts['started'])}")
+    yield Text.assemble(title, f"  {run.verb}, ", state, f", started {text(facts['started'])}")
     if facts["problem"]:
         yield Text(facts["problem"], style="red")
     yield Text("\nConditions", style="bold")
@@ -75,9 +75,9 @@ def _shown(entry: Entry, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield grid
     yield Text(facts["command"])
     if facts["best"]:
-        yield from _search(entry, facts["best"])
+        yield from _search(run, facts["best"])
     if facts["arms"]:
-        yield from _evaluation(entry)
+        yield from _evaluation(run)
     for problem in facts.get("problems", ()):
         yield Text(f"left out: {problem}", style="red")
     yield Text("\nFiles", style="bold")
@@ -87,33 +87,29 @@ def _shown(entry: Entry, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield grid
 
 
-def _search(entry: Entry, best: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _search(run: Run, best: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text("\nBest set", style="bold")
     known = [("acceptance", best["acceptance"]), ("draft cost", best["draft_cost"])]
-    told = "".join(f", {name} {number(float(fact), 3)}" for name, fact in known if fact is not None)
-    yield Text(f"skip={best['skip']}: {worth(best['value'], str(best['unit']), 3)}{told}")
-    verdict = (entry.summary.get("verdict") or {}).get("text")
+    more = "".join(f", {name} {number(float(fact), 3)}" for name, fact in known if fact is not None)
+    yield Text(f"skip={best['skip']}: {format_value(best['value'], str(best['unit']), 3)}{more}")
+    verdict = (run.summary.get("verdict") or {}).get("text")
     if verdict:
         yield Text(str(verdict))
     if best["n_skipped"] is not None:
-        yield skip_map_text.skip_map(("", SkipSet.parse(str(best["skip"]), entry.facts["n_layers"])))
-    if (entry.path / run_files.FINALS).is_file():
-        yield _finals(entry.path / run_files.FINALS)
+        yield skip_map_text.skip_map(("", SkipSet.parse(str(best["skip"]), run.facts["n_layers"])))
+    finals = run.finals()
+    if finals.rows:
+        yield _finals(finals.rows)
+    yield from (Text(f"left out: {problem}", style="red") for problem in finals.problems)
 
 
-def _finals(file: Path) -> RenderableType:
-    try:
-        rows = run_files.read_rows(file)
-    except InputError as error:
-        return Text(f"left out: {error}", style="red")
+def _finals(rows: Sequence[Raced]) -> RenderableType:
     table = plain_table("finals: skip", "in the search", "fresh prompts", "raced [95 %]", "acceptance", "prompts")
     for row in rows:
-        raced = run_list.interval(row.get("speedup"), row.get("low"), row.get("high"))
-        raced += ", in doubt" if row.get("in_doubt") else ""
-        cells = [_cell(row.get(name)) for name in ("trial_value", "fresh_value")]
-        table.add_row(
-            Text(str(row.get("skip"))), *cells, raced, _cell(row.get("acceptance")), text(row.get("n_prompts"))
-        )
+        raced = run_list.interval(row["speedup"], row["low"], row["high"])
+        raced += ", in doubt" if row["in_doubt"] else ""
+        cells = [_cell(value) for value in (row["trial_value"], row["fresh_value"])]
+        table.add_row(Text(row["skip"]), *cells, raced, _cell(row["acceptance"]), text(row["n_prompts"]))
     return table
 
 
@@ -121,8 +117,8 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else number(float(value), 3)
 
 
-def _evaluation(entry: Entry) -> Iterator[RenderableType]:
-    rows = run_list.arms(entry)
+def _evaluation(run: Run) -> Iterator[RenderableType]:
+    rows = arms_or_problem(run)
     if isinstance(rows, str):
         return
     yield Text("\nArms", style="bold")

@@ -9,8 +9,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +16,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from experiments.results import scan
-from experiments.results.find_runs import find_failures
-from experiments.results.scan import Entry
-from experiments.results.tables import ArmRow, arm_rows, number
-from experiments.terminal.live_panel import worth
+from experiments.results.find_runs import list_runs
+from experiments.results.rows import scored, trial_value
+from experiments.results.run_folder import Run
+from experiments.results.tables import ArmRow, arms_or_problem, number
+from experiments.terminal.live_panel import format_value
 from selfspec.errors import InputError
-from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
 
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "unreadable": "red"}
@@ -44,16 +41,16 @@ OF_ARM = (
 )
 
 
-def list_runs(pattern: str | None, outputs: Path) -> tuple[Any, list[RenderableType]]:
-    """The runs that the pattern of `entries` names, or all: as facts, and to be shown.
+def show_runs(pattern: str | None, outputs: Path) -> tuple[Any, list[RenderableType]]:
+    """The runs that the word of `find_runs.list_runs` names, or all: as facts, and as lines of a table.
 
     Raises:
         InputError: if it names none.
     """
-    found = entries(pattern, outputs)
+    found = list_runs(pattern, outputs)
     if pattern and not found:
         raise InputError(f"no run {pattern!r} in {outputs}; `selfspec runs list` shows those that there are")
-    facts = [facts_of(entry) for entry in found]
+    facts = [facts_of(run) for run in found]
     if not facts:
         return facts, [Text(f"no run in {outputs} yet; `selfspec search` and `selfspec evaluate` make some")]
     table = plain_table("run", "name", "verb", "state", "model", "data", "result")
@@ -77,93 +74,54 @@ def plain_table(*header: str) -> Table:
     return table
 
 
-def entries(word: str | None, outputs: Path) -> list[Entry]:
-    """The runs that a word names, the newest first.
-
-    Args:
-        word: a folder, seen from the working folder or from `outputs`; an id; or a part of a name, model, data set or
-            searcher, where `*` and `?` stand for anything. None: all runs.
-        outputs: the folder of the runs.
-    """
-    folders = (Path(word).expanduser(), outputs / word) if word else ()
-    below = next((paths for folder in folders if (paths := scan.find(folder))), None)
-    now = datetime.now(UTC)
-    found = [scan.read(path, outputs, now=now) for path in below or scan.find(outputs)]
-    if word and not below:
-        found = [e for e in found if e.id == word] or [e for e in found if fnmatchcase(_said(e), f"*{word}*")]
-    return sorted(found, key=lambda e: (e.started or datetime.min.replace(tzinfo=UTC), e.name), reverse=True)
-
-
-def _said(entry: Entry) -> str:
-    return " ".join([entry.name, *(str(entry.facts[name]) for name in FACTS[:3] if name in entry.facts)])
-
-
-def facts_of(entry: Entry) -> dict[str, Any]:
+def facts_of(run: Run) -> dict[str, Any]:
     """What there is to say of a run, in plain values; None where something is not known."""
     facts: dict[str, Any] = {
-        "name": entry.name,
-        "path": str(entry.path),
-        "verb": entry.verb,
-        "state": entry.state,
-        "problem": entry.problem or None,
-        "started": f"{entry.started:%Y-%m-%dT%H:%M:%SZ}" if entry.started else None,
-        "n_rows": entry.n_rows,
-        **{name: plain(entry.facts.get(name)) for name in FACTS},
+        "name": run.name,
+        "path": str(run.path),
+        "verb": run.verb,
+        "state": run.state,
+        "problem": run.problem or None,
+        "started": f"{run.started:%Y-%m-%dT%H:%M:%SZ}" if run.started else None,
+        "n_rows": run.n_rows,
+        **{name: plain(run.facts.get(name)) for name in FACTS},
         "best": None,
         "arms": [],
     }
-    if (entry.path / run_files.FAILURE).is_file():
-        return facts | {"state": "failed", "problem": _failure(entry.path)}
-    if entry.state == "unreadable":
+    if not run.is_readable:
         return facts
-    if entry.verb == "search":
-        return facts | {"best": best(entry)}
-    rows = arms(entry)
+    if run.verb == "search":
+        return facts | {"best": best(run)}
+    rows = arms_or_problem(run)
     return facts | ({"problem": rows} if isinstance(rows, str) else {"arms": [facts_of_arm(row) for row in rows]})
 
 
-def _failure(path: Path) -> str:
-    try:
-        (failure,) = find_failures(str(path), path)
-    except (InputError, ValueError) as error:
-        return str(error)
-    return failure.error
-
-
-def best(entry: Entry) -> dict[str, Any] | None:
+def best(run: Run) -> dict[str, Any] | None:
     """The set a search handed on, or its best so far: skip, value, unit, acceptance, and how its race ended."""
-    winner: Mapping[str, Any] = entry.summary.get("winner") or {}
-    told = winner or entry.summary.get("best") or {}
+    winner: Mapping[str, Any] = run.summary.get("winner") or {}
+    handed_on = winner or run.summary.get("best") or {}
     # of a finished search only the rows of its best set are read
-    rows = scan.read_rows(entry, holding=json.dumps(told["skip"]) if told.get("skip") else "").rows
-    scored = [row for row in rows if row["state"] == "complete" and row.get("value") is not None]
-    same = [row for row in scored if row["skip"] == told.get("skip")]
-    trial = max(same or scored, key=lambda row: float(row["value"]), default=None)
-    if trial is None and not told:
+    trials = scored(run.trials(holding=json.dumps(handed_on["skip"]) if handed_on.get("skip") else "").rows)
+    same = [row for row in trials if row["skip"] == handed_on.get("skip")]
+    found = max(same or trials, key=trial_value, default=None)
+    if found is None and not handed_on:
         return None
-    trial, n_layers = trial or {}, entry.facts.get("n_layers")
+    trial: Mapping[str, Any] = {} if found is None else found
+    n_layers = run.facts.get("n_layers")
     try:
-        n_skipped = len(SkipSet.parse(str(told.get("skip", trial.get("skip"))), n_layers)) if n_layers else None
+        n_skipped = len(SkipSet.parse(str(handed_on.get("skip", trial.get("skip"))), n_layers)) if n_layers else None
     except (InputError, TypeError):
         n_skipped = None
     return {
-        "skip": told.get("skip", trial.get("skip")),
+        "skip": handed_on.get("skip", trial.get("skip")),
         "n_skipped": n_skipped,
-        "value": winner.get("fresh_value") or trial.get("value", told.get("value")),
-        "unit": entry.summary.get("unit") or entry.facts.get("objective"),
+        "value": winner.get("fresh_value") or trial.get("value", handed_on.get("value")),
+        "unit": run.summary.get("unit") or run.facts.get("objective"),
         "acceptance": plain(trial.get("acceptance")),
         "draft_cost": plain(trial.get("draft_cost")),
         **{f"raced_{name}": plain(winner.get(name)) for name in ("speedup", "low", "high")},
         "in_doubt": list(winner.get("in_doubt") or []),
     }
-
-
-def arms(entry: Entry) -> list[ArmRow] | str:
-    """The arms of an evaluation, or why they cannot be read."""
-    try:
-        return arm_rows(entry.run)
-    except (InputError, TypeError, ValueError) as error:
-        return str(error)
 
 
 def facts_of_arm(row: ArmRow) -> dict[str, Any]:
@@ -190,13 +148,13 @@ def interval(speedup: float | None, low: float | None, high: float | None) -> st
 def _in_brief(facts: Mapping[str, Any]) -> str:
     if facts["problem"]:
         return str(facts["problem"])
-    told = facts["best"]
-    if told:
-        size = "" if told["n_skipped"] is None else f" ({told['n_skipped']} of {2 * facts['n_layers']} sublayers)"
-        raced = interval(*(told[f"raced_{name}"] for name in ("speedup", "low", "high")))
-        value = worth(told["value"], str(told["unit"]), 2) + ("" if raced == "–" else f", raced {raced}")
-        value += ", in doubt" if told["in_doubt"] else ""
-        return f"{value}, skip={told['skip']}{size}"
+    best = facts["best"]
+    if best:
+        size = "" if best["n_skipped"] is None else f" ({best['n_skipped']} of {2 * facts['n_layers']} sublayers)"
+        raced = interval(*(best[f"raced_{name}"] for name in ("speedup", "low", "high")))
+        value = format_value(best["value"], str(best["unit"]), 2) + ("" if raced == "–" else f", raced {raced}")
+        value += ", in doubt" if best["in_doubt"] else ""
+        return f"{value}, skip={best['skip']}{size}"
     drafts: Sequence[Mapping[str, Any]] = [a for a in facts["arms"] if a["skip"] not in (None, "none")]
     timed = [a for a in drafts if a["speedup"] is not None]
     if not timed:

@@ -1,6 +1,6 @@
 """Where runs are shown besides their own folder. A tracker only listens: the run folder is the truth."""
 
-from experiments.tracking.tracker import Chart, NoTracker, Picture, SafeTracker, Shown, Table, Tracker
+from experiments.tracking.tracker import Chart, Loggable, NoTracker, Picture, SafeTracker, Table, Tracker
 from experiments.tracking.wandb_tracker import WandbTracker
 
-__all__ = ["Chart", "NoTracker", "Picture", "SafeTracker", "Shown", "Table", "Tracker", "WandbTracker"]
+__all__ = ["Chart", "Loggable", "NoTracker", "Picture", "SafeTracker", "Table", "Tracker", "WandbTracker"]

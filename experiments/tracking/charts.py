@@ -12,7 +12,7 @@ from experiments.tracking.tracker import Chart
 Row = Mapping[str, Any]
 
 
-def of_search(trials: Sequence[Row], *, n_layers: int, objective: str) -> dict[str, Chart]:
+def search_charts(trials: Sequence[Row], *, n_layers: int, objective: str) -> dict[str, Chart]:
     """Best so far, draft cost against acceptance, and the importance of every sublayer.
 
     Args:
@@ -27,7 +27,7 @@ def of_search(trials: Sequence[Row], *, n_layers: int, objective: str) -> dict[s
     )
 
 
-def of_evaluation(rows: Sequence[Row]) -> dict[str, Chart]:
+def evaluation_charts(rows: Sequence[Row]) -> dict[str, Chart]:
     """Acceptance by position and where the time went, each arm a line or a bar; of answered rows."""
     return _charts(
         positions=lambda: _module("evaluating").position_acceptance(rows),

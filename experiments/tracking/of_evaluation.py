@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from experiments.paper.positions import judged
+from experiments.results import figure_data
 from experiments.results.tables import ArmRow
 from experiments.tracking import charts
 from experiments.tracking.skip_set_table import set_row
 from experiments.tracking.tracker import Table, Tracker
-from selfspec.measure.metrics import ratio
 from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
@@ -40,7 +39,7 @@ def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row
     tracker.show({"arms": Table([asdict(arm) for arm in arms])})
     tracker.show({"positions": Table([{"arm": arm, **place} for arm, found in places.items() for place in found])})
     tracker.show({"time_split": Table([{"arm": arm, **split} for arm, split in seconds.items()])})
-    tracker.show(charts.of_evaluation([row for ours in answered.values() for row in ours]))
+    tracker.show(charts.evaluation_charts([row for ours in answered.values() for row in ours]))
     drafting = [arm for arm in arms if arm.drafted]
     if sets := [_set_row(arm) for arm in drafting if arm.skip and arm.n_layers]:
         tracker.show({"skip_sets": Table(sets)})
@@ -53,15 +52,10 @@ def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row
 
 def positions(rows: Sequence[Row]) -> list[dict[str, float]]:
     """Acceptance at each position of a draft, from 1 on: of the tokens judged there, the part that was accepted."""
-    n = max((drafted for row in rows for drafted in row["round_drafted"]), default=0)
-    found = []
-    for number in range(1, n + 1):
-        n_judged = sum(judged(row, number) for row in rows)
-        n_accepted = sum(accepted >= number for row in rows for accepted in row["round_accepted"])
-        found.append(
-            {"number": number, "judged": n_judged, "accepted": n_accepted, "acceptance": ratio(n_accepted, n_judged)}
-        )
-    return found
+    return [
+        {"number": p.number, "judged": p.judged, "accepted": p.accepted, "acceptance": p.acceptance}
+        for p in figure_data.positions(rows)
+    ]
 
 
 def time_split(rows: Sequence[Row]) -> dict[str, float | None]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
+from experiments.results.rows import Trial, read_rows
 from experiments.tracking import charts
 from experiments.tracking.skip_set_table import set_row
-from experiments.tracking.tracker import Picture, Shown, Table, Tracker
+from experiments.tracking.tracker import Loggable, Picture, Table, Tracker
 from search.point import settings_text
 from selfspec.measure.metrics import tokens_per_round
 from selfspec.records import run_files
@@ -31,7 +32,7 @@ def trial_listener(tracker: Tracker, n_layers: int) -> Callable[[Row], None]:
         # a trial that was not scored to its end has no value that others can be compared with
         value = row["value"] if row["state"] == "complete" else None
         bests.extend([] if value is None else [max([value, *bests[-1:]])])
-        shown: dict[str, Shown] = {
+        shown: dict[str, Loggable] = {
             "number": row["number"],
             "value": value,
             "best": bests[-1] if bests else None,
@@ -56,7 +57,7 @@ def show_search(
         model, data, objective: of the search.
         raced: rows of the race, the winner first; empty if there was none.
     """
-    trials = run_files.read_rows(folder / run_files.TRIALS)
+    trials = read_rows(folder / run_files.TRIALS, Trial).whole()
     chosen = yaml.safe_load((folder / skip_set_files.NAME).read_text(encoding="utf-8"))
     n_layers = chosen["n_layers"]
     about: dict[str, Any] = {"run": folder.name, "model": model, "data": data, "objective": objective}
@@ -65,7 +66,7 @@ def show_search(
     for row in trials:
         text = row["skip"]
         if row["state"] == "complete" and text not in rows:
-            found = {"value": row["value"], **_numbers(row), "speedup": speedups.get(text)}
+            found: dict[str, Any] = {"value": row["value"], **_numbers(row), "speedup": speedups.get(text)}
             rows[text] = set_row(SkipSet.parse(text, n_layers), **about, **found, is_chosen=text == chosen["skip"])
     mine = rows[chosen["skip"]]
     draft = ("skip", "value", "acceptance", "tokens_per_round", "draft_cost", "fraction_skipped", "speedup")
@@ -75,7 +76,7 @@ def show_search(
     if raced:
         tracker.show({"finals": Table(raced)})
     tracker.show({png.stem: Picture(png) for png in sorted(folder.glob("*.png"))})
-    tracker.show(charts.of_search(trials, n_layers=n_layers, objective=objective))
+    tracker.show(charts.search_charts(trials, n_layers=n_layers, objective=objective))
     is_best = is_best_of_its_kind(folder)
     plan = [file for file in (folder / PLAN, (folder / PLAN).with_suffix(".safetensors")) if file.is_file()]
     kept = {"skip_set": [folder / skip_set_files.NAME], "plan": plan, "trials": [folder / run_files.TRIALS]}

@@ -18,5 +18,5 @@ def set_row(skip: SkipSet, *, run: str, model: str, data: str, objective: str, *
     """
     layers = range(skip.n_layers)
     bits = {f"{kind}{i}": int(i in of) for i in layers for kind, of in (("a", skip.attn), ("m", skip.mlp))}
-    told = {"run": run, "model": model, "data": data, "objective": objective, "skip": str(skip)}
-    return {**told, "fraction_skipped": skip.fraction, **found, **bits}
+    about = {"run": run, "model": model, "data": data, "objective": objective, "skip": str(skip)}
+    return {**about, "fraction_skipped": skip.fraction, **found, **bits}

@@ -37,13 +37,13 @@ class Chart:
     draw: Callable[[], Any]
 
 
-Shown = float | str | Table | Picture | Chart | None
+Loggable = float | str | Table | Picture | Chart | None
 
 
 class Tracker(Protocol):
     """Listens to one run."""
 
-    def show(self, values: Mapping[str, Shown]) -> None:
+    def show(self, values: Mapping[str, Loggable]) -> None:
         """Show values that belong together, such as those of one trial; None: there is none."""
         ...
 
@@ -59,7 +59,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Listens to nothing, so that no caller asks whether there is a tracker."""
 
-    def show(self, values: Mapping[str, Shown]) -> None:
+    def show(self, values: Mapping[str, Loggable]) -> None:
         """See `Tracker`."""
 
     def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
@@ -82,7 +82,7 @@ class SafeTracker:
         except Exception as error:  # whatever a tracker does, the run goes on
             self._give_up(error)
 
-    def show(self, values: Mapping[str, Shown]) -> None:
+    def show(self, values: Mapping[str, Loggable]) -> None:
         """See `Tracker`."""
         self._try(lambda: self._tracker.show(values))
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from experiments.tracking.tracker import Chart, Picture, Shown, Table
+from experiments.tracking.tracker import Chart, Loggable, Picture, Table
 from selfspec.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class WandbTracker:
         for axis in AXES:
             self._run.define_metric(f"{axis}/*", step_metric=f"{axis}/number")
 
-    def show(self, values: Mapping[str, Shown]) -> None:
+    def show(self, values: Mapping[str, Loggable]) -> None:
         """See `Tracker`."""
         shown = {name: self._as_wandb(value) for name, value in values.items() if not _is_nothing(value)}
         if shown:
@@ -126,7 +126,7 @@ class WandbTracker:
             return f"wandb sync {folder}"
         return f"wandb sync {folder}" if run.offline and not run.disabled else None
 
-    def _as_wandb(self, value: Shown) -> Any:
+    def _as_wandb(self, value: Loggable) -> Any:
         if isinstance(value, Picture):
             return self._wandb.Image(str(value.path))
         if isinstance(value, Chart):

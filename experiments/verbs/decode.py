@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.config import build
+from experiments.results.locate_draft import locate_draft
 from selfspec.data.answer_text import context, is_unfinished, text_after
 from selfspec.data.prompts import encode
 from selfspec.data.task import Example
@@ -38,11 +40,10 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         context_length=decoder.context_length,
         max_new_tokens=cfg.max_new_tokens,
     )
-    policy, how, ending = build.stop(cfg, str(cfg.skip)), build.sampling(cfg), build.ending(cfg, loaded)
-    lookup = build.searched(str(cfg.skip)).get("lookup") if cfg.lookup == "searched" else cfg.lookup
-    chosen = build.spec(
-        cfg, str(cfg.skip), loaded, policy, lookup=lookup, drafter=build.own_drafter(cfg), tree=build.tree(cfg)
-    )
+    draft = locate_draft(str(cfg.skip), Path(cfg.paths.outputs))
+    policy, how, ending = build.stop(cfg, draft), build.sampling(cfg), build.ending(cfg, loaded)
+    lookup = build.searched(draft).get("lookup") if cfg.lookup == "searched" else cfg.lookup
+    chosen = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=build.own_drafter(cfg), tree=build.tree(cfg))
     drafter = build_drafter(chosen, decoder)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)

@@ -18,9 +18,12 @@ from experiments.paper.evidence import Evidence, Search, read
 from experiments.paper.section import Table
 from experiments.paper.write import write_paper
 from experiments.results import figures
-from experiments.results.find_runs import Failure, RunFolder, find_failures, find_runs
+from experiments.results.find_runs import Failure, find_failures, find_runs
 from experiments.results.folder import open_folder
-from experiments.results.published import published
+from experiments.results.named_drafts import named_sets
+from experiments.results.published import published_figures
+from experiments.results.rows import trial_value
+from experiments.results.run_folder import Run
 from experiments.results.tables import (
     SPEEDUP,
     ArmRow,
@@ -35,7 +38,6 @@ from experiments.results.tables import (
 from selfspec.errors import InputError, unknown_name
 from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.skipping.skip_set_files import load_skip_set
 
 PRESETS = ("default", "paper")
 FORMATS = ("md", "csv", "latex", "html")
@@ -56,7 +58,7 @@ class Report:
 
 
 def make_report(
-    runs: Sequence[RunFolder],
+    runs: Sequence[Run],
     folder: Path,
     *,
     preset: str = "default",
@@ -74,8 +76,8 @@ def make_report(
         failures: jobs that came to nothing, to be listed.
         sets: more skip sets to show and compare, by label.
         figures_of: published values, for `paper`.
-        overrides: further settings of the command that made this report, such as `paths.outputs=...`; told in table.md
-            so that it can be made again.
+        overrides: further settings of the command that made this report, such as `paths.outputs=...`; written
+            into table.md, so that it can be made again.
 
     Raises:
         InputError: if there is no run, a run cannot be read, or the folder cannot be written.
@@ -87,8 +89,8 @@ def make_report(
     rows = [arm.row for arm in evidence.arms]
     parts, paths = write_paper(evidence, folder) if preset == "paper" else _short(rows, evidence, folder)
     sentences = verdict_sentences(rows)
-    told = [bullets(sentences)] if sentences else []
-    markdown = "\n\n".join(["# Report", *told, *parts, *conditions(runs, failures, overrides)])
+    findings = [bullets(sentences)] if sentences else []
+    markdown = "\n\n".join(["# Report", *findings, *parts, *conditions(runs, failures, overrides)])
     run_files.write_text(folder / "table.md", markdown + "\n")
     return Report(markdown, sentences, [*paths, folder / "table.md"])
 
@@ -131,7 +133,7 @@ def _histories(searches: Sequence[Search]) -> dict[str, Search]:
 
 def _history(search: Search) -> Figure:
     title = f"{search.fact('searcher')} on {search.fact('model')} with {search.fact('data')}"
-    return figures.search_history(search.trials, objective=search.fact("objective"), title=title)
+    return figures.best_so_far(search.trials, objective=search.fact("objective"), title=title)
 
 
 def _searches_part(searches: Sequence[Search]) -> list[str]:
@@ -139,19 +141,18 @@ def _searches_part(searches: Sequence[Search]) -> list[str]:
         return []
     header = ["run", "model", "data", "searcher", "objective", "trials", "failed"]
     header += ["best trial", "best value", "skip nothing", "best skip"]
-    pictures = [f"![search history]({name}.png)" for name in _histories(searches)]
+    pictures = [f"![search progress]({name}.png)" for name in _histories(searches)]
     return ["## Searches", markdown_table(header, [_search_cells(s) for s in searches]), SEARCHES, *pictures]
 
 
 def _search_cells(search: Search) -> list[str]:
-    best = search.best
-    nothing = next((float(t["value"]) for t in search.complete if t["skip"] == "none"), None)
+    best, nothing = search.best, search.nothing_value
     n_failed = sum(trial["state"] == "failed" for trial in search.trials)
     return [
         search.run_cell,
         *(search.fact(name) for name in ("model", "data", "searcher", "objective")),
         *(str(len(search.trials)), str(n_failed)),
-        *(("–", "–") if best is None else (str(best["number"]), number(best["value"], 2))),
+        *(("–", "–") if best is None else (str(best["number"]), number(trial_value(best), 2))),
         "–" if nothing is None else number(nothing, 2),
         "–" if best is None else f"`{best['skip']}`",
     ]
@@ -165,8 +166,8 @@ def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(outputs)
     runs, failures = find_runs(cfg.runs or "", outputs), find_failures(cfg.runs or "", outputs)
-    sets = {str(name): load_skip_set(str(name)) for name in cfg.sets}
-    known_figures = published(cfg.published) if cfg.published else []
+    sets = {one.found.label: one.found.skip for one in named_sets([str(name) for name in cfg.sets], outputs)}
+    known_figures = published_figures(cfg.published) if cfg.published else []
     config = OmegaConf.to_yaml(cfg, resolve=True)
     facts = {"name": cfg.name, "runs": [run.name for run in runs]}
     with open_folder(outputs, "report", cfg.name, config=config, overrides=overrides, facts=facts) as folder:

@@ -39,26 +39,26 @@ def runs(words: Sequence[str], say: Callable[[str], None]) -> None:
     Raises:
         InputError: if the words cannot be read, or name no run or no set.
     """
-    asked = _parser().parse_args([word for word in words if not word.startswith(OUTPUTS)])
+    arguments = _parser().parse_args([word for word in words if not word.startswith(OUTPUTS)])
     places = [word.removeprefix(OUTPUTS) for word in words if word.startswith(OUTPUTS)]
     outputs = Path(places[-1] if places else default_outputs()).expanduser()
     if places and not outputs.is_dir():
         raise InputError(f"{OUTPUTS}{outputs} is no folder; name the one that holds the runs")
-    facts, shown = asked.do(asked, outputs)
-    say(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) if asked.json else text_of(shown))
+    facts, lines = arguments.do(arguments, outputs)
+    say(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) if arguments.json else text_of(lines))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser("selfspec runs", description="Run folders, and their skip sets side by side.", epilog=EPILOG)
     verbs = parser.add_subparsers(required=True, metavar="list|show|compare")
 
-    def verb(name: str, said: str, do: Callable[[argparse.Namespace, Path], Any]) -> argparse.ArgumentParser:
-        own = verbs.add_parser(name, help=said, description=said, epilog=EPILOG)
+    def verb(name: str, description: str, do: Callable[[argparse.Namespace, Path], Any]) -> argparse.ArgumentParser:
+        own = verbs.add_parser(name, help=description, description=description, epilog=EPILOG)
         own.add_argument("--json", action="store_true", help="facts for scripts: JSON and nothing else")
         own.set_defaults(do=do)
         return own
 
-    one = verb("list", "search and evaluate runs, the newest first", lambda a, o: run_list.list_runs(a.pattern, o))
+    one = verb("list", "search and evaluate runs, the newest first", lambda a, o: run_list.show_runs(a.pattern, o))
     one.add_argument("pattern", nargs="?", help="a folder, or a part of a run's name, model, data or searcher")
     one = verb("show", "one run: conditions, what it found, files", lambda a, o: run_details.show_run(a.run, o))
     one.add_argument("run", help="its id, a part of it that no other run has, or its folder")
@@ -77,11 +77,11 @@ def default_outputs() -> str:
     return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outputs"])
 
 
-def text_of(shown: Iterable[RenderableType]) -> str:
-    """What is shown, as text: with colours and folded on a terminal, plain and never folded in a pipe."""
+def text_of(lines: Iterable[RenderableType]) -> str:
+    """The lines as text: with colours and folded on a terminal, plain and never folded in a pipe."""
     console = Console(file=sys.stdout)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=WIDE, color_system=None)
     with console.capture() as captured:
-        console.print(*shown, sep="\n", highlight=False, markup=False)
+        console.print(*lines, sep="\n", highlight=False, markup=False)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

@@ -7,13 +7,16 @@ read it. A search writes these keys into the file of its skip set as well; a dra
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from selfspec.drafters.spec import DraftSpec
+from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 from selfspec.skipping import plan_files, skip_set_files
 from selfspec.skipping.plan import DraftPlan
@@ -69,21 +72,93 @@ def read_draft(
     draft: Path | str, decoder: Decoder, facts: Mapping[str, Any] | None = None
 ) -> tuple[DraftPlan, dict[str, Any]]:
     """The plan of a draft, and the content of its file; arguments as in `load_spec`."""
-    text = str(draft)
+    found = find_draft(draft)
+    if found.kind == "plan":
+        assert found.file is not None
+        return plan_files.load_plan(found.file, decoder, facts), dict(found.settings)
+    return DraftPlan.from_skip_set(found.skip(decoder.n_layers)), dict(found.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedDraft:
+    """What the name of a draft stands for, known before a model is there to load it for.
+
+    Attributes:
+        name: as the user wrote it.
+        kind: a set written as `a3,5-9 m7`, a set published with this package, the file of a skip set, or of a plan.
+        file: the YAML file; None for a written or a published set.
+        settings: what the file says; of the plan of a search also what stands in the file of its skip set.
+    """
+
+    name: str
+    kind: Literal["written", "published", "skip_set", "plan"]
+    file: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_well_written(self) -> bool:
+        """Whether the name is a written set without mistakes, whatever the model."""
+        return self.name == "none" or SYNTAX.fullmatch(self.name) is not None
+
+    def skip(self, n_layers: int | None = None) -> SkipSet:
+        """The sublayers that the draft leaves out.
+
+        Args:
+            n_layers: of the model it is wanted for; a written set needs it.
+
+        Raises:
+            InputError: if the draft is for another number of layers, or `n_layers` is missing.
+        """
+        if self.kind == "written":
+            if n_layers is None:
+                raise InputError(f"{self.name!r} is written without a model; tell the layers of its model")
+            return SkipSet.parse(self.name, n_layers)
+        if self.kind == "published":
+            return skip_set_files.load_skip_set(self.name, n_layers=n_layers)
+        if self.kind == "skip_set":
+            assert self.file is not None
+            return skip_set_files.read_skip_set(self.file, n_layers=n_layers)
+        return SkipSet.parse(str(self.settings["skip"]), self.settings["n_layers"])
+
+
+def find_draft(name: Path | str) -> NamedDraft:
+    """What a name stands for: a written set, a file or folder of a draft, or a published set.
+
+    Args:
+        name: see `load_spec`. A folder is that of a search, or any other with `plan.yaml` or `skip_set.yaml` in it.
+
+    Raises:
+        InputError: if it stands for nothing, or its file cannot be read.
+    """
+    text = str(name)
     path = Path(text).expanduser()
-    if text == "none" or SYNTAX.fullmatch(text):  # a folder of that name is written ./a1
-        return DraftPlan.from_skip_set(SkipSet.parse(text, decoder.n_layers)), {}
+    if (written := NamedDraft(text, "written")).is_well_written:  # also beside a folder of that name, which is ./a1
+        return written
     if file := _plan_file(path):
-        return plan_files.load_plan(file, decoder, facts), plan_files.read_plan_file(file)
-    if "/" not in text and path.suffix not in (".yaml", ".yml") and not os.path.exists(path):
-        return DraftPlan.from_skip_set(
-            SkipSet.parse(text, decoder.n_layers)
-        ), {}  # raises an error that names the fault
-    skip = skip_set_files.load_skip_set(text, n_layers=decoder.n_layers)
-    file = path / skip_set_files.NAME if os.path.isdir(path) else path
-    return DraftPlan.from_skip_set(skip), dict(
-        yaml.safe_load(file.read_text(encoding="utf-8"))
-    ) if file.is_file() else {}
+        return NamedDraft(text, "plan", file, _beside(file) | plan_files.read_plan_file(file))
+    if os.path.exists(path):
+        file = path / skip_set_files.NAME if os.path.isdir(path) else path
+        skip_set_files.read_skip_set(file)  # which says what is wrong with it
+        return NamedDraft(text, "skip_set", file, dict(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    if text in skip_set_files.published():
+        return NamedDraft(text, "published")
+    if _LIKE_A_SET.match(text) and path.suffix not in (".yaml", ".yml"):
+        return written  # reading it tells what is wrong with it
+    raise skip_set_files.unknown_draft(text)
+
+
+_LIKE_A_SET = re.compile(r"\s*[am]\d[^/]*$|[^/]*[,\s][^/]*$")
+"""What was meant as a written skip set, though it may not be one."""
+
+
+def _beside(plan: Path) -> dict[str, Any]:
+    """What the skip set beside a plan says, if it is the plan's: a search notes its value there alone."""
+    file = plan.parent / skip_set_files.NAME
+    try:
+        body = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return dict(body) if body["skip"] == plan_files.read_plan_file(plan)["skip"] else {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, InputError):
+        return {}
 
 
 def _plan_file(path: Path) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"no file {path}; is {path.parent} the folder of a run?")
     rows = []
-    *lines, _ = path.read_bytes().split(b"\n")  # splitlines would also split at U+2028, which JSON allows in a string
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path):
         try:
             row = json.loads(line.decode())
         except ValueError as error:
@@ -79,6 +78,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}, line {number}: not a row of schema {SCHEMA}; it is from another version")
         rows.append(row)
     return rows
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The number and text of each whole line of a JSON-lines file; none if there is no such file."""
+    if path.is_file():
+        *lines, _ = path.read_bytes().split(b"\n")  # splitlines would also cut at the U+2028 that JSON allows
+        yield from enumerate(lines, start=1)
 
 
 def drop_partial_line(path: Path) -> bool:

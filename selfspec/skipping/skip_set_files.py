@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from selfspec.errors import InputError, unknown_name
+from selfspec.errors import InputError
 from selfspec.records.run_files import write_text
 from selfspec.skipping.skip_set import SkipSet
 
@@ -89,6 +90,23 @@ def load_skip_set(name: str | Path, *, n_layers: int | None = None) -> SkipSet:
         return read_skip_set(path, n_layers=n_layers)
     names = published()
     if str(name) not in names:
-        raise unknown_name("skip set (no such file or folder either)", str(name), names)
+        raise unknown_draft(str(name))
     with resources.as_file(resources.files("selfspec").joinpath(f"published/{name}.yaml")) as file:
         return read_skip_set(file, n_layers=n_layers)
+
+
+def unknown_draft(name: str, *, runs: Sequence[str] | None = None) -> InputError:
+    """The error for a name that stands for no draft, with the nearest name that does.
+
+    Args:
+        name: as the user wrote it.
+        runs: names of the runs that were looked through, where runs may be named too.
+    """
+    near = get_close_matches(name, [*published(), *(runs or ())], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    kinds = "no such file or folder, no published set" + ("" if runs is None else ", no run")
+    shown = "" if runs is None else "; `selfspec runs list` shows the runs"
+    return InputError(
+        f"unknown draft {name!r}: {kinds}; {hint}a set is written like 'a3,5-9 m7', and published are "
+        f"{', '.join(published())}{shown}"
+    )

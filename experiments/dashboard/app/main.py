@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from experiments.dashboard import page_calculator, page_compare, page_evaluation, page_runs, page_search
-from experiments.results.scan import Entry
+from experiments.results.run_folder import Run
 
 Draw = Callable[[Path], None]
 
@@ -18,19 +18,21 @@ def main(outputs: Path) -> None:
     """Draw the page that is asked for."""
     st.set_page_config(page_title="selfspec", page_icon="⚡", layout="wide")
 
-    def page(draw: Draw, title: str, icon: str, path: str, *, first: bool = False) -> st.Page:
-        return st.Page(lambda: draw(outputs), title=title, icon=f":material/{icon}:", url_path=path, default=first)
+    def page(draw: Draw, title: str, icon: str, path: str) -> st.Page:
+        return st.Page(lambda: draw(outputs), title=title, icon=f":material/{icon}:", url_path=path)
 
     search = page(page_search.draw, "Search", "search_insights", "search")
     evaluation = page(page_evaluation.draw, "Evaluation", "speed", "evaluation")
 
-    def open_run(entry: Entry) -> None:
-        st.switch_page(search if entry.verb == "search" else evaluation, query_params={"run": entry.name})
+    def open_run(run: Run) -> None:
+        st.switch_page(search if run.verb == "search" else evaluation, query_params={"run": run.name})
 
-    runs = page(lambda folder: page_runs.draw(folder, open_run), "Runs", "list", "runs", first=True)
+    runs = page(lambda folder: page_runs.draw(folder, open_run), "Runs", "list", "runs")
+    # Streamlit takes the address of the page that it shows first, so that page is none of the five.
+    home = st.Page(lambda: st.switch_page(runs), title="selfspec", default=True, visibility="hidden")
     compare = page(page_compare.draw, "Compare", "compare", "compare")
     calculator = page(page_calculator.draw, "Calculator", "calculate", "calculator")
-    chosen = st.navigation([runs, search, compare, evaluation, calculator], position="top")
+    chosen = st.navigation([home, runs, search, compare, evaluation, calculator], position="top")
     st.html("<style>.stMainBlockContainer{padding:4.2rem 1.6rem 3rem;max-width:1440px}</style>")
     chosen.run()
     st.caption(f"Runs in `{outputs}`")

@@ -1,0 +1,34 @@
+"""From what a user names as a draft to a name that the library knows: the id of a search becomes its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from experiments.results.find_runs import list_runs
+from selfspec.drafters.spec_files import find_draft
+from selfspec.errors import InputError
+from selfspec.skipping.skip_set_files import unknown_draft
+
+
+def locate_draft(name: str, outputs: Path) -> str:
+    """A name that `find_draft` knows: `name` itself, or the folder of the search with that id.
+
+    Args:
+        name: as the user wrote it.
+        outputs: the folder of the runs.
+
+    Raises:
+        InputError: if it names neither, or the file of the draft cannot be read.
+    """
+    try:
+        find_draft(name)
+    except InputError:
+        if os.path.exists(Path(name).expanduser()):
+            raise
+        searches = [run for run in list_runs(None, outputs) if run.is_readable and run.verb == "search"]
+        found = next((run for run in searches if run.id == name), None)
+        if found is None:
+            raise unknown_draft(name, runs=[run.id for run in searches]) from None
+        return str(found.path)
+    return name

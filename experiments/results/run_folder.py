@@ -1,0 +1,260 @@
+"""One run folder, opened in whatever state it is: finished, running, stopped, failed, or nothing that can be read.
+
+`docs/run_folder.md` lists what a folder holds; `experiments.results.find_runs` says which folders a name stands for.
+This module knows nothing of how a run is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from experiments.results.folder import is_busy
+from experiments.results.rows import Raced, Record, Rows, Trial, parse_row, read_rows
+from selfspec.errors import InputError
+from selfspec.records import run_files
+
+Verb = Literal["evaluate", "search"]
+State = Literal["finished", "running", "stopped", "failed", "unreadable"]
+Stamp = tuple[tuple[str, int, int], ...]
+
+ROWS: Mapping[Verb, str] = {"evaluate": run_files.RECORDS, "search": run_files.TRIALS}
+QUIET_S = 600.0  # an unfinished run that wrote nothing for so long has stopped; chosen, not tuned
+_STAMPED = (run_files.PROVENANCE, run_files.SUMMARY, run_files.CONFIG, run_files.FAILURE, *ROWS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One folder that is a run of search or evaluate, or looks like one.
+
+    Attributes:
+        path: of the folder, resolved.
+        verb: what the run did, or would have done.
+        name: what finds it again: its path below the outputs folder, or where it lies if that is elsewhere.
+        state: `stopped` if it is unfinished and silent, `failed` if it is a failed job of a sweep.
+        started: when, UTC; None if unknown.
+        n_rows: trials, or answers of all arms.
+        provenance, summary: as the run recorded them; empty where it did not.
+        problem: why the folder failed or cannot be read.
+    """
+
+    path: Path
+    verb: Verb
+    name: str
+    state: State
+    started: datetime | None = None
+    n_rows: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def id(self) -> str:
+        """The folder's own name, `<UTC time>-<hash>`."""
+        return self.path.name
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether it says what it ran on; its rows are true, but not all, if it is unfinished."""
+        return self.state not in ("failed", "unreadable")
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.state == "finished"
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What ran: model, data, dtype, device and so on; the `run` part of the provenance."""
+        facts = self.provenance.get("run")
+        return facts if isinstance(facts, dict) else {}
+
+    def about(self, arm: str) -> Mapping[str, Any]:
+        """What an arm of an evaluation decodes with; empty where the run does not say."""
+        about = (self.facts.get("arms") or {}).get(arm)
+        return about if isinstance(about, dict) else {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether others were at work when a session of it began: its seconds are in doubt."""
+        sessions = [self.provenance, *self.provenance.get("resumed", [])]
+        return any("threads" in s and "load_before" in s and is_busy(s) for s in sessions)
+
+    @property
+    def command(self) -> str:
+        """What makes the run again, as it was typed; without settings if they were not recorded."""
+        path = self.path / run_files.OVERRIDES
+        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return " ".join(["selfspec", self.verb, *map(shlex.quote, words)])
+
+    def trials(self, *, holding: str = "") -> Rows[Trial]:
+        """The trials of a search as they are on disk now; see `read_rows`."""
+        return read_rows(self.path / run_files.TRIALS, Trial, holding=holding)
+
+    def records(self) -> Rows[Record]:
+        """The answers of an evaluation as they are on disk now."""
+        return read_rows(self.path / run_files.RECORDS, Record)
+
+    def finals(self) -> Rows[Raced]:
+        """The finalists of a search, the winner first; none if there was no race."""
+        return read_rows(self.path / run_files.FINALS, Raced)
+
+    def rows(self) -> Rows[Any]:
+        """Its trials or its answers, by its verb."""
+        return self.trials() if self.verb == "search" else self.records()
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration; empty if it was not recorded.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        path = self.path / run_files.CONFIG
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            raise InputError(f"{path} is not YAML; mend it, or leave the run out") from None
+        return config if isinstance(config, dict) else {}
+
+
+def flagged(run: str, *, is_finished: bool, is_busy: bool) -> str:
+    """The name of a run, with what a reader of its numbers must know of it."""
+    flags = [word for word, is_so in (("unfinished", not is_finished), ("busy machine", is_busy)) if is_so]
+    return f"{run} ({', '.join(flags)})" if flags else run
+
+
+def verb_of(path: Path, files: Sequence[str]) -> Verb | None:
+    """What the run of a folder with these files did; None if it does not look like a run of search or evaluate.
+
+    A copied run is known by its rows, one killed before its first row by its place; decode has rows of its own.
+    """
+    place = path.parent.parent.name
+    if place == "decode":
+        return None
+    for verb, file in ROWS.items():
+        if file in files or (place == verb and (files or not any(path.iterdir()))):
+            return verb
+    return None
+
+
+def run_folders(outputs: Path) -> dict[Path, Stamp]:
+    """The folders below `outputs`, itself included, that are runs or look like them, each with its stamp.
+
+    A folder whose stamp is as before need not be read again.
+    """
+    found: dict[Path, Stamp] = {}
+    for folder, below, files in os.walk(outputs):
+        below.sort()
+        path = Path(folder).resolve()
+        if verb_of(path, files) is not None:
+            below.clear()  # a run holds no runs
+            found[path] = stamp(path)
+    return found
+
+
+def stamp(path: Path) -> Stamp:
+    """Names, times and sizes of the files that a run is read from: equal where nothing has changed."""
+    stamps = []
+    for name in _STAMPED:
+        try:
+            status = (path / name).stat()
+        except OSError:
+            continue
+        stamps.append((name, status.st_mtime_ns, status.st_size))
+    return tuple(stamps)
+
+
+def open_run(path: Path, outputs: Path, *, now: datetime | None = None) -> Run:
+    """What one folder is; never raises for what is in it.
+
+    Args:
+        path: of the folder.
+        outputs: the folder of the runs.
+        now: when it is looked at, to tell a running run from one that stopped; None: now.
+    """
+    path = path.resolve()
+    verb, name = verb_of(path, os.listdir(path)) or "search", name_of(path, outputs)
+    if (path / run_files.FAILURE).is_file():
+        return Run(path, verb, name, "failed", started=_when(path.name), problem=_error(path))
+    provenance: dict[str, Any] = {}
+    try:
+        provenance = _json(path / run_files.PROVENANCE)
+        if not isinstance(provenance.get("run"), dict):
+            raise ValueError(f"{run_files.PROVENANCE} does not say what ran (no `run` object)")
+        summary = _json(path / run_files.SUMMARY) if run_files.is_finished(path) else {}
+        n_rows = _count(path / ROWS[verb], verb)
+    except (OSError, ValueError) as error:
+        when = _when(path.name)
+        return Run(path, verb, name, "unreadable", started=when, provenance=provenance, problem=str(error))
+    return Run(
+        path,
+        verb,
+        name,
+        _state(path, now or datetime.now(UTC)),
+        started=_when(provenance.get("started")) or _when(path.name),
+        n_rows=n_rows,
+        provenance=provenance,
+        summary=summary,
+    )
+
+
+def name_of(path: Path, outputs: Path) -> str:
+    """What finds a folder again: its path below `outputs`, else below the working folder, else the whole path."""
+    for base in (outputs.resolve(), Path().resolve()):
+        if path != base and path.is_relative_to(base):
+            return path.relative_to(base).as_posix()
+    return str(path)
+
+
+def _error(path: Path) -> str:
+    try:
+        return str(_json(path / run_files.FAILURE)["error"])
+    except (OSError, ValueError, KeyError):
+        return f"{path / run_files.FAILURE} does not tell an error and its overrides; leave its folder out"
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"no {file.name}: not a run, or one that was killed while it started")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file.name} holds no object")
+    return value
+
+
+def _count(file: Path, verb: Verb) -> int:
+    """Rows of a file, whose first and last are checked here; reading the rows checks all."""
+    lines = list(run_files.read_lines(file))
+    for number, line in [*lines[:1], *lines[1:][-1:]]:
+        try:
+            parse_row(line, Trial if verb == "search" else Record)
+        except ValueError as error:
+            raise ValueError(f"{file.name}, line {number}: {error}") from None
+    return len(lines)
+
+
+def _state(path: Path, now: datetime) -> State:
+    if run_files.is_finished(path):
+        return "finished"
+    newest = max((changed for _, changed, _ in stamp(path)), default=0) / 1e9
+    return "running" if now.timestamp() - newest < QUIET_S else "stopped"
+
+
+def _when(text: object) -> datetime | None:
+    for form in ("%Y-%m-%dT%H:%M:%SZ", "%Y%m%dT%H%M%SZ"):
+        try:
+            return datetime.strptime(str(text).partition("Z")[0] + "Z", form).replace(tzinfo=UTC)
+        except ValueError:
+            continue
+    return None
