@@ -54,7 +54,7 @@ class Valued:
     name: str = "valued"
     unit: str = "points"
 
-    def __call__(self, draft: Point | SkipSet, *, go_on: ShouldContinue | None = None) -> Score:
+    def __call__(self, draft: Point | SkipSet, *, should_continue: ShouldContinue | None = None) -> Score:
         return score(self.of(Point.from_draft(draft)))
 
 
