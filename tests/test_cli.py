@@ -217,7 +217,6 @@ class TestProcess:
         done = subprocess.run([SCRIPT, "serach"], capture_output=True, text=True)
         assert_told(Ran(done.returncode, done.stdout, done.stderr), "did you mean 'search'?")
 
-    @pytest.mark.slow
     def test_an_answer_is_all_that_standard_output_holds(self, toy: list[str]) -> None:
         words = ["decode", *toy, "prompt=hi", "skip=a1", "max_new_tokens=6"]
         done = subprocess.run([SCRIPT, *words], capture_output=True, text=True)

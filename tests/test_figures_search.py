@@ -84,6 +84,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.filterwarnings("error")
 def test_every_picture_is_saved_as_png_and_svg(name: str, tmp_path: Path) -> None:

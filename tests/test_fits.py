@@ -21,7 +21,7 @@ from selfspec.skipping.plan import DraftPlan, sublayer
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed
 from tests.contracts.architecture import LONG, prompt
-from tests.toys import FAMILIES, toy
+from tests.toys import every_family, toy
 
 WIDTH = 32
 # Norms behind the sublayers, before or after the sum; and a layer whose MLP is two modules.
@@ -212,7 +212,7 @@ def _eigen(x_ND: Tensor, y_ND: Tensor) -> tuple[Tensor, Tensor, float]:
 # What is observed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", every_family(also=("opt", "bloom", "gemma2")))  # sums of their own
 @torch.inference_mode()
 def test_every_family_is_observed_and_planned_for(family: str) -> None:
     """Runs merge exactly where outputs are added unchanged, and the plan can be bound."""

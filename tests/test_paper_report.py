@@ -226,7 +226,7 @@ def test_the_best_of_each_number_of_sublayers_is_joined(outputs: Path) -> None:
 # The report
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 def test_a_report_holds_every_section_of_which_the_runs_say_something(outputs: Path, tmp_path: Path) -> None:
     parts, paths = write_paper(evidence(outputs), tmp_path)
     text = "\n\n".join(parts)
@@ -254,7 +254,6 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(outputs: Path, t
     assert "- Quality, acceptance and speedup (Table 1): `selfspec evaluate skip=SET data=NAME`" in report.markdown
 
 
-@pytest.mark.slow
 def test_the_command_of_every_run_is_told(outputs: Path, tmp_path: Path) -> None:
     markdown = make_report(find_runs("e", outputs), tmp_path / "report", preset="paper").markdown
     assert "- e: `selfspec evaluate 'skip=a1 m1' n=2`" in markdown
@@ -308,7 +307,6 @@ def test_a_failed_prompt_is_counted_and_in_no_other_number(tmp_path: Path) -> No
     assert (found["prompts"], found["failed"]) == (1, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("form", "shown"), [("csv", "results.csv\n\nmodel,data"), ("latex", "\\begin{tabular}")])
 def test_the_verb_prints_the_format_that_was_asked_for(outputs: Path, form: str, shown: str) -> None:
     ran = command("report", "preset=paper", f"format={form}", "runs=e", f"paths.outputs={outputs}")

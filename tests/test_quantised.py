@@ -40,7 +40,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed
 from tests.commands import command
 from tests.contracts.architecture import ENDING, LONG, RULES, SHORT, random_sets
-from tests.toys import FAMILIES, VOCAB, toy
+from tests.toys import FAMILIES, VOCAB, every_family, toy
 
 WIDTH, N_LAYERS = 32, 3
 WITHOUT_LINEAR_LAYERS = ("gpt2", "falcon-alibi", "falcon-grouped", "falcon-multi-query", "falcon-sequential")
@@ -146,7 +146,7 @@ def test_a_packed_layer_gives_the_same_copy() -> None:
             assert torch.equal(layer(PackedLinear(linear))(x), layer(linear)(x))
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(WITHOUT_LINEAR_LAYERS)))
+@pytest.mark.parametrize("family", every_family(sorted(set(FAMILIES) - set(WITHOUT_LINEAR_LAYERS)), also=("mixtral",)))
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_lossless_in_every_family(family: str, precision: Precision) -> None:
     decoder = decoder_of(family)

@@ -33,7 +33,7 @@ from selfspec.models.decoder import Decoder
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Adaptive, Fixed, Heuristic, Optimal, Paying, StopPolicy, Threshold
-from tests.toys import FAMILIES, toy
+from tests.toys import FAMILIES, every_kernel, toy
 
 N_NEW = 20
 PROMPTS = [[1, 2, 3], [9, 8, 7, 6, 5, 4, 3], [11, 5, 11, 5, 2], [40]]
@@ -170,7 +170,7 @@ def test_counts_do_not_depend_on_the_look_ahead(
 
 
 @pytest.mark.parametrize(
-    ("family", "attention"), [(n, a) for n, f in FAMILIES.items() if f.takes_batches for a in f.attentions]
+    ("family", "attention"), every_kernel(name for name, family in FAMILIES.items() if family.takes_batches)
 )
 def test_counts_equal_the_real_decoders_for_every_family(family: str, attention: str) -> None:
     decoder = Decoder(toy(family, attention=attention))

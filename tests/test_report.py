@@ -345,6 +345,7 @@ def test_damaged_provenance_is_named(outputs: Path) -> None:
 # Pictures and the report
 
 
+@pytest.mark.usefixtures("rendered")
 def test_figures_are_written_as_png_and_svg(tmp_path: Path) -> None:
     skip_map = figures.skip_map({"odd": SkipSet.parse("a1,3 m2", 8), "none": SkipSet(4)})
     for path in figures.save(skip_map, tmp_path / "map.v1"):
@@ -368,6 +369,7 @@ def test_search_history_marks_what_it_knows() -> None:
     assert [text.get_text() for text in axes.texts] == ["skip nothing\n20"]
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("trials", [[], [trial(0, None, "none", "start")]])
 def test_a_search_without_values_still_has_a_picture(trials: list[Row], tmp_path: Path) -> None:
     assert len(figures.save(figures.search_history(trials, objective="acceptance"), tmp_path / "search")) == 2

@@ -366,7 +366,6 @@ class TestRealFiles:
         assert {int(e.id) for e in examples} == set(range(81, 161)) and all(len(e.turns) == 1 for e in examples)
 
 
-@pytest.mark.slow
 def test_a_damaged_file_ends_a_command_with_one_line(toy: list[str], empty_folder: Path) -> None:
     write(empty_folder / "a.jsonl", [*numbered("xsum", 0), "{"])
     words = [word for word in toy if not word.startswith("data")]
