@@ -8,8 +8,9 @@ from typing import IO, Any
 
 import pytest
 import torch
-from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
-from hydra.plugins.config_source import ConfigResult
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from matplotlib.figure import Figure
 
 _PIXEL = base64.b64decode(
@@ -40,17 +41,19 @@ def unrendered() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def options_read_once() -> Iterator[None]:
     """Each file of conf/ is read once: Hydra reads some thirty of them whenever it composes, five times a command."""
-    read = ImportlibResourcesConfigSource.load_config
+    Plugins.instance()  # reads the module of the class once more: the class is not the one that an import gives
+    package = SourcesRegistry.instance().resolve("pkg")
+    read = package.load_config
     known: dict[tuple[str, str], ConfigResult] = {}
 
-    def load(source: ImportlibResourcesConfigSource, name: str) -> ConfigResult:
-        at = (source.path, name)
+    def load(source: ConfigSource, config_path: str) -> ConfigResult:
+        at = (source.path, config_path)
         if at not in known:
-            known[at] = read(source, name)
+            known[at] = read(source, config_path)
         return deepcopy(known[at])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ImportlibResourcesConfigSource, "load_config", load)
+        patch.setattr(package, "load_config", load)
         yield
 
 

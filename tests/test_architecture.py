@@ -21,6 +21,7 @@ OPTUNA = {f"search/study/{name}.py" for name in ("study", "workers", "loop")}
 OPTUNA |= {f"search/samplers/{name}.py" for name in ("base", "optuna_samplers", "draft_verify")}
 MAX_LINES = 400
 MAX_FILES = 16
+MAX_NAME = 70  # of a test
 
 
 def modules(package: str) -> list[str]:
@@ -87,6 +88,11 @@ def test_no_module_is_longer_than_a_reader_can_hold() -> None:
 
     assert {m: n for m in MODULES if (n := n_lines(m)) > MAX_LINES} == {}
     assert {m: n for m in TESTS if (n := n_lines(m)) > 2 * MAX_LINES} == {}
+
+
+def test_no_name_of_a_test_is_longer_than_seventy_characters() -> None:
+    names = [n.name for m in TESTS for n in ast.walk(tree(m)) if isinstance(n, ast.FunctionDef)]
+    assert [name for name in names if name.startswith("test_") and len(name) > MAX_NAME] == []
 
 
 def test_no_room_is_fuller_than_a_reader_can_survey() -> None:

@@ -158,7 +158,7 @@ def test_a_map_of_full_rank_is_the_linear_one_and_error_falls_with_rank() -> Non
 # The ridge
 
 
-def test_cross_validation_picks_a_small_ridge_without_noise_and_a_larger_one_with() -> None:
+def test_cross_validation_picks_a_larger_ridge_where_there_is_noise() -> None:
     x_ND, w_DD = noise(300, WIDTH), noise(WIDTH, WIDTH, seed=1)
     chosen = []
     for scale in (0.0, 1.0, 30.0):

@@ -126,7 +126,7 @@ def test_what_a_text_holds_is_scored_as_the_whole_head_does(family: str) -> None
     assert torch.equal(scored(logits(decoder, draft)), only().expand_as(full_BTV)), "the text has been left behind"
 
 
-def test_a_row_is_scored_by_its_own_text_and_a_token_by_what_it_may_know_of_it() -> None:
+def test_a_row_is_scored_by_its_own_text_up_to_each_token() -> None:
     decoder = decoder_of()
     draft = draft_of(decoder, TEN)
     found_BTV = scored(logits_beside(decoder, draft, [FIVE, [60, 3, 61], [7]], []))

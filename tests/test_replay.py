@@ -49,7 +49,7 @@ RULES: list[StopPolicy] = [
 COSTS = CostTable((64,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0, 17.0))
 
 
-def test_a_cost_table_that_adds_up_to_less_than_nothing_makes_a_rule_that_drafts() -> None:
+def test_a_cost_table_with_a_negative_sum_makes_a_rule_that_drafts() -> None:
     noisy = CostTable((64,), (10.0,), 10.0, -3.0, (15.0,), (15.0, 14.0, 13.0))
     plan = DraftPlan.of(SkipSet.parse("a0-2 m0-2", 3))
     rule = paying(Fixed(2), plan, noisy, context=64)
@@ -298,7 +298,7 @@ def test_draft_cost_adds_up_and_follows_the_context() -> None:
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 5, 6])
-def test_what_a_draft_takes_beside_its_parts_is_met_where_it_was_measured_and_lies_between_elsewhere(
+def test_the_overhead_of_a_draft_is_as_measured_or_interpolated(
     n_layers: int,
 ) -> None:
     parts = CostTable((10, 110), (1.0, 2.0), 3.0, 5.0, (21.0, 25.0), (21.0, 22.0))
@@ -348,7 +348,7 @@ def test_a_measured_table_meets_the_sets_that_it_was_made_from() -> None:
     assert any(abs(predicted / measured - 1) > 0.02 for predicted, measured in sums), "a sum of parts would have done"
 
 
-def test_what_a_verification_takes_is_measured_after_short_texts_and_after_long_ones() -> None:
+def test_verification_seconds_are_measured_after_short_and_long_texts() -> None:
     """On a clock of calls, where each further token takes as much longer as there are keys."""
     decoder, seconds = Decoder(toy("llama")), [0.0]
 
@@ -395,7 +395,7 @@ def test_the_sets_that_a_table_is_made_from_fit_any_number_of_layers(n_layers: i
         assert len(layers) == round(n_layers * fraction) and layers <= set(range(n_layers))
 
 
-def test_a_round_in_which_the_model_drafts_nothing_costs_its_verification_alone() -> None:
+def test_a_round_without_a_model_draft_costs_its_verification_alone() -> None:
     costs = replace(COSTS, round_s=7.0)
     reference = Reference([1, 2, 3], [4, 5, 6, 7, 8, 9], 6)
     plain, looked_up = Round(0, 0, 1, 0.0, 0.0), Round(2, 1, 2, 0.0, 0.0)

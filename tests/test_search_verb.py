@@ -85,9 +85,7 @@ class TestSearch:
         }
         assert "raced on 2 prompts against plain decoding" in ran.out
 
-    def test_a_search_that_will_not_pay_ends_with_the_reason_unless_it_is_forced(
-        self, here: Path, toy: list[str]
-    ) -> None:
+    def test_a_search_that_cannot_pay_ends_with_the_reason_unless_forced(self, here: Path, toy: list[str]) -> None:
         ran = search(toy, "searcher.n_trials=30", "stop=fixed")
         verdict = summary(ran)["verdict"]
         assert verdict["bound"] < 1.02, "the toy's sublayers are all needed"
@@ -316,9 +314,7 @@ class TestPlans:
         decoded = command("decode", *toy, "prompt=one two", f"skip={ran.run}", "max_new_tokens=8")
         assert decoded.status == 0, decoded.err
 
-    def test_a_draft_is_evaluated_and_decoded_with_the_rule_and_lookup_of_its_search(
-        self, here: Path, toy: list[str]
-    ) -> None:
+    def test_evaluate_and_decode_take_the_rule_and_lookup_of_the_search(self, here: Path, toy: list[str]) -> None:
         asked = "stop=threshold", "stop.max_draft=3", "stop.threshold=0.4", "lookup=front"
         ran = search(toy, "precision=int8", *asked, "searcher.n_trials=4", "starts=[nothing]", "finals.n_prompts=1")
         words = f"skip={ran.run}", "stop=searched", "lookup=searched", "max_new_tokens=8"
