@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -93,6 +94,13 @@ def test_no_module_is_longer_than_a_reader_can_hold() -> None:
 def test_no_name_of_a_test_is_longer_than_seventy_characters() -> None:
     names = [n.name for m in TESTS for n in ast.walk(tree(m)) if isinstance(n, ast.FunctionDef)]
     assert [name for name in names if name.startswith("test_") and len(name) > MAX_NAME] == []
+
+
+def test_the_readme_of_the_tests_names_every_file() -> None:
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    names = {m: m.removeprefix("tests/").removesuffix(".py").removeprefix("test_") for m in TESTS}
+    known = set(re.findall(r"`([\w/]+)(?:\.py)?`", text))
+    assert [m for m, name in names.items() if name not in known and not name.endswith("__init__")] == []
 
 
 def test_no_room_is_fuller_than_a_reader_can_survey() -> None:
