@@ -26,14 +26,14 @@ test: .venv/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow and not model" --durations=5 -n auto
+	$(BIN)/python -m pytest -m "not slow and not model" --durations=5 -n auto --dist worksteal
 	$(BIN)/python -m pytest -m model --durations=5
 
 test-all: .venv/.installed-dev  # every structure, searcher and matrix
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not model" --durations=20 -n auto
+	$(BIN)/python -m pytest -m "not model" --durations=20 -n auto --dist worksteal
 	$(BIN)/python -m pytest -m model --durations=5
 
 browser:  # Debian's chromium, for the tests marked `browser`

@@ -122,7 +122,6 @@ class TestResume:
         ran = command("evaluate", f"resume={tmp_path}")
         assert ran.status == 2 and "no run of evaluate there" in ran.err
 
-    @pytest.mark.slow
     def test_after_a_kill_by_the_system(self, toy: list[str], whole: Path, tmp_path: Path) -> None:
         words = [*toy, *SMALL, f"paths.outputs={tmp_path}"]
         code = "import sys; from experiments.cli import main; main()"
