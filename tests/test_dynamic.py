@@ -24,18 +24,13 @@ from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
 from tests.contracts.architecture import LONG, MIDDLE, ROUNDING, SHORT, random_sets, without
-from tests.toys import FAMILIES, toy
+from tests.toys import FAMILIES, every_kernel, toy
 
 N_POSITIONS = 3
 EVERYTHING_GOES = -1.0
 COSTS = CostTable((64,), (2.0,), 3.0, 1.0, (16.0,), (16.0, 17.0))
 OF_THEIR_OWN = [name for name, family in FAMILIES.items() if not family.takes_batches]
-KERNELS = [
-    pytest.param(name, kernel, id=f"{name}-{kernel}")
-    for name, family in FAMILIES.items()
-    if family.takes_batches
-    for kernel in family.attentions
-]
+KERNELS = every_kernel(name for name, family in FAMILIES.items() if family.takes_batches)
 
 
 @dataclass(frozen=True, slots=True)

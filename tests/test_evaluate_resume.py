@@ -123,7 +123,6 @@ class TestResume:
         ran = command("evaluate", f"resume={tmp_path}")
         assert ran.status == 2 and "no run of evaluate there" in ran.err
 
-    @pytest.mark.slow
     def test_after_a_kill_by_the_system(self, toy: list[str], whole: Path, tmp_path: Path) -> None:
         words = [*toy, *SMALL, f"paths.outputs={tmp_path}"]
         code = "import sys; from experiments.cli import main; main()"
@@ -153,9 +152,7 @@ class TestTrouble:
         assert all("there is no room" in row["error"] for row in rows if row["error"])
         assert summary(ran.run)["verdicts"]["failed"] == len(failed)
 
-    def test_data_without_a_prompt_that_has_room_is_refused_before_there_is_a_run(
-        self, toy: list[str], tmp_path: Path
-    ) -> None:
+    def test_data_whose_prompts_have_no_room_is_refused_before_the_run(self, toy: list[str], tmp_path: Path) -> None:
         ran = self.evaluate(toy, tmp_path, self.LONG)
         assert ran.status == 2 and "there is no room" in ran.err
         assert not list(tmp_path.rglob(run_files.CONFIG))
@@ -204,9 +201,7 @@ class TestHonesty:
         assert summary(ran.run)["predicted"] == {"found": 1.25}
         assert "found: predicted 1.25x, measured " in ran.out
 
-    def test_no_speedup_is_predicted_of_an_arm_with_another_rule_than_its_search(
-        self, toy: list[str], tmp_path: Path
-    ) -> None:
+    def test_no_speedup_is_predicted_for_another_rule_than_the_search_had(self, toy: list[str], tmp_path: Path) -> None:
         skip, stop = SkipSet.parse("a1,3 m2", N_LAYERS), {"name": "fixed", "max_draft": 3}
         facts = {"stop": {"name": "paying", "rule": stop, "draft_cost": 0.5, "verify_cost": 0.0}, "lookup": None}
         save_skip_set(tmp_path / "skip_set.yaml", skip, model="toy", value=1.25, unit="x plain decoding", **facts)
@@ -338,7 +333,7 @@ class TestTurns:
         long = Asked(Example("long", "1", turns=("1", "1", "1")))
         assert self.ask(Scripted("odd"), long) == [[[2], [2], [2], "too long"]]
 
-    def test_rows_tell_their_turn_and_a_parted_conversation_keeps_the_verdict_of_its_parting(
+    def test_rows_name_their_turn_and_a_parted_conversation_keeps_its_verdict(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         parted = SimpleNamespace(verdict="near_tie", first_divergence=0, gap=0.0, tolerance=1.0)

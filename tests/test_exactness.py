@@ -35,12 +35,12 @@ def verdict(logits_V: list[float], dtype: torch.dtype = torch.bfloat16) -> str:
 
 # An eps is 2^-7 in bfloat16.
 @pytest.mark.parametrize(("gap", "expected"), [(0.5, "near_tie"), (0.75, "mismatch")])
-def test_a_gap_is_judged_by_what_four_roundings_of_the_largest_logit_change(gap: float, expected: str) -> None:
+def test_a_gap_is_judged_by_four_roundings_of_the_largest_logit(gap: float, expected: str) -> None:
     assert verdict([20.0, 20.0 - gap, 1.0]) == expected
     assert verdict([20.0 - gap, 20.0, 1.0]) == expected
 
 
-def test_where_the_best_token_is_unsure_a_large_negative_logit_tells_how_much_is_summed() -> None:
+def test_a_large_negative_logit_widens_the_tolerance_of_a_gap() -> None:
     """The first seen: SmolLM2-135M after 672 tokens, 8.31 and 8.00 by one forward, the other way about by another."""
     assert verdict([8.3125, 8.0, -24.625]) == "near_tie"
     assert verdict([8.3125, 8.0, -1.0]) == "mismatch"
@@ -63,7 +63,7 @@ class Rounding(Saying):
         return self.alone_V.expand(1, 1, -1) if ids_BT.shape[1] == 1 else super().full(ids_BT)
 
 
-def test_a_mismatch_by_the_whole_text_is_judged_again_as_the_baseline_was_decoded() -> None:
+def test_a_mismatch_is_judged_again_as_the_baseline_was_decoded() -> None:
     """The first seen: SmolLM2-135M after 745 tokens, 1.0 apart by one forward, 0.625 one by one, level in rounds."""
     decoder = Rounding([28.75, 27.75, 1.0], [28.625, 28.0, 1.0])
     found = compare(cast(Decoder, decoder), [7, 7], [5, 0, 3], [5, 1, 2])
@@ -76,7 +76,7 @@ def test_a_mismatch_by_the_whole_text_is_judged_again_as_the_baseline_was_decode
     assert len(certain.read) == 1
 
 
-def test_equal_outputs_are_identical_and_one_that_merely_ends_sooner_is_a_mismatch() -> None:
+def test_equal_outputs_are_identical_and_a_shorter_one_is_a_mismatch() -> None:
     decoder = cast(Decoder, Saying([1.0, 1.0], torch.bfloat16))
     assert compare(decoder, [7], [5, 0, 3], [5, 0, 3]).verdict == "identical"
     assert compare(decoder, [7], [5, 0, 3], [5, 0]).verdict == "mismatch"

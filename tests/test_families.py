@@ -18,8 +18,8 @@ from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed
-from tests.contracts.architecture import LONG, SHORT, ArchitectureContract, without
-from tests.toys import FAMILIES, build, toy
+from tests.contracts.architecture import LONG, SHORT, ArchitectureContract, EssentialContract, without
+from tests.toys import FAMILIES, STRUCTURES, build, every_kernel, toy
 
 _shared_toy = cache(toy)  # the contract does not change a model
 _SHARED = {
@@ -30,24 +30,35 @@ _SHARED = {
 }
 
 
-class TestFamily(ArchitectureContract):
+OTHERS = [name for name in FAMILIES if name not in STRUCTURES]
+
+
+class OfFamily(EssentialContract):
+    """The toy whose family and kernel a parameter names."""
+
     family: str
 
-    @pytest.fixture(
-        params=[
-            pytest.param((name, kernel), id=f"{name}-{kernel}")
-            for name, family in FAMILIES.items()
-            for kernel in family.attentions
-        ]
-    )
-    def attention(self, request: pytest.FixtureRequest) -> str:
+    @pytest.fixture
+    def attention(self, family: str, kernel: str) -> str:
         """The attention kernel; the family is noted on the way."""
-        self.family, kernel = request.param
-        self.takes_batches = FAMILIES[self.family].takes_batches
-        return str(kernel)
+        self.family = family
+        self.takes_batches = FAMILIES[family].takes_batches
+        return kernel
 
     def make(self, attention: str) -> PreTrainedModel:
         return _shared_toy(self.family, attention)
+
+
+@pytest.mark.parametrize(("family", "kernel"), every_kernel())
+class TestFamily(OfFamily, ArchitectureContract):
+    """Everything, of the representatives in every run."""
+
+
+@pytest.mark.parametrize(("family", "kernel"), every_kernel(OTHERS, also=OTHERS))
+class TestOtherFamily(OfFamily):
+    """The essentials, of the others in every run."""
+
+    n_random = 2
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class TestPruning:
         run(tmp_path, 4, objective, starts=[*one * 3, SkipSet.parse("a1", N_LAYERS)], pruning=pruning_at(7))
         assert read_rows(tmp_path / ROWS)[3]["state"] == "complete"
 
-    def test_an_interrupted_search_with_pruning_goes_on_as_an_uninterrupted_one(self, tmp_path: Path) -> None:
+    def test_an_interrupted_search_with_pruning_goes_on_unchanged(self, tmp_path: Path) -> None:
         for name, sittings in (("whole", [20]), ("parts", [4, 11, 20])):
             (tmp_path / name).mkdir()
             for n_trials in sittings:

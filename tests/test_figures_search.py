@@ -86,6 +86,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("name", PICTURES)
 @pytest.mark.filterwarnings("error")
 def test_every_picture_is_saved_as_png_and_svg(name: str, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ class TestRaceCurves:
         [trial(0, "a2", None), trial(1, "none", 1.0), trial(2, "a1", 2.0), trial(3, "a0", 9.0)],
     )
 
-    def test_is_the_mean_of_what_every_seed_has_reached_and_ends_with_the_shortest(self) -> None:
+    def test_is_the_mean_over_seeds_and_ends_with_the_shortest(self) -> None:
         axes = figures.race_curves({"tpe": self.RUNS}, x="evaluations", objective="value").axes[0]
         assert line(axes, "tpe (2 seeds)") == [(2, 2.0), (3, 2.5)]
 

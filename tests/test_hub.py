@@ -177,7 +177,7 @@ def test_cache_without_a_tokenizer_is_named_where_the_hub_cannot_be_asked(hub_ca
     assert str(snapshot) in str(error.value)
 
 
-def test_cache_without_a_generation_config_will_do_where_the_hub_cannot_be_asked(hub_cache: Path) -> None:
+def test_a_cache_without_a_generation_config_will_do_offline(hub_cache: Path) -> None:
     snapshot = in_cache(hub_cache, "config.json", "model.safetensors", "vocab.json")
     assert locate.locate(HUB_ID).folder_or_id == str(snapshot)
 

@@ -96,7 +96,7 @@ class TestImportance:
         assert Importance.from_rows(rows, N_LAYERS).alone[SkipSet.parse("a1", N_LAYERS)].value == 0.9
 
     @pytest.mark.parametrize("rows", [[], [row("a1")], [failed("none"), row("a1")]])
-    def test_without_the_draft_that_skips_nothing_there_is_nothing_to_compare_with(self, rows: list[Row]) -> None:
+    def test_without_the_empty_skip_set_there_is_nothing_to_compare(self, rows: list[Row]) -> None:
         with pytest.raises(InputError, match=f"none of {len(rows)} trials skips nothing"):
             Importance.from_rows(rows, N_LAYERS)
 
@@ -142,7 +142,7 @@ class TestPredict:
         assert verdict.acceptance == pytest.approx(together(alone, verdict.skip))
 
     @pytest.mark.parametrize("seed", range(4))
-    def test_is_no_less_than_the_optimum_for_rounds_of_any_length_and_counts_of_chance(self, seed: int) -> None:
+    def test_is_no_less_than_the_optimum_for_any_rounds_and_counts(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         alone, costs = chances(rng), some_costs(rng)
         rows = map_rows(alone, lambda a: drafted(a, rng.integers(1, K + 1, size=4_000).tolist(), rng))
@@ -223,7 +223,7 @@ class TestFront:
         assert [r["draft_cost"] for r in found] == sorted({r["draft_cost"] for r in found})
         assert [r["acceptance"] for r in found] == sorted({r["acceptance"] for r in found})
 
-    def test_of_equal_rows_the_better_stays_and_of_equally_good_ones_the_earlier(self) -> None:
+    def test_of_equal_rows_the_better_stays_and_then_the_earlier(self) -> None:
         rows = [grid_row(n, 0.5, 0.9, value) for n, value in enumerate((1.0, 2.0, 2.0))]
         assert [r["number"] for r in front(rows)] == [1]
         assert [r["number"] for r in front(rows[::-1])] == [1]

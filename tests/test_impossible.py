@@ -156,7 +156,7 @@ def test_plan_of_endless_brackets_is_no_yaml(tmp_path: Path) -> None:
         ("a٣", "cannot read"),
     ],
 )
-def test_skip_set_that_cannot_be_read_is_refused_and_not_repeated_at_length(text: str, said: str) -> None:
+def test_an_unreadable_skip_set_is_refused_and_quoted_in_short(text: str, said: str) -> None:
     with pytest.raises(InputError, match=said) as error:
         SkipSet.parse(text, 4)
     assert len(str(error.value)) < 600

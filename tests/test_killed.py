@@ -148,7 +148,6 @@ class TestKilled:
             (folder / ROWS).unlink(missing_ok=True)
             self.assert_resumes(folder, whole)
 
-    @pytest.mark.slow
     def test_while_the_journal_was_locked(
         self, stopped: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -166,7 +165,6 @@ class TestKilled:
         with time_limit(20):
             self.assert_resumes(relative, whole)
 
-    @pytest.mark.slow
     def test_by_the_system_at_any_moment(self, tmp_path: Path) -> None:
         n_trials, folder, whole = 24, tmp_path / "killed", tmp_path / "whole"
         folder.mkdir()

@@ -157,7 +157,7 @@ def in_memory(texts: list[list[int]], ids: list[int], n_tokens: int, max_ngram: 
 
 
 @pytest.mark.parametrize("tokens", [(0, 1, 2), (0, 257, 16777216), tuple(range(4))])
-def test_the_longest_end_counts_wherever_it_is_and_no_proposal_leaves_its_text(tokens: tuple[int, ...]) -> None:
+def test_the_longest_match_counts_and_no_proposal_leaves_its_text(tokens: tuple[int, ...]) -> None:
     rng = random.Random(1)
     n_found = 0
     for _ in range(500):
@@ -173,7 +173,7 @@ def test_the_longest_end_counts_wherever_it_is_and_no_proposal_leaves_its_text(t
 
 
 @pytest.mark.parametrize("n_right", range(7))
-def test_a_memory_is_asked_as_long_as_a_fifth_of_what_it_knew_was_right_with_one_in_its_favour(n_right: int) -> None:
+def test_a_memory_is_asked_while_a_fifth_of_its_proposals_are_right(n_right: int) -> None:
     n_most = 5 * (n_right + 1)
     places = [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(20)]
     memory = Memory(joined(places))

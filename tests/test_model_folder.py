@@ -175,7 +175,7 @@ def identity(folder: Path) -> str | None:
     return locate(None, path=str(folder)).sha256
 
 
-def test_identity_of_a_folder_follows_its_tensors_and_shape_and_nothing_else(folder: Path, whole: Path) -> None:
+def test_the_identity_of_a_folder_follows_its_tensors_and_shape_alone(folder: Path, whole: Path) -> None:
     assert identity(folder) == identity(whole)
     configure(folder, transformers_version="9.9", _name_or_path="elsewhere")
     assert identity(folder) == identity(whole)

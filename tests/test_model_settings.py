@@ -100,7 +100,7 @@ def tick() -> None:
     )
 
 
-def test_conversation_is_rendered_once_for_all_arms_and_for_a_run_that_goes_on(words: list[str]) -> None:
+def test_a_conversation_is_rendered_once_for_all_arms_and_sittings(words: list[str]) -> None:
     tick()
     ran = command("evaluate", *words, "skip=a1 m2")
     assert ran.status == 0, ran.err

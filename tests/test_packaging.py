@@ -71,7 +71,6 @@ def test_every_pattern_belongs_to_a_package_and_matches_something(project: dict[
         assert [pattern for pattern in globs if not any(folder_of(package).glob(pattern))] == []
 
 
-@pytest.mark.slow
 class TestWheel:
     @pytest.fixture(scope="class")
     @staticmethod

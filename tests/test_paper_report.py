@@ -138,7 +138,7 @@ def test_arms_with_other_drafts_are_not_compared_by_their_rules(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("other", [{"draft": "linear"}, {"lookup": "front"}, {"lookup": "only"}])
-def test_one_skip_set_drafted_with_in_two_ways_is_not_compared_by_its_rules(tmp_path: Path, other: Row) -> None:
+def test_one_skip_set_in_two_kinds_of_draft_is_not_compared_by_rules(tmp_path: Path, other: Row) -> None:
     rows = [plain("p"), drafted("p", "x", ROUNDS), drafted("p", "y", ROUNDS, stop="adaptive")]
     alike = {"skip": "a1 m1", "draft": "skip", "lookup": None}
     write_run(tmp_path / "same", "evaluate/toy/e", rows, arms={"x": alike, "y": alike})
@@ -154,7 +154,7 @@ def test_lookup_by_itself_has_no_rule(tmp_path: Path) -> None:
     assert row["rule"] == "–"
 
 
-def test_a_published_value_stands_beside_the_same_model_data_and_temperature_alone(outputs: Path) -> None:
+def test_a_published_value_stands_beside_the_same_conditions_alone(outputs: Path) -> None:
     known = {"model": "toy", "data": "mini", "temperature": 0, "metric": "speedup", "value": 1.58, "source": "a log"}
     others = [{**known, "model": "big", "value": 1.99}, {**known, "over": "text", "value": 9.0}]
     section = results.section(evidence(outputs, published=[*others, known]))
@@ -179,7 +179,7 @@ def test_a_draft_without_its_target_has_no_speedup(tmp_path: Path) -> None:
     assert math.isnan(arm(tmp_path, "alone").speedup.here)
 
 
-def test_transfer_has_a_column_for_each_data_set_a_searched_set_was_evaluated_on(outputs: Path) -> None:
+def test_transfer_has_a_column_for_each_data_set_of_a_searched_set(outputs: Path) -> None:
     write_run(outputs, "evaluate/toy/f", [plain("p"), drafted("p", "fixed", [(2, 2)])], data="other")
     write_run(outputs, "evaluate/toy/g", [plain("p"), drafted("p", "strange", ROUNDS, skip="a3")], data="third")
     (found,) = [
@@ -196,7 +196,7 @@ def test_promises_stand_beside_what_was_measured(outputs: Path) -> None:
     assert rows["finalist `a1 m1`"]["error"].here == pytest.approx(0.2)
 
 
-def test_csv_has_columns_for_intervals_and_published_values_where_there_are_any() -> None:
+def test_csv_has_columns_for_intervals_and_published_values_if_any() -> None:
     table = Table(["arm", "x", "y"], [["a", Cell(1 / 3, 0.1, 0.5), Cell(2.0)], ["b", Cell(published=4.0), Cell()]])
     one, two = csv.DictReader(io.StringIO(table.csv()))
     assert list(one) == ["arm", "x", "x_low", "x_high", "x_published", "y"]
@@ -220,7 +220,7 @@ def test_the_best_of_each_number_of_sublayers_is_joined(outputs: Path) -> None:
 # The report
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("rendered")
 def test_a_report_holds_every_section_of_which_the_runs_say_something(outputs: Path, tmp_path: Path) -> None:
     parts, paths = write_paper(evidence(outputs), tmp_path)
     text = "\n\n".join(parts)
@@ -248,7 +248,6 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(outputs: Path, t
     assert "- Quality, acceptance and speedup (Table 1): `selfspec evaluate skip=SET data=NAME`" in report.markdown
 
 
-@pytest.mark.slow
 def test_the_command_of_every_run_is_told(outputs: Path, tmp_path: Path) -> None:
     markdown = make_report(find_runs("e", outputs), tmp_path / "report", preset="paper").markdown
     assert "- e: `selfspec evaluate 'skip=a1 m1' n=2`" in markdown
@@ -302,7 +301,6 @@ def test_a_failed_prompt_is_counted_and_in_no_other_number(tmp_path: Path) -> No
     assert (found["prompts"], found["failed"]) == (1, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("form", "shown"), [("csv", "results.csv\n\nmodel,data"), ("latex", "\\begin{tabular}")])
 def test_the_verb_prints_the_format_that_was_asked_for(outputs: Path, form: str, shown: str) -> None:
     ran = command("report", "preset=paper", f"format={form}", "runs=e", f"paths.outputs={outputs}")

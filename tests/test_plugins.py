@@ -256,9 +256,7 @@ class TestDrafter:
         )
         assert ran.status == 0
 
-    def test_one_that_breaks_the_rules_fails_its_trials_with_the_reason_and_the_search_goes_on(
-        self, searching: list[str], mine: Path
-    ) -> None:
+    def test_one_that_breaks_the_rules_fails_its_trials_with_the_reason(self, searching: list[str], mine: Path) -> None:
         file = mine / "my_drafts.py"
         text = file.read_text().replace(
             "return drafts", "drafts[0].tokens = [9999] * len(drafts[0].tokens)\n        return drafts"

@@ -149,7 +149,6 @@ def test_no_color_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "█" in plain
 
 
-@pytest.mark.slow
 def test_search_and_evaluate_draw_their_panels(
     toy: list[str], empty_folder: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,7 +158,7 @@ class TestOfARun:
             {"prompt_id": "p2", "arm": "odd", "error": "out of memory"},
         ]
 
-    def test_each_answer_has_a_row_for_each_number_and_a_failed_prompt_has_none(self, tmp_path: Path) -> None:
+    def test_each_answer_has_a_row_per_number_and_a_failed_prompt_none(self, tmp_path: Path) -> None:
         write_quality(tmp_path, measure(settings("rouge"), self.EXAMPLES), self.EXAMPLES, self.rows())
         rows = quality_rows(tmp_path)
         keys = sorted((r["prompt_id"], r["arm"]) for r in rows if r["metric"] == "rouge2")

@@ -40,7 +40,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed
 from tests.commands import command
 from tests.contracts.architecture import ENDING, LONG, RULES, SHORT, random_sets
-from tests.toys import FAMILIES, VOCAB, toy
+from tests.toys import FAMILIES, VOCAB, every_family, toy
 
 WIDTH, N_LAYERS = 32, 3
 WITHOUT_LINEAR_LAYERS = ("gpt2", "falcon-alibi", "falcon-grouped", "falcon-multi-query", "falcon-sequential")
@@ -65,7 +65,7 @@ def test_weights_are_within_half_a_step_of_their_own_channel() -> None:
     assert int8_OI.abs().max() == STEPS
 
 
-def test_weights_are_within_half_a_step_of_their_own_group_or_beyond_its_steps() -> None:
+def test_weights_are_within_half_a_step_of_their_group_or_beyond_it() -> None:
     weight_OI = torch.randn(40, 3 * GROUP) * torch.logspace(-3, 3, 40).unsqueeze(1)
     int4_OI, scales_OG, middles_OG = grouped(weight_OI)
     assert int4_OI.shape == weight_OI.shape and scales_OG.shape == middles_OG.shape == (40, 3)
@@ -146,7 +146,7 @@ def test_a_packed_layer_gives_the_same_copy() -> None:
             assert torch.equal(layer(PackedLinear(linear))(x), layer(linear)(x))
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(WITHOUT_LINEAR_LAYERS)))
+@pytest.mark.parametrize("family", every_family(sorted(set(FAMILIES) - set(WITHOUT_LINEAR_LAYERS)), also=("mixtral",)))
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_lossless_in_every_family(family: str, precision: Precision) -> None:
     decoder = decoder_of(family)
@@ -252,7 +252,7 @@ def table(**parts: float) -> CostTable:
     return CostTable((8,), (2.0,), 3.0, 1.0, (16.0,), (16.0, 17.0), **parts)
 
 
-def test_a_draft_in_int8_costs_less_by_what_each_kept_sublayer_and_the_head_save() -> None:
+def test_an_int8_draft_saves_at_each_kept_sublayer_and_at_the_head() -> None:
     costs = table(attn_saved_s=0.5, mlp_saved_s=1.0, head_saved_s=0.25)
     skip = SkipSet.parse("a1 m0,1", N_LAYERS)
     same_s = costs.draft_s(skip, 8)

@@ -81,7 +81,7 @@ def test_counts_equal_the_real_decoders(stop: StopPolicy, decoder: Decoder, batc
     assert_equal(decoder, batches, LOOKUPS[0], stop)
 
 
-def test_counts_equal_the_real_decoders_in_several_batches_and_with_other_lengths(decoder: Decoder) -> None:
+def test_counts_equal_the_decoders_in_several_batches_and_lengths(decoder: Decoder) -> None:
     batches = decode_references(decoder, PROMPTS, ending=Ending(N_NEW), batch_starts=50)
     assert len(batches) > 1
     assert_equal(decoder, batches, LOOKUPS[1], RULES[2])

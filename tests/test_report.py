@@ -123,7 +123,7 @@ def test_ratios_are_pooled_over_prompts_and_not_means_of_ratios(outputs: Path) -
     assert odd.end_to_end_speedup == pytest.approx(14 / 17)  # 43 tokens in 6 + 7 + 1 s, and in 3.5 + 12.5 + 1 s
 
 
-def test_prompts_that_failed_on_either_side_are_counted_and_in_no_other_number(outputs: Path) -> None:
+def test_prompts_that_failed_on_either_side_are_only_counted(outputs: Path) -> None:
     odd, plain = arms(outputs)["odd"], arms(outputs)["plain"]
     assert (odd.n, odd.n_failed, odd.n_tokens) == (3, 2, 11 + 31 + 1)
     assert (plain.n, plain.n_failed) == (4, 1)
@@ -141,7 +141,7 @@ def test_interval_contains_the_point_estimate(outputs: Path) -> None:
     assert odd.end_to_end_low < odd.end_to_end_speedup < odd.end_to_end_high
 
 
-def test_plain_decoding_has_no_acceptance_and_is_one_time_as_fast_as_itself(outputs: Path) -> None:
+def test_plain_decoding_has_no_acceptance_and_a_speedup_of_one(outputs: Path) -> None:
     plain = arms(outputs)["plain"]
     assert math.isnan(plain.acceptance) and math.isnan(plain.tokens_per_round)
     assert plain.speedup == 1
@@ -254,7 +254,7 @@ def test_sentence_does_not_call_an_arm_with_mismatches_lossless(outputs: Path) -
     assert "0/2 outputs identical" in sentence and "2 of its outputs do not match" in sentence
 
 
-def test_arms_that_skip_nothing_and_other_conditions_are_kept_out_of_a_verdict(outputs: Path) -> None:
+def test_arms_that_skip_nothing_are_kept_out_of_a_verdict(outputs: Path) -> None:
     rows = [
         row(f"p{i}", arm, 11, 1.0, 3.0, skip=skip) for i in (1, 2) for arm, skip in (("plain", None), ("x", "none"))
     ]
@@ -286,7 +286,7 @@ def test_a_run_is_found_by_id_folder_and_glob(outputs: Path, pattern: str) -> No
     assert run.is_finished and run.facts["model"] == "toy"
 
 
-def test_a_run_is_found_by_its_full_path_even_where_that_holds_commas_and_brackets(outputs: Path) -> None:
+def test_a_run_is_found_by_a_path_with_commas_and_brackets(outputs: Path) -> None:
     folder = write_run(outputs, "evaluate/a,b [1]/run", GOLDEN)
     assert [run.path for run in find_runs(str(folder), outputs)] == [folder.resolve()]
 
@@ -345,6 +345,7 @@ def test_damaged_provenance_is_named(outputs: Path) -> None:
 # Pictures and the report
 
 
+@pytest.mark.usefixtures("rendered")
 def test_figures_are_written_as_png_and_svg(tmp_path: Path) -> None:
     skip_map = figures.skip_map({"odd": SkipSet.parse("a1,3 m2", 8), "none": SkipSet(4)})
     for path in figures.save(skip_map, tmp_path / "map.v1"):
@@ -368,6 +369,7 @@ def test_search_progress_marks_what_it_knows() -> None:
     assert axes.get_ylabel() == "tokens per second"
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("trials", [[], [trial(0, None, "none", "start")]])
 def test_a_search_without_values_still_has_a_picture(trials: list[Row], tmp_path: Path) -> None:
     assert len(figures.save(figures.best_so_far(trials, objective="acceptance"), tmp_path / "search")) == 2
@@ -395,7 +397,7 @@ def test_report_flags_unfinished_runs_and_different_conditions(outputs: Path, tm
     assert "0 near ties, unfinished run)" in markdown
 
 
-def test_two_searches_have_a_picture_each_and_different_sets_different_labels(outputs: Path, tmp_path: Path) -> None:
+def test_two_searches_have_a_picture_each_and_labels_of_their_own(outputs: Path, tmp_path: Path) -> None:
     write_run(outputs, "search/toy/other", [trial(0, 1.0, "m3")], searcher="tpe", objective="tokens_per_second")
     report = make_report(find_runs("search", outputs), tmp_path / "report")
     assert {"search-other.png", f"search-{SEARCH}.png"} < {path.name for path in report.paths}

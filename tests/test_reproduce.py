@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from experiments.config.composing import options
+from experiments.config.composing import option, options
 from experiments.config.resource_estimate import Size, seconds, size_of
 from experiments.config.steps import is_own, merged, plan
 from experiments.results.published import published_figures
@@ -20,19 +22,28 @@ from selfspec.errors import InputError
 from selfspec.records import run_files
 from selfspec.skipping.skip_set_files import load_skip_set
 from tests.commands import N_LAYERS, Ran, command, write_model
+from tests.toys import slow_unless
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
 
 EXPERIMENTS = [name for name in options("experiment") if name != "none"]
-SMALL = "experiment=paper/smollm2-135m"
-SHRUNK = [
-    *("n=2", "samples=1", "max_new_tokens=3", "searcher.n_trials=3"),
-    *("objective.data=null", "objective.n_prompts=1", "objective.max_new_tokens=3"),
+SMALL_ONE = "paper/smollm2-135m"
+SMALL = f"experiment={SMALL_ONE}"
+SHRUNK = ["samples=1", "max_new_tokens=3"]
+SHRUNK_SEARCH = [
+    *("searcher.n_trials=3", "objective.data=null", "objective.n_prompts=1", "objective.max_new_tokens=3"),
     *("finals.top=1", "finals.race=1", "finals.n_prompts=1", "calibration.n_tokens=16", "calibration.max_new_tokens=8"),
     *("costs.contexts=[8]", "costs.max_tokens=3", "costs.repeats=1"),
 ]
 
 
+SISTERS = ("paper/llama-2-13b", "paper/llama-2-13b-chat", "paper/llama-2-70b")  # of one file of steps
+# Steps that another experiment runs too: `make test-all` runs them in every one.
+RUN_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(SISTERS[1:], ("search", "cnndm", "xsum", "cnndm_sampled", "xsum_sampled", "stops")),
+    "paper/codellama-13b": ("stops",),
+    "paper/smollm2-135m": ("stops",),
+}
 # Few enough steps to be run again and again, of each kind of going on.
 STEPS_LEFT = ["costs", "search", "humaneval", "report"]
 DROPPED = [
@@ -54,43 +65,80 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return {n: write_model(tmp_path_factory.mktemp(f"layers{n}"), n_layers=n) for n in depths}
 
 
+def small_of(toy: list[str]) -> list[str]:
+    return [SMALL, *DROPPED, *toy, *SHRUNK, *SHRUNK_SEARCH, "n=2", "check=1", "arms=null", "preset=default"]
+
+
 @pytest.fixture
 def small(toy: list[str]) -> list[str]:
-    return [SMALL, *DROPPED, *toy, *SHRUNK, "check=1", "arms=null", "preset=default"]
+    return small_of(toy)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, toy: list[str]) -> Path:
+    """The working folder of a finished experiment; not to be changed."""
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        folder_of(command("reproduce", *small_of(toy)))
+    return place
 
 
 def steps_of(folder: Path) -> list[str]:
     return [row["step"] for row in run_files.read_rows(folder / STEPS)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@cache
+def plan_of(experiment: str) -> Ran:
+    return command("reproduce", f"experiment={experiment}", "dry_run=true", "data_folder=data")
+
+
 class TestEvery:
+    @pytest.mark.parametrize(
+        "experiment", [slow_unless(name, in_every_run=(SMALL_ONE, SISTERS[2])) for name in EXPERIMENTS]
+    )
     def test_tells_its_plan_and_leaves_nothing_behind(self, experiment: str) -> None:
-        ran = command("reproduce", f"experiment={experiment}", "dry_run=true", "data_folder=data")
+        ran = plan_of(experiment)
         assert ran.status == 0, ran.err
-        assert [
-            word
-            for word in ("selfspec search", "selfspec evaluate", "model: ", "memory: ", "time: ")
-            if word not in ran.out
-        ] == []
+        needed = ("selfspec search", "selfspec evaluate", "model: ", "memory: ", "time: ")
+        assert [word for word in needed if word not in ran.out] == []
         assert "left out" not in ran.out and list(Path().iterdir()) == []
 
+    @pytest.mark.parametrize("experiment", EXPERIMENTS)
     def test_runs_on_a_toy(self, experiment: str, toys: dict[int, Path], toy: list[str]) -> None:
-        words = [w for w in toy if not w.startswith("model.path=")]
-        words += [f"model.path={toys[n_layers(experiment)]}", *SHRUNK]
-        ran = command("reproduce", f"experiment={experiment}", *words)
-        folder = folder_of(ran)
-        rows = run_files.read_rows(folder / STEPS)
-        assert {row["verb"] for row in rows} >= {"search", "evaluate", "report"}
-        assert all(run_files.is_finished(Path(row["run"])) for row in rows) and run_files.is_finished(folder)
-        verdicts = [
-            r
-            for row in rows
-            if row["verb"] == "evaluate"
-            for r in run_files.read_rows(Path(row["run"]) / run_files.RECORDS)
-        ]
-        assert [r["verdict"] for r in verdicts if r["verdict"] == "mismatch"] == []
+        dropped = RUN_ELSEWHERE.get(experiment, ())
+        left_out = [f"experiment.steps.{step}=null" for step in dropped]
+        if "search" in dropped:
+            assert run_on_toy(experiment, toys, toy, *left_out) == {"evaluate", "report"}
+        else:
+            verbs = run_on_toy(experiment, toys, toy, *left_out, *SHRUNK_SEARCH)
+            assert verbs >= {"search", "evaluate", "report"}
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("experiment", RUN_ELSEWHERE)
+    def test_runs_every_step_on_a_toy(self, experiment: str, toys: dict[int, Path], toy: list[str]) -> None:
+        assert run_on_toy(experiment, toys, toy, *SHRUNK_SEARCH) >= {"search", "evaluate", "report"}
+
+    def test_sisters_differ_in_their_model_alone(self) -> None:
+        def without_model(name: str) -> str:
+            steps = OmegaConf.to_yaml(option("experiment", name).steps, resolve=True)
+            return steps.replace(name.removeprefix("paper/") + "/", "MODEL/")
+
+        first, *others = map(without_model, SISTERS)
+        assert "MODEL/" in first and others == [first, first]
+
+
+def run_on_toy(experiment: str, toys: dict[int, Path], toy: list[str], *more: str) -> set[str]:
+    """Run an experiment on a model of noise and check what it left; the verbs of its steps."""
+    words = [w for w in toy if not w.startswith("model.path=")]
+    words += [f"model.path={toys[n_layers(experiment)]}", *SHRUNK, "n=1", *more]
+    folder = folder_of(command("reproduce", f"experiment={experiment}", *words))
+    rows = run_files.read_rows(folder / STEPS)
+    assert all(run_files.is_finished(Path(row["run"])) for row in rows) and run_files.is_finished(folder)
+    evaluations = [Path(row["run"]) for row in rows if row["verb"] == "evaluate"]
+    verdicts = [r["verdict"] for run in evaluations for r in run_files.read_rows(run / run_files.RECORDS)]
+    assert verdicts and "mismatch" not in verdicts
+    return {row["verb"] for row in rows}
 
 
 class TestWords:
@@ -200,7 +248,7 @@ class Killed(BaseException):
 class TestKilled:
     """Anywhere: what is finished stays as it is, what was begun goes on in its own folder."""
 
-    @pytest.mark.parametrize("n_writes", [5, 13, 36, 57])
+    @pytest.mark.parametrize("n_writes", [slow_unless(n, in_every_run=(5, 36)) for n in (5, 13, 36, 57)])
     def test_at_any_write_it_goes_on(self, n_writes: int, small: list[str]) -> None:
         left = iter(range(n_writes))
         fsync = os.fsync
@@ -226,8 +274,14 @@ class TestKilled:
         assert len(begun) == 2, begun
         assert_whole(folder)
 
-    def test_an_evaluation_refused_for_what_it_found_is_not_passed_over_in_silence(self, small: list[str]) -> None:
-        folder = folder_of(command("reproduce", *small))
+    @pytest.fixture
+    def folder(self, finished: Path) -> Path:
+        """A copy of it, below the working folder."""
+        shutil.copytree(finished, Path(), dirs_exist_ok=True)
+        (found,) = Path("outputs/reproduce").glob("*/*")
+        return found
+
+    def test_an_evaluation_refused_for_what_it_found_is_told(self, folder: Path) -> None:
         rows = [row for row in run_files.read_rows(folder / STEPS) if row["verb"] != "report"]
         (run,) = [Path(row["run"]) for row in rows if row["verb"] == "evaluate"]
         summary = json.loads((run / run_files.SUMMARY).read_text())
@@ -236,8 +290,7 @@ class TestKilled:
         ran = resumed(folder)
         assert ran.status == 0 and "3 outputs are not plain decoding's" in ran.err + ran.out, ran
 
-    def test_a_finished_experiment_has_nothing_left_to_do(self, small: list[str]) -> None:
-        folder = folder_of(command("reproduce", *small))
+    def test_a_finished_experiment_has_nothing_left_to_do(self, folder: Path) -> None:
         before = sorted(folder.rglob("*"))
         ran = resumed(folder)
         assert ran.out.count("finished before") == 4 and sorted(folder.rglob("*")) == before
@@ -269,7 +322,7 @@ class TestExpected:
         assert seconds("evaluate", OmegaConf.create({"n": None}), 25.0) is None
 
     def test_the_laptop_preset_is_expected_within_the_hour(self) -> None:
-        out = command("reproduce", SMALL, "dry_run=true", "data_folder=data").out
+        out = plan_of(SMALL_ONE).out
         (line,) = (line for line in out.splitlines() if line.startswith("time: "))
         minutes, unit = line.split()[1:3]
         assert unit.startswith("min") and float(minutes) < 45, line

@@ -82,7 +82,7 @@ class TestLoop:
         run(tmp_path, 3, Scripted(), starts=same)
         assert [row["reason"] for row in read_rows(tmp_path / ROWS)] == [None, *["known from trial 0"] * 2]
 
-    def test_a_failure_is_a_row_with_its_reason_and_no_numbers_and_is_tried_again(self, tmp_path: Path) -> None:
+    def test_a_failure_is_a_row_without_numbers_and_is_tried_again(self, tmp_path: Path) -> None:
         objective = Scripted(fails=lambda skip: 1 in skip.attn)
         starts = [SkipSet.parse(text, N_LAYERS) for text in ("a1", "none", "a1")]
         run(tmp_path, 3, objective, starts=starts)
@@ -144,7 +144,7 @@ class TestEnd:
     def test_tells_which_budget_was_spent(self, tmp_path: Path) -> None:
         assert run(tmp_path, 5, Scripted()).ended == "trials"
 
-    def test_the_seconds_of_all_sittings_count_and_the_running_trial_is_finished(self, tmp_path: Path) -> None:
+    def test_seconds_of_all_sittings_count_and_the_running_trial_ends(self, tmp_path: Path) -> None:
         first = run(tmp_path, 100, Scripted(), max_s=10)
         assert first.ended == "seconds" and first.n_trials < 100
         times = [row["elapsed_s"] for row in read_rows(tmp_path / ROWS)]

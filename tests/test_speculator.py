@@ -58,7 +58,7 @@ def test_the_folder_of_a_search_runs_with_its_rule_pauses_and_lookup(model: PreT
     assert Speculator(model, str(tmp_path), stop=Fixed(2), lookup=False).spec == DraftSpec(plan, Fixed(2), None)
 
 
-def test_a_published_set_is_taken_by_name_and_one_of_another_model_is_refused(model: PreTrainedModel) -> None:
+def test_a_published_set_is_taken_by_name_and_anothers_is_refused(model: PreTrainedModel) -> None:
     with pytest.raises(InputError, match="40 layers"):
         Speculator(model, "llama-2-13b/swift")
     with pytest.raises(InputError, match="did you mean"):

@@ -77,7 +77,7 @@ class TestEarlierRuns:
         save_skip_set(tmp_path / NAME, skip, model="tiny")
         assert from_path(tmp_path, N_LAYERS) == from_path(tmp_path / NAME, N_LAYERS) == [skip]
 
-    def test_of_a_search_come_the_best_that_were_scored_best_first_and_distinct(self, tmp_path: Path) -> None:
+    def test_starts_from_a_search_are_its_distinct_best_in_order(self, tmp_path: Path) -> None:
         starts = from_path(searched(tmp_path / "run"), N_LAYERS, n_best=3)
         rows = run_files.read_rows(tmp_path / "run" / ROWS)
         values = sorted({row["value"] for row in rows if row["state"] == "complete"}, reverse=True)

@@ -118,7 +118,7 @@ class TestAdaptive(StopContract):
         assert draft_length(rule, state, [0.52]) == 1
 
     @pytest.mark.parametrize(("carry_over", "start"), [(True, 0.55), (False, 0.5)])
-    def test_the_next_prompt_starts_at_the_last_threshold_only_if_it_carries_over(
+    def test_the_next_prompt_takes_the_last_threshold_only_if_carried_over(
         self, carry_over: bool, start: float
     ) -> None:
         rule = adaptive(carry_over=carry_over)
@@ -257,7 +257,7 @@ class TestPauseWhenUnprofitable(StopContract):
         return PauseWhenUnprofitable(Threshold(5, threshold=0.4), draft_cost=0.5, verify_cost=0.1)
 
     @pytest.mark.parametrize("n_accepted", [0, 1, 2, 4])
-    def test_never_runs_far_below_plain_decoding_nor_gives_away_what_drafting_gains(self, n_accepted: int) -> None:
+    def test_never_falls_far_below_plain_decoding_nor_gives_gains_away(self, n_accepted: int) -> None:
         always = (n_accepted + 1) / (1 + 4 * 0.6)
         assert max(0.95, 0.99 * always) <= speed(self.make(), [n_accepted] * 1000) <= max(1.0, always)
 

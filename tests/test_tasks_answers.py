@@ -84,7 +84,6 @@ class TestAnswers:
             of([row(321) | {"prompt_id": "HumanEval/0"}])
 
 
-@pytest.mark.slow
 def test_answers_of_a_run_are_its_rows(toy: list[str], empty_folder: Path) -> None:
     questions = [
         {"question_id": k, "category": "writing" if k < 85 else "qa", "turns": [f"q {k}", "more"][: 1 + (k < 85)]}

@@ -121,7 +121,7 @@ class TestFolderContract(TaskContract):
 class TestParts:
     @pytest.mark.parametrize("seed", [0, 1, 42])
     @pytest.mark.parametrize("n_shots", [0, 1, 4])
-    def test_part_of_a_prompt_in_a_single_file_depends_on_no_seed_no_order_and_no_shots(
+    def test_the_part_of_a_prompt_depends_on_no_seed_order_or_shots(
         self, tmp_path: Path, seed: int, n_shots: int
     ) -> None:
         rows = numbered("xsum", 0)
@@ -135,9 +135,7 @@ class TestParts:
         calibration, evaluation = ({e.prompt for e in task.examples(part)} for part in PARTS)
         assert len(calibration) == len(evaluation) == 2 and not calibration & evaluation
 
-    def test_text_of_the_calibration_file_that_is_evaluated_is_neither_shown_nor_calibrated_on(
-        self, tmp_path: Path
-    ) -> None:
+    def test_evaluated_text_is_neither_a_shot_nor_calibrated_on(self, tmp_path: Path) -> None:
         train = write(tmp_path / "train.jsonl", numbered("xsum", 0, 9))
         test = write(tmp_path / "test.jsonl", numbered("xsum", 0, 6))
         task = xsum(Source(test, train, calibration_n=9, evaluation_n=2), shots=1)
@@ -161,7 +159,7 @@ class TestParts:
         assert xsum(source).version == xsum(source).version
         assert len({xsum(source).version, xsum(source, shots=1).version, xsum(source, chat=True).version}) == 3
 
-    def test_the_answer_file_s_category_is_kept_and_the_eight_kinds_weigh_as_one_task(self, tmp_path: Path) -> None:
+    def test_the_category_is_kept_and_eight_kinds_weigh_as_one_task(self, tmp_path: Path) -> None:
         rows = [
             *numbered("specbench", 81),
             {"question_id": 481, "category": "rag", "turns": ["q"], "reference": [["x", "y"]]},
@@ -366,7 +364,6 @@ class TestRealFiles:
         assert {int(e.id) for e in examples} == set(range(81, 161)) and all(len(e.turns) == 1 for e in examples)
 
 
-@pytest.mark.slow
 def test_a_damaged_file_ends_a_command_with_one_line(toy: list[str], empty_folder: Path) -> None:
     write(empty_folder / "a.jsonl", [*numbered("xsum", 0), "{"])
     words = [word for word in toy if not word.startswith("data")]

@@ -251,7 +251,7 @@ def test_a_server_that_does_not_answer_makes_the_run_an_offline_one(home: pytest
     assert "does not answer, so this run is offline" in warning
 
 
-def test_a_run_that_fails_is_finished_as_failed_and_still_says_how_to_upload(tmp_path: Path) -> None:
+def test_a_failed_run_is_finished_as_failed_and_says_how_to_upload(tmp_path: Path) -> None:
     told: list[bool] = []
 
     class Listening(NoTracker):

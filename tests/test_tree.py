@@ -69,7 +69,7 @@ def texts_of(family: str, prompts: list[list[int]]) -> list[list[int]]:
 
 
 @families
-def test_any_tree_decodes_to_the_targets_own_output_or_is_refused_in_a_line(family: str) -> None:
+def test_any_tree_decodes_to_the_targets_output_or_is_refused(family: str) -> None:
     decoder = decoder_of(family)
     texts = texts_of(family, [LONG, SHORT])
     if family not in WITH_MASKS:
@@ -98,7 +98,7 @@ def test_batches_of_different_trees_equal_each_row_alone(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral-window", "gemma3", "phi3-window"])
 @torch.inference_mode()
-def test_each_node_has_the_logits_of_its_own_branch_and_no_hidden_state_of_another(family: str) -> None:
+def test_each_node_has_the_logits_and_hidden_states_of_its_own_branch(family: str) -> None:
     decoder = decoder_of(family)
     rng = random.Random(0)
     drafts = []
@@ -236,7 +236,7 @@ def test_a_drafter_that_writes_before_the_clock_or_forgets_a_row_is_named() -> N
         run(decoder_of(), [SHORT, LONG], Short(), Ending(6))
 
 
-def test_blocks_and_tokens_are_both_the_targets_distribution_and_blocks_accept_no_less() -> None:
+def test_blocks_follow_the_targets_distribution_and_accept_no_less() -> None:
     decoder = decoder_of()
     drafter = ModelDraft(decoder.bind(SkipSet.parse("m2", 3)))
     accepted = {}

@@ -194,7 +194,7 @@ STOPS: dict[str, Callable[[Sequence[int]], bool]] = {
 @pytest.mark.parametrize("judge", [judge_sampled, judge_block])
 @pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
 @pytest.mark.parametrize("seed", range(4))
-def test_drawn_chains_give_exactly_the_targets_distribution_whatever_ends_them(
+def test_drawn_chains_give_the_targets_distribution_however_they_end(
     judge: Callable[..., verify.Verdict],
     stop: Callable[[Sequence[int]], bool],
     seed: int,

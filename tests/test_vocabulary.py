@@ -41,7 +41,7 @@ def test_what_is_always_scored_comes_before_what_is_frequent() -> None:
     ("n", "expected"),
     [(5, [3, 5, 7, 9, 12]), (7, [3, 5, 7, 9, 11, 12, 13]), (9, [0, 1, 3, 5, 7, 9, 11, 12, 13])],
 )
-def test_where_answers_have_too_few_tokens_prompts_and_then_low_ids_fill_up(n: int, expected: list[int]) -> None:
+def test_prompts_and_then_low_ids_fill_up_where_answers_are_short(n: int, expected: list[int]) -> None:
     assert chosen(n, prompts=PROMPTS) == expected
 
 

@@ -210,8 +210,8 @@ def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[s
         yield urls, workers
 
 
-@pytest.mark.slow
 class TestProcesses:
+    @pytest.mark.slow
     def test_four_on_a_journal_run_every_place_once(self, tmp_path: Path) -> None:
         journal = tmp_path / "study.journal"
         with working(Workers(tmp_path, journal, n_trials=40, sleep_s=0.1)) as four:
@@ -241,6 +241,7 @@ class TestProcesses:
         ]
         assert any("worker 0 died" in reason for reason in reasons), reasons
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["sqlite", "grpc", "postgresql"])
     def test_two_meet_in_a_database(self, kind: str, databases: tuple[dict[str, str], Workers]) -> None:
         urls, workers = databases

@@ -7,9 +7,11 @@ a few norms and softmaxes inside transformers round to float32.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -119,6 +121,32 @@ FAMILIES: dict[str, Family] = {
         "gpt_oss", {"head_dim": 16, "sliding_window": WINDOW, "rope_parameters": _ROTARY, **_EXPERTS}, _EAGER
     ),
 }
+
+
+# Where decoders differ: plain, a window, windows and full attention in turn, learnt positions and a parallel residual.
+STRUCTURES = ("llama", "mistral-window", "gemma3", "gpt2", "falcon-grouped", "phi3-window")
+
+
+def slow_unless(value: Any, *, in_every_run: Collection[Any] = STRUCTURES) -> Any:
+    """A parameter of a test, marked `slow` unless it is one of the few that stand for all."""
+    values = value if isinstance(value, tuple) else (value,)
+    return value if value in in_every_run else pytest.param(*values, marks=pytest.mark.slow)
+
+
+def every_family(names: Iterable[str] = FAMILIES, *, also: Collection[str] = ()) -> list[Any]:
+    """The families as parameters: slow but for the representatives, and `also` where others take a way of their own."""
+    return [slow_unless(name, in_every_run=(*STRUCTURES, *also)) for name in names]
+
+
+def every_kernel(names: Iterable[str] = FAMILIES, *, also: Collection[str] = ()) -> list[Any]:
+    """As `every_family`, each family with each of its attention kernels."""
+    return [
+        pytest.param(
+            name, kernel, id=f"{name}-{kernel}", marks=[] if name in (*STRUCTURES, *also) else pytest.mark.slow
+        )
+        for name in names
+        for kernel in FAMILIES[name].attentions
+    ]
 
 
 def toy(family: str, attention: str = "eager", **overrides: Any) -> PreTrainedModel:

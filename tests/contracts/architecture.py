@@ -103,8 +103,8 @@ def random_sets(n_layers: int, n_sets: int, *, seed: str) -> Iterator[SkipSet]:
         yield SkipSet.from_bits([rng.random() < share for _ in range(2 * n_layers)])
 
 
-class ArchitectureContract:
-    """Inherit, name the subclass Test..., implement `make`; override `attention` if not both kernels are offered."""
+class EssentialContract:
+    """What is tried of every architecture in every run. Otherwise as `ArchitectureContract`."""
 
     n_random = 20  # skip sets, others for each kernel
     takes_batches = True  # of prompts of different lengths; if not, they are refused
@@ -134,6 +134,45 @@ class ArchitectureContract:
         cache = decoder.new_cache(n_rows=1, capacity=len(LONG))
         logits_BTV = decoder.bind(SkipSet(decoder.n_layers))(ids_BT, starts=[0], cache=cache)
         assert torch.equal(logits_BTV, model(ids_BT).logits)
+
+    def test_lossless_with_any_skip_set_and_stop_rule(self, decoder: Decoder, attention: str) -> None:
+        n_layers = decoder.n_layers
+        everything = SkipSet.from_bits([True] * (2 * n_layers))
+        sets = [*single_sublayers(n_layers), everything, *random_sets(n_layers, self.n_random, seed=attention)]
+        reference = {len(ids): autoregress(decoder, [ids], ending=ENDING)[0].tokens for ids in (SHORT, LONG)}
+        assert len(set(reference[len(LONG)])) > 1, "the model repeats one token: this test proves nothing"
+        n_drafted = n_accepted = 0
+        # Three rules and two prompts: neighbours in the list differ in both.
+        for skip, rule, ids in zip(sets, itertools.cycle(RULES), itertools.cycle((LONG, SHORT)), strict=False):
+            result = run(decoder, [ids], skip, [rule])[0]
+            assert result.tokens == reference[len(ids)], f"skip={skip} rule={rule} prompt of {len(ids)}"
+            n_drafted, n_accepted = n_drafted + result.drafted, n_accepted + result.accepted
+        assert 0 < n_accepted < n_drafted, "nothing was accepted, or nothing rejected: this test proves nothing"
+
+    @torch.inference_mode()
+    def test_rollback_leaves_no_trace_at_any_length(self, model: PreTrainedModel, decoder: Decoder) -> None:
+        ids_BT = torch.tensor([LONG])
+        scratch_BTV = model(ids_BT).logits
+        other_BT = torch.tensor([prompt(len(LONG) + 4, seed=3)])
+        draft = decoder.bind(SkipSet(decoder.n_layers, attn=frozenset({1})))
+        cache = decoder.new_cache(n_rows=1, capacity=len(LONG) + 4)
+        decoder.full(other_BT, starts=[0], cache=cache)
+
+        def differs(logits_BTV: Tensor, start: int) -> bool:
+            return bool((logits_BTV - scratch_BTV[:, start : start + logits_BTV.shape[1]]).abs().max() > ROUNDING)
+
+        for start in range(len(LONG)):
+            # One more token of the sequence; then a draft that goes astray; then, from there, the rest of the sequence.
+            draft(other_BT[:, :3], starts=[start], cache=cache)
+            assert not differs(decoder.full(ids_BT[:, start:], starts=[start], cache=cache), start), f"{start=}"
+            decoder.full(other_BT[:, :4], starts=[start], cache=cache)
+            assert not differs(decoder.full(ids_BT[:, start : start + 1], starts=[start], cache=cache), start), (
+                f"{start=}"
+            )
+
+
+class ArchitectureContract(EssentialContract):
+    """Inherit, name the subclass Test..., implement `make`; override `attention` if not both kernels are offered."""
 
     @pytest.mark.parametrize("ids", [SHORT, LONG], ids=["short", "long"])
     def test_plain_decoding_equals_generate(self, model: PreTrainedModel, decoder: Decoder, ids: list[int]) -> None:
@@ -179,20 +218,6 @@ class ArchitectureContract:
             assert result.accepted == result.drafted
             assert result.tokens == autoregress(decoder, [ids], ending=ENDING)[0].tokens
 
-    def test_lossless_with_any_skip_set_and_stop_rule(self, decoder: Decoder, attention: str) -> None:
-        n_layers = decoder.n_layers
-        everything = SkipSet.from_bits([True] * (2 * n_layers))
-        sets = [*single_sublayers(n_layers), everything, *random_sets(n_layers, self.n_random, seed=attention)]
-        reference = {len(ids): autoregress(decoder, [ids], ending=ENDING)[0].tokens for ids in (SHORT, LONG)}
-        assert len(set(reference[len(LONG)])) > 1, "the model repeats one token: this test proves nothing"
-        n_drafted = n_accepted = 0
-        # Three rules and two prompts: neighbours in the list differ in both.
-        for skip, rule, ids in zip(sets, itertools.cycle(RULES), itertools.cycle((LONG, SHORT)), strict=False):
-            result = run(decoder, [ids], skip, [rule])[0]
-            assert result.tokens == reference[len(ids)], f"skip={skip} rule={rule} prompt of {len(ids)}"
-            n_drafted, n_accepted = n_drafted + result.drafted, n_accepted + result.accepted
-        assert 0 < n_accepted < n_drafted, "nothing was accepted, or nothing rejected: this test proves nothing"
-
     def test_ragged_batch_equals_each_prompt_alone(self, decoder: Decoder) -> None:
         prompts = [SHORT, LONG, MIDDLE]
         if not self.takes_batches:
@@ -204,24 +229,3 @@ class ArchitectureContract:
             together = run(decoder, prompts, skip, RULES)
             assert [r.tokens for r in together] == [r.tokens for r in alone], f"skip={skip}"
             assert [counts(r) for r in together] == [counts(r) for r in alone], f"skip={skip}"
-
-    @torch.inference_mode()
-    def test_rollback_leaves_no_trace_at_any_length(self, model: PreTrainedModel, decoder: Decoder) -> None:
-        ids_BT = torch.tensor([LONG])
-        scratch_BTV = model(ids_BT).logits
-        other_BT = torch.tensor([prompt(len(LONG) + 4, seed=3)])
-        draft = decoder.bind(SkipSet(decoder.n_layers, attn=frozenset({1})))
-        cache = decoder.new_cache(n_rows=1, capacity=len(LONG) + 4)
-        decoder.full(other_BT, starts=[0], cache=cache)
-
-        def differs(logits_BTV: Tensor, start: int) -> bool:
-            return bool((logits_BTV - scratch_BTV[:, start : start + logits_BTV.shape[1]]).abs().max() > ROUNDING)
-
-        for start in range(len(LONG)):
-            # One more token of the sequence; then a draft that goes astray; then, from there, the rest of the sequence.
-            draft(other_BT[:, :3], starts=[start], cache=cache)
-            assert not differs(decoder.full(ids_BT[:, start:], starts=[start], cache=cache), start), f"{start=}"
-            decoder.full(other_BT[:, :4], starts=[start], cache=cache)
-            assert not differs(decoder.full(ids_BT[:, start : start + 1], starts=[start], cache=cache), start), (
-                f"{start=}"
-            )

@@ -18,9 +18,8 @@ from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopPolicy, Threshold
 from tests.contracts.architecture import LONG, MIDDLE, SHORT, counts
 from tests.test_engine import decoder_of
+from tests.toys import STRUCTURES
 
-# Where decoders differ: plain, a window, windows and full attention in turn, learnt positions and a parallel residual.
-STRUCTURES = ("llama", "mistral-window", "gemma3", "gpt2", "falcon-grouped", "phi3-window")
 PROMPTS = [SHORT, LONG, MIDDLE]
 N_NEW = 9
 SAMPLING = Sampling(do_sample=True, temperature=1.3, top_k=20, seed=5)

@@ -99,7 +99,7 @@ class SearcherContract:
             found = [(t.user_attrs["skip"], t.user_attrs.get("value")) for t in resumed.trials]
             assert found == expected, f"interrupted after {k} trials"
 
-    def test_the_same_seed_proposes_the_same_and_another_seed_another_sequence_if_it_draws(self) -> None:
+    def test_a_seed_gives_its_own_sequence_if_the_searcher_draws(self) -> None:
         def proposals(seed: int) -> list[str]:
             study = self.study(seed)
             self.go_on(study, 10)

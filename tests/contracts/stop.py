@@ -55,7 +55,7 @@ class StopContract:
     def test_a_fresh_state_begins_to_draft(self, policy: StopPolicy) -> None:
         assert policy.begin().begins()
 
-    def test_asking_whether_a_round_begins_and_for_the_threshold_changes_nothing(self, policy: StopPolicy) -> None:
+    def test_asking_for_the_begin_or_the_threshold_changes_nothing(self, policy: StopPolicy) -> None:
         state, n_begun, n_rounds = policy.begin(), 0, 60
         for i in range(n_rounds):
             before, begins, threshold = repr(state), state.begins(), state.threshold
