@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,15 +21,16 @@ from search.draft_of_point import Drafts
 from search.goal import Goal, Prompts
 from search.importance import Importance, SpeedupBound, predict
 from search.job_parts import Finals, Row, Searcher, SearchListener, SearchResult
+from search.ladder import LOOKUP, Ladder
 from search.objective import Objective
-from search.point import Point
+from search.point import Point, Value
 from search.replay.objectives import as_raced
 from search.replay.references import decode_references
 from search.replay.rule_tuner import pausing
 from search.space import Space
 from search.starts import warm_starts
 from search.study.finals import Finalist, Raced, race, rescore, settled
-from search.study.loop import Budget, row_of, run_search, top
+from search.study.loop import Budget, row_of, run_search, top, values_of
 from search.study.pruning import WilcoxonPruning
 from search.study.study import STUDY_NAME, SearchStudy
 from search.study.workers import Sharing
@@ -91,6 +93,8 @@ class SearchJob:
         goal: what is maximised.
         starts: kinds of skip sets that are scored first, see `search.starts`; `singles` is left out where it would take
             more than half of the trials.
+        ladder: parts that are tried one after another with nothing skipped, see `search.ladder`; what stays is what
+            skip sets are searched with.
         start_from: skip set files, or folders of earlier searches, whose sets are scored first, too.
         pruning: when hopeless trials are stopped; None: never.
         finals: how it ends.
@@ -111,6 +115,7 @@ class SearchJob:
     fresh: Prompts = field(default_factory=dict)
     goal: Goal = field(default_factory=Goal)
     starts: Sequence[str] = ("nothing", "singles")
+    ladder: Sequence[Mapping[str, Value]] = ()
     start_from: Sequence[Path] = ()
     pruning: WilcoxonPruning | None = None
     finals: Finals = field(default_factory=Finals)
@@ -140,6 +145,7 @@ class SearchJob:
         tell = listener or SearchListener()
         objective = self.goal.on(self.prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs)
         starts, has_map = self._starts()
+        ladder = Ladder(self.space, self.ladder) if self.ladder else None
         study = self.study(folder, sets=self._computed_sets(folder))
         if self.costs and folder:
             self.costs.keep(folder / COSTS)
@@ -152,6 +158,7 @@ class SearchJob:
             run_search,
             *(self.space, objective, study),
             starts=starts,
+            ladder=ladder,
             seed=self.searcher.seed,
             rows_path=folder / run_files.TRIALS if folder else None,
             stopwatch=Stopwatch(self.decoder.device),
@@ -168,7 +175,8 @@ class SearchJob:
                 found = go(n_trials=n_trials) if verdict.pays() or self.force else found
         else:
             found = go(n_trials=n_trials)
-        tell.searched(found, verdict)
+        rungs = ladder.climb(values_of(study))[0] if ladder else []
+        tell.searched(found, verdict, rungs)
         raced: list[Raced] = []
         if self.worker == 0 and self.finals.top and found.ended != "interrupted":
             raced = self._finals(study, tell)
@@ -177,7 +185,7 @@ class SearchJob:
                 for r in raced:
                     run_files.append_row(folder / run_files.FINALS, r.row)
         spec = raced[0].finalist.spec if raced else self.drafts(found.point)
-        return SearchResult(found, verdict, raced, _rows(study), objective.unit, spec)
+        return SearchResult(found, verdict, raced, _rows(study), objective.unit, spec, rungs)
 
     def study(self, folder: Path | None = None, *, sets: Sequence[SkipSet] | None = None) -> SearchStudy:
         """The study of the search, new or read back from the folder or the storage.
@@ -259,6 +267,11 @@ class SearchJob:
         objective = self.goal.on(prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs)
         entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), objective)]
         finalists = rescore(entries, n_kept=self.finals.race)
+        known = values_of(study)
+        for point in self._controls(finalists):
+            scored = known.get(point)
+            control = self._entries(point, math.nan if scored is None else scored, rules.get(point), objective)
+            finalists += rescore(control[:1], n_kept=1)
         # The worst of several data sets is no prediction of a race on all of them.
         is_predicted = self.goal.name == "expected_speedup" and (len(prompts) == 1 or self.goal.combine == "mean")
         for f in finalists:
@@ -279,6 +292,17 @@ class SearchJob:
             )
 
         return settled(measure)
+
+    def _controls(self, finalists: Sequence[Finalist]) -> list[Point]:
+        """What the best finalist must beat: itself with nothing skipped, and lookup alone where that can be chosen."""
+        settings = finalists[0].point.settings
+        nothing = SkipSet(self.space.n_layers)
+        found = [self.space.point(nothing, settings)]
+        if any(d.name == LOOKUP and d.domain.holds("only") for d in self.space.dimensions):
+            found.append(self.space.point(nothing, {**settings, LOOKUP: "only"}))
+        racing = {f.point for f in finalists}
+        # A control may win, so it must be allowed to.
+        return [p for p in dict.fromkeys(found) if p not in racing and self.space.allowed(p) == p]
 
     def _entries(
         self, point: Point, value: float, tuned: Mapping[str, Any] | None, objective: Objective

@@ -10,6 +10,7 @@ from typing import Any
 
 from search.costs.table import CostTable
 from search.importance import SpeedupBound
+from search.ladder import Rung
 from search.point import Point
 from search.replay.references import Reference
 from search.study.finals import Raced
@@ -101,6 +102,7 @@ class SearchResult:
         rows: of all trials.
         unit: of their values.
         spec: the draft that won: that of the race, or of the best trial.
+        rungs: of the ladder, if there was one.
     """
 
     found: Found
@@ -109,6 +111,7 @@ class SearchResult:
     rows: list[Row]
     unit: str
     spec: DraftSpec
+    rungs: Sequence[Rung] = ()
 
     @property
     def winner(self) -> Raced | None:
@@ -130,7 +133,7 @@ class SearchListener:
     def trial(self, row: Row) -> None:
         """A finished trial."""
 
-    def searched(self, found: Found, verdict: SpeedupBound | None) -> None:
+    def searched(self, found: Found, verdict: SpeedupBound | None, rungs: Sequence[Rung]) -> None:
         """The search is over, and the finals have not begun."""
 
     def race(self, n_done: int, n_prompts: int) -> None:

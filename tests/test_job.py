@@ -137,7 +137,7 @@ def test_a_listener_hears_every_trial_once_and_then_the_race() -> None:
         def trial(self, row: dict[str, Any]) -> None:
             self.told.append(f"trial {row['number']}")
 
-        def searched(self, found: Found, verdict: Any) -> None:
+        def searched(self, found: Found, verdict: Any, rungs: Any) -> None:
             self.told.append(f"searched {found.n_trials}")
 
         def race(self, n_done: int, n_prompts: int) -> None:

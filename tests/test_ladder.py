@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from search.space import Space
 from search.study.loop import Found, run_search
 from search.study.study import SearchStudy
 from selfspec.errors import InputError
+from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
+from tests.commands import command
 from tests.scripted import JOURNAL, N_LAYERS, ROWS, planted, rows_of, score, ticking, tpe
 
 DIMENSIONS = dimensions({"lookup": [None, "front", "only"], "memory": [0, 8192], "precision": ["same", "int8", "int4"]})
@@ -141,3 +144,20 @@ def test_an_interrupted_ladder_goes_on_as_if_it_had_not_been(tmp_path: Path, sto
     searched(tmp_path / "parts", stopped)
     searched(tmp_path / "parts", 20)
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
+
+
+def test_draft_auto_says_what_each_part_gave_and_races_its_controls(toy: list[str], tmp_path: Path) -> None:
+    words = (f"paths.outputs={tmp_path}", "draft=auto", "searcher.n_trials=8", "stop=threshold", "prune=null")
+    small = ("objective.n_prompts=1", "objective.max_new_tokens=6", "finals.n_prompts=1", "finals.race=1")
+    costs = ("costs.contexts=[16]", "costs.max_tokens=4", "costs.repeats=1", "calibration.max_new_tokens=6")
+    ran = command("search", *toy, *words, *small, *costs)
+    assert ran.status == 0, ran.err
+    assert "parts, in x plain decoding: nothing skipped: " in ran.out
+    summary = json.loads((ran.run / run_files.SUMMARY).read_text())
+    assert [rung["added"] for rung in summary["ladder"]][:2] == [{}, {"lookup": "only"}]
+    raced = run_files.read_rows(ran.run / run_files.FINALS)
+    settings = summary["winner"]["settings"]
+    assert any(row["skip"] == "none" and row["settings"]["lookup"] == "only" for row in raced)
+    assert any(row["skip"] == "none" and row["settings"]["precision"] == settings["precision"] for row in raced)
+    evaluated = command("evaluate", *toy, f"paths.outputs={tmp_path}", f"skip={ran.run}", "stop=searched", "n=1")
+    assert evaluated.status == 0, evaluated.err

@@ -97,6 +97,7 @@ def search_job(cfg: DictConfig, *, resumed: Path | None = None) -> tuple[SearchJ
         pruning=a.pruning,
         finals=a.finals,
         starts=tuple(cfg.starts),
+        ladder=[dict(part) for part in cfg.get("ladder") or ()],
         start_from=[Path(p).expanduser() for p in ([cfg.start] if isinstance(cfg.start, str) else cfg.start or ())],
         force=cfg.force,
         identity=_identity(cfg, a.drafts, loaded),

@@ -22,6 +22,7 @@ from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from search.importance import Importance, SpeedupBound
 from search.job import SearchJob, SearchListener, SearchResult
+from search.ladder import Rung
 from search.pareto import write_front
 from search.point import Point, row_text
 from search.study.finals import Raced
@@ -114,9 +115,11 @@ class _Shown(SearchListener):
         log.info("trial %d: %s -> %s %s", row["number"], row_text(row), row["value"], self._unit)
         self._advance(row)
 
-    def searched(self, found: Found, verdict: SpeedupBound | None) -> None:
+    def searched(self, found: Found, verdict: SpeedupBound | None, rungs: Sequence[Rung]) -> None:
         """See `SearchListener`."""
         self._panel.close()
+        if rungs:
+            self._say(f"parts, in {self._unit}: {'; '.join(map(str, rungs))}")
         self._say(_told(found, self._unit, self._job.searcher.name))
         if verdict:
             is_end = not (verdict.pays() or self._job.force)
@@ -227,8 +230,13 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
             "ended": found.ended,
             "verdict": None if verdict is None else {"bound": verdict.bound, "text": verdict.text()},
             "winner": winner.row if winner else None,
+            **({"ladder": [_rung(r) for r in result.rungs]} if result.rungs else {}),
         }
     )
+
+
+def _rung(rung: Rung) -> dict[str, Any]:
+    return {"added": dict(rung.added), **_row(rung.point), "value": rung.value, "stays": rung.stays}
 
 
 def _row(point: Point) -> dict[str, Any]:
