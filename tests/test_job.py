@@ -145,7 +145,9 @@ def test_a_listener_hears_every_trial_once_and_then_the_race() -> None:
 
     heard = Heard()
     small_job(budget=Budget(2), finals=Finals(top=1, race=1), fresh={"mine": [[4, 5]]}).run(listener=heard)
-    assert heard.told == ["begin 0 x plain decoding", "trial 0", "trial 1", "searched 2", "race 0/1", "race 1/1"]
+    until, race = heard.told[:4], heard.told[4:]
+    assert until == ["begin 0 x plain decoding", "trial 0", "trial 1", "searched 2"]
+    assert race in (["race 0/1", "race 1/1"], 2 * ["race 0/1", "race 1/1"])  # again, where a busy machine makes doubt
 
 
 def test_a_job_without_costs_is_refused_by_an_objective_that_needs_them() -> None:

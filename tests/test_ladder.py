@@ -123,7 +123,7 @@ def test_skip_sets_are_searched_with_the_parts_that_stayed(tmp_path: Path, sampl
     assert all(row["settings"] == found.point.settings for row in rows[5:])
 
 
-def test_where_lookup_alone_is_best_skip_sets_are_searched_for_its_best_rival() -> None:
+def test_where_lookup_alone_is_best_its_best_rival_is_searched_with() -> None:
     values: dict[Point, float | None] = {}
     while (point := LADDER.climb(values)[1]) is not None:
         values[point] = 9.0 if point.settings["lookup"] == "only" else value(point)

@@ -41,7 +41,7 @@ def prompts_until_out(speeds: Sequence[float], rng: np.random.Generator, *, n_pr
 
 
 class TestWhoLeaves:
-    def test_finalists_as_fast_as_one_another_stay_together_in_all_but_few_races(self) -> None:
+    def test_equally_fast_finalists_stay_together_in_all_but_few_races(self) -> None:
         rng = np.random.default_rng(0)
         races = [prompts_until_out([1.0, 1.0, 1.0], rng) for _ in range(100)]
         assert sum(out != [None] * 3 for out in races) <= FALSE_DROP_RATE * len(races)
@@ -125,7 +125,7 @@ class TestOnAClock:
         raced = settled(lambda: [raced_by(Clock(), decoder, finalist(honest))])
         assert (raced[0].doubts, raced[0].n_races) == ((), 1)
 
-    def test_a_clock_that_changes_its_pace_is_noticed_and_the_second_race_counts(self, decoder: Decoder) -> None:
+    def test_a_clock_that_changes_its_pace_makes_a_second_race_count(self, decoder: Decoder) -> None:
         mine, noise = finalist(), iter([True, False])
         (raced,) = settled(lambda: [raced_by(Clock(), decoder, mine, noisy=next(noise))])
         assert (raced.doubts, raced.n_races, len(mine.times)) == ((), 2, len(PROMPTS))

@@ -214,7 +214,7 @@ def test_a_tuned_rule_is_at_least_as_good_and_is_named(
         assert tuned.value >= as_it_is.value
         assert as_it_is.stop is None
         assert tuned.stop is not None
-        assert tuned.stop["name"] == type(stop).__name__.lower()
+        assert tuned.stop["name"] == stop.to_dict()["name"]
 
 
 def test_what_goes_to_the_race_is_scored_with_the_rule_it_races_with(

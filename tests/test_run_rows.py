@@ -78,7 +78,7 @@ def test_a_row_that_cannot_be_read_names_its_field(kind: type[Any], text: bytes,
         parse_row(text, kind)
 
 
-def test_a_bad_row_is_one_line_with_file_line_and_field_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_bad_row_is_one_line_with_file_line_and_field(tmp_path: Path) -> None:
     run = search_run(tmp_path, n_trials=5)
     file = run / run_files.TRIALS
     lines = file.read_text(encoding="utf-8").splitlines()

@@ -20,6 +20,7 @@ EXTRAS = {  # extra of pyproject.toml -> modules that it brings
     "paper": ("bayes_opt",),
     "postgresql": ("psycopg",),
     "grpc": ("grpc",),
+    "lm-eval": ("lm_eval",),
     "sweep": ("hydra_plugins.hydra_joblib_launcher",),
     "slurm": ("hydra_plugins.hydra_submitit_launcher",),
 }
