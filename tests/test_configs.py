@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.config.composing import options
 from tests.commands import command
@@ -75,6 +75,9 @@ class TestGroup:
     def test_every_option_composes_and_leaves_nothing_unresolved(self, verb: str, group: str) -> None:
         assert [option for option, tree in composed(verb, group) if "${" in str(tree)] == []
 
+    def test_every_option_sets_what_the_schema_knows(self, verb: str, group: str) -> None:
+        assert [option for option, tree in composed(verb, group) if MISSING in str(tree)] == []
+
     def test_an_option_that_has_a_name_is_called_by_it(self, verb: str, group: str) -> None:
         named = {option: (tree.get(group) or {}).get("name", option) for option, tree in composed(verb, group)}
         assert [(option, name) for option, name in named.items() if name != option] == []
@@ -101,6 +104,10 @@ class TestHelp:
                 folder = nested.removeprefix(f"{group}/")
                 names += [f"{folder}/{name}" for name in shown[nested].split(", ") if not name.startswith("_")]
             assert sorted(name for name in names if not name.startswith("_")) == options(group)
+
+    def test_lists_the_groups_of_the_verb_alone(self, verb: str) -> None:
+        shown = re.findall(r"^([\w/]+): ", _help(verb).partition("== Config ==")[0], re.MULTILINE)
+        assert sorted(shown) == groups(verb)
 
     def test_shows_every_setting(self, verb: str) -> None:
         text = re.search(r"== Config ==\n[^\n]+\n(.*?)\n\nPowered by", _help(verb), re.DOTALL)
