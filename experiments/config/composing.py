@@ -230,11 +230,14 @@ def _refusal(verb: str, words: Sequence[str], error: Exception) -> InputError:
             chosen.append(word)
     cause = error.__cause__ or error
     name = str(getattr(cause, "full_key", None) or "")
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return unknown_name("setting", name, sorted(_known(verb, chosen)))
+    known = _known(verb, chosen)
+    typed = [word.partition("=")[0].lstrip("~") for word in words if not word.startswith("+")]
+    strange = [key for key in typed if key not in known and key not in own]
+    if strange or isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return unknown_name("setting", strange[0] if strange else name, sorted(known))
     if isinstance(cause, ValidationError) and name in kinds.settings(verb):
         value = next((w.partition("=")[2] for w in words if w.partition("=")[0] == name), "null")
-        default = _known(verb, chosen).get(name)
+        default = known.get(name)
         return kinds.settings(verb)[name].refusal(name, value, "null" if default is None else default)
     why = f": {str(cause).splitlines()[0]}" if cause is not error else ""
     return InputError(" ".join(str(error).split()) + why)
