@@ -34,21 +34,6 @@ USAGE = """selfspec VERB key=value ...
 """
 
 VERBS = ("decode", "profile", "search", "evaluate", "report", "reproduce", "dashboard", "runs", "doctor")
-FREE_TEXT = (
-    "prompt",
-    "skip",
-    "ablation",
-    "runs",
-    "resume",
-    "arm",
-    "name",
-    "model.path",
-    "data.path",
-    "paths.outputs",
-    "costs.path",
-    "data_folder",
-    "storage",
-)
 FLAGS = {"--repair": "data.repair=true"}  # what may be written shorter than as a setting
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
@@ -60,7 +45,15 @@ def main() -> None:
         print(USAGE, end="")
         return
     verb, *words = argv
-    from experiments.config.composing import check_no_shadows, composing, make_importable, split_config_dir
+    from experiments.config.composing import (
+        check_no_shadows,
+        check_sweep,
+        composing,
+        configuration,
+        help_text,
+        make_importable,
+        split_config_dir,
+    )
     from experiments.config.steps import is_own
 
     with _ending_well():
@@ -82,15 +75,20 @@ def main() -> None:
             if is_sweep:
                 raise InputError("reproduce runs one experiment, step by step; -m sweeps over the other verbs")
             words = [w for w in words if is_own(w)]  # the others are for its steps
-        is_for_hydra = any(word.startswith(("-", "hydra")) for word in words)
-        if is_sweep or not is_for_hydra:
-            check_overrides(verb, words, folder)
+        settings = [w for w in words if not w.startswith(("-", "hydra"))]
+        if {"-h", "--help"} & set(words):
+            return print(help_text(verb, settings, folder=folder))
+        is_for_hydra = len(settings) < len(words)
+        if is_sweep:
+            check_sweep(verb, _with_values(settings), folder=folder)
+        elif not any(word.startswith("-") for word in words):
+            cfg = configuration(verb, _with_values(settings), folder=folder)
         if is_for_hydra:
             return _run_hydra(verb, words, typed, folder)
         run = _verb(verb)
         _log_to_terminal()
         with composing(folder):
-            run(composed(verb, words), [w for w in typed if "=" in w], print)
+            run(cfg, typed, print)
 
 
 @contextmanager
@@ -111,18 +109,27 @@ def _check_verb(verb: str) -> None:
         raise unknown_name("verb", verb, list(VERBS))
 
 
+def _with_values(words: Sequence[str]) -> Sequence[str]:
+    """The words, all of which are `key=value` or `~key`."""
+    stray = [w for w in words if "=" not in w and not w.startswith("~")]
+    if stray:
+        raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
+    return words
+
+
 def quote_text(words: list[str]) -> list[str]:
     """The words, with the quotes that keep Hydra from reading a comma or a bracket of free text as its own syntax.
 
     In a sweep (`-m`) commas separate values, but for those inside one written skip set.
     """
+    from experiments.config.kinds import free_text
     from selfspec.skipping.skip_set import SYNTAX
 
     is_sweep = bool({"-m", "--multirun"} & set(words))
 
     def quoted(word: str) -> str:
         key, equals, value = word.partition("=")
-        if not equals or key.lstrip("+") not in FREE_TEXT or value in ("", "null") or QUOTED.fullmatch(value):
+        if not equals or key.lstrip("+") not in free_text() or value in ("", "null") or QUOTED.fullmatch(value):
             return word
         if is_sweep and not (key == "skip" and SYNTAX.fullmatch(value)):
             return word
@@ -135,60 +142,12 @@ def quote_text(words: list[str]) -> list[str]:
     return [quoted(word) for word in words]
 
 
-def check_overrides(verb: str, words: list[str], folder: Path | None = None) -> None:
-    """Refuse what Hydra would refuse, in one line with the nearest name.
-
-    Args:
-        verb: that is to run.
-        words: its settings, and Hydra's own flags.
-        folder: of the user's own options; None: that of the command that runs, if one does.
-
-    Raises:
-        InputError: for an option of a config group, or a setting, that is not there, and what does not compose.
-    """
-    from hydra import compose
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from experiments.config.composing import check_option, composing, flat, groups, options
-
-    is_sweep = bool({"-m", "--multirun"} & set(words))
-    given = [w for w in words if "=" in w and not w.startswith(("-", "hydra"))]
-    stray = [w for w in words if "=" not in w and not w.startswith(("-", "~"))]
-    if stray:
-        raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
-    try:
-        with composing(folder):
-            own, chosen = groups(verb), []
-            for word in given:
-                key, _, value = word.partition("=")
-                group = key.lstrip("+")
-                if group in own or (key.startswith("+") and options(group)):
-                    names = _swept(value) if is_sweep else [value]
-                    for name in names:
-                        check_option(group, name)
-                    chosen += [f"{key}={name}" for name in names[:1]]  # of a sweep, its first job stands for all
-            known = flat(OmegaConf.to_container(compose(verb, overrides=chosen), resolve=False))
-            for word in given:
-                key = word.partition("=")[0].lstrip("~")
-                if not key.startswith("+") and key not in known and key not in own:
-                    raise unknown_name("setting", key, sorted(known))
-            if not is_sweep:
-                _check_kinds(known, flat(OmegaConf.to_container(compose(verb, overrides=given), resolve=False)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(" ".join(str(error).split())) from None
-
-
 def composed(verb: str, words: Sequence[str]) -> Any:
     """The configuration that the words of a command make."""
-    from hydra import compose
-
-    from experiments.config.composing import composing, split_config_dir
+    from experiments.config.composing import configuration, split_config_dir
 
     folder, settings = split_config_dir(words)
-    with composing(folder):
-        return compose(verb, overrides=quote_text(settings))
+    return configuration(verb, quote_text(settings), folder=folder)
 
 
 def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> None:
@@ -199,25 +158,6 @@ def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> No
     make_importable(folder)
     with composing(folder):
         _verb(verb)(composed(verb, settings), settings, say)
-
-
-def _swept(value: str) -> list[str]:
-    """The names in `a,b` or `choice(a,b)`; none where another function of Hydra's makes them."""
-    listed = re.fullmatch(r"(?:choice\()?([^()]*)\)?", value)
-    return [name.strip() for name in listed[1].split(",")] if listed else []
-
-
-def _check_kinds(known: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Refuse what is no number where the default is one, and what is neither true nor false where that is."""
-
-    for key in known.keys() & asked.keys():
-        default, value = known[key], asked[key]
-        if value is None or not isinstance(default, bool | int | float):
-            continue
-        wanted = bool if isinstance(default, bool) else int if isinstance(default, int) else int | float
-        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-            kind = "true or false" if wanted is bool else "a whole number" if wanted is int else "a number"
-            raise InputError(f"{key}={value} was asked for, but it must be {kind}; its default is {default}")
 
 
 def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | None) -> None:
@@ -240,16 +180,17 @@ def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
     """One job of Hydra's; where it is one of a sweep and fails, the others go on."""
     from hydra.core.hydra_config import HydraConfig
 
+    from experiments.config.composing import plain
     from experiments.config.sweep import is_sweep, leave_failure
 
     _log_to_terminal()
     if not is_sweep():
         with _ending_well():
-            _verb(verb)(cfg, asked, print)
+            _verb(verb)(plain(verb, cfg), asked, print)
         return
     overrides = list(HydraConfig.get().overrides.task)  # this job's
     try:
-        _verb(verb)(cfg, overrides, print)
+        _verb(verb)(plain(verb, cfg), overrides, print)
     except Exception as error:
         leave_failure(verb, cfg, overrides, error)
 

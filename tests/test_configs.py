@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from experiments.config.composing import options
 from tests.commands import command
@@ -65,6 +65,9 @@ def test_every_file_is_reached_by_a_verb() -> None:
     parts = {path.relative_to(CONF): path.relative_to(CONF).parts for path in FILES if not path.stem.startswith("_")}
     assert [str(path) for path, (top, *below) in parts.items() if below and top not in used] == []
 
+    def test_every_option_sets_what_the_schema_knows(self, verb: str) -> None:
+        assert [word for word, tree in composed(verb) if MISSING in str(tree)] == []
+
 
 @pytest.mark.parametrize("verb", VERBS)
 class TestOptions:
@@ -100,6 +103,10 @@ class TestHelp:
                 folder = nested.removeprefix(f"{group}/")
                 names += [f"{folder}/{name}" for name in shown[nested].split(", ") if not name.startswith("_")]
             assert sorted(name for name in names if not name.startswith("_")) == options(group)
+
+    def test_lists_the_groups_of_the_verb_alone(self, verb: str) -> None:
+        shown = re.findall(r"^([\w/]+): ", _help(verb).partition("== Config ==")[0], re.MULTILINE)
+        assert sorted(shown) == groups(verb)
 
     def test_shows_every_setting(self, verb: str) -> None:
         text = re.search(r"== Config ==\n[^\n]+\n(.*?)\n\nPowered by", _help(verb), re.DOTALL)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import check_overrides, quote_text
+from experiments.cli import quote_text
+from experiments.config.composing import check_sweep, configuration
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -39,4 +40,8 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_names_what_there_is(line: str) -> None:
     verb, *words = shlex.split(line)[1:]
-    check_overrides(verb, quote_text(words))
+    settings = [w for w in quote_text(words) if "=" in w and not w.startswith("hydra")]
+    if "-m" in words:
+        check_sweep(verb, settings)
+    else:
+        configuration(verb, settings)

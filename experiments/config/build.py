@@ -27,7 +27,7 @@ from selfspec.drafters.spec_files import find_draft, load_spec, read_draft
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
-from selfspec.errors import InputError, check_count
+from selfspec.errors import InputError
 from selfspec.models.load import Loaded, load
 from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
@@ -52,7 +52,6 @@ def instance(cfg: DictConfig) -> Any:
 def model(cfg: DictConfig) -> Loaded:
     """The model and tokenizer of `cfg.model`."""
     m = cfg.model
-    check_count("threads", cfg.threads)
     registry = RegistrySource(**m.registry) if m.registry else None
     located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
     return load(
@@ -69,7 +68,6 @@ def model(cfg: DictConfig) -> Loaded:
 
 def examples(cfg: DictConfig, part: Part, *, n: int | None, seed: int) -> list[Example]:
     """Examples of one part of the data."""
-    check_count("n", n)
     return select(instance(cfg.data.task).examples(part), n=n, seed=seed)
 
 

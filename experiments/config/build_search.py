@@ -24,7 +24,7 @@ from search.study.loop import Budget
 from search.study.pruning import WilcoxonPruning
 from selfspec.data.prompts import Prompt
 from selfspec.drafters.spec import DraftSpec
-from selfspec.errors import InputError, check_count
+from selfspec.errors import InputError
 from selfspec.models.load import Loaded
 from selfspec.records import provenance
 from selfspec.targets import TARGET, find_class
@@ -132,10 +132,6 @@ def asked(cfg: DictConfig) -> Asked:
     check_given(cfg, drafts, dims, goal)
     if goal.tune_stop:
         rule_tuner.variants(drafts.stop)
-    for key, least in (("finals.n_prompts", 1), ("worker", 0)):
-        value = OmegaConf.select(cfg, key)
-        if value < least:
-            raise InputError(f"{key}={value}; give {least} or more")
     if cfg.worker and not cfg.storage:
         raise InputError(f"worker={cfg.worker} shares a search with others, but storage names no place to meet")
     return Asked(
@@ -186,16 +182,11 @@ def _check_space(dims: Sequence[Dimension], drafts: Drafts, goal: Goal) -> None:
 
 
 def _check_lookup(dims: Sequence[Dimension], drafts: Drafts) -> None:
-    """Refuse a lookup that a search has no use for, and a memory that nobody would look in."""
-    if drafts.lookup not in (None, "front", "beside"):
-        raise InputError(
-            f"lookup={drafts.lookup}; in a search it is front (before the draft), beside (a branch of it) or null"
-        )
+    """Refuse a memory that nobody would look in."""
     if drafts.memory and not any(choices(dims, "lookup", drafts.lookup)):
         raise InputError(
             f"memory={drafts.memory} is for prompt lookup to look in; set lookup=front, or leave memory out"
         )
-    check_count("memory", drafts.memory)
 
 
 def _check_drafter(drafts: Drafts, goal: Goal) -> None:

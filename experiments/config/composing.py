@@ -10,8 +10,9 @@ there takes the place of an installed module.
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from experiments.config import kinds
 from selfspec.errors import InputError, unknown_name
 from selfspec.targets import TARGET, current, first
 
@@ -134,6 +138,136 @@ def check_option(group: str, name: str) -> None:
     known = options(group)
     if name not in known:
         raise unknown_name({"stop": "stop rule", "data": "data set"}.get(group, group), name, known)
+
+
+def configuration(verb: str, words: Sequence[str], *, folder: Path | None = None) -> DictConfig:
+    """The configuration that settings make, checked, with plain values.
+
+    Args:
+        verb: that is to run.
+        words: `key=value`, quoted as Hydra wants them.
+        folder: of the user's own options; None: that of the command that runs, if one does.
+
+    Raises:
+        InputError: for a setting or an option that is not there, with the nearest one, and for a value of another kind.
+    """
+    with composing(folder):
+        for word in words:
+            group, _, name = word.partition("=")
+            if name.rpartition("/")[2].startswith("_") and options(group):
+                check_option(group, name)  # Hydra takes those that are not for choosing
+        try:
+            cfg = compose(verb, overrides=list(words))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _refusal(verb, words, error) from None
+        free = [w for w in words if w.partition("=")[0] not in kinds.settings(verb) and "." in w.partition("=")[0]]
+        if free:  # of options that build a class: their kinds are those of the defaults
+            default = compose(verb, overrides=[w for w in words if w not in free])
+            _check_kinds(_flat_of(default), _flat_of(cfg))
+    return plain(verb, cfg)
+
+
+def plain(verb: str, cfg: DictConfig) -> DictConfig:
+    """A composed configuration without its schema, as a run folder holds it.
+
+    Raises:
+        InputError: for a number that is less than it may be.
+    """
+    kinds.check_least(verb, cfg)
+    found = DictConfig(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))
+    OmegaConf.set_struct(found, True)
+    return found
+
+
+def check_sweep(verb: str, words: Sequence[str], *, folder: Path | None = None) -> None:
+    """Refuse settings and options that are not there, before any job of a sweep runs.
+
+    Args:
+        verb, folder: see `configuration`.
+        words: as Hydra gets them, of which each may have several values.
+
+    Raises:
+        InputError: for the first one.
+    """
+    with composing(folder):
+        own, chosen = groups(verb), []
+        for word in words:
+            key, _, value = word.partition("=")
+            if key.lstrip("+") in own or (key.startswith("+") and options(key.lstrip("+"))):
+                names = _swept(value)
+                for name in names:
+                    check_option(key.lstrip("+"), name)
+                chosen += [f"{key}={name}" for name in names[:1]]  # the first job stands for all
+        known = _known(verb, chosen)
+        for word in words:
+            key = word.partition("=")[0].lstrip("~")
+            if not key.startswith("+") and key not in known and key not in own:
+                raise unknown_name("setting", key, sorted(known))
+
+
+def help_text(verb: str, words: Sequence[str], *, folder: Path | None = None) -> str:
+    """The groups of a verb with their options, and its settings as the words make them."""
+    with composing(folder):
+        listed = "\n".join(f"{group}: {', '.join(options(group))}" for group in sorted(groups(verb)))
+        settings = OmegaConf.to_yaml(configuration(verb, words, folder=folder)).strip()
+    return (
+        f"== Configuration groups ==\nOptions are chosen by group=option\n\n{listed}\n\n"
+        f"== Config ==\nSettings are changed by setting=value\n\n{settings}\n\n"
+        f"Powered by Hydra (https://hydra.cc), see {verb} --hydra-help"
+    )
+
+
+def _refusal(verb: str, words: Sequence[str], error: Exception) -> InputError:
+    """What Hydra refuses, in one line with the nearest name."""
+    own, chosen = groups(verb), []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in own:
+            try:
+                check_option(key, value)
+            except InputError as refusal:
+                return refusal
+            chosen.append(word)
+    cause = error.__cause__ or error
+    name = str(getattr(cause, "full_key", None) or "")
+    known = _known(verb, chosen)
+    typed = [word.partition("=")[0].lstrip("~") for word in words if not word.startswith("+")]
+    strange = [key for key in typed if key not in known and key not in own]
+    if strange or isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return unknown_name("setting", strange[0] if strange else name, sorted(known))
+    if isinstance(cause, ValidationError) and name in kinds.settings(verb):
+        value = next((w.partition("=")[2] for w in words if w.partition("=")[0] == name), "null")
+        default = known.get(name)
+        return kinds.settings(verb)[name].refusal(name, value, "null" if default is None else default)
+    why = f": {str(cause).splitlines()[0]}" if cause is not error else ""
+    return InputError(" ".join(str(error).split()) + why)
+
+
+def _known(verb: str, chosen: list[str]) -> dict[str, Any]:
+    """The settings of a verb with these options, and their defaults."""
+    return _flat_of(compose(verb, overrides=chosen))
+
+
+def _flat_of(cfg: DictConfig) -> dict[str, Any]:
+    return flat(OmegaConf.to_container(cfg, resolve=False))
+
+
+def _swept(value: str) -> list[str]:
+    """The names in `a,b` or `choice(a,b)`; none where another function of Hydra's makes them."""
+    listed = re.fullmatch(r"(?:choice\()?([^()]*)\)?", value)
+    return [name.strip() for name in listed[1].split(",")] if listed else []
+
+
+def _check_kinds(known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse what is no number where the default is one, and what is neither true nor false where that is."""
+    for name in known.keys() & asked.keys():
+        default, value = known[name], asked[name]
+        if value is None or not isinstance(default, bool | int | float):
+            continue
+        wanted = bool if isinstance(default, bool) else int if isinstance(default, int) else int | float
+        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+            kind = bool if wanted is bool else int if wanted is int else float
+            raise kinds.Setting(kind, False, None).refusal(name, value, default)
 
 
 def check_no_shadows(folder: Path | None) -> None:

@@ -156,9 +156,6 @@ def set_up(cfg: DictConfig) -> Setup:
     Raises:
         InputError: if what was asked cannot be done.
     """
-    for name in ("batch", "samples"):
-        if cfg[name] is None or cfg[name] < 1:
-            raise InputError(f"{name}={cfg[name]}; give 1 or more")
     if cfg.samples > 1 and not cfg.sampling.do_sample:
         raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
     loaded = build.model(cfg)

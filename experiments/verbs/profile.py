@@ -23,8 +23,6 @@ CHECKS = "checks.jsonl"
 
 def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Measure or read the cost table, and check it; returns the run folder."""
-    if cfg.check < 0:
-        raise InputError(f"check={cfg.check}; give the number of random skip sets, or 0 for none")
     if cfg.check and build_costs.given_table(cfg) is not None:
         raise InputError(
             f"costs={cfg.costs.name} is a table of another device, and check={cfg.check} would time skip sets on this "

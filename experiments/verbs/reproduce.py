@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.cli import check_overrides, composed, quote_text, run_words
+from experiments.cli import composed, run_words
 from experiments.config.composing import config_dir, flag_of, known_settings
 from experiments.config.resource_estimate import told_plan
 from experiments.config.steps import RUNS, Step, is_own, plan
@@ -53,7 +53,7 @@ def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
         data_folder=cfg.data_folder,
     )
     for step in steps:
-        check_overrides(step.verb, quote_text(list(step.words)))
+        composed(step.verb, step.words)  # a mistake in any of them is told before the first one runs
     flags = flag_of(config_dir())  # written into each step: a resumed experiment has them too
     steps = [replace(step, words=(*flags, *step.words)) for step in steps]
     if cfg.dry_run:
