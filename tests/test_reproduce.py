@@ -213,9 +213,9 @@ class TestMistakes:
         assert list(Path().iterdir()) == []
 
     def test_a_step_that_fails_says_which_command_and_how_to_go_on(self, small: list[str]) -> None:
-        ran = command("reproduce", *small, "calibration.n_tokens=0")
+        ran = command("reproduce", *small, "constraints.n_skipped=99")
         (line,) = ran.error_lines[-1:]
-        assert ran.status == 2 and "step search failed: calibration.n_tokens=0" in line, ran.err
+        assert ran.status == 2 and "step search failed: " in line, ran.err
         assert "it was `selfspec search " in line and "selfspec reproduce resume=" in line
         (folder,) = Path("outputs/reproduce").glob("*/*")
         assert steps_of(folder) == ["costs"] and not run_files.is_finished(folder)
