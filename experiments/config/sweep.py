@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.results.folder import new_folder
+from experiments.results.run_writer import new_folder
 from selfspec.errors import InputError
 from selfspec.records import run_files
 

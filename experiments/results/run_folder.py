@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.results.folder import is_busy
 from experiments.results.rows import Raced, Record, Rows, Trial, parse_row, read_rows
+from experiments.results.run_writer import is_busy
 from selfspec.errors import InputError
 from selfspec.records import run_files
 

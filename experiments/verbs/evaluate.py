@@ -25,7 +25,7 @@ from experiments.evaluation.predicted import predicted
 from experiments.evaluation.specbench_export import write_answers
 from experiments.quality import judge
 from experiments.results.find_runs import find_runs
-from experiments.results.folder import Folder, open_folder, reopen_folder
+from experiments.results.run_writer import Folder, open_folder, reopen_folder
 from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
 from experiments.terminal import live_panel
 from experiments.terminal.progress import progress

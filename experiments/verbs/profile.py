@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build, build_costs
 from experiments.results import figures
-from experiments.results.folder import open_folder
+from experiments.results.run_writer import open_folder
 from search.costs.measure import check, random_sets
 from search.costs.table import CostTable
 from search.job import COSTS

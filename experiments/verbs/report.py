@@ -19,11 +19,11 @@ from experiments.paper.section import Table
 from experiments.paper.write import write_paper
 from experiments.results import figures
 from experiments.results.find_runs import Failure, find_failures, find_runs
-from experiments.results.folder import open_folder
 from experiments.results.named_drafts import named_sets
 from experiments.results.published import published_figures
 from experiments.results.rows import trial_value
 from experiments.results.run_folder import Run
+from experiments.results.run_writer import open_folder
 from experiments.results.tables import (
     SPEEDUP,
     ArmRow,

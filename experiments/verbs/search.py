@@ -15,7 +15,7 @@ from experiments.config import build
 from experiments.config.build_search import search_job
 from experiments.config.composing import read_config
 from experiments.results import figures
-from experiments.results.folder import Folder, open_folder, reopen_folder
+from experiments.results.run_writer import Folder, open_folder, reopen_folder
 from experiments.terminal import live_panel
 from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
