@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole main job on a real model: search a skip set, evaluate it on prompts the search has not seen, print the table.
+# The whole main job on a real model: search a draft, evaluate it on prompts the search has not seen, print the table.
 # Usage: scripts/demo.sh [SELFSPEC]      a few minutes on two cores; each step prints the folder it wrote.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,11 +12,17 @@ step() { # run a verb, show what it prints, and keep the folder it names last
     run=$(sed -n 's/^run: //p' "$log")
 }
 
-echo "== 1/3 search: which sublayers of SmolLM2-135M can a draft leave out?"
-step search name=demo searcher.n_trials=24 objective.n_prompts=4 objective.max_new_tokens=24 finals.n_prompts=4
+echo "== 1/3 search: what should SmolLM2-135M draft with here? Parts first (lookup, int8, int4, head), then sublayers to skip"
+step search name=demo draft=auto stop=threshold stop.max_draft=6 stop.threshold=0.5 searcher.n_trials=30 \
+    objective.n_prompts=4 objective.max_new_tokens=32 finals.n_prompts=4 finals.top=3 finals.race=2
 search=$run
-echo "== 2/3 evaluate: what was found, a published kind of set, and nothing skipped, against plain decoding"
-step evaluate name=demo skip="$search" arm=searched n=9 max_new_tokens=48 \
-    arms='{every fourth layer: {skip: "a3,7,11,15,19,23,27 m3,7,11,15,19,23,27"}, deep attention: {skip: a14-28}}'
+echo "== 2/3 evaluate, beside plain decoding: what was found; the same with nothing skipped; lookup alone; plain skipping"
+step evaluate name=demo skip="$search" arm=searched stop=searched lookup=searched n=9 max_new_tokens=48 \
+    arms="{nothing skipped: {skip: '$search', stop: searched, lookup: searched, unskipped: true}, lookup alone: {lookup: only},
+           plain skipping: {skip: 'a13,22 m20', lookup: null, stop: fixed}}"
 echo "== 3/3 report"
 "$selfspec" report name=demo runs="$run,$search"
+echo "To go on:
+  $selfspec decode prompt='Why is the sky blue?' skip=$search
+  $selfspec runs show $(basename "$search")
+  $selfspec dashboard"

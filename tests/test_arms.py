@@ -98,6 +98,20 @@ def test_a_plan_keeps_what_an_arm_does_not_name(toy: list[str], tmp_path: Path) 
     assert ("mean" in told["mean"], "head of 40" in told["mean"]) == (True, True)
 
 
+def test_an_unskipped_arm_keeps_all_of_a_plan_but_its_skip_set(toy: list[str], tmp_path: Path) -> None:
+    words = ("searcher=random", "searcher.n_trials=3", "starts=[uniform]", "prune=null", "draft=mean", "precision=int8")
+    small = ("objective.n_prompts=1", "objective.max_new_tokens=6", "finals.top=0", "calibration.max_new_tokens=6")
+    costs = ("costs.contexts=[16]", "costs.max_tokens=4", "costs.repeats=1", f"paths.outputs={tmp_path}")
+    found = command("search", *toy, *words, *small, *costs, "constraints.min_skipped=2")
+    assert found.status == 0, found.err
+    ran = evaluated(toy, tmp_path, f"{{whole: {{skip: {found.run}}}, control: {{skip: {found.run}, unskipped: true}}}}")
+    assert ran.status == 0, ran.err
+    whole, control = (next(row for row in rows(ran) if row["arm"] == name) for name in ("whole", "control"))
+    assert whole["skip"] != "none" and control["skip"] == "none"
+    assert "int8" in drafts(ran)["whole"] and "int8" in drafts(ran)["control"]
+    assert "mean" in drafts(ran)["whole"] and "mean" not in drafts(ran)["control"]
+
+
 def test_nothing_is_fitted_where_no_arm_asks(toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **settings: Any) -> None:
         raise AssertionError("calibration prompts were decoded")

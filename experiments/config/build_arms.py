@@ -41,13 +41,15 @@ from selfspec.models.load import Loaded
 from selfspec.skipping.plan import PLAIN as SKIP
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.rounding import check_kernel
+from selfspec.skipping.skip_set import SkipSet
 from selfspec.speculator import Speculator
 from selfspec.stopping import Optimal
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
 
-KEYS = ("skip", "stop", "lookup", "drafter", "tree", "draft", "head", "precision", "memory", "tune_stop", "draft_only")
+KEYS = ("skip", "stop", "lookup", "drafter", "tree", "draft", "head", "precision", "memory", "unskipped", "tune_stop")
+KEYS += ("draft_only",)
 N_TUNED_ON = 8  # prompts that a stop rule is tuned on, and no draft is fitted on; chosen, not tuned
 
 
@@ -180,6 +182,8 @@ def _in_short(spec: DraftSpec) -> str:
 def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibration) -> DraftPlan:
     """The plan that an arm names, with what it has in the place of the plan's own."""
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
+    if settings.get("unskipped"):  # the control of a skip set: all of the draft but that
+        plan = replace(plan, skip=SkipSet(plan.skip.n_layers), bridges={}, kind=SKIP)
     if kind is not None:
         d = option("draft", kind)
         made = DraftPlan.from_skip_set(plan.skip)
