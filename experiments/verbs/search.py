@@ -112,7 +112,8 @@ class _Shown(SearchListener):
     def trial(self, row: dict[str, Any]) -> None:
         """See `SearchListener`."""
         self._track(row)
-        log.info("trial %d: %s -> %s %s", row["number"], row_text(row), row["value"], self._unit)
+        value = "failed" if row["value"] is None else f"{row['value']:.3f} {self._unit}"
+        log.info("trial %d: %s -> %s", row["number"], row_text(row), value)
         self._advance(row)
 
     def searched(self, found: Found, verdict: SpeedupBound | None, rungs: Sequence[Rung]) -> None:
