@@ -11,7 +11,9 @@ from search.point import Point
 from search.study.finals import Finalist, Raced, race, settled
 from search.study.race_rules import FALSE_DROP_RATE, MIN_PROMPTS, doubts, pace_spread, too_slow
 from selfspec.drafters.spec import DraftSpec
+from selfspec.engine.cache import ClockCache
 from selfspec.engine.decode import Ending
+from selfspec.engine.protocols import BaseDrafter, Draft, Row
 from selfspec.measure.metrics import Timed
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
@@ -141,3 +143,26 @@ class TestOnAClock:
         (raced,) = settled(measure)
         assert len(races) == 2
         assert len(raced.row["in_doubt"]) == 2 and raced.row["n_races"] == 2 and raced.row["predicted"] == 9.0
+
+
+class Faulty(BaseDrafter):
+    """Proposes a token that no vocabulary has, from its n-th round on."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
+        self.left -= 1
+        return [Draft([10**6] if self.left < 0 and row.limit else []) for row in rows]
+
+
+@pytest.mark.parametrize("after", [0, 20])
+def test_a_faulty_drafter_leaves_the_race_and_the_others_go_on(after: int, caplog: pytest.LogCaptureFixture) -> None:
+    decoder = Decoder(toy("llama"))
+    plan = DraftPlan.from_skip_set(SkipSet(decoder.n_layers))
+    own = {"_target_": f"{__name__}.Faulty", "after": after}
+    specs = [DraftSpec(plan, Fixed(2)), DraftSpec(plan, Fixed(2), drafter=own)]
+    finalists = [Finalist(Point(plan.skip, {"which": i}), spec, 1.0) for i, spec in enumerate(specs)]
+    (raced,) = race(decoder, PROMPTS, finalists, ending=Ending(N_NEW, frozenset()), stopwatch=Stopwatch())
+    assert raced.finalist is finalists[0] and len(raced.finalist.times) == len(PROMPTS)
+    assert "out of the race" in caplog.text and "Faulty" in caplog.text

@@ -19,6 +19,7 @@ from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending, autoregress, speculate
 from selfspec.engine.trace import DecodeResult
+from selfspec.errors import DrafterError
 from selfspec.measure.intervals import Interval
 from selfspec.measure.metrics import Timed, acceptance, speedup, speedup_interval, tokens_per_round
 from selfspec.measure.stopwatch import Stopwatch
@@ -112,6 +113,8 @@ def race(
 ) -> list[Raced]:
     """Decode every prompt plainly and with each finalist in turn; returns the best first, dropped ones last.
 
+    A finalist whose drafter is at fault is left out of the result, with a warning that says why.
+
     A finalist is out when a test that is made after each prompt finds it slower than the fastest (`too_slow`). The
     first prompt is decoded once before, and does not count. Finalists that raced before start anew.
 
@@ -129,34 +132,45 @@ def race(
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
     drafters = [build_drafter(f.spec, decoder) for f in finalists]
 
-    def run(i: int, ids: Sequence[int]) -> DecodeResult:
-        """Decode with the i-th finalist, or plainly for -1."""
+    faulty: set[int] = set()
+
+    def run(i: int, ids: Sequence[int]) -> DecodeResult | None:
+        """Decode with the i-th finalist, or plainly for -1; None if its drafter is at fault, which ends its race."""
         if i < 0:
             (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch)
             return result
         states[i] = state = finalists[i].spec.stop.begin(states[i])
-        (result,) = speculate(decoder, [ids], drafter=drafters[i], stops=[state], ending=ending, stopwatch=stopwatch)
+        try:
+            (result,) = speculate(
+                decoder, [ids], drafter=drafters[i], stops=[state], ending=ending, stopwatch=stopwatch
+            )
+        except DrafterError as error:
+            faulty.add(i)
+            log.warning("%s is out of the race: %s", finalists[i].point, error)
+            return None
         return result
 
     for i in range(-1, len(finalists)):
         run(i, prompts[0])
     for n_done, ids in enumerate(prompts, start=1):
-        going = [-1, *(i for i, f in enumerate(finalists) if f.out_after is None)]
+        going = [-1, *(i for i, f in enumerate(finalists) if f.out_after is None and i not in faulty)]
         turn = [going[(n_done + j) % len(going)] for j in range(len(going))]
         for i in turn:
             result = run(i, ids)
+            if result is None:
+                continue
             timed = Timed(result.total_s - result.prefill_s, len(result.tokens) - 1)
             if i < 0:
                 plain.append(timed)
             else:
                 finalists[i].times.append(timed)
                 finalists[i].results.append(result)
-        times = {i: f.times for i, f in enumerate(finalists) if f.out_after is None}
+        times = {i: f.times for i, f in enumerate(finalists) if f.out_after is None and i not in faulty}
         for i in too_slow(times, n_finalists=len(finalists), n_prompts=len(prompts)):
             finalists[i].out_after = n_done
         if listener:
             listener(n_done)
-    raced = [_raced(f, plain) for f in finalists]
+    raced = [_raced(f, plain) for i, f in enumerate(finalists) if i not in faulty]
     return sorted(raced, key=lambda r: (r.finalist.out_after is not None, -r.speedup))
 
 
