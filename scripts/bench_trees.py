@@ -144,6 +144,8 @@ def main() -> None:
         one = BestFirst(args.max_nodes, longest, 1, c, step, knots)
         yield f"chain while a node pays ({name})", lambda: TreeDraft(forward, one), always
         yield f"best first ({name})", lambda: TreeDraft(forward, best), always
+        plain = replace(best, calibration=((0.0, 0.0), (1.0, 1.0)))
+        yield f"best first, confidences as they are ({name})", lambda: TreeDraft(forward, plain), always
         yield f"Sequoia, {len(static.paths)} nodes ({name})", lambda: TreeDraft(forward, static), always
         yield "EAGLE-2, 4 x 4 / 12", lambda: TreeDraft(forward, ExpandRerank(4, 4, 12)), always
         yield "EAGLE-2, 10 x 6 / 60", lambda: TreeDraft(forward, ExpandRerank(10, 6, 60)), always

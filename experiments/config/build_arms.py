@@ -48,8 +48,10 @@ from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
 
-KEYS = ("skip", "stop", "lookup", "drafter", "tree", "draft", "head", "precision", "memory", "unskipped", "tune_stop")
-KEYS += ("draft_only",)
+KEYS = (
+    *("skip", "stop", "lookup", "drafter", "tree", "draft", "head", "precision", "memory"),
+    *("unskipped", "tune_stop", "draft_only"),
+)
 N_TUNED_ON = 8  # prompts that a stop rule is tuned on, and no draft is fitted on; chosen, not tuned
 
 
