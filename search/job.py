@@ -203,7 +203,7 @@ class SearchJob:
             where = {"storage": self.storage, "sharing": Sharing(self.worker), "name": self.name}
         identity = {**self.identity}
         # Values that were made with other costs are not comparable.
-        identity["costs"] = provenance.digest(str(self.costs.table)) if self.costs else ""
+        identity["costs"] = provenance.digest(self.costs.table.text) if self.costs else ""
         return SearchStudy(
             self.space,
             s.maker(sets),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from search.costs.table import CostTable
 from selfspec.records import run_files
 from selfspec.targets import MOVED, TARGET, current, first
 from tests.commands import command
@@ -60,3 +61,13 @@ def test_an_evaluation_of_before_is_resumed(toy: list[str], tmp_path: Path) -> N
     again = command("evaluate", f"resume={ran.run}")
     assert again.status == 0, again.err
     assert len(run_files.read_rows(ran.run / run_files.RECORDS)) == len(rows)
+
+
+def test_a_cost_table_has_the_text_it_had_before_its_fields_were_renamed() -> None:
+    # Its digest is part of a study's identity. Recorded from the commit before.
+    table = CostTable((64,), (1.0,), 2.0, 3.0, (9.0,), (9.0, 9.5), overhead_s=0.1, interaction_s=((0.5,),))
+    assert table.text == (
+        "CostTable(contexts=(64,), attn_s=(1.0,), mlp_s=2.0, base_s=3.0, full_s=(9.0,), verify_s=(9.0, 9.5), "
+        "verify_far_s=(), round_s=0.1, head_s=0.0, map_s=0.0, head_saved_s=0.0, attn_saved_s=0.0, mlp_saved_s=0.0, "
+        "beside_s=((0.5,),))"
+    )

@@ -60,6 +60,14 @@ class CostTable:
     mlp_saved_s: float = 0.0
     interaction_s: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def text(self) -> str:
+        """All numbers, under the first names of the fields: the same text whatever a version calls them."""
+        found = str(self)
+        for former, name in FORMER_NAMES.items():
+            found = found.replace(f"{name}=", f"{former}=")
+        return found
+
     def for_plan(self, plan: DraftPlan) -> CostTable:
         """The table itself, which serves all plans of its head and precision."""
         return self
