@@ -72,7 +72,7 @@ class TestSearch:
         assert len(rows) == 24 == summary(ran)["n_trials"]
         assert sum(len(SkipSet.parse(r["skip"], N_LAYERS)) == 1 for r in rows if r["origin"] == "start") == 2 * N_LAYERS
         raced = read_rows(ran.run / "finals.jsonl")
-        assert len(raced) == 3
+        assert len(raced) in (3, 4) and any(row["skip"] == "none" for row in raced)  # a control, if not a finalist
         winner = summary(ran)["winner"]
         assert (
             winner | {"schema": run_files.SCHEMA} == raced[0] and winner["low"] <= winner["speedup"] <= winner["high"]
