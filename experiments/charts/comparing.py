@@ -14,7 +14,7 @@ from selfspec.skipping.skip_set import SkipSet
 
 
 def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
-    """Which sublayers each labelled set skips: layers from left to right, attention above MLP."""
+    """The sublayers that each labelled set skips: layers from left to right, attention above MLP."""
     figure = go.Figure()
     n_layers = max((skip.n_layers for skip in sets.values()), default=1)
     lines: list[list[float | None]] = []
