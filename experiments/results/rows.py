@@ -1,7 +1,7 @@
-"""The rows of a run folder, typed: one schema, by which rows are read, checked and documented.
+"""The rows of a run folder, typed: one schema reads, checks and documents them.
 
-A row is a plain dict. A field that an older version did not write has its default or is left out, as the schema says; a
-field that this version does not know is kept. `scripts/run_folder_docs.py` makes `docs/run_folder.md` of this module.
+A row is a plain dict. If an older version did not write a field, the schema gives it a default or omits it. Unknown
+fields are kept. `scripts/run_folder_docs.py` makes `docs/run_folder.md` from this module, class docstrings included.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic reads the standard library's from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts the standard library's TypedDict from Python 3.12 on only
 
 from selfspec.errors import InputError
 from selfspec.records import run_files
@@ -245,11 +245,11 @@ FILES: dict[str, type[Any]] = {
     run_files.PROMPTS: PromptRow,
     "quality.jsonl": QualityRow,
 }
-"""The files of rows of a run folder, and what a line of each is."""
+"""The row files of a run folder, each with the type of its rows."""
 
 
 def documentation() -> str:
-    """The rows of a run folder as Markdown: a table a file, a line a field."""
+    """The schema of the rows as Markdown: one table for each file, one line for each field."""
     return "\n\n".join(f"## `{name}`\n\n{_table(kind)}" for name, kind in FILES.items())
 
 
