@@ -1,1 +1,4 @@
-"""The command line, and the readers of what it wrote: everything that knows Hydra, tables and figures."""
+"""The command line, the runs it writes, and the readers of these runs: everything that knows Hydra, tables and figures.
+
+`search` and `selfspec` must not know it.
+"""

@@ -1,7 +1,7 @@
 """selfspec VERB key=value ... : the command line, and the only place that prints.
 
-Hydra composes and sweeps. What is asked is checked first, so that a mistake is one line and exit status 2, not a
-traceback.
+Hydra composes configurations and runs sweeps. This module checks the words first, so that a mistake ends in one line
+and exit status 2, not in a traceback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ USAGE = """selfspec VERB key=value ...
 """
 
 VERBS = ("decode", "profile", "search", "evaluate", "report", "reproduce", "dashboard", "runs", "doctor")
-FLAGS = {"--repair": "data.repair=true"}  # what may be written shorter than as a setting
+FLAGS = {"--repair": "data.repair=true"}  # short forms of settings
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
@@ -58,7 +58,7 @@ def main() -> None:
 
     with _ending_well():
         _check_verb(verb)
-        if verb == "runs":  # its words are names, not settings
+        if verb == "runs":  # the words of `runs` are names, not settings
             from experiments.verbs.runs import runs
 
             return runs(words, print)
@@ -74,7 +74,7 @@ def main() -> None:
         if verb == "reproduce":
             if is_sweep:
                 raise InputError("reproduce runs one experiment, step by step; -m sweeps over the other verbs")
-            words = [w for w in words if is_own(w)]  # the others are for its steps
+            words = [w for w in words if is_own(w)]  # the other words are for the steps of the experiment
         settings = [w for w in words if not w.startswith(("-", "hydra"))]
         if {"-h", "--help"} & set(words):
             return print(help_text(verb, settings, folder=folder))
@@ -93,7 +93,7 @@ def main() -> None:
 
 @contextmanager
 def _ending_well() -> Iterator[None]:
-    """Turns a mistake in what was asked into one line and exit status 2, and an interruption into status 130."""
+    """Turn a user's mistake into one line and exit status 2, and an interruption into exit status 130."""
     try:
         yield
     except InputError as error:
@@ -110,7 +110,7 @@ def _check_verb(verb: str) -> None:
 
 
 def _with_values(words: Sequence[str]) -> Sequence[str]:
-    """The words, all of which are `key=value` or `~key`."""
+    """The words; raises InputError for a word that is neither `key=value` nor `~key`."""
     stray = [w for w in words if "=" not in w and not w.startswith("~")]
     if stray:
         raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
@@ -118,9 +118,9 @@ def _with_values(words: Sequence[str]) -> Sequence[str]:
 
 
 def quote_text(words: list[str]) -> list[str]:
-    """The words, with the quotes that keep Hydra from reading a comma or a bracket of free text as its own syntax.
+    """The words with quotes, so that Hydra does not read a comma or a bracket of free text as its own syntax.
 
-    In a sweep (`-m`) commas separate values, but for those inside one written skip set.
+    In a sweep (`-m`) commas separate values, except the commas inside a written skip set.
     """
     from experiments.config.kinds import free_text
     from selfspec.skipping.skip_set import SYNTAX
@@ -133,7 +133,8 @@ def quote_text(words: list[str]) -> list[str]:
             return word
         if is_sweep and not (key == "skip" and SYNTAX.fullmatch(value)):
             return word
-        # OmegaConf reads ${ as a reference; it unescapes that and the backslashes before it, Hydra those before quotes.
+        # OmegaConf reads ${ as a reference. It unescapes that and the backslashes before it; Hydra unescapes the
+        # backslashes before quotes.
         text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
         text = re.sub(r"(\\*)'", r"\1\1\'", text)
         tail = len(text) - len(text.rstrip("\\"))
@@ -143,7 +144,7 @@ def quote_text(words: list[str]) -> list[str]:
 
 
 def composed(verb: str, words: Sequence[str]) -> Any:
-    """The configuration that the words of a command make."""
+    """The configuration that the words of a command describe."""
     from experiments.config.composing import configuration, split_config_dir
 
     folder, settings = split_config_dir(words)
@@ -151,7 +152,7 @@ def composed(verb: str, words: Sequence[str]) -> Any:
 
 
 def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> None:
-    """Run a verb in this process, as `selfspec VERB WORDS` would in its own."""
+    """Run a verb in this process; the effect equals that of the command `selfspec VERB WORDS`."""
     from experiments.config.composing import composing, make_importable, split_config_dir
 
     folder, settings = split_config_dir(words)
@@ -161,7 +162,7 @@ def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> No
 
 
 def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | None) -> None:
-    """Let Hydra run the verb: a sweep, with its launchers, or what its own flags and settings ask for."""
+    """Let Hydra run the verb: a sweep with its launchers, or a command with Hydra's own flags and settings."""
     import hydra
     from omegaconf import DictConfig
 
@@ -177,7 +178,7 @@ def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | Non
 
 
 def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
-    """One job of Hydra's; where it is one of a sweep and fails, the others go on."""
+    """Run one job of Hydra's; if a job of a sweep fails, the other jobs go on."""
     from hydra.core.hydra_config import HydraConfig
 
     from experiments.config.composing import plain
@@ -188,7 +189,7 @@ def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
         with _ending_well():
             _verb(verb)(plain(verb, cfg), asked, print)
         return
-    overrides = list(HydraConfig.get().overrides.task)  # this job's
+    overrides = list(HydraConfig.get().overrides.task)  # the overrides of this job
     try:
         _verb(verb)(plain(verb, cfg), overrides, print)
     except Exception as error:
@@ -196,19 +197,19 @@ def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
 
 
 def _log_to_terminal() -> None:
-    """Log lines go to standard error, as bare as they are."""
+    """Send log lines to standard error, without level, time or name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_Terminal()], force=True)
 
 
 class _Terminal(logging.Handler):
-    """Log lines on standard error as it is now: a progress bar puts itself in its place, to keep below the lines."""
+    """Writes log lines to the current `sys.stderr`, which a progress bar replaces to stay below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 def _verb(verb: str) -> Any:
-    """The function of a verb, imported when it is needed; the libraries that come with it are told to be quiet."""
+    """The function of a verb, imported on first use; its libraries log warnings only."""
     function = getattr(import_module(f"experiments.verbs.{verb}"), verb)
     for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -34,7 +34,7 @@ SMALL = [
 ]
 # Searchers that are built in different ways: of bits, of numbers, with sets made from hidden states, from a list.
 WIRED = ("tpe", "cmaes", "knapsack", "uniform")
-EVERY_PLAN = list(itertools.product([d for d in options("draft") if d != "skip"], options("head")))
+EVERY_PLAN = list(itertools.product([d for d in options("draft") if d not in ("skip", "auto")], options("head")))
 PLANS = ("linear", "trimmed"), ("lowrank", "full")
 SHORT = "costs.contexts=[8,24]", "costs.max_tokens=6", "costs.repeats=2"
 REPLAYED = "value", "acceptance", "drafted", "accepted", "n_rounds", "skip", "origin", "state"

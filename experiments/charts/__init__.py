@@ -1,3 +1,6 @@
-"""Interactive figures: rows in, a plotly figure out; for the dashboard, the HTML report and whoever else draws."""
+"""Interactive figures: functions that turn rows into plotly figures, for the dashboard, the HTML report and trackers.
 
-PRIMARY = "#0072B2"  # Okabe and Ito's blue; here, since it is wanted where plotly may be absent
+It must not know models, Hydra or Streamlit; only `html_report` knows runs.
+"""
+
+PRIMARY = "#0072B2"  # Okabe and Ito's blue; it stands here because its users also run where plotly is absent

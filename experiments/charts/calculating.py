@@ -1,7 +1,7 @@
-"""What self-speculation could bring: the expected speedup over acceptance, draft cost and draft length.
+"""Figures of the expected speedup over acceptance, draft cost and draft length.
 
-The closed form is `selfspec.measure.closed_form`'s. Zhang et al. 2024 (arXiv:2309.08168), figure 2, draw it for drafts
-of half the cost.
+`selfspec.measure.closed_form` holds the formula. Figure 2 of Zhang et al. 2024 (arXiv:2309.08168) shows it for drafts
+of half the cost of a plain token.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def surface(points: Sequence[Row], *, n_drafted: int, verify: float) -> go.Figur
     """Expected speedup over the chance of acceptance and the draft cost, with runs as points.
 
     Args:
-        points: each with `label`, `chance`, `cost` and `speedup` (what was found, or None).
-        n_drafted: tokens of a draft.
+        points: rows with `label`, `chance`, `cost` and `speedup`; a speedup may be None.
+        n_drafted: number of tokens of a draft.
         verify: cost of one verification, in plain tokens.
     """
     chances, costs = np.linspace(0, 1, 51), np.linspace(0.05, 1, 39)
@@ -63,7 +63,7 @@ def surface(points: Sequence[Row], *, n_drafted: int, verify: float) -> go.Figur
 
 
 def lengths(chance: float, *, cost: float, verify: float, n_drafted: int, longest: int = 24) -> go.Figure:
-    """Expected speedup over the draft length, for the chosen chance and some around it."""
+    """Expected speedup over the draft length, for the chosen chance of acceptance and some around it."""
     figure = go.Figure()
     drafts = list(range(1, longest + 1))
     for i, other in enumerate(sorted({0.5, 0.6, 0.7, 0.8, 0.9} - {round(chance, 1)})):

@@ -1,4 +1,4 @@
-"""Figures that put skip sets side by side: maps, overlap, speedups, and how they carry over to other data."""
+"""Figures that compare skip sets: maps, overlap, speedups, and speedups on other data sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selfspec.skipping.skip_set import SkipSet
 
 
 def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
-    """Which sublayers each labelled set skips: layers from left to right, attention above MLP."""
+    """The sublayers that each labelled set skips: layers from left to right, attention above MLP."""
     figure = go.Figure()
     n_layers = max((skip.n_layers for skip in sets.values()), default=1)
     lines: list[list[float | None]] = []
@@ -29,7 +29,7 @@ def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
             texts = [f"{one.label}<br>{kind} of layer {layer}: {state}" for layer, state in enumerate(states)]
             hovers.append([*texts, *[""] * beyond])
             places.append(3 * i + j)
-        if i + 1 < len(mapped):  # a line of nothing keeps the sets apart
+        if i + 1 < len(mapped):  # an empty line keeps the sets apart
             lines.append([None] * n_layers)
             hovers.append([""] * n_layers)
             places.append(3 * i + 2)
@@ -57,7 +57,7 @@ def skip_map(sets: Mapping[str, SkipSet]) -> go.Figure:
 
 
 def overlap(sets: Mapping[str, SkipSet]) -> go.Figure:
-    """How much every two sets share: their Jaccard index, in [0, 1]; an empty cell for two empty sets."""
+    """Jaccard index of every two sets, in [0, 1]; the cell of two empty sets stays empty."""
     chosen = list(sets.values())
     numbers = [str(i) for i in range(1, len(chosen) + 1)]
     lines = [f"{label}  ({i})" for i, label in zip(numbers, sets, strict=True)]  # long labels fit beside, not below
@@ -67,12 +67,12 @@ def overlap(sets: Mapping[str, SkipSet]) -> go.Figure:
 
 
 def transfer(rows: Sequence[Row], *, value: str = "speedup", name: str = "speedup (× plain decoding)") -> go.Figure:
-    """How each set does on each data set.
+    """A value of each set on each data set.
 
     Args:
-        rows: each with the set's `label`, `data`, and the value.
-        value: the field.
-        name: of the value, with its unit.
+        rows: rows with the set's `label`, `data`, and the value.
+        value: field of the rows that holds the value.
+        name: name of the value, with its unit.
     """
     labels, data = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("label", "data"))
     known = {(str(row["label"]), str(row["data"])): row[value] for row in rows}
@@ -113,7 +113,7 @@ def speedups(rows: Sequence[Row]) -> go.Figure:
     """Speedup of every label on every data set, with its 95 % interval; 1 is plain decoding.
 
     Args:
-        rows: each with `label`, `data`, `speedup`, `low` and `high`; an unknown end of an interval is nan or None.
+        rows: rows with `label`, `data`, `speedup`, `low` and `high`; an unknown end of an interval is nan or None.
     """
     figure = go.Figure()
     for i, label in enumerate(dict.fromkeys(str(row["label"]) for row in rows)):
@@ -143,10 +143,10 @@ def _known(value: float | None, otherwise: float) -> float:
 
 
 def predicted(rows: Sequence[Row]) -> go.Figure:
-    """Measured over predicted speedup, a point a set and data; on the line the prediction holds.
+    """Measured over predicted speedup: one point for each set and data set; points on the line are predicted exactly.
 
     Args:
-        rows: each with `label`, `data`, `predicted` and `speedup`.
+        rows: rows with `label`, `data`, `predicted` and `speedup`.
     """
     figure = go.Figure()
     both = figure_data.predictions(rows)

@@ -1,6 +1,6 @@
-"""Figures of one evaluation: acceptance by position, the stop threshold's course, and where the seconds go.
+"""Figures of one evaluation: acceptance by position, the threshold of the stop rule, and the parts of the seconds.
 
-Rows are those of `records.jsonl`: one prompt, one arm. Sums are pooled over prompts before anything is divided.
+Each row comes from `records.jsonl` and holds one prompt and one arm. The figures divide sums over prompts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PARTS = (("prefill", "prefill_s", PURPLE), ("draft", "draft_s", BLUE), ("verify"
 
 
 def position_acceptance(rows: Sequence[Row]) -> go.Figure:
-    """Of the tokens judged at each position of a draft, the part that was accepted."""
+    """Accepted over judged tokens at each position of a draft, in [0, 1]."""
     figure = go.Figure()
     found = {
         arm: positions for arm, ours in answered_by_arm(rows).items() if (positions := figure_data.positions(ours))
@@ -45,8 +45,8 @@ def thresholds(rows: Sequence[Row], *, prompt: str | None = None) -> go.Figure:
     """The stop rule's confidence threshold, round by round.
 
     Args:
-        rows: of an evaluation.
-        prompt: the id of the only prompt to show; None for all, one after another.
+        rows: rows of an evaluation.
+        prompt: id of the only prompt to show; None shows all prompts, one after another.
     """
     figure = go.Figure()
     shown = [row for row in rows if prompt is None or row.get("prompt_id") == prompt]
@@ -63,7 +63,7 @@ def thresholds(rows: Sequence[Row], *, prompt: str | None = None) -> go.Figure:
 
 
 def time_split(rows: Sequence[Row]) -> go.Figure:
-    """Seconds per 100 new tokens, by what they were spent on."""
+    """Seconds per 100 new tokens, split into drafting, verification and the rest."""
     figure = go.Figure()
     grouped = {
         arm: [row for row in ours if row.get("prefill_s") is not None] for arm, ours in answered_by_arm(rows).items()
@@ -73,7 +73,7 @@ def time_split(rows: Sequence[Row]) -> go.Figure:
     for name, key, colour in (*PARTS, ("other", "", GREY)):
         spent = []
         for arm, ours in grouped.items():
-            # what is in no part is other: the time between, and all of an arm that is not taken apart
+            # `other` holds the time between the parts, and all seconds of an arm without parts
             parts = sum(row[k] for row in ours for _, k, _ in PARTS)
             seconds = sum(row[key] for row in ours) if key else max(0.0, sum(row["total_s"] for row in ours) - parts)
             spent.append(100 * ratio(seconds, n_tokens[arm]))

@@ -1,6 +1,6 @@
-"""One HTML file of some runs, to mail or to put beside a paper: it needs no network and no program but a browser.
+"""One HTML file about some runs, to mail or to publish with a paper: a browser shows it without a network.
 
-The same figures as the dashboard's. What the page looks like stands in `report.html.jinja`; here is what it shows.
+It shows the figures of the dashboard. `report.html.jinja` holds the layout of the page; this module holds its content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from selfspec.records import run_files
 
 TITLE = "Self-speculative decoding: report"
 TEMPLATE = "report.html.jinja"
-_MOST_SETS = 8  # that can be told apart side by side
+_MOST_SETS = 8  # more sets in one figure cannot be told apart
 _OF_ARMS = ("model", "data", "arm", "prompts", "acceptance", "tokens/round", "tokens/s", "speedup [95 %]", "identical")
 
 Section = Mapping[str, Any]
@@ -33,7 +33,7 @@ Section = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells of text below their header."""
+    """A header and rows of text cells."""
 
     header: Sequence[str]
     body: Sequence[Sequence[str]]
@@ -48,11 +48,11 @@ class Drawn:
 
 
 def write_html(runs: Sequence[Run], path: Path) -> None:
-    """Write the report of the runs: tables, figures, and their skip sets side by side.
+    """Write the report of the runs: tables, figures, and a comparison of their skip sets.
 
     Args:
         runs: evaluate and search runs, finished or not.
-        path: the file; replaced whole if it is there.
+        path: the HTML file; an existing file is replaced as a whole.
 
     Raises:
         InputError: if the rows of a run cannot be read.
@@ -60,7 +60,7 @@ def write_html(runs: Sequence[Run], path: Path) -> None:
     arms = [row for run in runs if run.verb == "evaluate" for row in arm_rows(run)]
     evaluated = (_evaluation(run) for run in runs if run.verb == "evaluate")
     searched = (_search(run) for run in runs if run.verb == "search")
-    # Names and texts of runs are a user's: they are escaped. Plotly's script and figures are HTML already.
+    # Users choose the names and texts of runs, so they are escaped. Plotly's script and figures are HTML already.
     pages = Environment(
         loader=PackageLoader("experiments.charts", ""),
         autoescape=True,
@@ -84,7 +84,7 @@ def write_html(runs: Sequence[Run], path: Path) -> None:
 
 
 def _figure(figure: go.Figure, caption: str) -> Drawn | None:
-    """None for a figure that shows nothing."""
+    """The figure as HTML; None for a figure without data."""
     if not figure.data:
         return None
     name = caption.partition(".")[0].lower().replace(" ", "-")
@@ -125,7 +125,7 @@ def _evaluation(run: Run) -> Section | None:
 
 
 def _sets(runs: Sequence[Run], arms: Sequence[ArmRow]) -> Section | None:
-    """The sets of these runs side by side; published ones only where they were evaluated."""
+    """A comparison of the sets of these runs; it shows a published set only if one of the runs evaluated it."""
     searched = [found for run in runs if run.verb == "search" and (found := _searched(run)) is not None]
     every = skip_sets.collect(searched, arms)
     chosen = {label: one for label, one in every.items() if one.source != "published" or one.measured}

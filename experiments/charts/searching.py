@@ -1,6 +1,6 @@
-"""Figures of one search: how its best grew, what it tried, what each sublayer is worth, and what good sets share.
+"""Figures of one search: the growth of its best value, its trials, the worth of each sublayer, what good sets share.
 
-Rows of trials in, whole or still growing; a row that is not complete has no value that could be compared.
+The functions read rows of trials, of a finished or a running search. Only complete trials have comparable values.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from experiments.results.rows import scored
 from search.importance import Importance
 from selfspec.errors import InputError
 
+LAYER = "layer of the only sublayer skipped"
+
 
 def best_so_far(trials: Sequence[Row], *, objective: str, spent: Spent = "evaluations") -> go.Figure:
-    """How the best grew over what was spent; larger is better.
+    """The best value so far over evaluations or seconds; larger is better.
 
     Args:
-        trials: rows of a search run; over seconds, those that do not say when they ended are left out.
-        objective: its name, read out as the unit of the value.
-        spent: what the search spends.
+        trials: rows of a search run; a figure over seconds leaves out rows without an end time.
+        objective: name of the objective, shown as the unit of the value.
+        spent: quantity on the x axis.
     """
     progress = figure_data.progress(trials, spent)
     figure = go.Figure()
@@ -56,7 +58,7 @@ def best_so_far(trials: Sequence[Row], *, objective: str, spent: Spent = "evalua
         line = {"color": GREEN, "shape": "hv", "width": 2.5}
         figure.add_scatter(x=x, y=y, mode="lines", name="best so far", line=line)
     for state, symbol, colour, height in (("pruned", "triangle-down", ORANGE, 0.05), ("failed", "x", RED, 0.02)):
-        # they have no value that could be compared, so they stand at the bottom, on an axis of their own
+        # these trials have no comparable value, so they stand at the bottom, on an axis of their own
         ended = progress.without_value(state)
         if ended:
             mark = {"color": colour, "symbol": symbol, "size": 7}
@@ -72,8 +74,8 @@ def trade_off(trials: Sequence[Row], *, objective: str) -> go.Figure:
     """Acceptance over draft cost of every complete trial, coloured by value, with the front and the best.
 
     Args:
-        trials: rows of a search run; those without a draft cost or an acceptance are left out.
-        objective: its name, read out as the unit of the value.
+        trials: rows of a search run; rows without a draft cost or an acceptance are left out.
+        objective: name of the objective, shown as the unit of the value.
     """
     data = figure_data.trade_off(trials)
     figure = go.Figure()
@@ -105,20 +107,20 @@ def trade_off(trials: Sequence[Row], *, objective: str) -> go.Figure:
 
 
 def importance(trials: Sequence[Row], *, n_layers: int, objective: str) -> go.Figure:
-    """What skipping each sublayer alone does to the value: layers from left to right, attention above MLP.
+    """Change of the value from skipping each sublayer alone: layers from left to right, attention above MLP.
 
-    Empty where the search tried no single sublayer, or not skipping nothing.
+    The figure is empty unless the search tried single sublayers and the empty skip set.
 
     Args:
         trials: rows of a search run.
-        n_layers: of the model.
-        objective: its name, read out as the unit of the value.
+        n_layers: number of layers of the model.
+        objective: name of the objective, shown as the unit of the value.
     """
     figure = go.Figure()
     try:
         data = figure_data.importance_map(Importance.from_rows(trials, n_layers))
-    except InputError:  # nothing to compare with
-        return styled(figure, x="", y="", height=240)
+    except InputError:  # no trial to compare with
+        return styled(figure, x=LAYER, y="", height=240)
     if data.known.size:
         figure.add_heatmap(
             z=[[None if np.isnan(c) else float(c) for c in row] for row in data.changes],
@@ -133,19 +135,19 @@ def importance(trials: Sequence[Row], *, n_layers: int, objective: str) -> go.Fi
         )
         title = f"change of {unit(objective)}; skip nothing: {data.nothing:.3g}"
         figure.update_layout(title={"text": title, "font": {"size": 13}, "x": 0, "xref": "paper"})
-    styled(figure, x="layer of the only sublayer skipped", y="", height=240)
+    styled(figure, x=LAYER, y="", height=240)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(showgrid=False, tick0=0, dtick=max(1, n_layers // 6))
     return figure
 
 
 def bits(trials: Sequence[Row], *, n_layers: int, top: int = 40) -> go.Figure:
-    """The skip sets of the best trials side by side, a line each, best above: what good sets share is a column.
+    """The skip sets of the best trials, one line each, the best on top; a full column marks what good sets share.
 
     Args:
         trials: rows of a search run.
-        n_layers: of the model.
-        top: how many distinct sets.
+        n_layers: number of layers of the model.
+        top: number of distinct sets.
     """
     ranked: dict[str, Row] = {}
     for trial in sorted(scored(trials), key=lambda t: -float(t["value"])):
@@ -153,7 +155,7 @@ def bits(trials: Sequence[Row], *, n_layers: int, top: int = 40) -> go.Figure:
     shown = list(ranked.values())[:top]
     cells = [[0.0] * (2 * n_layers + 1) for _ in shown]
     for line, trial in zip(cells, shown, strict=True):
-        line[n_layers] = np.nan  # a gap between the two kinds
+        line[n_layers] = np.nan  # a gap between attention and MLP
         for layer in trial.get("attn", ()):
             line[layer] = 1.0
         for layer in trial.get("mlp", ()):

@@ -1,6 +1,6 @@
-"""What all interactive figures share: colours for every eye on light and dark ground, axes with units, no boxes.
+"""The style of all interactive figures: colour-blind safe colours on light and dark ground, axes with units, no boxes.
 
-Knows nothing of runs. Ground and text colours are left to whoever shows the figure.
+This module does not know runs. The caller sets the colours of ground and text.
 """
 
 from __future__ import annotations
@@ -12,39 +12,39 @@ import plotly.graph_objects as go
 
 from experiments.charts import PRIMARY
 
-# Okabe and Ito's hues, which the colour-blind can tell apart; orange is darker than theirs, so that every one of them
-# has a contrast of 3 on white and on Streamlit's dark ground. They are never the only difference.
+# Okabe and Ito's hues, which colour-blind readers can tell apart. Orange is darker than theirs, so that each hue has a
+# contrast of 3 on white and on Streamlit's dark ground. Two series never differ in colour alone.
 BLUE, ORANGE, GREEN, PURPLE, RED = PRIMARY, "#C77700", "#009E73", "#CC79A7", "#D55E00"
 GREY, FAINT = "#858585", "rgba(133,133,133,0.2)"
-INK = ("#333333", "#D6D6D6")  # of letters, on a light and on a dark ground
+INK = ("#333333", "#D6D6D6")  # colour of letters on a light and on a dark ground
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SCALE = "Cividis"  # for the colour-blind and in grey, too
+SCALE = "Cividis"  # also readable by colour-blind readers and in grey
 WORSE_BETTER = [[0.0, RED], [0.5, "rgba(133,133,133,0.12)"], [1.0, BLUE]]
 
 Row = Mapping[str, Any]
 
 
 def look(i: int) -> tuple[str, str, str]:
-    """Colour, marker symbol and dash of the i-th series; 36 differ in at least one."""
+    """Colour, marker symbol and dash of the i-th series; the first 36 series differ in at least one of them."""
     colour = SERIES[i % len(SERIES)]
     turn = (i + i // len(SERIES)) % len(SYMBOLS)
     return colour, SYMBOLS[turn], DASHES[turn]
 
 
 def colour_bar(title: str) -> dict[str, Any]:
-    """The scale beside a figure, thin and without a box; `title` says what it shows, with the unit."""
+    """A thin colour scale without a box; `title` names its quantity and unit."""
     return {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0}
 
 
 def styled(figure: go.Figure, *, x: str, y: str, height: int = 380) -> go.Figure:
-    """The figure, with named axes, its legend above, and nothing that is no data.
+    """The figure with named axes, a legend on top and no decoration.
 
     Args:
-        figure: changed in place.
-        x, y: what the axes show, with the unit.
-        height: in pixels.
+        figure: the figure, changed in place.
+        x, y: titles of the axes, with units.
+        height: height in pixels.
     """
     figure.update_layout(
         template="none",
@@ -62,7 +62,7 @@ def styled(figure: go.Figure, *, x: str, y: str, height: int = 380) -> go.Figure
 
 
 def inked(figure: go.Figure, *, is_dark: bool) -> go.Figure:
-    """The figure with letters that can be read on a dark or a light ground; changed in place."""
+    """The figure, changed in place, with letters that are readable on a dark or a light ground."""
     ink = INK[is_dark]
     figure.update_layout(font_color=ink, legend_font_color=ink, title_font_color=ink)
     figure.update_annotations(font_color=ink)
@@ -77,7 +77,7 @@ def inked(figure: go.Figure, *, is_dark: bool) -> go.Figure:
 
 
 def level(figure: go.Figure, y: float, text: str) -> None:
-    """A dashed line across the figure at y, named at its end."""
+    """Draw a dashed line across the figure at y, with `text` at its end."""
     figure.add_hline(
         y=y, line={"color": GREY, "dash": "dash", "width": 1.5}, annotation={"text": text, "xanchor": "right", "x": 1}
     )

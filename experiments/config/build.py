@@ -1,4 +1,4 @@
-"""From configuration to objects: the last place that knows Hydra. Below it there are plain arguments."""
+"""From configuration to objects: builders of the parts that several verbs share. They pass plain arguments on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def instance(cfg: DictConfig) -> Any:
-    """What `_target_` names; a mistake in its settings comes out as the one line that says so."""
+    """The object that `_target_` names; a mistake in its settings raises an InputError of one line."""
     try:
         return instantiate(cfg)
     except InstantiationException as error:
@@ -86,7 +86,7 @@ def prompts(
 
 
 def template(cfg: DictConfig) -> dict[str, Any] | None:
-    """The arguments of the chat template; None: none."""
+    """The arguments of the chat template; None if there are none."""
     asked = cfg.data.get("template")
     if asked is not None and not isinstance(asked, DictConfig):
         raise InputError(f"data.template={asked}; write it like data.template={{enable_thinking: false}}")
@@ -94,7 +94,7 @@ def template(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
-    """What readers of a run need to know of it, without reading its configuration."""
+    """The facts that readers of a run need, so that they need not read its configuration."""
     text, arguments = getattr(loaded.tokenizer, "chat_template", None), template(cfg)
     task = instance(cfg.data.task)
     return {
@@ -113,12 +113,12 @@ def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
 
 
 def stop(cfg: DictConfig, draft: str = "none") -> StopPolicy:
-    """The stop rule of the run; that of the search that saved `draft`, if the run's is `searched`."""
+    """The stop rule of the run; the setting `searched` means the rule of the search that saved `draft`."""
     return _stop(cfg.stop, draft)
 
 
 def stop_by_name(asked: str | Mapping[str, Mapping[str, Any]], draft: str = "none") -> StopPolicy:
-    """The stop rule of that name, with the settings of its file, or with others: `{fixed: {max_draft: 2}}`."""
+    """The stop rule of a name, with the settings of its file or with given ones: `{fixed: {max_draft: 2}}`."""
     rules = {asked: {}} if isinstance(asked, str) else dict(asked)
     if len(rules) != 1:
         raise InputError(f"stop={rules} names {len(rules)} stop rules; give one, as {{fixed: {{max_draft: 2}}}}")
@@ -132,7 +132,7 @@ def _stop(settings: DictConfig, draft: str) -> StopPolicy:
     rule, target = instance(settings), settings.get("_target_")
     if not isinstance(rule, StopRule):
         raise InputError(f"stop: {target} is not a stop rule; it must inherit from selfspec.stopping.StopRule")
-    try:  # as records will hold it: what cannot be written down is refused before anything runs
+    try:  # records hold the rule in this form; a rule that cannot be written is refused before anything runs
         written = StopRule.from_dict(json.loads(json.dumps(rule.to_dict())))
         hash(written)
     except TypeError as error:
@@ -143,10 +143,10 @@ def _stop(settings: DictConfig, draft: str) -> StopPolicy:
 
 
 def searched(draft: str) -> Mapping[str, Any]:
-    """What the search that saved a draft says of it.
+    """The settings that a search saved with its draft.
 
     Raises:
-        InputError: if no search saved it.
+        InputError: if no search saved the draft.
     """
     body = find_draft(draft).settings
     if "stop" not in body:
@@ -155,25 +155,25 @@ def searched(draft: str) -> Mapping[str, Any]:
 
 
 def stop_name(policy: StopPolicy) -> str:
-    """`Adaptive` is called `adaptive`, and `adaptive, paying` where it pauses while it does not pay."""
+    """Name of a rule: `adaptive` for `Adaptive`, and `adaptive, paying` for a rule that pauses unprofitable drafts."""
     if isinstance(policy, PauseWhenUnprofitable):
         return f"{stop_name(policy.rule)}, paying"
     return type(policy).__name__.lower()
 
 
 def sampling(cfg: DictConfig) -> Sampling:
-    """How tokens are chosen."""
+    """The sampling settings of the run."""
     settings = {key: value for key, value in cfg.sampling.items() if key != "sample_draft"}
     return Sampling(**settings)
 
 
 def own_drafter(cfg: DictConfig) -> dict[str, Any] | None:
-    """The user's drafter that `cfg.drafter` names, with its settings; None: the built-in one."""
+    """The user's drafter that `cfg.drafter` names, with its settings; None for the built-in drafter."""
     return _drafter_of(cfg.get("drafter"))
 
 
 def drafter_by_name(name: str) -> dict[str, Any] | None:
-    """The drafter of that name, with the settings of its file; None: the built-in one."""
+    """The drafter of a name, with the settings of its file; None for the built-in drafter."""
     return _drafter_of(option("drafter", name))
 
 
@@ -186,12 +186,12 @@ def _drafter_of(settings: DictConfig | None) -> dict[str, Any] | None:
 
 
 def tree(cfg: DictConfig) -> TreeShape | None:
-    """The shape of the run's drafts; None: chains."""
+    """The shape of the run's drafts; None for chains."""
     return _tree_of(cfg.get("tree"))
 
 
 def tree_by_name(name: str) -> TreeShape | None:
-    """The shape of that name, with the settings of its file; None: chains."""
+    """The shape of a name, with the settings of its file; None for chains."""
     return _tree_of(option("tree", name))
 
 
@@ -203,7 +203,7 @@ def _tree_of(settings: DictConfig | None) -> TreeShape | None:
 
 
 def plan(draft: str, loaded: Loaded) -> DraftPlan:
-    """The plan of the draft that was asked for; see `spec`."""
+    """The plan of the draft that `draft` names; see `spec`."""
     return read_draft(draft, loaded.decoder, loaded.facts)[0]
 
 
@@ -217,19 +217,19 @@ def spec(
     drafter: Mapping[str, Any] | None,
     tree: TreeShape | None = None,
 ) -> DraftSpec:
-    """The draft that was asked for, as the run samples.
+    """The draft spec that `draft` names, with the sampling of the run.
 
     Args:
-        cfg: of the run.
-        draft: a skip set, the file of one or of a plan, the folder of a search, a published name, or `none`.
+        cfg: configuration of the run.
+        draft: a skip set, the file of a skip set or of a plan, the folder of a search, a published name, or `none`.
         loaded: the model.
         policy: the stop rule.
-        lookup: `front`: prompt lookup before the draft; `only`: instead of it; None: none.
-        drafter: a user's own; None: that of the draft's file, or else the built-in one.
-        tree: the shape of the draft; None: that of the draft's file, or else a chain.
+        lookup: prompt lookup before the draft (`front`) or instead of it (`only`); None for no lookup.
+        drafter: a user's drafter; None means the drafter of the draft's file, or else the built-in one.
+        tree: the shape of the draft; None means the shape of the draft's file, or else a chain.
 
     Raises:
-        InputError: if there is no such draft, or any other lookup.
+        InputError: if there is no such draft or no such lookup.
     """
     found = load_spec(draft, loaded.decoder, loaded.facts, stop=policy)
     asked: dict[str, Any] = {"lookup": lookup, "sample_draft": cfg.sampling.sample_draft}
@@ -240,14 +240,14 @@ def spec(
 
 
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
-    """When a sequence is over: its length, and the strings it may be asked to stop at."""
+    """The conditions that end a sequence: its length and the stop strings."""
     strings = list(cfg.stop_strings or ())
     return Ending(cfg.max_new_tokens, criterion=ends_with_any(loaded.tokenizer, strings) if strings else None)
 
 
 @contextmanager
 def tracking(cfg: DictConfig, *, verb: str, folder: Path, say: Callable[[str], None]) -> Iterator[Tracker]:
-    """Where a run is shown while it lasts; at its end `say` is told what is left to do, if anything."""
+    """The tracker of a run while the run lasts; at its end `say` gets a line if the user has something left to do."""
     shown = tracker(cfg, verb=verb, folder=folder)
     try:
         yield shown
@@ -263,7 +263,7 @@ def _say_last(line: str | None, say: Callable[[str], None]) -> None:
 
 
 def tracker(cfg: DictConfig, *, verb: str, folder: Path) -> Tracker:
-    """Where the run of a folder is shown; what it ran on is shown as its configuration, too."""
+    """The tracker for the run of a folder; it shows the provenance of the run as a part of its configuration."""
     t = cfg.tracker
     if t.name == "none":
         return NoTracker()
@@ -286,7 +286,7 @@ def tracker(cfg: DictConfig, *, verb: str, folder: Path) -> Tracker:
 
 
 def _sweep() -> str | None:
-    """The name of the sweep that this is a job of: its folder's, which is the time it began."""
+    """The name of the sweep of this job: the name of its folder, which is its start time; None outside a sweep."""
     if not (HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN):
         return None
     return f"sweep {Path(HydraConfig.get().sweep.dir).name}"

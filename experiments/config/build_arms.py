@@ -1,6 +1,6 @@
-"""From configuration to the arms of an evaluation: ways to decode, each with a draft of its own if it says so.
+"""From configuration to the arms of an evaluation: ways to decode, each with its own draft if its settings name one.
 
-What an arm has fitted anew is fitted on calibration prompts, once for all arms, and only if an arm asks for it.
+Fitted parts of a draft come from calibration prompts. They are fitted once for all arms, when the first arm needs them.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ KEYS = (
     *("skip", "stop", "lookup", "drafter", "tree", "draft", "head", "precision", "memory"),
     *("unskipped", "tune_stop", "draft_only"),
 )
-N_TUNED_ON = 8  # prompts that a stop rule is tuned on, and no draft is fitted on; chosen, not tuned
+N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
 
 
 def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
     """The arms of an evaluation, plain decoding first.
 
     Raises:
-        InputError: if an arm is none, or two have the same name.
+        InputError: if the settings of an arm are wrong, or two arms have the same name.
     """
     common = (loaded.decoder, ending, build.sampling(cfg), Stopwatch(loaded.decoder.device))
     found: list[Arm] = [PlainArm(*common), *([GenerateArm(*common)] if cfg.generate else [])]
@@ -111,7 +111,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
 
 
 def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
-    """The settings of every arm but the baselines by name: the run's own (`` if it has none), an ablation's, others."""
+    """Arm name to settings, without the baselines: the run's own arm (`` if unnamed), the ablation's, and others."""
     more = OmegaConf.to_container(cfg.arms) if cfg.arms else {}
     assert isinstance(more, dict)
     own: dict[str, Any] = {cfg.arm or "": {"skip": str(cfg.skip), "lookup": cfg.lookup}}
@@ -147,7 +147,7 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _generate(cfg: DictConfig, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `generate` that an arm asks for."""
+    """The settings of `generate` that an arm names."""
     asked = settings["generate"]
     if set(settings) != {"generate"} or not isinstance(asked, Mapping) or not asked:
         raise InputError(
@@ -158,7 +158,7 @@ def _generate(cfg: DictConfig, name: str, settings: Mapping[str, Any]) -> dict[s
 
 
 def _drafter(cfg: DictConfig, settings: Mapping[str, Any], lookup: str | None) -> dict[str, Any] | None:
-    """The user's drafter of an arm: its own, or the run's where the arm drafts at all."""
+    """The user's drafter of an arm: its own drafter, or else the run's if the arm drafts."""
     if "drafter" in settings:
         return build.drafter_by_name(str(settings["drafter"]))
     is_copy = lookup == "only" and "lookup" in settings
@@ -168,23 +168,23 @@ def _drafter(cfg: DictConfig, settings: Mapping[str, Any], lookup: str | None) -
 def _tree(
     cfg: DictConfig, settings: Mapping[str, Any], lookup: str | None, drafter: Mapping[str, Any] | None
 ) -> TreeShape | None:
-    """The shape of an arm's drafts: its own, or the run's where the built-in drafter drafts."""
+    """The shape of an arm's drafts: its own shape, or else the run's if the built-in drafter drafts."""
     if "tree" in settings:
         return build.tree_by_name(str(settings["tree"]))
     return None if drafter or lookup == "only" else build.tree(cfg)
 
 
 def _in_short(spec: DraftSpec) -> str:
-    """What an arm without a name does: `skip 5`, or the class of the user's drafter."""
+    """A name for an arm without a name: `skip 5`, or the class of the user's drafter."""
     if spec.drafter:
         return str(spec.drafter[TARGET]).rpartition(".")[2]
     return f"skip {len(spec.skip)}" if len(spec.skip) else "skip nothing"
 
 
 def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibration) -> DraftPlan:
-    """The plan that an arm names, with what it has in the place of the plan's own."""
+    """The plan that an arm names; the arm's settings replace parts of the plan."""
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
-    if settings.get("unskipped"):  # the control of a skip set: all of the draft but that
+    if settings.get("unskipped"):  # the control of a skip set: the draft without its skip set
         plan = replace(plan, skip=SkipSet(plan.skip.n_layers), bridges={}, kind=SKIP)
     if kind is not None:
         d = option("draft", kind)
@@ -201,7 +201,7 @@ def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibrat
 
 
 class Calibration:
-    """What arms are fitted on: made when the first of them needs it."""
+    """Data that arms are fitted on; each part is made when the first arm needs it."""
 
     def __init__(self, cfg: DictConfig, loaded: Loaded) -> None:
         self._cfg, self._loaded, self._decoder = cfg, loaded, loaded.decoder
@@ -215,49 +215,49 @@ class Calibration:
 
     @cached_property
     def texts(self) -> list[Text]:
-        """What the full model says after them; where they suffice, not after those that a stop rule is tuned on."""
+        """The full model's answers to the prompts; if the others suffice, without the prompts that tune a stop rule."""
         c = self._cfg.calibration
         rest = self.prompts[N_TUNED_ON:] or self.prompts
         return continued(self._decoder, rest, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens)
 
     @cached_property
     def fits(self) -> BridgeFitter:
-        """Of bridges."""
+        """The fitter of bridges."""
         return BridgeFitter(observe(self._decoder, self.texts, n_tokens=self._cfg.calibration.n_tokens))
 
     def head(self, n: int) -> Tensor:
-        """The `n` tokens that a draft's head should score."""
+        """The `n` tokens that a trimmed head scores; shape [n]."""
         check_count("head", n)
         return heads(self._decoder, self.texts, [n])[n]
 
     def memory(self, n: int) -> Tensor:
-        """`n` tokens of the texts' answers, for prompt lookup to search as well; fewer where there are no more."""
+        """`n` tokens of the answers, which prompt lookup searches as well; fewer if the answers are shorter."""
         check_count("memory", n)
         return remembered(self.texts, n)
 
     @cached_property
     def costs(self) -> CostTable:
-        """What forwards cost on this machine."""
+        """The costs of forwards on this machine."""
         table, *_ = costs(self._cfg, self._loaded)
         return table
 
     @cached_property
     def references(self) -> list[ReferenceBatch]:
-        """What a stop rule is tuned on."""
+        """The reference answers that tune a stop rule."""
         return decode_references(self._decoder, self.prompts[:N_TUNED_ON], ending=Ending(self._cfg.max_new_tokens))
 
     def priced(self, spec: DraftSpec) -> DraftSpec:
-        """A spec whose tree has the measured costs of its draft."""
+        """The spec with the measured costs of its draft in its tree."""
         repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
         ((_, draft_cost),) = check(self._decoder, self.costs, [spec.plan], repeats=repeats, stopwatch=watch)
         context = len(self.prompts[0])
         return rule_tuner.priced(spec, draft_cost=draft_cost, costs=self.costs, context=context)
 
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
-        """The rule of a spec with the measured costs of its draft, and its calibration from confidence to acceptance.
+        """The stop rule of a spec with the measured costs of its draft and a map from confidence to acceptance.
 
         Raises:
-            InputError: for a rule that has no costs, and a draft that has none.
+            InputError: if the rule uses no costs, or the draft has no costs.
         """
         rule, plan = spec.stop, spec.plan
         if not isinstance(rule, Optimal) or spec.lookup == "only" or not spec.is_plan:

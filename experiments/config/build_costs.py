@@ -1,6 +1,6 @@
-"""From configuration to the costs of drafts: this machine's, kept in the outputs, or a table of another device.
+"""From configuration to the costs of drafts: a table of this machine, kept in the outputs, or of another device.
 
-Nothing may be measured here that a table of another device lacks: seconds of two machines would predict the speed of
+A table of another device is never completed with measurements of this machine: mixed seconds predict the speed of
 neither.
 """
 
@@ -36,7 +36,7 @@ MAPS = {"linear", "lowrank"}  # bridges with a matrix
 
 
 def given_table(cfg: DictConfig) -> CostTable | None:
-    """The table in the configuration; None: the costs are this machine's."""
+    """The table in the configuration; None if the costs are measured on this machine."""
     if not cfg.costs.get("table"):
         return None
     table = OmegaConf.to_container(cfg.costs.table)
@@ -45,9 +45,9 @@ def given_table(cfg: DictConfig) -> CostTable | None:
 
 
 def check_given(cfg: DictConfig, drafts: Drafts, dimensions: Sequence[Dimension], goal: Goal) -> None:
-    """Refuse, before a model is loaded, a search that the given table does not know the costs of.
+    """Refuse a search whose costs the given table does not know, before a model is loaded.
 
-    Warns where it is of a model of another name, and where the finals would race on another device than it is of.
+    The function warns if the table names another model, or if the finals race on another device.
 
     Raises:
         InputError: if the objective does not use costs, or drafts have parts that the table lacks.
@@ -73,7 +73,7 @@ def check_given(cfg: DictConfig, drafts: Drafts, dimensions: Sequence[Dimension]
 
 
 def _check_parts(cfg: DictConfig, table: CostTable, *, has_maps: bool, has_head: bool, is_rounded: bool) -> None:
-    """Refuse drafts whose parts the given table holds no seconds of."""
+    """Refuse drafts with parts that have no seconds in the given table."""
     knows_rounded = any((table.attn_saved_s, table.mlp_saved_s, table.head_saved_s))
     for part, setting, is_wanted, is_known in (
         ("a bridge with a matrix costs", "draft=linear and lowrank", has_maps, table.map_s > 0),
@@ -93,10 +93,10 @@ def _of(cfg: DictConfig) -> str:
 
 
 def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
-    """The cost table, its file, and whether it was measured just now: of this machine, or as given for another device.
+    """The cost table, its file, and whether this call measured it; the table is this machine's or another device's.
 
     Raises:
-        InputError: if `costs.path` names no table.
+        InputError: if the file `costs.path` holds no table.
     """
     of_device = given_table(cfg)
     if of_device is not None:
@@ -126,17 +126,17 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
 def draft_costs(
     cfg: DictConfig, loaded: Loaded, drafts: Drafts, dimensions: Sequence[Dimension], *, kept: Path | None = None
 ) -> DraftCosts:
-    """What the drafts of a search cost.
+    """The costs of the drafts of a search.
 
     Args:
-        cfg: of the run.
+        cfg: configuration of the run.
         loaded: the model.
-        drafts: what a point is drafted with.
-        dimensions: of the search.
-        kept: the file in which a run that goes on has its tables.
+        drafts: settings of the drafts that points of the space share.
+        dimensions: dimensions of the search space.
+        kept: file with the tables of a resumed run.
 
     Raises:
-        InputError: if the table is another device's and lacks a part of these drafts, which is not measured here then.
+        InputError: if a table of another device lacks a part of these drafts; this machine cannot measure it then.
     """
     n_layers = loaded.decoder.n_layers
     own = drafts.outline(Space(n_layers, dimensions=tuple(dimensions)).point(SkipSet(n_layers)))
@@ -161,14 +161,14 @@ def _with_parts(
     *,
     has_maps: bool = False,
 ) -> CostTable:
-    """The table with what a draft's maps, head and precision cost, the same one for all workers of a search."""
+    """The table with the costs of a draft's maps, head and precision; all workers of a search share it."""
     if given_table(cfg) is not None:
         _check_parts(cfg, table, has_maps=has_maps, has_head=head is not None, is_rounded=precision != "same")
     elif has_maps or head is not None or precision != "same":
         watch, repeats = Stopwatch(loaded.decoder.device), cfg.costs.repeats
         settings: dict[str, Any] = {"head": head, "precision": precision, "repeats": repeats, "stopwatch": watch}
         table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)
-    if cfg.storage:  # values of different tables could not be compared
+    if cfg.storage:  # values from different tables cannot be compared
         where = f"{cfg.name} costs" + (f", {name}" if name else "")
         table = CostTable.from_dict(agree(open_storage(cfg.storage), where, table.to_dict()))
     return table

@@ -1,4 +1,4 @@
-"""From the configuration of `selfspec search` to a job, in one place: what it makes knows no configuration."""
+"""From the configuration of `selfspec search` to a `SearchJob`, which does not know the configuration."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from selfspec.targets import TARGET, find_class
 
 log = logging.getLogger(__name__)
 
-ALL = 1_000_000  # prompts; null would leave them in their own order, which is no selection by the seed
+ALL = 1_000_000  # prompts; null would keep the file's order, so the seed would select nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a configuration asks of a search, as far as it can be known, and refused, without the model.
+    """The parts of a search that need no model; their mistakes are found before a model is loaded.
 
     Attributes:
-        goal, budget, pruning, finals, searcher: of the job.
-        dimensions: of its space.
-        drafts: with nothing fitted.
+        goal, budget, pruning, finals, searcher: the fields of the job with these names.
+        dimensions: dimensions of its space.
+        drafts: settings of the drafts, with nothing fitted.
     """
 
     goal: Goal
@@ -57,11 +57,11 @@ def search_job(cfg: DictConfig, *, resumed: Path | None = None) -> tuple[SearchJ
     """The job of a configuration, the model with its tokenizer, and the facts for provenance.
 
     Args:
-        cfg: of a search.
-        resumed: the folder of the run that goes on.
+        cfg: configuration of a search.
+        resumed: folder of the run to resume.
 
     Raises:
-        InputError: if what was asked cannot be done.
+        InputError: if the settings contradict each other or the model.
     """
     a = asked(cfg)
     loaded = build.model(cfg)
@@ -109,10 +109,10 @@ def search_job(cfg: DictConfig, *, resumed: Path | None = None) -> tuple[SearchJ
 
 
 def asked(cfg: DictConfig) -> Asked:
-    """What is asked of a search.
+    """The parts of a search that need no model.
 
     Raises:
-        InputError: if it cannot be, or some of it would have no effect.
+        InputError: if a setting is impossible or would have no effect.
     """
     o, s = cfg.objective, cfg.searcher
     goal = Goal(
@@ -124,7 +124,7 @@ def asked(cfg: DictConfig) -> Asked:
     )
     drafts = _drafts(cfg)
     settings = OmegaConf.to_container(cfg.space) if cfg.get("space") else {}
-    own = {f"stop.{key}": value for key, value in drafts.stop.to_dict().items()}  # the defaults of ranges
+    own = {f"stop.{key}": value for key, value in drafts.stop.to_dict().items()}  # default values of ranges
     dims = dimensions(settings, own=own) if settings else ()  # type: ignore[arg-type]
     _check_space(dims, drafts, goal)
     _check_lookup(dims, drafts)
@@ -146,7 +146,7 @@ def asked(cfg: DictConfig) -> Asked:
 
 
 def searcher(cfg: DictConfig) -> Searcher:
-    """Who proposes, from the group `searcher`."""
+    """The searcher that the group `searcher` describes."""
     computed = build.instance(cfg.computed) if cfg.get("computed") else None
     return Searcher(cfg.name, build.instance(cfg.sampler), cfg.seed, cfg.encoding, computed)
 
@@ -182,7 +182,7 @@ def _check_space(dims: Sequence[Dimension], drafts: Drafts, goal: Goal) -> None:
 
 
 def _check_lookup(dims: Sequence[Dimension], drafts: Drafts) -> None:
-    """Refuse a memory that nobody would look in."""
+    """Refuse a memory that no prompt lookup searches."""
     if drafts.memory and not any(choices(dims, "lookup", drafts.lookup)):
         raise InputError(
             f"memory={drafts.memory} is for prompt lookup to look in; set lookup=front, or leave memory out"
@@ -190,7 +190,7 @@ def _check_lookup(dims: Sequence[Dimension], drafts: Drafts) -> None:
 
 
 def _check_drafter(drafts: Drafts, goal: Goal) -> None:
-    """Refuse an objective that replays drafts for a drafter that cannot be, and a shape for one that has its own."""
+    """Refuse an objective that replays a drafter without replay, and a tree for a drafter with its own shape."""
     drafter, shape = drafts.drafter, drafts.tree
     if drafter and shape:
         raise InputError(f"drafter={drafter[TARGET]} drafts as it likes; leave tree out")
@@ -212,7 +212,7 @@ def _check_drafter(drafts: Drafts, goal: Goal) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """The calibration prompts by what they are for; `rest`: token ids of those that drafts are made of."""
+    """The calibration prompts by purpose; `rest` holds the token ids of the prompts that drafts are fitted on."""
 
     search: Mapping[str, list[Prompt]]
     finals: Mapping[str, list[Prompt]]
@@ -220,7 +220,7 @@ class _Split:
 
 
 def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> _Split:
-    """Calibration prompts of every data set, shared out."""
+    """The calibration prompts of every data set, split between search, finals and fitting."""
     o, n_fresh = cfg.objective, cfg.finals.n_prompts if cfg.finals.top else 0
     split = _Split({}, {}, [])
     for data in _data_sets(cfg):
@@ -241,7 +241,7 @@ def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> _Split:
 
 
 def _data_sets(cfg: DictConfig) -> list[DictConfig]:
-    """The configuration for each data set of the objective: that of the run, and those of `objective.data`."""
+    """One configuration for each data set of the objective: the run's own, and those of `objective.data`."""
     names = cfg.objective.data
     if not names:
         return [cfg]
@@ -257,9 +257,9 @@ def _data_sets(cfg: DictConfig) -> list[DictConfig]:
 
 
 def _shares(data: str, n_found: int, n_search: int, n_finals: int) -> tuple[int, int]:
-    """How many prompts the search and its finals take, so that equally many at least are left to make drafts of.
+    """Numbers of prompts for the search and for its finals; drafts are fitted on the other prompts.
 
-    Only where nothing would be left are they fewer than was asked for, and that is said.
+    If no prompt would be left for fitting, search and finals get at most an equal share each, with a warning.
     """
     share = n_found // (2 + bool(n_finals))
     if n_found > n_search + n_finals or not share:
@@ -278,7 +278,7 @@ def _ids(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, list[list[int]]]:
 
 
 def _check_contexts(cfg: DictConfig, loaded: Loaded, costs: DraftCosts, split: _Split) -> None:
-    """Refuse somebody else's table, of which we do not know how it was measured, where the prompts are not its own."""
+    """Refuse a given table if its seconds are impossible at the context lengths of these prompts."""
     if cfg.costs.path or cfg.costs.get("table"):
         lengths = [len(p.ids) for found in split.search.values() for p in found]
         costs.table.check(
@@ -289,7 +289,7 @@ def _check_contexts(cfg: DictConfig, loaded: Loaded, costs: DraftCosts, split: _
 
 
 def _pricing(costs: DraftCosts, context: int) -> Callable[[DraftSpec], DraftSpec]:
-    """Tells a tree what its nodes cost on this machine."""
+    """A function that adds the costs of nodes on this machine to the tree of a spec."""
 
     def price(spec: DraftSpec) -> DraftSpec:
         if rule_tuner.is_priced(spec):
@@ -301,7 +301,7 @@ def _pricing(costs: DraftCosts, context: int) -> Callable[[DraftSpec], DraftSpec
 
 
 def _identity(cfg: DictConfig, drafts: Drafts, loaded: Loaded) -> dict[str, Any]:
-    """What must be equal for a run to be of the same search; a folder may hold another model than when it began."""
+    """Values that must be equal for a run to resume a search; the model in a folder may have changed since then."""
     same = ("model", "data", "stop", "objective", "constraints", "draft", "head", "calibration")
     found = {key: provenance.digest(str(under_first_names(cfg[key]))) for key in same}
     found |= {"searcher": cfg.searcher.name, "seed": cfg.searcher.seed}
@@ -311,7 +311,7 @@ def _identity(cfg: DictConfig, drafts: Drafts, loaded: Loaded) -> dict[str, Any]
     found |= {"drafter": provenance.digest(str(drafts.drafter))} if drafts.drafter else {}
     found |= {"tree": provenance.digest(str(drafts.tree.to_dict()))} if drafts.tree else {}
     weights = loaded.facts["weights"]
-    if weights["origin"] == "path":  # others are pinned by the configuration and the hub's cache
+    if weights["origin"] == "path":  # the configuration and the hub's cache pin the other models
         found["weights"] = str(weights["sha256"])
     return found
 

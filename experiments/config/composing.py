@@ -1,11 +1,11 @@
-"""What can be chosen and composed: this package's `conf`, and behind it the user's own folder (`--config-dir`).
+"""Configurations and their options: this package's `conf`, then the user's own folder (`--config-dir`).
 
-Both lie on Hydra's search path, which is asked for everything: which groups there are, which options a group has, what
-an option says. A new option is a file; no list names it.
+Both lie on Hydra's search path, which answers which groups exist, which options a group has, and what an option sets.
+A new option is a new file; no list names it.
 
-Python files beside the user's YAML can be imported, by `_target_: rules.Patient` for `rules.py` in that folder, and so
-can those of the current folder. Both folders come after everything that is installed, the user's folder first: no file
-there takes the place of an installed module.
+Python files beside the user's YAML can be imported: `_target_: rules.Patient` names a class in `rules.py` of that
+folder. The same holds for the current folder. Installed modules come first, then the user's folder, then the current
+folder, so that no file there replaces an installed module.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from selfspec.targets import TARGET, current, first
 
 PACKAGE = "pkg://conf"
 FLAGS = ("--config-dir", "-cd")
-PROVIDER = "command-line"  # Hydra's own word for where --config-dir comes from
+PROVIDER = "command-line"  # Hydra's own name for the source of --config-dir
 
 
 def split_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The folder that `--config-dir` names among the words of a command, and the other words.
 
     Raises:
-        InputError: if it names none, or one that is not there.
+        InputError: if `--config-dir` names no folder, or a folder that does not exist.
     """
     folder: Path | None = None
     others: list[str] = []
@@ -59,12 +59,12 @@ def split_config_dir(words: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def flag_of(folder: Path | None) -> list[str]:
-    """The word that names the folder, as it would be typed; nothing for none."""
+    """The words that name the folder on a command line; empty for None."""
     return [] if folder is None else [f"{FLAGS[0]}={folder}"]
 
 
 def make_importable(folder: Path | None) -> None:
-    """Let the Python files of the user's folder and of the current one be imported, after all that is installed."""
+    """Make the Python files of the user's folder and of the current one importable, after all installed modules."""
     for place in (folder, Path.cwd()):
         if place is not None and str(place) not in sys.path:
             sys.path.append(str(place))
@@ -72,10 +72,10 @@ def make_importable(folder: Path | None) -> None:
 
 @contextmanager
 def composing(folder: Path | None = None) -> Iterator[None]:
-    """While it lasts, configuration can be composed, and options found, also within a job of Hydra's.
+    """A context in which configurations can be composed and options listed, also within a job of Hydra's.
 
     Args:
-        folder: of the user; None: that of the command that runs, if one does.
+        folder: the user's folder; None means the folder of the running command, if any.
     """
     instance = GlobalHydra.instance()
     outer = instance.hydra
@@ -95,7 +95,7 @@ def composing(folder: Path | None = None) -> Iterator[None]:
 
 
 def config_dir() -> Path | None:
-    """The user's folder of the command that runs."""
+    """The user's folder of the running command; None if it has none."""
     if not GlobalHydra.instance().is_initialized():
         return None
     sources = GlobalHydra.instance().config_loader().get_sources()
@@ -112,7 +112,7 @@ def groups(verb: str) -> set[str]:
 
 
 def options(group: str) -> list[str]:
-    """The names in a config group, e.g. the stop rules; `folder/name` for those in a folder of it."""
+    """The option names of a config group, such as the stop rules; `folder/name` for options in its folders."""
     with composing():
         loader = GlobalHydra.instance().config_loader()
         names = [n for n in loader.get_group_options(group, ObjectType.CONFIG) if not n.startswith("_")]
@@ -125,15 +125,15 @@ def option(group: str, name: str) -> DictConfig:
     check_option(group, name)
     with composing():
         alone = compose(overrides=[f"+{group}={name}"])
-    # not bound to where it was composed, so that it can take another place
+    # a copy without a parent, so that it can stand elsewhere in a configuration
     return DictConfig(OmegaConf.create(OmegaConf.to_yaml(alone[group])))
 
 
 def check_option(group: str, name: str) -> None:
-    """Refuse a name that is no option, with the nearest one that is.
+    """Refuse a name that is no option of the group.
 
     Raises:
-        InputError: for such a name.
+        InputError: for such a name, with the nearest option.
     """
     known = options(group)
     if name not in known:
@@ -141,37 +141,37 @@ def check_option(group: str, name: str) -> None:
 
 
 def configuration(verb: str, words: Sequence[str], *, folder: Path | None = None) -> DictConfig:
-    """The configuration that settings make, checked, with plain values.
+    """The checked configuration that the words of a verb describe, with plain values.
 
     Args:
-        verb: that is to run.
-        words: `key=value`, quoted as Hydra wants them.
-        folder: of the user's own options; None: that of the command that runs, if one does.
+        verb: the verb to run.
+        words: settings `key=value`, quoted for Hydra.
+        folder: the user's folder of options; None means the folder of the running command, if any.
 
     Raises:
-        InputError: for a setting or an option that is not there, with the nearest one, and for a value of another kind.
+        InputError: for an unknown setting or option, with the nearest known one, and for a value of a wrong kind.
     """
     with composing(folder):
         for word in words:
             group, _, name = word.partition("=")
             if name.rpartition("/")[2].startswith("_") and options(group):
-                check_option(group, name)  # Hydra takes those that are not for choosing
+                check_option(group, name)  # Hydra accepts names that are not for choosing
         try:
             cfg = compose(verb, overrides=list(words))
         except (HydraException, OmegaConfBaseException) as error:
             raise _refusal(verb, words, error) from None
         free = [w for w in words if w.partition("=")[0] not in kinds.settings(verb) and "." in w.partition("=")[0]]
-        if free:  # of options that build a class: their kinds are those of the defaults
+        if free:  # settings of options that build a class: their default values tell their kinds
             default = compose(verb, overrides=[w for w in words if w not in free])
             _check_kinds(_flat_of(default), _flat_of(cfg))
     return plain(verb, cfg)
 
 
 def plain(verb: str, cfg: DictConfig) -> DictConfig:
-    """A composed configuration without its schema, as a run folder holds it.
+    """A composed configuration without its schema, in the form that a run folder holds.
 
     Raises:
-        InputError: for a number that is less than it may be.
+        InputError: for a number below the least allowed one.
     """
     kinds.check_least(verb, cfg)
     found = DictConfig(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))
@@ -180,14 +180,14 @@ def plain(verb: str, cfg: DictConfig) -> DictConfig:
 
 
 def check_sweep(verb: str, words: Sequence[str], *, folder: Path | None = None) -> None:
-    """Refuse settings and options that are not there, before any job of a sweep runs.
+    """Refuse unknown settings and options before any job of a sweep runs.
 
     Args:
         verb, folder: see `configuration`.
-        words: as Hydra gets them, of which each may have several values.
+        words: the words that Hydra gets; a word may hold several values.
 
     Raises:
-        InputError: for the first one.
+        InputError: for the first unknown setting or option.
     """
     with composing(folder):
         own, chosen = groups(verb), []
@@ -197,7 +197,7 @@ def check_sweep(verb: str, words: Sequence[str], *, folder: Path | None = None) 
                 names = _swept(value)
                 for name in names:
                     check_option(key.lstrip("+"), name)
-                chosen += [f"{key}={name}" for name in names[:1]]  # the first job stands for all
+                chosen += [f"{key}={name}" for name in names[:1]]  # checks the first job instead of all jobs
         known = _known(verb, chosen)
         for word in words:
             key = word.partition("=")[0].lstrip("~")
@@ -206,7 +206,7 @@ def check_sweep(verb: str, words: Sequence[str], *, folder: Path | None = None) 
 
 
 def help_text(verb: str, words: Sequence[str], *, folder: Path | None = None) -> str:
-    """The groups of a verb with their options, and its settings as the words make them."""
+    """The groups of a verb with their options, and its settings under these words."""
     with composing(folder):
         listed = "\n".join(f"{group}: {', '.join(options(group))}" for group in sorted(groups(verb)))
         settings = OmegaConf.to_yaml(configuration(verb, words, folder=folder)).strip()
@@ -218,7 +218,7 @@ def help_text(verb: str, words: Sequence[str], *, folder: Path | None = None) ->
 
 
 def _refusal(verb: str, words: Sequence[str], error: Exception) -> InputError:
-    """What Hydra refuses, in one line with the nearest name."""
+    """Hydra's error as an InputError of one line, with the nearest name."""
     own, chosen = groups(verb), []
     for word in words:
         key, _, value = word.partition("=")
@@ -244,7 +244,7 @@ def _refusal(verb: str, words: Sequence[str], error: Exception) -> InputError:
 
 
 def _known(verb: str, chosen: list[str]) -> dict[str, Any]:
-    """The settings of a verb with these options, and their defaults."""
+    """The settings of a verb with these options, by whole name, with their default values."""
     return _flat_of(compose(verb, overrides=chosen))
 
 
@@ -253,13 +253,13 @@ def _flat_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _swept(value: str) -> list[str]:
-    """The names in `a,b` or `choice(a,b)`; none where another function of Hydra's makes them."""
+    """The names in `a,b` or `choice(a,b)`; empty for other functions of Hydra's."""
     listed = re.fullmatch(r"(?:choice\()?([^()]*)\)?", value)
     return [name.strip() for name in listed[1].split(",")] if listed else []
 
 
 def _check_kinds(known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse what is no number where the default is one, and what is neither true nor false where that is."""
+    """Refuse a value that is no number if the default is a number, and likewise for true and false."""
     for name in known.keys() & asked.keys():
         default, value = known[name], asked[name]
         if value is None or not isinstance(default, bool | int | float):
@@ -271,10 +271,10 @@ def _check_kinds(known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
 
 
 def check_no_shadows(folder: Path | None) -> None:
-    """Refuse a user's folder one of whose options has the name of one of this package, which Hydra would take instead.
+    """Refuse a user's option with the name of an option of this package: Hydra would use the package's.
 
     Raises:
-        InputError: if there is one.
+        InputError: if the folder holds such an option.
     """
     if folder is None:
         return
@@ -288,13 +288,13 @@ def check_no_shadows(folder: Path | None) -> None:
 
 
 def known_settings(verb: str) -> set[str]:
-    """The names that begin a setting of a verb: `model`, `n`, `searcher`."""
+    """The first parts of the names of a verb's settings: `model`, `n`, `searcher`."""
     with composing():
         return {str(key) for key in compose(verb)} | groups(verb)
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Every setting of a configuration by its whole name: `searcher.n_trials`."""
+    """The settings of a configuration by whole name: `searcher.n_trials`."""
     found: dict[str, Any] = {}
     for key, value in tree.items() if isinstance(tree, dict) else ():
         found |= {f"{prefix}{key}": value} | flat(value, f"{prefix}{key}.")
@@ -302,13 +302,13 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_config(file: Path) -> DictConfig:
-    """The configuration of a run, with classes named by where they are now: the run may be older than a move."""
+    """The configuration of a run with the current names of classes; classes may have moved since the run."""
     body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     return DictConfig(_renamed(body, current))
 
 
 def under_first_names(cfg: DictConfig) -> Any:
-    """Settings as plain values, classes under their first names: that a class has moved makes no other search."""
+    """Settings as plain values with the first names of classes, so that a moved class makes no other search."""
     return _renamed(OmegaConf.to_container(cfg, resolve=True), first)
 
 

@@ -1,4 +1,4 @@
-"""What a setting may be, read from the schema: for messages, least numbers and free text."""
+"""The kinds of values that settings accept, read from the schema: for messages, least numbers and free text."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from selfspec.errors import InputError, unknown_name
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a setting may be.
+    """The values that a setting accepts.
 
     Attributes:
-        kind: its type.
-        is_optional: it may be null.
-        least: the least number that it may be; None: any.
+        kind: type of the value.
+        is_optional: the value may be null.
+        least: the least allowed number; None allows any.
     """
 
     kind: Any
@@ -30,14 +30,14 @@ class Setting:
 
     @property
     def text(self) -> str:
-        """In words: `a whole number from 1 on, or null`."""
+        """The accepted values in words: `a whole number from 1 on, or null`."""
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
         found = words.get(self.kind, "a list")
         found += "" if self.least is None else f" from {self.least:g} on"
         return found + (", or null" if self.is_optional else "")
 
     def refusal(self, name: str, value: Any, default: Any) -> InputError:
-        """The error for a value that it may not be."""
+        """The error for a value that the setting does not accept."""
         if isinstance(self.kind, type) and issubclass(self.kind, StrEnum):
             return unknown_name(name, str(value), [str(v) for v in self.kind])
         return InputError(f"{name}={value} was asked for, but it must be {self.text}; its default is {default}")
@@ -45,7 +45,7 @@ class Setting:
 
 @cache
 def settings(verb: str) -> dict[str, Setting]:
-    """The settings of a verb whose kind is known, by whole name: `searcher.n_trials`."""
+    """The settings of a verb with a known kind, by whole name: `searcher.n_trials`."""
     return dict(_settings(VERBS[verb]))
 
 
@@ -63,10 +63,10 @@ def _settings(schema: type, prefix: str = "") -> Iterator[tuple[str, Setting]]:
 
 
 def check_least(verb: str, cfg: DictConfig) -> None:
-    """Refuse a number that is less than the least that it may be.
+    """Refuse a number below the least allowed one.
 
     Raises:
-        InputError: for the first one.
+        InputError: for the first such number.
     """
     for name, setting in settings(verb).items():
         value = OmegaConf.select(cfg, name)
@@ -76,6 +76,6 @@ def check_least(verb: str, cfg: DictConfig) -> None:
 
 @cache
 def free_text() -> frozenset[str]:
-    """The settings that are text as the user types it, in which a comma or a bracket means nothing."""
+    """The settings with free text, in which commas and brackets have no meaning."""
     found = {name for verb in VERBS for name, setting in settings(verb).items() if setting.kind is str}
     return frozenset(found | {"data.path", "costs.path"})

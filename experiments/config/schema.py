@@ -1,7 +1,7 @@
-"""What kind of value every setting of a verb is: Hydra refuses others. Defaults and comments stand in the YAML files.
+"""The kind of value of every setting of a verb: Hydra refuses other kinds. Defaults and comments stand in YAML files.
 
-Groups whose options build a class that may be the user's own (`data`, `drafter`, `stop`, `tree`, ...) have no schema
-here: the class says what it takes.
+Some groups build a class that may be the user's own (`data`, `drafter`, `stop`, `tree`, ...). They have no schema here:
+the signature of the class says which settings it takes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-LEAST = "least"  # metadata of a field: the least number that it may be
+LEAST = "least"  # key in the metadata of a field: its least allowed number
 
 
 def number(least: float) -> Any:
-    """A number that is `least` or more."""
+    """A field for numbers from `least` on."""
     return field(default=MISSING, metadata={LEAST: least})
 
 
 class Precision(StrEnum):
-    """Of the weights that a draft keeps."""
+    """Precision of the weights of a draft."""
 
     same = "same"
     int8 = "int8"
@@ -30,14 +30,14 @@ class Precision(StrEnum):
 
 
 class SearchLookup(StrEnum):
-    """Where prompt lookup stands in a search: before the draft, or as a branch of it."""
+    """Place of prompt lookup in a search: before the draft, or as a branch of it."""
 
     front = "front"
     beside = "beside"
 
 
 class Lookup(StrEnum):
-    """Where prompt lookup stands; `only`: instead of the draft; `searched`: as in the search that saved the draft."""
+    """Place of prompt lookup; `only`: instead of the draft; `searched`: as in the search that saved the draft."""
 
     front = "front"
     beside = "beside"
@@ -46,28 +46,28 @@ class Lookup(StrEnum):
 
 
 class Kind(StrEnum):
-    """Of sublayers."""
+    """Kind of sublayers."""
 
     attention = "attention"
     mlp = "mlp"
 
 
 class Encoding(StrEnum):
-    """What a sampler sees."""
+    """Form in which a sampler sees skip sets."""
 
     bits = "bits"
     floats = "floats"
 
 
 class Preset(StrEnum):
-    """Of a report."""
+    """Contents of a report."""
 
     default = "default"
     paper = "paper"
 
 
 class Format(StrEnum):
-    """Of a report's tables."""
+    """Format of a report's tables."""
 
     md = "md"
     csv = "csv"
@@ -188,7 +188,7 @@ class Finals:
 
 @dataclass
 class Run:
-    """What every verb that runs a model shares."""
+    """The settings that all verbs with a model share."""
 
     model: Model = MISSING
     data: Any = MISSING
@@ -255,7 +255,7 @@ class Search(Run):
 
     searcher: Searcher = MISSING
     objective: Any = MISSING
-    recipe: Any = None  # only sets what others have
+    recipe: Any = None  # only sets values of other groups
     draft: Draft = MISSING
     drafter: Any = MISSING
     tree: Any = MISSING
@@ -324,6 +324,6 @@ VERBS: dict[str, type] = {
     "dashboard": Dashboard,
 }
 
-# Hydra finds a schema by its name, in whatever process composes: so it is there as soon as this module is.
+# Hydra finds a schema by its name in every process that composes, so the import of this module registers it.
 for _verb, _schema in VERBS.items():
     ConfigStore.instance().store(name=f"{_verb}_schema", node=_schema, provider="selfspec")

@@ -1,7 +1,7 @@
-"""What an experiment does: its steps in order, each a command that could be typed by hand.
+"""The steps of an experiment in order; each step is a command that a user could type.
 
-A step's words are those that all steps share, its own, and what the user adds; of two that set the same, the later
-one holds. Knows nothing of configuration, models or folders.
+A step joins the words of all steps, its own words and the user's words. Of two words for one setting, the later one
+holds. This module does not know configurations, models or folders.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from selfspec.errors import InputError, unknown_name
 
 PLACE = re.compile(r"\{(\w+)\}")
 OWN = ("experiment", "dry_run", "resume", "data_folder", "paths", "hydra")  # settings of `reproduce` itself
-RUNS, DATA = "runs", "data"  # places that are no steps: the folder of all runs, and the user's data_folder
+RUNS, DATA = "runs", "data"  # places other than steps: the folder of all runs, and the user's data_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Step:
     """One command.
 
     Attributes:
-        name: of the step, and of its run.
-        verb: what is done.
-        words: its settings, where `{search}` stands for the run folder of the step `search`.
+        name: name of the step and of its run.
+        verb: verb of the command.
+        words: its settings; `{search}` stands for the run folder of the step `search`.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Step:
 
     @property
     def needs(self) -> set[str]:
-        """The places its words name."""
+        """The places that its words name."""
         return {place for word in self.words for place in PLACE.findall(word)}
 
     def filled(self, places: Mapping[str, str]) -> Step:
@@ -43,7 +43,7 @@ class Step:
         return Step(self.name, self.verb, tuple(words))
 
     def command(self) -> str:
-        """As it would be typed."""
+        """The command that a user would type."""
         return shlex.join(["selfspec", self.verb, *self.words])
 
 
@@ -55,18 +55,17 @@ def plan(
     known: Mapping[str, set[str]],
     data_folder: str | None,
 ) -> tuple[list[Step], dict[str, str]]:
-    """The steps of an experiment, and why those that are missing were left out.
+    """The steps of an experiment, and a reason for each step that is left out.
 
     Args:
-        commands: name to `VERB key=value ...`; None: a step of another experiment that this one does not have.
+        commands: step name to `VERB key=value ...`; None removes a step that comes from another experiment.
         settings: words for every step whose verb knows them.
-        words: the user's own, likewise.
-        known: verb to the first names of its settings.
-        data_folder: where `{data}` is; without it the steps that name it, and those that need their runs, are left out.
+        words: the user's words, for every step whose verb knows them.
+        known: verb to the first parts of the names of its settings.
+        data_folder: the folder for `{data}`; None leaves out the steps that name it and the steps that need their runs.
 
     Raises:
-        InputError: if a word is known to no step, or a step names a place that is neither a step before it nor
-            `{runs}` or `{data}`.
+        InputError: if no step knows a word, or a step names a place other than an earlier step, `{runs}` or `{data}`.
     """
     steps: list[Step] = []
     left_out: dict[str, str] = {}
@@ -95,7 +94,7 @@ def plan(
 
 
 def merged(*layers: Sequence[str]) -> list[str]:
-    """The words of all layers; one drops those of earlier layers with its key, or below it (`data` drops `data.n`)."""
+    """The words of all layers; a word drops earlier words with its key or a key below it (`data` drops `data.n`)."""
     found: list[str] = []
     for layer in layers:
         keys = {_key(word) for word in layer}
@@ -105,7 +104,7 @@ def merged(*layers: Sequence[str]) -> list[str]:
 
 
 def is_own(word: str) -> bool:
-    """Whether a word of the command line is for `reproduce` itself; all others are for its steps."""
+    """Whether a word of the command line is for `reproduce` itself; all other words are for its steps."""
     return "=" not in word or word.startswith("-") or _top(word) in OWN
 
 

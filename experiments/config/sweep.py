@@ -1,7 +1,7 @@
-"""The jobs of a sweep: one that fails leaves the reason behind, the others go on, and the end lists what failed.
+"""The jobs of a sweep: a failed job leaves its reason, the other jobs go on, and the end of the sweep lists failures.
 
-A job may run in another process or on another machine (Hydra's launchers: basic, joblib, submitit, ray), so what failed
-is read from the folders that the jobs leave in the outputs folder, and from nothing in memory.
+A job may run in another process or on another machine (Hydra's launchers: basic, joblib, submitit, ray). The list is
+therefore read from the folders that jobs leave in the outputs folder, not from memory.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def is_sweep() -> bool:
 
 
 def leave_failure(verb: str, cfg: DictConfig, overrides: list[str], error: Exception) -> Path:
-    """Write why a job of a sweep came to nothing, into a folder where its run would have been.
+    """Write the reason of a failed job of a sweep into a folder in the place of its run.
 
     Args:
-        verb: of the job.
-        cfg: its configuration.
-        overrides: what made it differ.
-        error: what ended it; a traceback goes to the log if it is no mistake in what was asked.
+        verb: verb of the job.
+        cfg: configuration of the job.
+        overrides: settings in which the jobs of the sweep differ.
+        error: the error that ended the job; unless it is an InputError, its traceback goes to the log.
     """
     config = OmegaConf.to_yaml(cfg)
     path = new_folder(Path(cfg.paths.outputs), verb, str(cfg.name), config=config, overrides=overrides)
@@ -49,15 +49,15 @@ def leave_failure(verb: str, cfg: DictConfig, overrides: list[str], error: Excep
 
 
 class ListFailures(Callback):
-    """Ends a sweep with a line that all is well, or with exit status 1 and one line for each job that failed."""
+    """Ends a sweep with one line of success, or with one line for each failed job and exit status 1."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra once all jobs are over, where the sweep was started."""
+        """Hydra calls this after the last job, in the process that started the sweep."""
         outputs = Path(config.paths.outputs)
         sweep = str(Path(config.hydra.sweep.dir).absolute())
         found = [(file.parent, json.loads(file.read_text("utf-8"))) for file in outputs.rglob(run_files.FAILURE)]
         failed = sorted((path, failure) for path, failure in found if failure.get("sweep") == sweep)
-        if not failed:  # said as a warning, since a launcher may have kept what its jobs print, and set no level here
+        if not failed:  # a warning, since no log level is set here if a launcher ran the jobs elsewhere
             log.warning(
                 "the sweep is over, all its jobs are whole; `selfspec report runs='%s/**'` tells of them", outputs
             )

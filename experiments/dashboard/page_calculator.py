@@ -1,4 +1,4 @@
-"""The page that tells what a draft would have to be: expected speedup over acceptance, cost and length."""
+"""The calculator page: expected speedup over acceptance, cost and length of a draft."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw(outputs: Path) -> None:
 
 
 def _point(run: Run) -> dict[str, Any] | None:
-    """The best set of a search; None if its costs or counts are not known."""
+    """The best set of a search; None if its costs or counts are unknown."""
     if run.verb != "search" or not run.is_readable:
         return None
     found = streamlit_helpers.searched_set(run)

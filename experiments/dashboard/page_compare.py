@@ -1,4 +1,4 @@
-"""The page that puts skip sets side by side: what they skip, what they share, and what they bring on which data."""
+"""The page that compares skip sets: skipped sublayers, shared sublayers, and speedups on each data set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from experiments.results import skip_sets
 from experiments.results.overlap import jaccard, only_in
 from experiments.results.skip_sets import KnownSet
 
-MOST = 8  # sets that can be told apart side by side
+MOST = 8  # sets; more cannot be told apart in one figure
 
 
 def draw(outputs: Path) -> None:
@@ -40,13 +40,13 @@ def draw(outputs: Path) -> None:
 
 
 def _most_searched(found: Mapping[str, KnownSet]) -> str:
-    """The model of which most sets were found, or published where none was."""
+    """The model with the most searched sets; without searched sets, the model with the most published sets."""
     own = [str(one.model) for one in found.values() if one.source != "published"]
     return Counter(own or [str(one.model) for one in found.values()]).most_common(1)[0][0]
 
 
 def _first(found: Mapping[str, KnownSet], labels: Sequence[str]) -> list[str]:
-    """Three different sets to begin with."""
+    """The labels of three different sets, which the page shows first."""
     different = {(found[label].skip.n_layers, str(found[label].skip)): label for label in reversed(labels)}
     return [label for label in labels if label in different.values()][:3]
 

@@ -1,4 +1,4 @@
-"""The page of one evaluation: speedups, acceptance by position, seconds, and answers side by side, token by token."""
+"""The page of one evaluation: speedups, acceptance by position, seconds, and a comparison of answers by token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of all runs: filter, sort, open one; and what in the folder is no run, with the reason."""
+"""The page of all runs: users filter, sort and open them. Unreadable folders are listed with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw(outputs: Path, open_run: Callable[[Run], None] | None = None) -> None:
 
     Args:
         outputs: the folder with the runs.
-        open_run: goes to the page of one run.
+        open_run: opens the page of one run.
     """
     st.title("Runs")
     found = streamlit_helpers.all_runs(outputs)

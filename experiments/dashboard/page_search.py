@@ -1,4 +1,4 @@
-"""The page of one search, refreshed while it runs: its best so far, what it tried, and which sublayers matter."""
+"""The page of one search: best value so far, trials, and the worth of sublayers. It refreshes during the run."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def draw(outputs: Path) -> None:
 
 
 def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
-    run = next(e for e in streamlit_helpers.all_runs(outputs) if e.path == path)  # anew: it may have gone on
+    run = next(e for e in streamlit_helpers.all_runs(outputs) if e.path == path)  # read again: the run may have gone on
     if is_watched and run.state != "running":
-        st.rerun()  # the page as a whole, which then has nothing to watch
+        st.rerun()  # redraws the whole page, which then stops refreshing
     read = streamlit_helpers.rows(run)
     streamlit_helpers.show_problems(read.problems)
     trials = sorted(read.rows, key=lambda row: int(row["number"]))

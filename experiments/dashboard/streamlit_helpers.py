@@ -1,6 +1,6 @@
-"""What the pages share: runs read once for as long as they do not change, charts with downloads, and help.
+"""Helpers of all pages: cached readers of runs, charts with downloads, and help texts.
 
-The only memory is Streamlit's cache, keyed by the times and sizes of a run's files.
+A run is read again only if it changes. Streamlit's cache is the only memory; its keys are times and sizes of files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from experiments.results.tables import ArmRow, arms_or_problem
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
-REFRESH_S = 5.0  # how often a running search is looked at; chosen, not tuned
-_KEPT_RUNS = 512  # whose rows stay in memory
+REFRESH_S = 5.0  # seconds between two looks at a running search; chosen, not tuned
+_KEPT_RUNS = 512  # runs with rows in memory
 
 
 @st.cache_resource(max_entries=4096, show_spinner=False)
@@ -52,7 +52,7 @@ def _searched(path: Path, stamp: Stamp, _run: Run) -> skip_sets.KnownSet | None:
 
 
 def all_runs(outputs: Path) -> list[Run]:
-    """All runs and what looks like one, the newest first."""
+    """All runs and the folders that look like runs, the newest first."""
     minute = f"{datetime.now(UTC):%Y%m%dT%H%M}"
     found = []
     for path, seen in run_folders(outputs).items():
@@ -62,22 +62,22 @@ def all_runs(outputs: Path) -> list[Run]:
 
 
 def rows(run: Run) -> Rows[Any]:
-    """The rows of a run, as they are on disk now."""
+    """The rows of a run that are on disk now."""
     return _rows(run.path, stamp(run.path), run)
 
 
 def arms(run: Run) -> list[ArmRow] | str:
-    """The arms of an evaluation, or why there are none."""
+    """The arms of an evaluation, or the reason why they cannot be read."""
     return _arms(run.path, stamp(run.path), run)
 
 
 def searched_set(run: Run) -> skip_sets.KnownSet | None:
-    """What a search found, if anything yet."""
+    """The set that a search found; None if there is none yet."""
     return _searched(run.path, stamp(run.path), run)
 
 
 def config(run: Run) -> dict[str, Any]:
-    """The settings of a run; empty if they cannot be read."""
+    """The settings of a run; empty if they are unreadable."""
     try:
         return run.config()
     except InputError:
@@ -85,7 +85,7 @@ def config(run: Run) -> dict[str, Any]:
 
 
 def found_sets(runs: Sequence[Run]) -> dict[str, skip_sets.KnownSet]:
-    """The skip sets of all runs, and the published ones, by label."""
+    """Label to skip set, for the sets of all runs and the published sets."""
     readable = [run for run in runs if run.is_readable]
     searches = [searched_set(run) for run in readable if run.verb == "search"]
     evaluated = [arms(run) for run in readable if run.verb == "evaluate"]
@@ -95,7 +95,7 @@ def found_sets(runs: Sequence[Run]) -> dict[str, skip_sets.KnownSet]:
 
 
 def choose_run(outputs: Path, verb: Verb) -> Run | None:
-    """The run of a verb that the user chooses; help instead, and None, if there is none."""
+    """The run of a verb that the user chooses; None if there is no run, and the page then shows help."""
     by_name = {run.name: run for run in all_runs(outputs) if run.verb == verb and run.is_readable}
     if not by_name:
         explain_no_runs(outputs, verb)
@@ -115,7 +115,7 @@ def run_title(run: Run) -> str:
 
 
 def explain_no_runs(outputs: Path, verb: Verb | None = None) -> None:
-    """What to do where there is nothing to show."""
+    """Show the user how to make a first run."""
     what = {"search": "search", "evaluate": "evaluation"}.get(str(verb), "run")
     st.info(
         f"No {what} in `{outputs}` yet. This page fills as soon as one has begun; make one:", icon=":material/info:"
@@ -128,20 +128,20 @@ def explain_no_runs(outputs: Path, verb: Verb | None = None) -> None:
 
 
 def show_problems(problems: Sequence[str]) -> None:
-    """Rows that could not be read, if there are any."""
+    """Show the unreadable rows, if any."""
     if problems:
         with st.expander(f"{len(problems)} rows cannot be read and are left out", icon=":material/warning:"):
             st.code("\n".join(problems[:50]), language=None)
 
 
 def chart(figure: go.Figure, data: Sequence[Mapping[str, Any]], *, name: str, alt: str) -> None:
-    """A chart with its downloads: the picture from its toolbar, the numbers below it.
+    """Show a chart with downloads: its toolbar offers the picture, a link below it offers the numbers.
 
     Args:
-        figure: what to draw.
-        data: the numbers in it.
-        name: of the files; unlike any other's on the page.
-        alt: what is drawn, in words.
+        figure: figure to draw.
+        data: numbers in the figure.
+        name: name of the files; unique on the page.
+        alt: description of the figure in words.
     """
     if not figure.data or not data:
         st.caption(f"{alt}: nothing to draw yet.")
@@ -159,14 +159,14 @@ def chart(figure: go.Figure, data: Sequence[Mapping[str, Any]], *, name: str, al
 
 
 def show_title(title: str) -> None:
-    """The page's title, and what the charts' camera button gives."""
+    """Show the title of the page and the choice of the format for pictures of charts."""
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.title(title)
     right.radio("Pictures as", ["svg", "png"], format_func=str.upper, horizontal=True, key="picture")
 
 
 def to_csv(data: Sequence[Mapping[str, Any]]) -> str:
-    """The rows with full precision; empty where there is no number."""
+    """The rows as CSV with full precision; the cell of a missing number is empty."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in data for key in row)), lineterminator="\n")
     writer.writeheader()
@@ -176,12 +176,12 @@ def to_csv(data: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A number to read; a dash where there is none."""
+    """The rounded number as text; a dash for a missing number."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def format_duration(seconds: float | None) -> str:
-    """A time to read: `42 s`, `12 min`, `3.5 h`."""
+    """The duration as text: `42 s`, `12 min`, `3.5 h`."""
     if seconds is None or math.isnan(seconds):
         return "–"
     return (

@@ -1,7 +1,7 @@
-"""Where each token of an answer came from, as HTML: accepted, correction, bonus; and where two answers part.
+"""The source of each token of an answer, as HTML (accepted, correction, bonus), and where two answers first differ.
 
-Text comes from the pieces of the row, else from a tokenizer that lies on this machine, else token ids stand for it.
-Nothing is fetched.
+The text comes from the pieces of the row, or else from a tokenizer on this machine; without both, token ids replace it.
+The module downloads nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from selfspec.data.answer_text import is_unfinished, text_after
 
 Kind = Literal["prompt", "plain", "accepted", "correction", "bonus"]
 
-# Of the letters on a tint of themselves; every kind also has an underline of its own.
+# colours of the letters; the ground is a tint of the same colour, and every kind also has its own underline
 STYLE = """
 .tokens{font:14px/1.9 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere;
  padding:.7rem .9rem;border:1px solid rgba(133,133,133,.35);border-radius:.5rem;max-height:30rem;overflow:auto}
@@ -29,7 +29,7 @@ STYLE = """
 
 
 def kinds(row: Mapping[str, Any]) -> list[Kind]:
-    """One for each token: the first is the prefill's; then what each round accepted and the token that ended it."""
+    """The kind of each token: first the prefill's token, then for each round its accepted tokens and its last one."""
     n = len(row["tokens"])
     found: list[Kind] = ["prompt"]
     for drafted, accepted in zip(row["round_drafted"], row["round_accepted"], strict=True):
@@ -41,10 +41,10 @@ def kinds(row: Mapping[str, Any]) -> list[Kind]:
 
 
 def tokenizer_file(config: Mapping[str, Any]) -> Path | None:
-    """The tokenizer of a run's model, if it lies on this machine: in its folder, the cache of copies, or the hub's.
+    """The tokenizer file of a run's model, from its folder, the cache of copies or the hub's cache; None if absent.
 
     Args:
-        config: the settings of the run.
+        config: settings of the run.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -64,18 +64,19 @@ def tokenizer_file(config: Mapping[str, Any]) -> Path | None:
 
 
 def pieces(row: Mapping[str, Any], tokenizer: Any | None) -> list[str]:
-    """The text of each token; a character that several tokens make stands at the last of them.
+    """The text of each token; a character of several tokens stands at the last of them.
 
     Args:
-        row: of an evaluation.
-        tokenizer: of `tokenizers`; without one, and without pieces in the row, ids in brackets.
+        row: row of an evaluation.
+        tokenizer: tokenizer of the package `tokenizers`; if it is None and the row has no pieces, the text of a token
+            is its id in brackets.
     """
     recorded = row.get("pieces")
     if isinstance(recorded, list) and len(recorded) == len(row["tokens"]):
         return [str(piece) for piece in recorded]
     if tokenizer is None:
         return [f"⟨{token}⟩" for token in row["tokens"]]
-    # Rows hold no prompt. The first token stands for one, unless it is a part of a character.
+    # Rows hold no prompt. The first token replaces it in the decoding, unless it is a part of a character.
     first = row["tokens"][:1]
     before = [] if is_unfinished(tokenizer.decode(first, skip_special_tokens=False)) else first
     found, written = [], ""
@@ -88,7 +89,7 @@ def pieces(row: Mapping[str, Any], tokenizer: Any | None) -> list[str]:
 
 
 def parting(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first position where two answers differ; None if neither goes on differently."""
+    """The first position where two answers differ, at the latest the end of the shorter one; None if they are equal."""
     for i, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return i
@@ -96,12 +97,12 @@ def parting(one: Sequence[int], other: Sequence[int]) -> int | None:
 
 
 def answer(row: Mapping[str, Any], *, tokenizer: Any | None, parts_at: int | None = None) -> str:
-    """One answer as HTML, every token marked by where it came from, and the first that differs framed.
+    """One answer as HTML: a mark for the source of every token, and a frame around the first different token.
 
     Args:
-        row: of an evaluation.
+        row: row of an evaluation.
         tokenizer: see `pieces`.
-        parts_at: position of the first token that differs from the answer it is compared with.
+        parts_at: position of the first token that differs from the other answer; None for no frame.
     """
     spans = []
     for i, (kind, piece) in enumerate(zip(kinds(row), pieces(row, tokenizer), strict=True)):
@@ -114,7 +115,7 @@ def answer(row: Mapping[str, Any], *, tokenizer: Any | None, parts_at: int | Non
 
 
 def legend() -> str:
-    """What the marks mean."""
+    """An explanation of the marks, as HTML."""
     marks = {
         "accepted": "accepted (drafted, and it stands)",
         "correction": "correction (the model's, after a rejection)",

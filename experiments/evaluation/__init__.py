@@ -1,1 +1,4 @@
-"""How arms are decoded side by side, and what is written of them. It knows no configuration."""
+"""Arms of an evaluation: ways to decode the same prompts, interleaved, and one row for each answer.
+
+It must not know how arms are configured or searched; only `predicted` reads a configuration.
+"""

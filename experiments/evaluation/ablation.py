@@ -1,6 +1,6 @@
-"""What each part of a draft is worth: arms that add one part after another, and the table and picture of what they did.
+"""The worth of each part of a draft: arms that add one part after another, and the table and picture of their results.
 
-Knows plans, arms and their rows; knows nothing of models, nor of how an arm is built.
+This module knows plans, arms and their rows. It must not know models or how an arm is built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
 
 NAME = "ablation"
-HEAD = 8192  # tokens of the head where the plan has a whole one, as in conf/head/trimmed.yaml
+HEAD = 8192  # tokens of the trimmed head if the plan has a whole head, as in conf/head/trimmed.yaml
 STOP = "optimal"
 RIVALS = ("lookup only", "transformers' lookup", "lookup and memory only")
 
@@ -35,12 +35,12 @@ COST = (
 
 
 def steps(folder: str, plan: DraftPlan, *, has_int8: bool = True) -> dict[str, dict[str, Any]]:
-    """The settings of the arms by name: each part of a draft added to those before, then what competes with them.
+    """Arm name to settings: each arm adds one part to the arm before it; the rivals come last.
 
     Args:
-        folder: of the plan, or any other skip set: its bridges are then fitted for the occasion.
-        plan: what it holds.
-        has_int8: whether there is a kernel for it; if not, there is no such step. Four bits come after eight.
+        folder: folder of the plan, or the name of any other skip set, whose bridges are then fitted anew.
+        plan: the plan that `folder` names.
+        has_int8: whether a kernel for int8 exists; without it that step is left out. The int4 step follows int8.
     """
     kind = plan.kind if plan.kind in ("linear", "lowrank") else "linear"
     own = {} if plan.kind == kind else {"draft": kind}
@@ -53,7 +53,7 @@ def steps(folder: str, plan: DraftPlan, *, has_int8: bool = True) -> dict[str, d
     last = {**bare, **own}
     if plan.head is not None:
         last = {name: value for name, value in last.items() if name != "head"}
-    elif plan.precision != "int4":  # four bits make the whole head cheap
+    elif plan.precision != "int4":  # with four bits the whole head is cheap
         last = {**last, "head": HEAD}
     if last.get("head") != "full":
         found["+ head"] = last
@@ -75,16 +75,16 @@ def steps(folder: str, plan: DraftPlan, *, has_int8: bool = True) -> dict[str, d
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one arm did; ratios are nan where there is nothing to divide by.
+    """The results of one arm; a ratio of nothing is nan.
 
     Attributes:
-        arm: its name.
+        arm: name of the arm.
         acceptance: accepted over drafted tokens.
-        draft_cost: c, seconds of a drafted token over those of a plain one.
-        tokens_per_round: accepted tokens and one, a round.
-        speedup, low, high: over plain decoding, with the 95 % interval.
-        n: prompts.
-        n_mismatches: outputs that are not plain decoding's.
+        draft_cost: c, seconds of a drafted token over seconds of a plain token.
+        tokens_per_round: accepted tokens of a round plus one.
+        speedup, low, high: speedup over plain decoding with its 95 % interval.
+        n: number of prompts.
+        n_mismatches: number of outputs that differ from plain decoding.
     """
 
     arm: str
@@ -99,7 +99,7 @@ class Step:
 
 
 def step(row: ArmRow, pairs: Sequence[Pair]) -> Step:
-    """From an arm's line and the rows that it pools: plain decoding's and its own, prompt by prompt."""
+    """The results of an arm, from its pooled row and from the pairs of plain rows and own rows, prompt by prompt."""
     timed = [(b, m) for b, m in pairs if b["n_tokens"] > 1 and m["n_tokens"] > 1]
     plain_s = metrics.ratio(
         sum(b["total_s"] - b["prefill_s"] for b, _ in timed), sum(b["n_tokens"] - 1 for b, _ in timed)
@@ -119,7 +119,7 @@ def step(row: ArmRow, pairs: Sequence[Pair]) -> Step:
 
 
 def write(run: Run) -> list[Path]:
-    """Write `ablation.md`, `ablation.csv` and the picture into the folder of an evaluate run; the paths written."""
+    """Write `ablation.md`, `ablation.csv` and the picture into the folder of an evaluate run; return their paths."""
     found = [step(row, pairs) for row, pairs in paired_arms(run) if not row.is_baseline]
     title = f"{run.facts.get('model')} on {run.facts.get('data')}"
     text = f"# What each part of the draft is worth: {title}\n\n{table(found)}\n\n{SPEEDUP}\n\n{COST}\n"
@@ -150,7 +150,7 @@ def _csv(found: Sequence[Step]) -> str:
 
 
 def picture(found: Sequence[Step], *, title: str = "") -> Figure:
-    """Four numbers of every step, side by side, from above; diamonds are rivals, plain decoding is the dashed line."""
+    """Four panels with a number of every step each; diamonds mark rivals, the dashed line marks plain decoding."""
     figure = Figure(figsize=(10.0, 1.4 + 0.36 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, 4, sharey=True, width_ratios=[1, 1, 1, 1.6])

@@ -1,4 +1,4 @@
-"""Arms of an evaluation: ways to decode the same prompt, timed by the same clock."""
+"""Arms of an evaluation: ways to decode the same prompts; one clock times them all."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ class Arm(Protocol):
     name: str
     skip: SkipSet | None
     stop: str | None
-    is_lossless: ClassVar[bool]  # its greedy output is that of plain decoding
+    is_lossless: ClassVar[bool]  # its greedy output equals that of plain decoding
 
     @property
     def about(self) -> dict[str, Any]:
-        """What it decodes with, for provenance: `skip`, `stop` and what else there is to tell."""
+        """The settings of the arm for provenance: `skip`, `stop`, and the parts of its draft."""
         ...
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
-        """The output for each prompt; they are decoded together, and draw from the streams from `first_row` on."""
+        """The output for each prompt; prompts are decoded together and draw from the streams from `first_row` on."""
         ...
 
 
 @dataclass(slots=True)
 class PlainArm:
-    """The baseline: this engine, drafting nothing."""
+    """The baseline: this engine without drafts."""
 
     decoder: Decoder
     ending: Ending
@@ -79,9 +79,9 @@ class PlainArm:
 
 @dataclass(slots=True)
 class DraftArm:
-    """A skip set with a stop rule; the rule's state goes from prompt to prompt if the rule says so.
+    """A skip set with a stop rule, which may carry its state from prompt to prompt.
 
-    Row i of a batch goes on from row i of the batch before it, or from its last row where it had fewer.
+    Row i of a batch continues the state of row i of the batch before, or of its last row if that batch has fewer rows.
     """
 
     decoder: Decoder
@@ -96,7 +96,7 @@ class DraftArm:
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Arm`. `memory`: tokens that prompt lookup searches beside the row's own."""
+        """See `Arm`. `memory`: number of tokens that prompt lookup searches in addition to the row's own."""
         spec = self.speculator.spec
         memory = None if spec.plan.memory is None or not spec.lookup else len(spec.plan.memory)
         draft = None if spec.lookup == "only" else str(spec.plan)
@@ -130,10 +130,11 @@ class DraftArm:
 
 @dataclass(slots=True)
 class GenerateArm:
-    """transformers' own `generate`, on the same model and with the same settings, and more of its own.
+    """`generate` of transformers on the same model, with the settings of the run and further settings of its own.
 
-    With `prompt_lookup_num_tokens` its first forward reads the prompt and verifies at once. What that accepts counts as
-    decoded in no time, at most that many tokens a prompt in its favour; its end-to-end speed knows no such gift.
+    With `prompt_lookup_num_tokens` its first forward reads the prompt and verifies a draft at once. The tokens accepted
+    there cost no decoding time, which favours this arm by at most that many tokens a prompt. Its end-to-end speed has
+    no such advantage.
     """
 
     decoder: Decoder
@@ -152,7 +153,7 @@ class GenerateArm:
         return {"skip": None, "stop": None, "generate": dict(self.settings)}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
-        """See `Arm`. A batch is padded on the left; its seconds are shared equally among its rows."""
+        """See `Arm`. A batch is padded on the left; each of its rows gets an equal share of its seconds."""
         model: Any = self.decoder.model
         eos_ids = sorted(self.decoder.eos_ids if self.ending.eos_ids is None else self.ending.eos_ids)
         config = GenerationConfig(
@@ -175,7 +176,7 @@ class GenerateArm:
                 padded,
                 attention_mask=mask,
                 generation_config=config,
-                # A streamer takes one row only; what the prefill of a batch took stays unknown.
+                # A streamer takes one row only, so the prefill seconds of a batch stay unknown.
                 streamer=first if len(prompts) == 1 else None,
                 stopping_criteria=_criteria(self.ending, longest),
             )
@@ -187,7 +188,7 @@ class GenerateArm:
 
 @contextmanager
 def _own_settings_only(model: Any) -> Iterator[None]:
-    """`generate` fills up what a call leaves open from the model's generation config; plain decoding does not."""
+    """A context in which `generate` takes no default from the model's generation config; plain decoding takes none."""
     of_model = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -197,10 +198,11 @@ def _own_settings_only(model: Any) -> Iterator[None]:
 
 
 def generation(name: str, asked: Mapping[str, Any], *, batch: int) -> dict[str, Any]:
-    """The settings of `generate` for the arm `name`, if transformers knows them and the run does not set them itself.
+    """The checked settings of `generate` for the arm `name`.
 
     Raises:
-        InputError: if not, or if `generate` takes no batch of that size with them.
+        InputError: if transformers does not know a setting, the run sets it for all arms, or `generate` takes no batch
+            of that size with it.
     """
     known = sorted(key for key in vars(GenerationConfig()) if not key.startswith("_"))
     ours = {
@@ -245,7 +247,7 @@ def _criteria(ending: Ending, n_prompt: int) -> StoppingCriteriaList | None:
     class Criterion(StoppingCriteria):  # type: ignore[misc]
         def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
             nonlocal n_seen
-            # Several tokens may have come since the last call, and any of them may be the end.
+            # A call may follow several new tokens, and each of them may be the end.
             ends = range(n_seen + 1, input_ids.shape[1] + 1)
             n_seen = input_ids.shape[1]
             is_over = [any(criterion(row[:end]) for end in ends) for row in input_ids.tolist()]
@@ -255,7 +257,7 @@ def _criteria(ending: Ending, n_prompt: int) -> StoppingCriteriaList | None:
 
 
 class _FirstToken(BaseStreamer):  # type: ignore[misc]
-    """Notes when the first new token came: the end of the prefill."""
+    """Records the time of the first new token: the end of the prefill."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now, self.calls = now, 0
@@ -263,7 +265,7 @@ class _FirstToken(BaseStreamer):  # type: ignore[misc]
 
     def put(self, value: Any) -> None:
         self.calls += 1
-        if self.calls == 2:  # the first call hands over the prompt
+        if self.calls == 2:  # the first call passes the prompt
             self.at = self.now()
 
     def end(self) -> None:

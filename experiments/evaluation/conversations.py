@@ -1,6 +1,6 @@
-"""What an arm answers, turn by turn: a later question follows the arm's own answers, not another arm's.
+"""The answers of an arm, turn by turn: a later question follows the arm's own answers, not those of another arm.
 
-A prompt that cannot be decoded leaves the reason in the place of its answer, and the others go on.
+A prompt that cannot be decoded has a reason in the place of its answer; the other prompts go on.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from selfspec.errors import DrafterError, InputError, PromptError
 UNDECODED = (RuntimeError, DrafterError, PromptError)  # torch's out-of-memory is a RuntimeError
 
 Encode = Callable[[str, Sequence[str]], list[int]]
-"""From a prompt's id and its texts so far, the user's and the model's in turn, to token ids."""
+"""Encodes a conversation: from the id of the prompt and its texts, of user and model in turn, to token ids."""
 
 ToText = Callable[[Sequence[int], Sequence[int]], str]
-"""From the token ids of a prompt and of what follows it to the text of the latter."""
+"""Decodes an answer: from the token ids of the prompt and of the answer to the text of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt, and the how-manieth answer to it is wanted."""
+    """A prompt and the index of this sample of the prompt."""
 
     example: Example
     sample: int = 0
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells it from the others of a run."""
+        """Prompt id and sample, which no two prompts of a run share."""
         return self.example.id, self.sample
 
     @property
     def questions(self) -> tuple[str, ...]:
-        """What the user says, turn by turn."""
+        """The texts of the user, turn by turn."""
         return self.example.prompt, *getattr(self.example, "turns", ())
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One turn of an arm: the token ids it was given, and its output or the reason why there is none."""
+    """One turn of an arm: its input token ids, and its output or the reason why there is no output."""
 
     ids: list[int]
     result: DecodeResult | str
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What is decoded together: token ids by place in the group, and the row whose random streams come first."""
+    """Prompts that are decoded together: token ids by place in the group, and the number of the first random stream."""
 
     ready: dict[int, list[int]]
     first_row: int
@@ -64,14 +64,14 @@ class Conversations:
     """The conversations of an arm with a group of prompts that are decoded together, turn by turn.
 
     Args:
-        group: what is asked.
-        first_row: number of the first of the group in the run; each draws from the random streams of its number.
-        n_rows: of the run, so that a second turn draws from streams of its own.
-        encode: raises InputError if a conversation does not fit the model.
-        to_text: from the token ids of prompt and answer to the answer's text.
+        group: the prompts.
+        first_row: number of the first prompt of the group in the run; each prompt draws from the stream of its number.
+        n_rows: number of prompts of the run, so that a second turn draws from its own streams.
+        encode: encodes a conversation; raises InputError if it does not fit the model.
+        to_text: decodes an answer from the token ids of prompt and answer.
 
     Attributes:
-        answers: to each of the group so far, one per turn.
+        answers: for each prompt of the group its answers so far, one for each turn.
     """
 
     def __init__(self, group: Sequence[Asked], *, first_row: int, n_rows: int, encode: Encode, to_text: ToText) -> None:
@@ -81,7 +81,7 @@ class Conversations:
         self._texts: list[list[str]] = [[] for _ in group]
 
     def turns(self) -> Iterator[Turn]:
-        """Each turn in which a prompt can be decoded; `take` gives its results before the next one is made."""
+        """Each turn with a prompt to decode; the caller passes its results to `take` before the next turn."""
         for number in range(max(len(asked.questions) for asked in self._group)):
             ready: dict[int, list[int]] = {}
             for j, asked in enumerate(self._group):
@@ -89,7 +89,7 @@ class Conversations:
                     continue
                 former = self.answers[j][-1].result if number else None
                 if isinstance(former, str):
-                    self.answers[j].append(Answer([], former))  # there is no answer that this turn could follow
+                    self.answers[j].append(Answer([], former))  # this turn has no answer to follow
                     continue
                 self._texts[j].append(asked.questions[number])
                 try:
@@ -100,7 +100,7 @@ class Conversations:
                 yield Turn(ready, number * self._n_rows + self._first_row)
 
     def take(self, turn: Turn, results: Sequence[DecodeResult | str]) -> None:
-        """Take the results of a turn, one for each of its prompts."""
+        """Add the results of a turn, one for each of its prompts."""
         for (j, ids), result in zip(turn.ready.items(), results, strict=True):
             self.answers[j].append(Answer(ids, result))
             if not isinstance(result, str):
@@ -108,5 +108,5 @@ class Conversations:
 
 
 def why_none(error: Exception, prompts: Sequence[list[int]]) -> list[str]:
-    """For each prompt of a batch that could not be decoded the reason: a row with it, not a lost run."""
+    """The reason for each prompt of a failed batch: rows hold the reason, and the run goes on."""
     return [str(error).splitlines()[0]] * len(prompts)

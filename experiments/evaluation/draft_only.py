@@ -1,6 +1,7 @@
-"""What the draft alone would write: an arm that decodes with the draft as if it were the model.
+"""An arm that decodes with the draft in the place of the model.
 
-Verification hides how good a draft's own text is; here nothing verifies, so the output is not plain decoding's.
+Verification hides the quality of a draft's own text. This arm does not verify, so its output differs from plain
+decoding.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from selfspec.skipping.skip_set import SkipSet
 
 @dataclass(slots=True)
 class DraftOnlyArm:
-    """Plain decoding with a draft in the model's place, the prompt included; lossy, so its verdict is "not compared".
+    """Plain decoding with a draft in the model's place, also for the prompt; lossy, so its verdict is "not compared".
 
-    Its rows name no skip set: what they say of speed and acceptance is of another text, and no claim about skipping.
+    Its rows name no skip set, because their speed belongs to another text and supports no claim about skipping.
     """
 
     decoder: Decoder
@@ -54,7 +55,7 @@ class DraftOnlyArm:
 
 
 def alone(decoder: Decoder, plan: DraftPlan) -> Decoder:
-    """A decoder whose full forward is the draft's; it shares everything else with `decoder`, which is not changed."""
+    """A copy of `decoder` whose full forward is the draft's; the copy shares all other parts with `decoder`."""
     draft = copy.copy(decoder)
     draft.full = decoder.bind(plan)
     return draft

@@ -1,4 +1,4 @@
-"""Every arm on every prompt, in turn, one row each."""
+"""Decodes every prompt with every arm, in turn, and writes one row for each answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from selfspec.records.run_files import append_row
 
 log = logging.getLogger(__name__)
 
-LAST = 16  # tokens of a prompt that hold the mark which opens a thought, if one does
+LAST = 16  # last tokens of a prompt, which are searched for the mark that opens a thought
 
 Row = dict[str, Any]
 Key = tuple[str, int, int, str]
@@ -38,23 +38,23 @@ def alternate(
     done: Collection[tuple[str, int]] = (),
     listener: Callable[[Row], None] | None = None,
 ) -> None:
-    """Ask each arm everything and write a row for each turn of it.
+    """Decode all prompts with each arm and write a row for each turn.
 
-    The arms alternate batch by batch and take turns at going first, so that a drift of the machine's speed meets all of
-    them. The warm-up prompt is decoded by every arm before and leaves no row. The first arm is the baseline.
+    The arms alternate batch by batch, and a different arm goes first each time, so that a drift of the machine's speed
+    affects all of them. Each arm first decodes the warm-up prompt, which leaves no row. The first arm is the baseline.
 
     Args:
         decoder: the target.
-        arms: the baseline first.
-        asked: what to decode.
-        batch: prompts decoded at once.
-        warm_up: token ids.
-        encode: from a conversation to token ids; raises InputError if it does not fit.
-        to_text: from the token ids of prompt and answer to the answer's text.
-        is_greedy: whether outputs can be compared; sampled ones are equal in distribution only.
-        rows_path: JSON lines.
-        done: keys of what needs no answer any more; a batch that is not done as a whole is decoded as a whole.
-        listener: told each row.
+        arms: the arms, the baseline first.
+        asked: the prompts to decode.
+        batch: number of prompts decoded at once.
+        warm_up: token ids of the warm-up prompt.
+        encode: encodes a conversation; raises InputError if it does not fit.
+        to_text: decodes an answer from the token ids of prompt and answer.
+        is_greedy: whether outputs can be compared; sampled outputs are equal in distribution only.
+        rows_path: file of JSON lines for the rows.
+        done: keys of prompts with answers; a batch with any other prompt is decoded as a whole.
+        listener: called with each row.
     """
     for arm in arms:
         try:
@@ -86,12 +86,12 @@ def alternate(
 
 
 def latest(rows: Sequence[Row]) -> dict[Key, Row]:
-    """The rows by prompt, sample, turn and arm; of one written twice, as a resumed run may, the later."""
+    """The rows by prompt, sample, turn and arm; if a resumed run wrote a row twice, the later row."""
     return {(row["prompt_id"], row["sample"], row["turn"], row["arm"]): row for row in rows}
 
 
 def finished(rows: Mapping[Key, Row], asked: Sequence[Asked], arms: Sequence[Arm]) -> set[tuple[str, int]]:
-    """The keys of what every arm has answered, each of its turns."""
+    """The keys of the prompts for which every arm has answered all turns."""
     return {
         a.key
         for a in asked
@@ -108,7 +108,7 @@ def _rows(
     is_greedy: bool,
     to_text: ToText,
 ) -> list[Row]:
-    """One row for each turn, with its verdict where there is a baseline to compare with."""
+    """One row for each turn; its verdict compares it with the baseline's answer, if `expected` holds one."""
     rows: list[Row] = []
     for turn, answer in enumerate(talk):
         row: Row = {
@@ -129,7 +129,7 @@ def _rows(
                 if wanted.ids == answer.ids:
                     comparison = compare(decoder, answer.ids, wanted.result.tokens, answer.result.tokens)
                     verdict = comparison.verdict
-                else:  # the conversations parted in a former turn, whose verdict says whether they were allowed to
+                else:  # the conversations differ since an earlier turn, and its verdict holds for this turn too
                     verdict = rows[-1]["verdict"]
         rows.append(row | _counts(decoder, arm, answer.ids, answer.result, to_text) | _judged(verdict, comparison))
     return rows
@@ -164,12 +164,12 @@ def _counts(decoder: Decoder, arm: Arm, ids: Sequence[int], result: DecodeResult
         "verify_s": verify_s,
         "other_s": result.total_s - result.prefill_s - draft_s - verify_s if rounds else 0.0,
         "total_s": result.total_s,
-        # A round of plain decoding drafts nothing: its lists would only be zeros.
+        # a round of plain decoding drafts nothing, so its lists would hold zeros only
         "round_drafted": [r.drafted for r in rounds] if result.drafted else [],
         "round_accepted": [r.accepted for r in rounds] if result.drafted else [],
         "round_threshold": [r.threshold for r in rounds] if result.drafted else [],
         "tokens": result.tokens,
         "text": to_text(ids, result.tokens),
-        # Some chat templates open a thought: only its end is in the answer.
+        # some chat templates open a thought in the prompt; the answer then holds its end only
         **({"begins_in_thought": True} if opens_thought(to_text([], ids[-LAST:])) else {}),
     }

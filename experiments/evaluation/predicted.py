@@ -1,4 +1,4 @@
-"""What a search predicted of the drafts that an evaluation measures, to be read beside what was measured."""
+"""The speedups that searches predicted for the drafts of an evaluation, to compare with the measured ones."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ UNIT = "x plain decoding"
 
 
 def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
-    """The speedup predicted of each arm whose draft comes from a search that predicted speedups.
+    """Arm name to predicted speedup, for arms with a draft from a search that predicted speedups.
 
-    The prediction holds for the machine and the data of that search; an arm with another stop rule or lookup than the
-    search's has none.
+    A prediction holds for the machine and the data of that search. An arm with a different stop rule or lookup has no
+    prediction.
     """
     own = cfg.arms or {}
     found = {}
@@ -37,12 +37,12 @@ def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
 
 
 def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
-    """Whether the arm drafts by the rule and behind the lookup that the search says it had, with or without pauses."""
+    """Whether the arm has the stop rule, with or without pauses, and the lookup that the search saved."""
     if "stop" not in body:
         return True
     try:
         rule = StopRule.from_dict(body["stop"])
-    except InputError:  # a rule that is not to be had here is not the arm's
+    except InputError:  # a rule that cannot be built here differs from the arm's
         return False
     rules = [rule, rule.rule] if isinstance(rule, PauseWhenUnprofitable) else [rule]
     if not isinstance(arm, DraftArm):
@@ -53,12 +53,12 @@ def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
 
 def predicted_value(body: Mapping[str, Any]) -> float | None:
     """The predicted speedup that the file of a draft holds; None if it holds none."""
-    value = body.get("fresh_value", body.get("value"))  # the search's own prompts flatter
+    value = body.get("fresh_value", body.get("value"))  # a value from the search's own prompts is too high
     return float(value) if body.get("unit") == UNIT and value is not None else None
 
 
 def _saved(draft: str, outputs: Path) -> Mapping[str, Any]:
-    """What the file of a draft says; nothing if it has none that can be read."""
+    """The contents of the file of a draft; empty if the draft has no readable file."""
     try:
         return find_draft(locate_draft(draft, outputs)).settings
     except InputError:

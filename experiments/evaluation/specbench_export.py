@@ -1,6 +1,6 @@
-"""Answers in the format of Spec-Bench, so that its own scripts can read a run: one file for each arm.
+"""Answers in the format of Spec-Bench, one file for each arm, so that its own scripts can read a run.
 
-Source: Xia et al. 2024 (arXiv:2401.07851); the fields are those of the files its evaluation writes.
+Source: Xia et al. 2024 (arXiv:2401.07851); the fields equal those of the files that its evaluation writes.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ log = logging.getLogger(__name__)
 ANSWERS = "answers"
 
 Row = Mapping[str, Any]
-FIRST_QUESTION, QUESTIONS_OF_A_KIND = 81, 10  # MT-bench's numbers: ten of each kind, in the order of `KINDS`
+FIRST_QUESTION, QUESTIONS_OF_A_KIND = 81, 10  # question numbers of MT-bench: ten of each kind, in the order of `KINDS`
 
 
 def answers(rows: Iterable[Row], *, arm: str, model_id: str, started: str) -> list[dict[str, Any]]:
-    """One record for each question that the arm answered, by number; a sample is a choice, a turn a place in its lists.
+    """One record for each answered question, by number; a sample is a choice, a turn a place in its lists.
 
-    Of one row written twice the later counts. A question with a failed turn or sample is left out, and said so:
-    Spec-Bench would count the time of an answer "ERROR".
+    If a row was written twice, the later one counts. A question with a failed turn or sample is left out with a
+    warning, because Spec-Bench would count the time of an answer "ERROR".
 
     Args:
-        rows: of an evaluation of Spec-Bench or MT-bench.
-        arm: whose.
-        model_id: the name of model and method in Spec-Bench's tables.
-        started: when the run began, ISO 8601.
+        rows: rows of an evaluation of Spec-Bench or MT-bench.
+        arm: name of the arm.
+        model_id: name of model and method in Spec-Bench's tables.
+        started: start time of the run, ISO 8601.
 
     Raises:
         InputError: if the run has no such arm, or its prompts are not Spec-Bench's.
@@ -66,14 +66,14 @@ def answers(rows: Iterable[Row], *, arm: str, model_id: str, started: str) -> li
 
 
 def write_answers(run: Path, rows: Sequence[Row]) -> None:
-    """Write the answers of every arm into the folder `answers` of its run: JSON lines, a file each.
+    """Write the answers of every arm as JSON lines into the folder `answers` of the run, one file for each arm.
 
     Args:
         run: the run folder.
-        rows: of its `run_files.jsonl`.
+        rows: rows of its `records.jsonl`.
 
     Raises:
-        InputError: as `answers`.
+        InputError: see `answers`.
     """
     of = json.loads((run / run_files.PROVENANCE).read_text(encoding="utf-8"))
     (run / ANSWERS).mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def _choice(sample: int, turns: list[Row]) -> dict[str, Any]:
 
 
 def _accept_lengths(row: Row) -> list[int]:
-    """Tokens that each pass of the full model gave: those accepted and its own one; in plain decoding, one each."""
+    """Number of tokens from each pass of the full model: the accepted ones plus one; plain decoding gives one."""
     return [n + 1 for n in row["round_accepted"]] or [1] * row["n_tokens"]
 
 
@@ -110,6 +110,6 @@ def _question(row: Row) -> int:
 
 
 def _category(question: int, samples: Mapping[int, list[Row]]) -> str:
-    """Spec-Bench's own category: its tables join the kinds of MT-bench, its files do not."""
+    """Spec-Bench's category of a question: its files name the kinds of MT-bench, which its tables join."""
     category: str = next(iter(samples.values()))[0]["category"]
     return KINDS[(question - FIRST_QUESTION) // QUESTIONS_OF_A_KIND] if category == CONVERSATION else category

@@ -1,4 +1,4 @@
-"""What the runs of a report ran on, what did not finish, what failed, and the commands that make each again."""
+"""The conditions of the runs of a report, unfinished runs, failed jobs, and the commands that repeat each run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def conditions(runs: Sequence[Run], failures: Sequence[Failure], overrides: Sequ
     """The last parts of a report, in Markdown.
 
     Args:
-        runs: reported on.
-        failures: jobs that came to nothing.
-        overrides: of the command that makes the report.
+        runs: runs of the report.
+        failures: failed jobs of sweeps.
+        overrides: settings of the command that makes the report.
     """
     header = ["run", "started", "dtype", "device", "attention", "threads", "load before", "torch", "transformers"]
     names = ",".join(run.name for run in runs)

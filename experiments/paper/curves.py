@@ -1,4 +1,4 @@
-"""Figure 2 of the paper: the expected speedup over draft length and acceptance, and where the measured arms lie."""
+"""Figure 2 of the paper: the expected speedup over draft length and acceptance, with the measured arms as points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTE = (
 
 
 def section(evidence: Evidence) -> Section:
-    """A row a draft: its costs, what they promise, and what was measured."""
+    """One row for each draft: its costs, the speedup they predict, and the measured speedup."""
     stem, title = "expected_speedup", "Expected speedup (Fig. 2)"
     arms = evidence.drafts
     if not arms:
@@ -35,7 +35,7 @@ def section(evidence: Evidence) -> Section:
 
 
 def token_acceptance(arm: Measured) -> float:
-    """Accepted over judged tokens: those after a rejection were never judged."""
+    """Accepted over judged tokens, in [0, 1]; the target does not judge tokens after a rejection."""
     n_rejected = sum(
         a < d for row in arm.rows for a, d in zip(row["round_accepted"], row["round_drafted"], strict=True)
     )
@@ -56,7 +56,7 @@ def _cells(arm: Measured) -> list[Value]:
 
 
 def curves(arms: Sequence[Measured]) -> Figure:
-    """The paper's assumption beside the fastest arm of these, which is marked where it was measured."""
+    """Curves for the paper's assumed costs and for the fastest of the arms, with a mark at its measured speedup."""
     best = max(arms, key=lambda arm: np.nan_to_num(arm.row.speedup))
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)

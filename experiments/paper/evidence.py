@@ -1,6 +1,6 @@
-"""What the runs say, read once for all tables and figures: arms with their prompts, searches, and published values.
+"""The evidence for all tables and figures, read once: arms with their prompts, searches, and published values.
 
-Reads run folders; knows nothing of tables, nor of models.
+This module reads run folders. It must not know tables or models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
 
-QUALIFIERS = ("arm", "stop", "setting", "part", "over", "bound", "table", "figure")  # of a published value
+QUALIFIERS = ("arm", "stop", "setting", "part", "over", "bound", "table", "figure")  # fields of a published value
 WHERE = ("model", "data", "temperature")
 FIRST = (*WHERE, "arm")
 
@@ -31,11 +31,11 @@ class Measured:
     """One arm of an evaluation.
 
     Attributes:
-        run: where it was measured.
-        row: its numbers, pooled.
-        pairs: the rows of plain decoding and of the arm, prompt by prompt.
-        temperature: of sampling; 0 where it is greedy.
-        quality: of its answers.
+        run: run that measured the arm.
+        row: its pooled numbers.
+        pairs: rows of plain decoding and of the arm, prompt by prompt.
+        temperature: temperature of sampling; 0 for greedy decoding.
+        quality: quality of its answers.
     """
 
     run: Run
@@ -46,12 +46,12 @@ class Measured:
 
     @property
     def where(self) -> dict[str, Any]:
-        """What a published value goes by."""
+        """The fields that select a published value."""
         return {"model": self.row.model, "data": self.row.data, "temperature": self.temperature}
 
     @property
     def first_cells(self) -> list[Value]:
-        """The cells of `FIRST`."""
+        """The cells of the columns `FIRST`."""
         return [self.row.model, self.row.data, f"{self.temperature:g}", self.row.arm]
 
     @property
@@ -66,12 +66,12 @@ class Measured:
 
     @property
     def skip(self) -> SkipSet | None:
-        """What it skips; None if it has no draft, or skips nothing."""
+        """The skip set of the arm; None if it has no draft or skips nothing."""
         return self.row.skip_set
 
     @property
     def draft(self) -> tuple[str, ...]:
-        """What drafts, the stop rule apart: equal for arms that differ in that rule alone."""
+        """The parts of the draft without the stop rule: equal for arms that differ in that rule alone."""
         return text(self.row.skip), *(text(self.about.get(key)) for key in ("draft", "lookup", "memory"))
 
     @property
@@ -81,17 +81,17 @@ class Measured:
 
     @property
     def has_rule(self) -> bool:
-        """Whether a stop rule ended its drafts: prompt lookup by itself copies as far as it can."""
+        """Whether a stop rule ended its drafts; prompt lookup alone has no rule and copies as far as it can."""
         return bool(self.row.stop) and self.about.get("lookup") != "only"
 
     @property
     def max_draft(self) -> int:
-        """The most tokens drafted in a round."""
+        """Greatest number of tokens drafted in a round."""
         return max((n for row in self.rows for n in row.get("round_drafted", ())), default=0)
 
     @property
     def thresholds(self) -> list[float]:
-        """Of every round, in the order decoded; empty where the stop rule has none."""
+        """The threshold of every round, in the order of decoding; empty if the stop rule has no threshold."""
         return [t for row in self.rows for t in row.get("round_threshold", ()) if t is not None]
 
     @property
@@ -112,12 +112,12 @@ class Measured:
 
     @property
     def speedup(self) -> Cell:
-        """Over plain decoding, without prefill; none where an output has no verdict, and of a draft without target."""
+        """Speedup over plain decoding, without prefill; nan if an output has no verdict, or for an unverified draft."""
         return Cell(self.row.speedup, self.row.low, self.row.high) if self.row.is_judged else Cell()
 
     @property
     def plain_s(self) -> float:
-        """Seconds a token of plain decoding, on the same prompts."""
+        """Seconds of plain decoding for one token, on the same prompts."""
         return metrics.ratio(
             sum(plain["total_s"] - plain["prefill_s"] for plain, _ in self.pairs),
             sum(plain["n_tokens"] - 1 for plain, _ in self.pairs),
@@ -125,7 +125,7 @@ class Measured:
 
     @property
     def draft_cost(self) -> float:
-        """c: seconds a drafted token, in plain tokens."""
+        """c: seconds of a drafted token, in plain tokens."""
         return metrics.ratio(self.total("draft_s"), self.row.drafted * self.plain_s)
 
     @property
@@ -134,7 +134,7 @@ class Measured:
         return metrics.ratio(self.total("verify_s") + self.total("other_s"), self.row.n_rounds * self.plain_s)
 
     def total(self, field: str) -> float:
-        """Of a field of the arm's rows."""
+        """Sum of a field over the arm's rows."""
         return float(sum(row[field] for row in self.rows))
 
 
@@ -152,23 +152,23 @@ class Search:
 
     @property
     def best(self) -> Trial | None:
-        """The trial of the largest value, the first of equals; None if none has a value."""
+        """The trial with the largest value, the first among equals; None if no trial has a value."""
         return max(self.complete, key=trial_value, default=None)
 
     @property
     def nothing_value(self) -> float | None:
-        """The value of skipping nothing; None if it was not tried."""
+        """The value of the empty skip set; None if the search did not try it."""
         return figure_data.nothing_value(self.trials)
 
     @property
     def winner(self) -> str | None:
-        """The skip set that the search handed on: the winner of its finals, else its best trial's."""
+        """The skip set that the search returns: the winner of its finals, or else the set of its best trial."""
         handed = self.run.summary.get("winner") or self.best
         return handed["skip"] if handed else None
 
     @property
     def finals(self) -> list[Raced]:
-        """The sets that were raced on fresh prompts, the winner first; empty if none were."""
+        """The sets of the race on fresh prompts, the winner first; empty without a race."""
         return self.run.finals().whole()
 
     @property
@@ -183,7 +183,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All of it: arms, searches, skip sets by label, and the values that were published."""
+    """Arms, searches, skip sets by label, and published values."""
 
     arms: Sequence[Measured]
     searches: Sequence[Search]
@@ -192,23 +192,23 @@ class Evidence:
 
     @property
     def drafts(self) -> list[Measured]:
-        """The arms that drafted anything."""
+        """The arms that drafted at least one token."""
         return [arm for arm in self.arms if arm.row.drafted]
 
     def value(self, metric: str, **key: Any) -> float:
-        """The published value of a metric for exactly that model, data, temperature, arm, stop rule, ...; else nan."""
+        """The published value of a metric for exactly this model, data, temperature, arm, stop rule, ...; or nan."""
         wanted = {"metric": metric, **key}
         same = (row for row in self.published if all(row.get(k) == wanted.get(k) for k in (*QUALIFIERS, *wanted)))
         return float(next((row["value"] for row in same), math.nan))
 
     def published_elsewhere(self, is_wanted: Callable[[Row], bool]) -> list[str]:
-        """One line of the published values of other models, data or temperatures; none if there are none."""
+        """One line with the published values of other models, data or temperatures; empty if there are none."""
         measured = [arm.where for arm in self.arms]
         others = [row for row in self.published if is_wanted(row) and {k: row.get(k) for k in WHERE} not in measured]
         return [f"Published for others: {'; '.join(map(_read_out, others))}."] if others else []
 
     def searched(self, arm: Measured) -> list[Search]:
-        """The searches that handed on the set the arm skips, for the same model."""
+        """The searches for the same model that returned the arm's skip set."""
         return [
             search
             for search in self.searches
@@ -218,7 +218,7 @@ class Evidence:
 
 
 def label(arm: Measured, among: Sequence[Measured]) -> str:
-    """The arm's name in a picture, with what else tells it from the others there."""
+    """The arm's name in a picture, with the properties that distinguish it from the other arms there."""
     parts: list[tuple[str, set[Any]]] = [
         (arm.row.model, {other.row.model for other in among}),
         (arm.row.data, {other.row.data for other in among}),
@@ -241,9 +241,9 @@ def read(runs: Sequence[Run], *, published: Sequence[Row] = (), sets: Mapping[st
     """The evidence of evaluate and search runs.
 
     Args:
-        runs: to read.
-        published: values to show beside those measured.
-        sets: more skip sets, by label.
+        runs: runs to read.
+        published: published values, shown beside the measured ones.
+        sets: further skip sets, by label.
 
     Raises:
         InputError: if a run cannot be read.
@@ -254,7 +254,7 @@ def read(runs: Sequence[Run], *, published: Sequence[Row] = (), sets: Mapping[st
 
 
 def skip_sets(rows: Sequence[ArmRow], searches: Sequence[Search]) -> dict[str, SkipSet]:
-    """Label to set, for each arm that skips something and what each search handed on."""
+    """Label to skip set, for each arm that skips something and for the set that each search returns."""
     found = [(row.model, row.arm, row.run, row.skip, row.n_layers) for row in rows if row.skips]
     for search in searches:
         if search.winner is not None:
@@ -288,7 +288,7 @@ def pooled(
     most: float = math.inf,
     digits: int = 2,
 ) -> Cell:
-    """The ratio of two sums over rows, at most `most`, with its 95 % interval over prompts."""
+    """The ratio of two sums over rows with its 95 % interval over prompts; values above `most` are cut to it."""
     sums: dict[str, tuple[float, float]] = {}
     for row in rows:
         top, bottom = sums.get(row["prompt_id"], (0.0, 0.0))

@@ -1,4 +1,4 @@
-"""Table 5 of the paper: where the milliseconds of a token go: drafting, verifying, and the rest."""
+"""Table 5 of the paper: the milliseconds of a token for drafting, verifying, and the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOTE = (
 
 
 def section(evidence: Evidence) -> Section:
-    """A row an arm that can tell its parts."""
+    """One row for each arm with known parts."""
     stem, title = "latency", "Where the time goes (Table 5)"
     if not evidence.drafts:
         return Section(stem, title, to_do="selfspec evaluate skip=SET")
@@ -36,7 +36,7 @@ def section(evidence: Evidence) -> Section:
 
 
 def per_token(arm: Measured, part: str) -> Cell:
-    """Milliseconds a new token of a part: `draft`, `verify`, `other` or `all`."""
+    """Milliseconds for each new token of a part: `draft`, `verify`, `other` or `all`."""
     rows = [row for row in arm.rows if row["n_tokens"] > 1]
     return pooled(
         rows,
@@ -56,7 +56,7 @@ def _cells(evidence: Evidence, arm: Measured) -> list[Value]:
 
 
 def stacked(arms: Sequence[Measured]) -> Figure:
-    """A bar an arm, its parts one after the other."""
+    """One bar for each arm, stacked from its parts."""
     figure, axes = canvas(8.0, 1.4 + 0.34 * len(arms))
     left = [0.0] * len(arms)
     for part, colour in PARTS.items():

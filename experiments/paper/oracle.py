@@ -1,4 +1,4 @@
-"""Stop rules against the oracle: what stopping right before the first rejected token would have given."""
+"""Stop rules against the oracle: the speedup of a rule that stops right before the first rejected token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORACLE = (
 
 
 def section(evidence: Evidence) -> Section:
-    """A row a draft, the fastest first within its model and data."""
+    """One row for each draft, the fastest first within its model and data."""
     stem, title = "stop_rules", "Stop rules and the oracle"
     arms = sorted(evidence.drafts, key=_order)
     if not arms:
@@ -37,10 +37,10 @@ def _order(arm: Measured) -> tuple[object, ...]:
 
 
 def oracle(pairs: Sequence[Pair]) -> Cell:
-    """The least speedup of a rule that stops right before the first rejected token, by the seconds in the rows.
+    """A lower bound of the speedup of a rule that stops right before the first rejected token, from measured seconds.
 
     Args:
-        pairs: rows of plain decoding and of the arm.
+        pairs: rows of plain decoding and of the arm, prompt by prompt.
     """
     timed = [pair for pair in pairs if all(row["n_tokens"] > 1 for row in pair)]
     plain, method = times(timed, _without_waste)
@@ -62,7 +62,7 @@ def _cells(arm: Measured) -> list[Value]:
 
 
 def compare(arms: Sequence[Measured]) -> Figure:
-    """Each arm's speedup with its interval, and the oracle's to the right of it."""
+    """Each arm's speedup with its interval; the oracle's speedup stands to the right of it."""
     figure, axes = canvas(8.0, 1.5 + 0.34 * len(arms))
     for y, arm in enumerate(arms):
         here, best = arm.speedup, oracle(arm.pairs)

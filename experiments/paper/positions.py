@@ -1,4 +1,4 @@
-"""Acceptance by position: how often the first, second, ... token of a draft stands, if those before it did."""
+"""Acceptance by position: how often the first, second, ... token of a draft is accepted after the tokens before it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.results import figure_data
 from experiments.results.figures import BLUE, DARK, GREEN, ORANGE, RED, canvas, legend_below, plain_axes
 
 SHOWN = 12  # positions of the table; the paper's longest draft
-LEAST = 10  # judged tokens that a point of the picture needs; chosen, not tuned
+LEAST = 10  # least number of judged tokens for a point of the picture; chosen, not tuned
 NOTE = (
     "Of the tokens at that position that were judged: those before it in the draft were all accepted. The picture "
     f"leaves out positions with fewer than {LEAST} judged tokens."
@@ -21,7 +21,7 @@ NOTE = (
 
 
 def section(evidence: Evidence) -> Section:
-    """A row a draft, a column a position."""
+    """One row for each draft, one column for each position."""
     stem, title = "positions", "Acceptance by position in the draft"
     arms = evidence.drafts
     if not arms:
@@ -45,7 +45,7 @@ def at(arm: Measured, position: int) -> Cell:
 
 
 def profile(arms: Sequence[Measured]) -> Figure:
-    """Acceptance over position, a line an arm."""
+    """Acceptance over position, one line for each arm."""
     figure, axes = canvas(7.5, 4.2)
     colours, dashes = (BLUE, ORANGE, GREEN, RED, DARK), ("-", "--", "-.", ":")
     for i, arm in enumerate(arms):

@@ -1,4 +1,4 @@
-"""Predicted against measured speedup: what a search promised, and what its drafts gave on other prompts."""
+"""Predicted against measured speedup: the prediction of each search, and the speedup of its drafts on other prompts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Point = tuple[list[Value], float, Cell, str]  # first cells, predicted, measured
 
 
 def section(evidence: Evidence) -> Section:
-    """A row a draft with a promise: evaluated arms, and the finals of searches."""
+    """One row for each draft with a prediction: evaluated arms, and the finals of searches."""
     stem, title = "predicted", "Predicted against measured speedup"
     points = _evaluated(evidence) + _finals(evidence)
     if not points:
@@ -60,7 +60,7 @@ def _finals(evidence: Evidence) -> list[Point]:
 
 
 def agreement(points: Sequence[Point]) -> Figure:
-    """Measured over predicted; on the line the promise was kept."""
+    """Measured over predicted speedup; on the line both are equal."""
     figure, axes = canvas(5.4, 5.0)
     for name, colour, marker, some in (
         ("evaluated arm [95 %]", BLUE, "o", [p for p in points if not _is_final(p)]),

@@ -10,7 +10,7 @@ from experiments.results.tables import SPEEDUP, cautions
 
 
 def section(evidence: Evidence) -> Section:
-    """A row an arm, plain decoding for its quality; then what was published and not measured here."""
+    """One row for each arm, also plain decoding, for its quality; then the published values without a measured one."""
     stem, title = "results", "Quality, acceptance and speedup (Table 1)"
     if not evidence.drafts:
         return Section(stem, title, to_do="selfspec evaluate skip=SET data=NAME")

@@ -1,4 +1,4 @@
-"""Search progress: what each search tried, how its best grew, and what it handed on."""
+"""Search progress: the trials of each search, the growth of its best value, and the set it returns."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLUMNS = [
 
 
 def section(evidence: Evidence) -> Section:
-    """A row and a picture a search."""
+    """One row and one picture for each search."""
     stem, title = "searches", "Search progress"
     searches = [search for search in evidence.searches if search.trials]
     if not searches:
@@ -39,7 +39,7 @@ def section(evidence: Evidence) -> Section:
 
 
 def progress(search: Search) -> Figure:
-    """Its best so far, over evaluations and over seconds."""
+    """The best value so far, over evaluations and over seconds."""
     title = f"{search.fact('searcher')} on {search.fact('model')} with {search.fact('data')}"
     return figures.best_so_far(search.trials, objective=search.fact("objective"), title=title)
 

@@ -1,6 +1,6 @@
-"""One section of the report: a table, its figures, and what to know of them; in Markdown, CSV and LaTeX.
+"""One section of the report: a table, figures, and notes about them; in Markdown, CSV and LaTeX.
 
-Knows cells and columns; knows nothing of runs, nor of what the numbers mean.
+This module knows cells and columns. It must not know runs or the meaning of the numbers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from experiments.results.tables import markdown_table, number
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number as measured here with its 95 % interval, and as published; nan where there is none.
+    """A measured number with its 95 % interval, and the published number; nan for a missing number.
 
     Attributes:
-        here, low, high: of these runs.
-        published: of the paper.
-        digits: shown after the point.
+        here, low, high: measured number and the ends of its interval.
+        published: the paper's number.
+        digits: number of digits after the point.
     """
 
     here: float = math.nan
@@ -36,7 +36,7 @@ class Cell:
 
     @classmethod
     def raced(cls, row: Mapping[str, Any]) -> Cell:
-        """The speedup in a row of a search's finals; a race on one prompt has no interval."""
+        """The speedup in a row of the finals of a search; a race on one prompt has no interval."""
         here, low, high = (math.nan if row[key] is None else float(row[key]) for key in ("speedup", "low", "high"))
         return cls(here, low, high)
 
@@ -47,12 +47,12 @@ class Cell:
         return here if math.isnan(self.published) else f"{number(self.published, self.digits)} / {here}"
 
     def beside(self, published: float) -> Cell:
-        """The same, with the published value."""
+        """The same cell with a published value."""
         return replace(self, published=published)
 
     @property
     def parts(self) -> dict[str, float]:
-        """By the ending of its column in a CSV file."""
+        """Its numbers by the ending of their columns in a CSV file."""
         return {"": self.here, "_low": self.low, "_high": self.high, "_published": self.published}
 
 
@@ -61,22 +61,22 @@ Value = str | int | Cell
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Named columns; a row has a value in each."""
+    """Named columns and rows; a row has a value for each column."""
 
     columns: Sequence[str]
     body: Sequence[Sequence[Value]]
 
     def markdown(self) -> str:
-        """Rounded, to read."""
+        """The table in Markdown, with rounded numbers."""
         return markdown_table(self.columns, self._text())
 
     def latex(self) -> str:
-        """A `tabular` with booktabs' rules, rounded."""
+        """The table as a `tabular` with the rules of booktabs, with rounded numbers."""
         frame = pd.DataFrame(self._text(), columns=list(self.columns))
         return str(frame.to_latex(index=False, escape=True)).replace("–", "--")
 
     def csv(self) -> str:
-        """In full precision: a number's interval and published value have columns of their own, if any row has them."""
+        """The table in full precision; intervals and published values have their own columns if any row has them."""
         rows = [self._flat(row) for row in self.body]
         known = {key for row in rows for key, value in row.items() if value != ""}
         names = [n for column in self.columns for n in (column + end for end in Cell().parts) if n in known]
@@ -102,12 +102,12 @@ class Section:
     """A part of the report.
 
     Attributes:
-        stem: of the names of its files.
+        stem: stem of its file names.
         title: its heading.
-        table: None if it has figures only, or nothing at all.
-        figures: by the name of their file, without its ending.
-        notes: what to know of them.
-        to_do: where there are no rows: what to run to get them.
+        table: its table; None for a section of figures only and for an empty section.
+        figures: file name without ending to figure.
+        notes: explanations of table and figures.
+        to_do: if there are no rows, the command that makes them.
     """
 
     stem: str
@@ -119,11 +119,11 @@ class Section:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the runs say nothing of it."""
+        """Whether the runs hold no data for this section."""
         return self.table is None and not self.figures
 
     def markdown(self) -> str:
-        """With the pictures beside it."""
+        """The section in Markdown, with links to its pictures."""
         parts = [f"## {self.title}", *([self.table.markdown()] if self.table else [])]
         parts += [f"![{name}]({name}.png)" for name in self.figures]
         return "\n\n".join(parts + (["\n".join(f"- {note}" for note in self.notes)] if self.notes else []))

@@ -1,4 +1,4 @@
-"""Appendix C of the paper: which sublayers each set skips; and beyond it, how far any two sets agree."""
+"""Appendix C of the paper: which sublayers each set skips; and, not in the paper, how far any two sets agree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOTE = "Jaccard overlap: sublayers that both sets skip, over those that either s
 
 
 def skip_map(evidence: Evidence) -> Section:
-    """The sets of the arms, and what the searches handed on."""
+    """The sets of the arms and the sets that the searches returned."""
     stem, title = "skip_map", "Skip sets (App. C)"
     if not evidence.sets:
         return Section(stem, title, to_do="selfspec search, or selfspec evaluate skip=SET")
@@ -24,7 +24,7 @@ def skip_map(evidence: Evidence) -> Section:
 
 
 def overlap(evidence: Evidence) -> Section:
-    """Every pair of different sets of one depth."""
+    """One row for every pair of different sets of one depth."""
     stem, title = "overlap", "Overlap of skip sets"
     sets = [(name, skip) for skip, name in {skip: name for name, skip in evidence.sets.items() if len(skip)}.items()]
     pairs = [(a, b) for i, a in enumerate(sets) for b in sets[i + 1 :] if a[1].n_layers == b[1].n_layers]
@@ -35,6 +35,6 @@ def overlap(evidence: Evidence) -> Section:
 
 
 def overlaps(a: SkipSet, b: SkipSet) -> list[float]:
-    """Of all sublayers, of attention and of MLP."""
+    """Jaccard indices of all sublayers, of attention and of MLP, each in [0, 1]."""
     attn, mlp = ([SkipSet(s.n_layers, attn=s.attn) for s in (a, b)], [SkipSet(s.n_layers, mlp=s.mlp) for s in (a, b)])
     return [jaccard(a, b), jaccard(*attn), jaccard(*mlp)]

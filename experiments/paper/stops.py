@@ -1,4 +1,4 @@
-"""Tables 3 and 4 of the paper: fixed draft lengths, and static thresholds, against the adaptive rule."""
+"""Tables 3 and 4 of the paper: fixed draft lengths and static thresholds, compared with the adaptive rule."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ NOTE = "Compared are arms that differ in the stop rule alone, by the seconds of 
 
 
 def fixed_lengths(evidence: Evidence) -> Section:
-    """Table 3."""
+    """Table 3: fixed draft lengths."""
     title = "Fixed draft lengths against adaptive (Table 3)"
     return _section(evidence, "fixed", stem="fixed_lengths", title=title, dial="stop.max_draft=2,4,6,8")
 
 
 def static_thresholds(evidence: Evidence) -> Section:
-    """Table 4."""
+    """Table 4: static thresholds."""
     title = "Static thresholds against adaptive (Table 4)"
     return _section(evidence, "threshold", stem="thresholds", title=title, dial="stop.threshold=0.2,0.4,0.6,0.8")
 
@@ -43,7 +43,7 @@ def _section(evidence: Evidence, rule: str, *, stem: str, title: str, dial: str)
 
 
 def setting(arm: Measured) -> float | None:
-    """What a static rule is set to; None for a rule that sets itself, and where nothing tells."""
+    """The setting of a static rule; None for an adaptive rule and for an unknown setting."""
     if arm.row.stop == "fixed":
         return float(arm.max_draft)
     return arm.thresholds[0] if arm.row.stop == "threshold" and arm.thresholds else None
@@ -62,7 +62,7 @@ def _cells(evidence: Evidence, arm: Measured) -> list[Value]:
 
 
 def sweep(arms: Sequence[Measured], rule: str) -> Figure:
-    """Speedup over the setting of the static rule, with its interval; the adaptive rule as a level with a band."""
+    """Speedup over the setting of the static rule, with its interval; a level with a band shows the adaptive rule."""
     figure, axes = canvas(6.4, 4.0)
     static = [(at, arm.speedup) for arm in arms if (at := setting(arm)) is not None]
     x, y = [at for at, _ in static], [cell.here for _, cell in static]

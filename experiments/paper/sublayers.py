@@ -21,7 +21,7 @@ NOTE = (
 
 
 def section(evidence: Evidence) -> Section:
-    """A picture a search, and one of each model's evaluated arms."""
+    """One picture for each search, and one for each model's evaluated arms."""
     stem, title = "skipped", "Speed and the number of skipped sublayers (Fig. 4)"
     arms = [arm for arm in evidence.drafts if arm.skip]
     searches = [search for search in evidence.searches if search.complete]
@@ -34,7 +34,7 @@ def section(evidence: Evidence) -> Section:
 
 
 def tried(search: Search) -> Figure:
-    """The value of every trial over the sublayers it skips."""
+    """The value of every trial over its number of skipped sublayers."""
     figure, axes = canvas(6.8, 4.0)
     n_layers = search.run.facts["n_layers"]
     points = [(len(SkipSet.parse(t["skip"], n_layers)), trial_value(t)) for t in search.complete]
@@ -53,7 +53,7 @@ def tried(search: Search) -> Figure:
 
 
 def evaluated(arms: Sequence[Measured]) -> Figure:
-    """The measured speedup of every arm over the sublayers it skips."""
+    """The measured speedup of every arm over its number of skipped sublayers."""
     figure, axes = canvas(6.8, 4.0)
     colours, markers = (BLUE, ORANGE, GREEN, RED, DARK), "os^Dv*"
     for i, arm in enumerate(arms):

@@ -1,4 +1,4 @@
-"""Figure 5 of the paper: how the threshold moves, round by round, and the acceptance it follows."""
+"""Figure 5 of the paper: the threshold, round by round, and the acceptance that it follows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTE = f"Grey lines: a new prompt begins. Acceptance is that of the last {figure
 
 
 def section(evidence: Evidence) -> Section:
-    """A picture an arm whose threshold moves."""
+    """One picture for each arm with a moving threshold."""
     stem, title = "threshold", "The threshold, round by round (Fig. 5)"
     arms = [arm for arm in evidence.drafts if len(set(arm.thresholds)) > 1]
     if not arms:
@@ -26,7 +26,7 @@ def section(evidence: Evidence) -> Section:
 
 
 def trajectory(arm: Measured, name: str) -> Figure:
-    """The threshold above, the recent acceptance below."""
+    """The threshold in the upper panel, the recent acceptance in the lower panel."""
     figure = Figure(figsize=(8.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True)

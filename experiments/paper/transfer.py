@@ -1,4 +1,4 @@
-"""Transfer: sets searched on one data set, evaluated on another."""
+"""Transfer: sets from a search on one data set, evaluated on another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Key = tuple[str, str, str, str, str]
 
 
 def section(evidence: Evidence) -> Section:
-    """A row for each searched set and arm name, a column for each data set."""
+    """One row for each searched set and arm name, one column for each data set."""
     stem, title = "transfer", "Transfer of searched sets between data sets"
     found: dict[Key, dict[str, Measured]] = {}
     for arm in sorted(evidence.drafts, key=lambda arm: arm.run.id):

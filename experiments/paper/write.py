@@ -1,4 +1,4 @@
-"""All sections of the paper's report, written into a folder: Markdown, CSV, LaTeX, and pictures beside them."""
+"""Writes all sections of the paper's report into a folder: Markdown, CSV, LaTeX, and pictures beside them."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ CELLS = (
 
 
 def write_paper(evidence: Evidence, folder: Path) -> tuple[list[str], list[Path]]:
-    """Write every section that has rows: STEM.csv and STEM.tex for its table, NAME.png and NAME.svg for each figure.
+    """Write every section with rows: STEM.csv and STEM.tex for its table, NAME.png and NAME.svg for each figure.
 
     Returns:
-        The Markdown of the sections, and of what is missing, and the files written.
+        The Markdown of the sections and of the missing ones, and the paths of the written files.
     """
     sections = [make(evidence) for make in SECTIONS]
     paths: list[Path] = []

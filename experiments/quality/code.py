@@ -1,6 +1,6 @@
-"""Code: does the function that was written pass its tests, and how often in k tries?
+"""Code: whether a written function passes its tests, and how likely one of k tries passes.
 
-Builds the programs and counts; where they run, and that they can do no harm there, is the sandbox's business.
+This module builds programs and counts results; the sandbox runs the programs and keeps them from harm.
 
 Source: Chen et al. 2021 (arXiv:2107.03374), sections 2.1 (pass@k) and 3.2 (where a completion ends).
 """
@@ -15,14 +15,14 @@ from typing import Any
 
 from experiments.quality.cut import cut
 
-# After a function a raw continuation goes on with something else of its own making; the fence is ours.
+# after the function a raw answer goes on with further code of its own; the stop at the fence is ours
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 MBPP_STOPS = ("[DONE]",)
 _FENCE = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 
 def pass_at_k(n: int, n_passed: int, k: int) -> float:
-    """The unbiased estimate of how likely at least one of k tries passes, from n tries of which n_passed did.
+    """Unbiased estimate of the chance that at least one of k tries passes, from n tries with n_passed passes.
 
     Raises:
         ValueError: unless 0 <= n_passed <= n and 1 <= k <= n.
@@ -34,12 +34,12 @@ def pass_at_k(n: int, n_passed: int, k: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What an answer in code is judged by.
+    """A problem that an answer in code solves.
 
     Attributes:
-        prompt: the beginning of a module that the answer goes on with; may be empty.
-        tests: source that raises unless the module is right.
-        stops: where a raw answer ends.
+        prompt: beginning of a module that the answer continues; may be empty.
+        tests: source code that raises unless the module is right.
+        stops: texts that end a raw answer.
     """
 
     prompt: str
@@ -48,7 +48,7 @@ class Problem:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Problem | None:
-        """The problem of a row of HumanEval or of MBPP; None if it is neither."""
+        """The problem of a row of HumanEval or of MBPP; None for any other row."""
         if {"prompt", "test", "entry_point"} <= row.keys():
             return cls(row["prompt"], f"{row['test']}\ncheck({row['entry_point']})\n")
         if "test_list" in row:
@@ -56,14 +56,14 @@ class Problem:
         return None
 
     def program(self, text: str, *, chat: bool) -> str:
-        """The source that raises unless the answer passes the tests.
+        """The source code that raises unless the answer passes the tests.
 
-        A raw answer continues the prompt up to the first stop. A chat's answer, or the first fenced part of it, follows
-        the prompt, whose function it defines again. Tabs become four spaces: prompts are asked with either.
+        A raw answer continues the prompt up to the first stop. A chat answer, or its first fenced part, follows the
+        prompt and defines its function again. Tabs become four spaces, because prompts use both.
 
         Args:
-            text: the answer as decoded.
-            chat: whether it was asked for in a conversation.
+            text: the decoded answer.
+            chat: whether the answer comes from a conversation.
         """
         fenced = _FENCE.search(text)
         written = "\n" + (fenced.group(1) if fenced else text) if chat else cut(text, self.stops)

@@ -1,4 +1,4 @@
-"""Where an answer ends that went on too long."""
+"""Cuts answers that go on too long."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from collections.abc import Sequence
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first place where any of `stops` begins; all of it if there is none."""
+    """The text before the first of `stops`; the whole text if it holds none of them."""
     return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]

@@ -1,8 +1,9 @@
-"""What runs inside the sandbox: lowers its own limits, closes the doors, then runs one program.
+"""The script inside the sandbox: it lowers its own limits, forbids dangerous operations, then runs one program.
 
-Handed to a fresh Python as its source, so it knows the standard library alone. Standard input is a JSON object of the
-program, the limits and a secret; the secret comes back on standard output if the program ran to its end, else why not.
-An audit hook cannot be taken off again; still it guards against careless code, not against a determined attacker.
+A fresh Python gets this module as source code, so it knows the standard library alone. Standard input holds a JSON
+object of the program, the limits and a secret. Standard output holds the secret if the program ran to its end, or else
+the reason of its failure. No code can remove an audit hook; still, the hook guards against careless code, not against a
+determined attacker.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# Audit events, by their beginning (docs.python.org, "Audit events table"): nothing leaves, starts or is destroyed.
+# beginnings of audit events (docs.python.org, "Audit events table"): no connection, no process, no deletion
 REFUSED = (
     *("socket.", "subprocess.", "sqlite3.", "ctypes.dlsym", "ctypes.call_function", "ctypes.string_at"),
     *("os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.kill", "resource."),
@@ -25,12 +26,12 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:
-    """Run the program of standard input."""
+    """Run the program from standard input."""
     task = json.load(sys.stdin)
     answer = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)  # what is printed goes nowhere, and nothing can be read
+        os.dup2(nowhere, stream)  # output is discarded, and input is empty
     folder = os.path.realpath(os.getcwd())
     for name, most in task["limits"].items():
         resource.setrlimit(getattr(resource, name), (most, most))
@@ -39,15 +40,15 @@ def main() -> None:
     try:
         exec(task["program"], {})
         said = task["secret"]
-    except BaseException as error:  # SystemExit too: to leave is not to pass
+    except BaseException as error:  # SystemExit too: a program that exits does not pass
         said = f"{type(error).__name__}: {error}".removesuffix(": ")[:200]
     answer.write(said)
     answer.close()
-    os._exit(0)  # nothing that the program left behind runs now
+    os._exit(0)  # no leftover of the program, such as an exit handler, runs
 
 
 def no_process(*args: Any) -> None:
-    """Stands for whatever starts a process."""
+    """Raise an error in the place of a function that starts a process."""
     raise PermissionError("generated code may not start a process")
 
 

@@ -1,6 +1,6 @@
-"""How good the answers of a run are: judged after all decoding, so that no timing suffers; one row for each number.
+"""The quality of the answers of a run, judged after all decoding so that no timing suffers; one row for each number.
 
-`data.metric` names the measure. Failed prompts leave no row here: the run's own rows say why they failed.
+`data.metric` names the measure. Failed prompts have no row here: the rows of the run give the reason of the failure.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PASSED, PASS_KS = "passed", (1, 10)  # the published k
 
 Row = dict[str, Any]
 Measure = Callable[[Sequence[tuple[Example, str]]], list[Row]]
-"""From (example, answer) pairs to what is said of each: numbers by name, and perhaps a `reason`."""
+"""Judges (example, answer) pairs: for each pair a row of numbers by name, and a `reason` if code failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class Quality:
 
 
 def measure(cfg: DictConfig, examples: Iterable[Example]) -> Measure | None:
-    """How the answers to `examples` will be judged; None where the data, or the user, wants no judgement.
+    """The measure for the answers to `examples`; None if the data or the user switches judging off.
 
     Raises:
-        InputError: now, and not after the run, if an example has nothing to be judged by or code cannot be run here.
+        InputError: before the run, if an example lacks a reference or tests, or code cannot run here.
     """
     name = OmegaConf.select(cfg, "data.metric")
     if name is None or not cfg.quality:
@@ -76,7 +76,7 @@ def measure(cfg: DictConfig, examples: Iterable[Example]) -> Measure | None:
 
 
 def _rouge(answers: Sequence[tuple[Example, str]]) -> list[Row]:
-    # of a conversation the first answer is judged, and its references are one for each turn
+    # only the first answer of a conversation is judged; the references hold one text for each turn
     return [dict(rouge(text, [e.reference or "", *(() if e.turns else e.references)])) for e, text in answers]
 
 
@@ -107,12 +107,12 @@ def _missing(name: str, example: Example, what: str) -> InputError:
 
 
 def assess(measure: Measure, examples: Iterable[Example], rows: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """A row for each number of each answer: prompt_id, arm, sample, metric, value and, of code that failed, reason.
+    """One row for each number of each answer: prompt_id, arm, sample, metric, value and, for failed code, reason.
 
     Args:
-        measure: judges.
-        examples: the prompts of the run.
-        rows: of the run; of each prompt, arm and sample the latest counts, and of a conversation the first answer.
+        measure: judge of the answers.
+        examples: prompts of the run.
+        rows: rows of the run; the latest row of a prompt, arm and sample counts, and only the first turn.
     """
     by_id = {example.id: example for example in examples}
     answered = {
@@ -120,7 +120,7 @@ def assess(measure: Measure, examples: Iterable[Example], rows: Iterable[Mapping
         for row in rows
         if row.get("turn", 0) == 0 and row["prompt_id"] in by_id
     }
-    # Lossless arms mostly say the same, which is judged once.
+    # lossless arms mostly give equal answers, so each distinct answer is judged once
     distinct = list(dict.fromkeys((id, text) for (id, _, _), text in answered.items() if text is not None))
     judged = dict(zip(distinct, measure([(by_id[id], text) for id, text in distinct]), strict=True))
     return [
@@ -133,7 +133,7 @@ def assess(measure: Measure, examples: Iterable[Example], rows: Iterable[Mapping
 
 
 def _answer(row: Mapping[str, Any]) -> str | None:
-    """What is judged of a row: its text without thoughts, whose numbers and drafts of code are no answer."""
+    """The judged text of a row: its text without thoughts, because numbers and code in thoughts are no answer."""
     text = row.get("text")
     return None if text is None else without_thoughts(text, begins_in_thought=bool(row.get("begins_in_thought")))
 
@@ -145,7 +145,7 @@ def _reason(said: Mapping[str, Any]) -> Row:
 def write_quality(
     folder: Path, measure: Measure | None, examples: Iterable[Example], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Judge a run and write the rows into its folder, whole; nothing if there is no measure."""
+    """Judge a run and write all rows into its folder at once; without a measure, write nothing."""
     if measure is None:
         return
     lines = (
@@ -156,12 +156,12 @@ def write_quality(
 
 
 def quality_rows(folder: Path) -> list[Row]:
-    """The rows of a run; none if its answers were not judged."""
+    """The quality rows of a run; empty if its answers were not judged."""
     return run_files.read_rows(folder / FILE) if (folder / FILE).is_file() else []
 
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> list[Quality]:
-    """The numbers of each arm; pass@k for the k of `PASS_KS` of which every prompt has enough samples."""
+    """The numbers of each arm; pass@k for each k of `PASS_KS` for which every prompt has enough samples."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
         values.setdefault((row["arm"], row["metric"]), {}).setdefault(row["prompt_id"], []).append(row["value"])
@@ -179,14 +179,14 @@ def summary(rows: Iterable[Mapping[str, Any]]) -> list[Quality]:
 
 
 def _quality(arm: str, metric: str, each: Sequence[float], samples: Sequence[Sequence[float]]) -> Quality:
-    # fractions, but for a measure of a user's own
+    # all measures are fractions, except a user's own
     within = (0.0, 1.0) if all(0 <= value <= 1 for value in each) else (-math.inf, math.inf)
     low, high = mean_interval(each, within=within)
     return Quality(arm, metric, sum(each) / len(each), low, high, len(each), sum(map(len, samples)))
 
 
 def quality_table(found: Sequence[Quality]) -> str:
-    """A Markdown table of what `summary` found."""
+    """A Markdown table of the results of `summary`."""
     return markdown_table(
         ("arm", "metric", "value [95 %]", "prompts", "samples"),
         [

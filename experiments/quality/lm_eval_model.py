@@ -1,9 +1,9 @@
-"""lm-evaluation-harness decodes its tasks with a draft, and judges the answers.
+"""A model for lm-evaluation-harness that decodes its tasks with a draft; the harness judges the answers.
 
     model = DraftedLM("FOLDER", draft="RUN")
     lm_eval.simple_evaluate(model=model, tasks=["gsm8k"], limit=50)
 
-It knows the harness's model class and the Hugging Face door. It knows no task and no metric.
+The module knows the harness's model class and `selfspec.hf`. It must not know tasks or metrics.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from selfspec.stopping import StopPolicy
 
 
 class DraftedLM(HFLM):  # type: ignore[misc]  # the harness is untyped here
-    """The harness's Hugging Face model, whose texts are drafted and verified: the same texts in fewer passes.
+    """The harness's Hugging Face model with drafts and verification: it generates equal texts in fewer passes.
 
-    Tasks that compare likelihoods generate nothing, and are as without a draft. The prompts of a batch are decoded one
-    after the other, since the harness's stop sequences count from one common length.
+    Tasks that compare likelihoods generate no text, so the draft has no effect on them. The prompts of a batch are
+    decoded one after the other, because the harness's stop sequences count from one common length.
 
     Args:
         pretrained: a model in eval mode, its name on the hub, or its folder.
         draft, stop, lookup: see `Speculator`; the folder of a search is enough.
-        **settings: as of `HFLM`: tokenizer, device, dtype, batch_size, ...
+        **settings: settings of `HFLM`: tokenizer, device, dtype, batch_size, ...
 
     Raises:
-        InputError: for an encoder-decoder model; at the first prompt, if there is no such draft.
+        InputError: for an encoder-decoder model, and at the first prompt if there is no such draft.
     """
 
     def __init__(

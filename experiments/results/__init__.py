@@ -1,1 +1,4 @@
-"""The reading side: run folders, what a user names, and the values that tables and pictures show."""
+"""Run folders: their writer, their readers, the lookup by a user's words, and the values of tables and pictures.
+
+It must not know Hydra, models or how results are shown interactively.
+"""

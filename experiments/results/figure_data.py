@@ -1,6 +1,6 @@
-"""The numbers of each figure, computed in one place: matplotlib and plotly draw them and compute nothing.
+"""The numbers of each figure, computed in one place: `figures` (matplotlib) and `charts` (plotly) only draw them.
 
-Rows of a run in, plain values out. This module knows nothing of colours, axes, or where a figure goes.
+The functions turn rows of a run into plain values. This module must not know colours, axes, or where a figure goes.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ Row = Mapping[str, Any]
 Spent = Literal["evaluations", "seconds"]
 Point = tuple[float, float]
 
-STATES = ("pruned", "failed")  # of trials without a value that others can be compared with
-WINDOW = 20  # rounds over which the course of acceptance is pooled; chosen, not tuned
+STATES = ("pruned", "failed")  # states of trials without a comparable value
+WINDOW = 20  # rounds that each point of the acceptance course pools; chosen, not tuned
 UNITS = {"expected_speedup": "expected speedup (× plain decoding)", "acceptance": "acceptance (accepted / drafted)"}
 DRAFT_COST = "draft cost (plain tokens per drafted token)"
 SUBLAYERS = ("attention", "MLP")
 
 
 def unit(objective: str) -> str:
-    """An objective's name read out as a unit: `tokens_per_s` and `tokens_per_second` are tokens per second."""
+    """The unit that an objective's name stands for: `tokens per second` for `tokens_per_s` and `tokens_per_second`."""
     name = objective + "econd" if objective.endswith("_per_s") else objective
     return UNITS.get(objective, name.replace("_", " "))
 
 
 def nothing_value(trials: Sequence[Row]) -> float | None:
-    """The value of skipping nothing; None if it was not tried."""
+    """The value of the empty skip set; None if no trial has it."""
     return next((float(t["value"]) for t in scored(trials) if t["skip"] == "none"), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How the best of a search grew over what it spent.
+    """The best value of a search over the evaluations or seconds it spent.
 
     Attributes:
-        ended: what was spent when each trial ended, and the trial, in that order; without trials that do not say.
-        nothing: the value of skipping nothing; None if it was not tried.
+        ended: pairs (spent at the end of the trial, trial) in this order; trials without the amount are left out.
+        nothing: value of the empty skip set; None if no trial has it.
     """
 
     ended: Sequence[tuple[float, Row]]
@@ -54,27 +54,27 @@ class Progress:
 
     @property
     def scored(self) -> list[tuple[float, Row]]:
-        """Of the trials that have a value."""
+        """The pairs of trials with a value."""
         return [(spent, trial) for spent, trial in self.ended if scored([trial])]
 
     def without_value(self, state: str) -> list[float]:
-        """What was spent when each trial of a state of `STATES` ended."""
+        """The amounts spent at the ends of the trials with this state, one of `STATES`."""
         return [spent for spent, trial in self.ended if trial["state"] == state]
 
     @property
     def best(self) -> list[Point]:
-        """The best value by the end of each trial, from the first value on; never falls."""
+        """The best value at the end of each trial, from the first value on; never falls."""
         values = (float(t["value"]) if scored([t]) else -np.inf for _, t in self.ended)
         points = zip((spent for spent, _ in self.ended), accumulate(values, max), strict=True)
         return [(spent, value) for spent, value in points if np.isfinite(value)]
 
 
 def progress(trials: Sequence[Row], spent: Spent = "evaluations") -> Progress:
-    """How the best of a search grew.
+    """The progress of a search.
 
     Args:
         trials: rows of a search, in any order.
-        spent: what it spends; trials of several workers may end in another order than they began.
+        spent: amount on the x axis; trials of several workers may end in another order than they began.
     """
     tried = sorted(trials, key=lambda t: int(t["number"]))
     costs = [n if spent == "evaluations" else t.get("elapsed_s") for n, t in enumerate(tried, start=1)]
@@ -87,9 +87,9 @@ class TradeOff:
     """Acceptance against draft cost.
 
     Attributes:
-        trials: those that have both, the best value last, so that it is drawn above the others.
-        front: the Pareto front, the cheapest first.
-        nothing: the trial that skips nothing; None if there is none.
+        trials: trials with both numbers, the best value last, so that it is drawn on top.
+        front: the Pareto front, the cheapest trial first.
+        nothing: the trial with the empty skip set; None if there is none.
     """
 
     trials: Sequence[Row]
@@ -98,7 +98,7 @@ class TradeOff:
 
     @property
     def best(self) -> Row | None:
-        """The trial of the largest value; None if there is no trial."""
+        """The trial with the largest value; None if there is no trial."""
         return self.trials[-1] if self.trials else None
 
 
@@ -114,8 +114,8 @@ class MappedSet:
 
     Attributes:
         label: its name.
-        counts: `3 attention, 2 MLP of 16`.
-        is_skipped: by kind of sublayer, in the order of `SUBLAYERS`, for each layer.
+        counts: text such as `3 attention, 2 MLP of 16`.
+        is_skipped: for each kind of sublayer, in the order of `SUBLAYERS`, one boolean a layer.
     """
 
     label: str
@@ -124,7 +124,7 @@ class MappedSet:
 
 
 def skip_map(sets: Mapping[str, SkipSet]) -> list[MappedSet]:
-    """Which sublayers each labelled set skips; sets may be for models of different depths."""
+    """The sublayers that each labelled set skips; the sets may be for models of different depths."""
 
     def mapped(label: str, skip: SkipSet) -> MappedSet:
         layers = range(skip.n_layers)
@@ -137,13 +137,13 @@ def skip_map(sets: Mapping[str, SkipSet]) -> list[MappedSet]:
 
 @dataclass(frozen=True, slots=True)
 class ImportanceMap:
-    """What skipping each sublayer alone does to the value.
+    """The change of the value from skipping each sublayer alone.
 
     Attributes:
-        changes: [2, layers], attention above MLP; nan where nothing is known.
-        nothing: the value of skipping nothing; None if it has none.
-        reach: the end of the colour scale, where one in ten sublayers lies beyond: the few that must never be skipped
-            do not hide what the others do.
+        changes: shape [2, layers], attention above MLP; nan for unknown changes.
+        nothing: value of the empty skip set; None if it has none.
+        reach: end of the colour scale; one in ten sublayers lies beyond it, so that the few sublayers with large losses
+            do not hide the others.
     """
 
     changes: np.ndarray
@@ -152,13 +152,13 @@ class ImportanceMap:
 
     @property
     def known(self) -> np.ndarray:
-        """The changes that are known."""
+        """The known changes."""
         found: np.ndarray = self.changes[~np.isnan(self.changes)]
         return found
 
 
 def importance_map(importance: Importance) -> ImportanceMap:
-    """The changes of value from skipping one sublayer alone."""
+    """The map of the changes of value from skipping one sublayer alone."""
     nothing = importance.nothing.value
     changes = np.full((2, importance.n_layers), np.nan)
     for skip, tried in importance.alone.items():
@@ -175,10 +175,10 @@ class Position:
     """One position of a draft, from 1 on.
 
     Attributes:
-        number: of the position.
-        drafted: tokens drafted there.
-        judged: of those, tokens of which all before were accepted: the target never judges the others.
-        accepted: of those, accepted tokens.
+        number: number of the position.
+        drafted: number of tokens drafted there.
+        judged: number of these tokens that follow accepted tokens only; the target does not judge the others.
+        accepted: number of judged tokens that were accepted.
     """
 
     number: int
@@ -211,12 +211,12 @@ def position(rows: Sequence[Row], number: int) -> Position:
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """The threshold of a stop rule and the acceptance it follows, round by round, prompts one after another.
+    """The threshold of a stop rule and the acceptance that it follows, round by round, prompts one after another.
 
     Attributes:
-        thresholds: of each round; None where the rule has none.
-        acceptance: accepted over drafted tokens of the last `WINDOW` rounds; nan if nothing was drafted in them.
-        prompt_ends: after how many rounds each prompt but the last ended.
+        thresholds: threshold of each round; None if the rule has none.
+        acceptance: accepted over drafted tokens of the last `WINDOW` rounds; nan without drafted tokens.
+        prompt_ends: number of rounds at the end of each prompt except the last.
     """
 
     thresholds: Sequence[float | None]
@@ -225,12 +225,12 @@ class Course:
 
     @property
     def has_thresholds(self) -> bool:
-        """Whether the rule has a threshold at all."""
+        """Whether the rule has a threshold."""
         return any(threshold is not None for threshold in self.thresholds)
 
 
 def course(rows: Sequence[Row]) -> Course:
-    """The course of one arm, in the order in which its rows were decoded."""
+    """The course of one arm, in the order of decoding."""
     drafted = [n for row in rows for n in row["round_drafted"]]
     accepted = [n for row in rows for n in row["round_accepted"]]
     thresholds = [t for row in rows for t in row.get("round_threshold", ())]
@@ -247,10 +247,10 @@ class Prediction:
     """A predicted speedup beside the measured one.
 
     Attributes:
-        label: whose.
-        data: on which data it was measured.
-        predicted, measured: times plain decoding.
-        low, high: of the 95 % interval of `measured`; its own value where there is no interval.
+        label: label of the draft.
+        data: data set of the measurement.
+        predicted, measured: speedups over plain decoding.
+        low, high: ends of the 95 % interval of `measured`; equal to `measured` without an interval.
     """
 
     label: str
@@ -262,13 +262,13 @@ class Prediction:
 
 
 def prediction(label: str, data: str, *, predicted: float, measured: float, low: float, high: float) -> Prediction:
-    """A prediction whose interval, where it has none, is its measured value."""
+    """A prediction; a missing end of the interval becomes the measured value."""
     ends = (measured if np.isnan(end) else end for end in (low, high))
     return Prediction(label, data, predicted, measured, *ends)
 
 
 def predictions(rows: Sequence[Row]) -> list[Prediction]:
-    """The predictions of rows with `label`, `data`, `predicted`, `speedup`, `low` and `high`; others are left out."""
+    """The predictions of rows with `label`, `data`, `predicted`, `speedup`, `low` and `high`; leaves out other rows."""
     known = [row for row in rows if row["predicted"] is not None and row["speedup"] is not None]
     return [
         prediction(
@@ -288,7 +288,7 @@ def _or_nan(value: float | None) -> float:
 
 
 def answered_by_arm(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of an evaluation by arm, without those of failed prompts."""
+    """The rows of an evaluation by arm, without the rows of failed prompts."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("error") is None:

@@ -1,7 +1,7 @@
 """Pictures of results for paper and reports, drawn by matplotlib from `figure_data`, without global state.
 
-Knows skip sets and trials; knows nothing of runs, nor where a picture goes. Colours are Okabe and Ito's, which the
-colour-blind can tell apart, and are never the only difference.
+This module knows skip sets and trials. It must not know runs or where a picture goes. Colours are Okabe and Ito's,
+which colour-blind readers can tell apart; two things never differ in colour alone.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ WORSE_BETTER = LinearSegmentedColormap.from_list("worse_better", [RED, "white", 
 Row = Mapping[str, Any]
 AXES: tuple[Spent, Spent] = ("evaluations", "seconds")
 
-_SET_HEIGHT = 1.0  # of one set's two strips and the gap below, in axis units; layers are 1 wide
+_SET_HEIGHT = 1.0  # height of one set's two strips and the gap below, in axis units; a layer is 1 wide
 _STRIP = 0.34
 
 
 def skip_map(sets: Mapping[str, SkipSet]) -> Figure:
-    """Which sublayers each labelled set skips: layers from left to right, attention above MLP.
+    """The sublayers that each labelled set skips: layers from left to right, attention above MLP.
 
     Raises:
-        ValueError: if there is no set to show.
+        ValueError: if there is no set.
     """
     if not sets:
         raise ValueError("no skip set to draw; leave the map out")
@@ -85,15 +85,15 @@ def _beside(side: str) -> dict[str, Any]:
 
 
 def importance_map(importance: Importance, *, objective: str, title: str = "") -> Figure:
-    """What skipping each sublayer alone does to the value: layers from left to right, attention above MLP.
+    """Change of the value from skipping each sublayer alone: layers from left to right, attention above MLP.
 
-    The scale ends where one in ten sublayers lies beyond it, so that the few that must never be skipped do not hide
-    what the others do.
+    One in ten sublayers lies beyond the end of the scale, so that the few sublayers with large losses do not hide the
+    others.
 
     Args:
-        importance: of each sublayer; those without a value are crossed out.
-        objective: its name, read out as the unit of the value.
-        title: above the axes, if any.
+        importance: values of the sublayers; a cross marks a sublayer without a value.
+        objective: name of the objective, shown as the unit of the value.
+        title: text above the axes, if any.
     """
     found = figure_data.importance_map(importance)
     changes, known, reach, n_layers = found.changes, found.known, found.reach, importance.n_layers
@@ -126,12 +126,12 @@ def importance_map(importance: Importance, *, objective: str, title: str = "") -
 
 
 def best_so_far(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
-    """How a search's best grew, over evaluations and over seconds; larger is better.
+    """The best value so far of a search, over evaluations and over seconds; larger is better.
 
     Args:
-        trials: rows of a search run; those that do not tell when they ended are in the first panel alone.
-        objective: its name, read out as the unit of the value.
-        title: above the axes, if any.
+        trials: rows of a search run; rows without an end time are in the first panel alone.
+        objective: name of the objective, shown as the unit of the value.
+        title: text above the axes, if any.
     """
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -145,7 +145,7 @@ def best_so_far(trials: Sequence[Row], *, objective: str, title: str = "") -> Fi
         if progress.best:
             axes.step(*zip(*progress.best, strict=True), GREEN, where="post", label="best so far", zorder=1.5)
         for state, marker, colour, height in (("pruned", "v", ORANGE, 0.05), ("failed", "x", RED, 0.02)):
-            # A pruned trial's value is of fewer prompts and a failed one has none: both are shown at the bottom.
+            # a pruned trial's value covers fewer prompts and a failed trial has none, so both stand at the bottom
             ended = progress.without_value(state)
             if ended:
                 bottom, label = axes.get_xaxis_transform(), f"{state} (no value)"
@@ -155,7 +155,7 @@ def best_so_far(trials: Sequence[Row], *, objective: str, title: str = "") -> Fi
         axes.margins(y=0.12)
         plain_axes(axes, axis)
     if not scored(trials):
-        panels[0].set_yticks([])  # nothing has a value, so a scale would be made up
+        panels[0].set_yticks([])  # no trial has a value, so a scale would mean nothing
     panels[0].set_ylabel(unit(objective))
     panels[0].set_title(title, loc="left", fontsize=10.5)
     legend_below(figure, panels[0])
@@ -166,9 +166,9 @@ def pareto(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
     """Acceptance over draft cost of every complete trial, coloured by value; the front, the best, and skipping nothing.
 
     Args:
-        trials: rows of a search run; those without a draft cost or an acceptance are left out.
-        objective: its name, read out as the unit of the value.
-        title: above the axes, if any.
+        trials: rows of a search run; rows without a draft cost or an acceptance are left out.
+        objective: name of the objective, shown as the unit of the value.
+        title: text above the axes, if any.
     """
     figure, axes = canvas(7.0, 4.8)
     data = figure_data.trade_off(trials)
@@ -191,7 +191,7 @@ def pareto(trials: Sequence[Row], *, objective: str, title: str = "") -> Figure:
 
 
 def cost_check(pairs: Sequence[tuple[float, float]], *, title: str = "") -> Figure:
-    """Predicted against measured cost of one drafted token, a point a skip set; within 5 % lies in the band."""
+    """Predicted against measured cost of a drafted token, one point for each skip set; a band marks 5 %."""
     figure, axes = canvas(4.5, 4)
     predicted, measured = (np.array(v) for v in zip(*pairs, strict=True))
     ends = np.array([0, 1.05 * max(predicted.max(), measured.max())])
@@ -205,18 +205,18 @@ def cost_check(pairs: Sequence[tuple[float, float]], *, title: str = "") -> Figu
 
 
 def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Spent, objective: str, title: str = "") -> Figure:
-    """The best so far of several searchers: mean over seeds, and the range of them as a band.
+    """The best value so far of several searchers: the mean over seeds, and a band from the least to the greatest.
 
-    A searcher's curve begins where all its seeds have a value and ends with its shortest run.
+    A searcher's curve begins at the first x at which all its seeds have a value; it ends with its shortest run.
 
     Args:
-        races: by searcher, the rows of each of its runs.
-        x: what a searcher spends.
-        objective: its name, read out as the unit of the value.
-        title: above the axes, if any.
+        races: searcher to the rows of each of its runs.
+        x: amount on the x axis.
+        objective: name of the objective, shown as the unit of the value.
+        title: text above the axes, if any.
     """
     figure, axes = canvas(8.0, 4.4)
-    colours, dashes = (BLUE, ORANGE, GREEN, RED, DARK), ("-", "--", "-.", ":")  # 20 pairs
+    colours, dashes = (BLUE, ORANGE, GREEN, RED, DARK), ("-", "--", "-.", ":")  # 20 pairs of colour and dash
     for i, (name, runs) in enumerate(races.items()):
         colour, dash = colours[i % len(colours)], dashes[i % len(dashes)]
         found = [figure_data.progress(run, x).best for run in runs]
@@ -228,7 +228,7 @@ def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Spent, objec
         grid = grid[(grid >= max(spent[0] for spent, _ in curves)) & (grid <= end)]
         bests = np.array([best[np.searchsorted(spent, grid, side="right") - 1] for spent, best in curves])
         label = f"{name} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
-        ends: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": [-1]}  # a curve of one point is seen too
+        ends: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": [-1]}  # makes a curve of one point visible
         axes.step(grid, bests.mean(axis=0), color=colour, linestyle=dash, where="post", label=label, **ends)
         axes.fill_between(
             grid, bests.min(axis=0), bests.max(axis=0), step="post", color=colour, alpha=0.15, linewidth=0
@@ -241,7 +241,7 @@ def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Spent, objec
 
 
 def plain_axes(axes: Axes, xlabel: str, *, counts: bool = True) -> None:
-    """Axes without a box; below, whole numbers from 0 on if it counts something."""
+    """Remove the box of the axes and label the x axis; `counts`: its ticks are whole numbers from 0 on."""
     axes.set_xlabel(xlabel)
     if counts:
         axes.set_xlim(left=0)
@@ -252,25 +252,25 @@ def plain_axes(axes: Axes, xlabel: str, *, counts: bool = True) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes, *, n_columns: int = 5) -> None:
-    """The legend of the axes, below them all; none if nothing has a label."""
+    """Draw the legend of the axes at the bottom of the figure; draw none if no artist has a label."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=n_columns, frameon=False, fontsize=9)
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of one panel, in inches."""
+    """A figure with one panel; width and height in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
 
 def save(figure: Figure, path_without_suffix: Path) -> list[Path]:
-    """Write PNG (150 dpi) and SVG beside each other, each whole or not at all; the paths written."""
+    """Write PNG (150 dpi) and SVG, each completely or not at all; return their paths."""
     drawn = {}
     for suffix in ("png", "svg"):
         buffer = io.BytesIO()
-        # no date: the same figure gives the same picture
+        # no date, so that equal figures give equal files
         figure.savefig(buffer, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
         drawn[path_without_suffix.with_name(f"{path_without_suffix.name}.{suffix}")] = buffer.getvalue()
     for path, data in drawn.items():

@@ -1,7 +1,7 @@
-"""Run folders, found by what a user calls them: an id, a folder, a glob, or a part of what is known of a run.
+"""The run folders that a user's word names: an id, a folder, a glob, or a part of the facts of a run.
 
-`experiments.results.run_folder` says what a folder is. Readers that make tables of runs take `find_runs`, which refuses
-what cannot be read; lists and dashboards take `list_runs`, which returns it with the reason.
+`experiments.results.run_folder` defines run folders. Readers that make tables use `find_runs`, which refuses unreadable
+runs; lists and dashboards use `list_runs`, which returns them with the reason.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from experiments.results.run_folder import ROWS, Run, name_of, open_run, run_fol
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
-MATCHED = ("model", "data", "searcher")  # facts of a run that a part of its name may stand for
+MATCHED = ("model", "data", "searcher")  # facts of a run that a word may match in part
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A job of a sweep that came to nothing: where it ran, why it failed, and its settings."""
+    """A failed job of a sweep: its folder, the reason, and its settings."""
 
     name: str
     error: str
@@ -35,9 +35,9 @@ def list_runs(word: str | None, outputs: Path) -> list[Run]:
     """The runs of every state that a word names, the newest first.
 
     Args:
-        word: a folder, seen from the working folder or from `outputs`; an id; or a part of a name, model, data set or
-            searcher, where `*` and `?` stand for anything. None: all runs.
-        outputs: the folder of the runs.
+        word: a folder, relative to the working folder or to `outputs`; an id; or a part of a name, model, data set or
+            searcher, with the wildcards `*` and `?`. None names all runs.
+        outputs: folder of the runs.
     """
     folders = (Path(word).expanduser(), outputs / word) if word else ()
     below = next((paths for folder in folders if (paths := run_folders(folder))), None)
@@ -49,7 +49,7 @@ def list_runs(word: str | None, outputs: Path) -> list[Run]:
 
 
 def newest_first(runs: Sequence[Run]) -> list[Run]:
-    """The runs by when they started, the newest first."""
+    """The runs by start time, the newest first."""
     return sorted(runs, key=lambda run: (run.started or datetime.min.replace(tzinfo=UTC), run.name), reverse=True)
 
 
@@ -59,16 +59,16 @@ def _matches(run: Run, part: str) -> bool:
 
 
 def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[Run]:
-    """The runs that the patterns name, in that order, each once.
+    """The runs that the patterns name, in the order of the patterns, each once.
 
     Args:
-        patterns: each the id of a run, a folder (the run's own, or one with runs anywhere below it) or a glob of
-            folders, where `**` crosses folders; seen from the working folder, else from `outputs`. A text holds
-            several between commas. Without any: the newest finished evaluate run and the newest finished search run.
-        outputs: the folder that holds the runs as verb/name/id.
+        patterns: ids of runs, folders (of a run, or with runs anywhere below) or globs of folders, in which `**`
+            crosses folders; relative to the working folder, or else to `outputs`. A text holds several patterns
+            between commas. No pattern names the newest finished evaluate run and the newest finished search run.
+        outputs: folder that holds the runs as verb/name/id.
 
     Raises:
-        InputError: if a pattern names no run, or a run cannot be read or does not say what it ran on.
+        InputError: if a pattern names no run, or a run is unreadable or lacks the facts of what it ran on.
     """
     words = _words(patterns)
     if not words:
@@ -86,7 +86,7 @@ def find_failures(patterns: Sequence[str] | str, outputs: Path) -> list[Failure]
     """The failed jobs in the folders that the patterns of `find_runs` name.
 
     Raises:
-        InputError: if what a job left behind cannot be read.
+        InputError: if the file of a failed job is unreadable.
     """
     files = {file: None for pattern in _words(patterns) for file in _found(pattern, outputs, _failures_below)}
     return [_failure(file, outputs) for file in files]
@@ -106,7 +106,7 @@ def _failure(file: Path, outputs: Path) -> Failure:
 
 def _words(patterns: Sequence[str] | str) -> list[str]:
     if isinstance(patterns, str):
-        # a folder's name may hold a comma; os.path, since pathlib raises where a long list is no possible name
+        # a folder's name may hold a comma; os.path, because pathlib raises if a long list is no possible file name
         patterns = [patterns] if os.path.exists(patterns) else patterns.split(",")
     return [pattern.strip() for pattern in patterns if pattern.strip()]
 
@@ -117,7 +117,7 @@ def _named(pattern: str, outputs: Path) -> list[Path]:
 
 
 def _found(pattern: str, outputs: Path, below: Callable[[Path], list[Path]]) -> list[Path]:
-    """What lies below the folders of the pattern, seen from the working folder, else from `outputs`."""
+    """The results of `below` for the folders of the pattern, relative to the working folder, or else to `outputs`."""
     for base in (Path(), outputs):
         found = {path for hit in _hits(pattern, base) for path in below(hit)}
         if found:
@@ -127,7 +127,7 @@ def _found(pattern: str, outputs: Path, below: Callable[[Path], list[Path]]) -> 
 
 def _hits(pattern: str, base: Path) -> list[Path]:
     here = base / Path(pattern).expanduser()
-    # a folder that exists is meant literally: its name may hold brackets
+    # the name of an existing folder is no glob: it may hold brackets
     return [here] if os.path.exists(here) else [Path(hit) for hit in glob.glob(str(here), recursive=True)]
 
 
@@ -135,14 +135,14 @@ def _newest_finished(outputs: Path) -> list[Path]:
     newest = []
     for verb in ROWS:
         finished = [path for path in _runs_below(outputs / verb) if run_files.is_finished(path)]
-        newest += [max(finished, key=lambda path: path.name)] if finished else []  # a name begins with the time
+        newest += [max(finished, key=lambda path: path.name)] if finished else []  # a run's name begins with its time
     if not newest:
         raise InputError(f"no run was named and none is finished; {_what_there_is(outputs)}")
     return newest
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    """The runs that say what they ran on; other folders are none to make a table of."""
+    """The runs with recorded facts of what they ran on; tables cannot show other folders."""
     return sorted(path for path in run_folders(folder) if (path / run_files.PROVENANCE).is_file())
 
 

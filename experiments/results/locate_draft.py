@@ -1,4 +1,4 @@
-"""From what a user names as a draft to a name that the library knows: the id of a search becomes its folder."""
+"""Translates a user's name of a draft to a name that the library knows: the id of a search becomes its folder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def locate_draft(name: str, outputs: Path) -> str:
     """A name that `find_draft` knows: `name` itself, or the folder of the search with that id.
 
     Args:
-        name: as the user wrote it.
-        outputs: the folder of the runs.
+        name: the user's name of the draft.
+        outputs: folder of the runs.
 
     Raises:
-        InputError: if it names neither, or the file of the draft cannot be read.
+        InputError: if the name is neither, or the file of the draft is unreadable.
     """
     try:
         find_draft(name)

@@ -1,7 +1,7 @@
-"""Whatever a user names as a draft: runs, files, published sets, or sets written as they are.
+"""The skip sets that a user names: by runs, files, published names, or as written sets.
 
-Names that are no runs are looked up by `selfspec.drafters.spec_files.find_draft`. This module knows run folders and
-nothing of what is made of the sets.
+`selfspec.drafters.spec_files.find_draft` resolves names other than runs. This module knows run folders. It must not
+know what callers do with the sets.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class ComparedSet:
     """One set of the comparison.
 
     Attributes:
-        found: the set, and what is known of it.
-        draft: what stands in for what is skipped, if a plan tells.
-        raced: speedup, low and high of the search's race against plain decoding, on calibration prompts.
+        found: the set with its known facts.
+        draft: the parts of the draft besides the skip set, if a plan names them.
+        raced: speedup, low and high from the search's race against plain decoding, on calibration prompts.
     """
 
     found: KnownSet
@@ -41,15 +41,15 @@ class ComparedSet:
 
 
 def named_sets(words: Sequence[str], outputs: Path, *, n_layers: int | None = None) -> list[ComparedSet]:
-    """The sets that the words name, in that order.
+    """The sets that the words name, in the order of the words.
 
     Args:
-        words: whatever `find_draft` knows, and runs: of a search its set, of an evaluation each of its drafts.
-        outputs: the folder of the runs.
-        n_layers: of the model that written sets are for; None: of the other sets.
+        words: names that `find_draft` knows, and runs: a search names its set, an evaluation each of its drafts.
+        outputs: folder of the runs.
+        n_layers: number of layers of the model for written sets; None takes it from the other sets.
 
     Raises:
-        InputError: if a word names nothing, or a written set's model is not known.
+        InputError: if a word names nothing, or the depth for a written set is unknown.
     """
     found = [_named(word, outputs) for word in words]
     depths = {one.found.skip.n_layers for some in found if isinstance(some, list) for one in some}
@@ -59,9 +59,9 @@ def named_sets(words: Sequence[str], outputs: Path, *, n_layers: int | None = No
 
 
 def _named(word: str, outputs: Path) -> NamedDraft | list[ComparedSet]:
-    """The sets that a word names; a written set as it is, since its model is not known yet."""
+    """The sets that a word names; a written set stays a `NamedDraft`, because its model is not known yet."""
     path, draft = Path(word).expanduser(), None
-    if not os.path.isfile(path / run_files.PROVENANCE):  # of a run more is known than its files of a draft say
+    if not os.path.isfile(path / run_files.PROVENANCE):  # a run holds more facts than its draft files
         try:
             draft = find_draft(word)
         except InputError:
@@ -87,7 +87,7 @@ def _written(draft: NamedDraft, n_layers: int | None, depths: set[int]) -> Compa
 
 
 def _filed(draft: NamedDraft) -> ComparedSet:
-    """The set of a file, of a skip set or of a plan, or a published one."""
+    """The set of a skip-set file, of a plan file, or of a published name."""
     if draft.kind == "published":
         return ComparedSet(next(one for one in skip_sets.published_sets() if one.label == draft.name))
     model = draft.settings.get("model")
@@ -102,7 +102,7 @@ def _filed(draft: NamedDraft) -> ComparedSet:
 
 
 def _plan(body: Mapping[str, Any]) -> str:
-    """What a plan's file says of its draft, but for the skip set: `linear, head 4096, int8`."""
+    """The parts of a plan's file besides the skip set, as text: `linear, head 4096, int8`."""
     parts = [str(body.get("kind", "skip"))]
     parts += [f"head {body['head_size']}"] if body.get("head_size") else []
     parts += [str(body["precision"])] if body.get("precision") not in (None, "same") else []
@@ -143,7 +143,7 @@ def _evaluated(run: Run) -> Iterator[ComparedSet]:
 
 
 def recorded_predictions(run: Run) -> dict[str, dict[str, Any]]:
-    """What an evaluation recorded of its arms: the `draft` of each, and the speedup `predicted` of it, or None."""
+    """Arm name to its recorded `draft` and its `predicted` speedup, each None if it was not recorded."""
     arms, predicted = run.facts.get("arms"), run.summary.get("predicted") or {}
     described = arms if isinstance(arms, Mapping) else {}
     return {arm: {"draft": about.get("draft"), "predicted": predicted.get(arm)} for arm, about in described.items()}

@@ -1,4 +1,4 @@
-"""How skip sets agree: what two of them share, and what one has that no other has. Knows sets alone."""
+"""The agreement of skip sets: the sublayers that two sets share, and the sublayers of one set alone."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from selfspec.skipping.skip_set import SkipSet
 
 
 def n_shared(a: SkipSet, b: SkipSet) -> int:
-    """Sublayers that both skip."""
+    """Number of sublayers that both sets skip."""
     return len(a.attn & b.attn) + len(a.mlp & b.mlp)
 
 
 def jaccard(a: SkipSet, b: SkipSet) -> float:
-    """Sublayers that both skip over those that either skips, in [0, 1]; nan where neither skips any."""
+    """Sublayers that both sets skip over sublayers that either skips, in [0, 1]; nan if neither skips any."""
     return ratio(n_shared(a, b), len(a.attn | b.attn) + len(a.mlp | b.mlp))
 
 
 def only_in(sets: Mapping[str, SkipSet]) -> dict[str, SkipSet]:
-    """What each of the labelled sets skips that none of the others does."""
+    """For each labelled set the sublayers that no other set skips."""
     found = {}
     for label, skip in sets.items():
         others = [other for name, other in sets.items() if name != label]

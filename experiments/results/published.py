@@ -1,4 +1,4 @@
-"""Figures that others have published, each with where it stands: data, never measured here."""
+"""Published figures of other works, each with its source: data, never measured here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from selfspec.errors import unknown_name
 
 
 def published_figures(name: str | None = None) -> list[dict[str, Any]]:
-    """The published figures of a work, or of all works, the paper's first table before the others.
+    """The published figures of a work, or of all works.
 
     Args:
-        name: a file in `conf/published`, as `draft-and-verify`.
+        name: a file in `conf/published`, such as `draft-and-verify`; None names all files, in alphabetical order.
 
     Returns:
-        A row a figure: system, model, data, temperature (0: greedy), metric, value, source; where it has one also arm
-        (`plain` or `draft`), stop and setting (the rule and its dial), bound (`low` or `high`, of a range). What the
-        source does not say is None or missing. Fractions, seconds and plain ratios, as in the run folders.
+        One row for each figure: system, model, data, temperature (0: greedy), metric, value, source. Some rows also
+        have arm (`plain` or `draft`), stop and setting (the rule and its setting), and bound (`low` or `high` of a
+        range). A field that the source does not give is None or missing. Units are those of run folders: fractions,
+        seconds, plain ratios.
 
     Raises:
         InputError: if there is no such work.

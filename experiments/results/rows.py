@@ -1,7 +1,7 @@
-"""The rows of a run folder, typed: one schema, by which rows are read, checked and documented.
+"""The rows of a run folder, typed: one schema reads, checks and documents them.
 
-A row is a plain dict. A field that an older version did not write has its default or is left out, as the schema says; a
-field that this version does not know is kept. `scripts/run_folder_docs.py` makes `docs/run_folder.md` of this module.
+A row is a plain dict. If an older version did not write a field, the schema gives it a default or omits it. Unknown
+fields are kept. `scripts/run_folder_docs.py` makes `docs/run_folder.md` from this module, class docstrings included.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, NotRequired, TypeVar, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic reads the standard library's from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts the standard library's TypedDict from Python 3.12 on only
 
 from selfspec.errors import InputError
 from selfspec.records import run_files
@@ -155,7 +155,7 @@ AnyTrial = TypeVar("AnyTrial", bound=Mapping[str, Any])
 
 
 def scored(trials: Iterable[AnyTrial]) -> list[AnyTrial]:
-    """The trials that have a value which others can be compared with, in order."""
+    """The trials with a comparable value, in order."""
     return [trial for trial in trials if trial["state"] == "complete" and trial.get("value") is not None]
 
 
@@ -170,7 +170,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Rows(Generic[T]):
-    """The rows that could be read, and a line about each one that could not: its file, line and field."""
+    """The readable rows, and one line about each unreadable row: its file, line and field."""
 
     file: Path
     rows: list[T]
@@ -180,7 +180,7 @@ class Rows(Generic[T]):
         """The rows.
 
         Raises:
-            InputError: if one could not be read; it names the first.
+            InputError: if a row is unreadable; the message names the first one.
         """
         if self.problems:
             raise InputError(f"{self.file.parent}/{self.problems[0]}; remove or mend that line")
@@ -190,12 +190,12 @@ class Rows(Generic[T]):
 def read_rows(file: Path, kind: type[T], *, holding: str = "") -> Rows[T]:
     """The rows of a JSON-lines file; none if there is no file.
 
-    A last line without its newline is being written, or was when the run was killed: it is not yet a row.
+    A last line without a newline is no row yet: the run still writes it, or was killed while it wrote it.
 
     Args:
-        file: of a run folder.
+        file: file of a run folder.
         kind: `Trial`, `Record`, ...
-        holding: leave lines without this text unread: so one trial of many is found sooner.
+        holding: text of the lines to read; other lines are skipped, which finds one trial of many sooner.
     """
     found: list[T] = []
     problems: list[str] = []
@@ -212,7 +212,7 @@ def parse_row(line: bytes, kind: type[T]) -> T:
     """The row of one JSON line.
 
     Raises:
-        ValueError: if it is none; it names the field.
+        ValueError: if the line is no such row; the message names the field.
     """
     try:
         return _adapter(kind).validate_json(line)
@@ -245,11 +245,11 @@ FILES: dict[str, type[Any]] = {
     run_files.PROMPTS: PromptRow,
     "quality.jsonl": QualityRow,
 }
-"""The files of rows of a run folder, and what a line of each is."""
+"""The row files of a run folder, each with the type of its rows."""
 
 
 def documentation() -> str:
-    """The rows of a run folder as Markdown: a table a file, a line a field."""
+    """The schema of the rows as Markdown: one table for each file, one line for each field."""
     return "\n\n".join(f"## `{name}`\n\n{_table(kind)}" for name, kind in FILES.items())
 
 

@@ -1,7 +1,7 @@
-"""One run folder, opened in whatever state it is: finished, running, stopped, failed, or nothing that can be read.
+"""One run folder in any state: finished, running, stopped, failed or unreadable.
 
-`docs/run_folder.md` lists what a folder holds; `experiments.results.find_runs` says which folders a name stands for.
-This module knows nothing of how a run is shown.
+`docs/run_folder.md` lists the contents of a folder; `experiments.results.find_runs` finds folders by name. This module
+must not know how a run is shown.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ State = Literal["finished", "running", "stopped", "failed", "unreadable"]
 Stamp = tuple[tuple[str, int, int], ...]
 
 ROWS: Mapping[Verb, str] = {"evaluate": run_files.RECORDS, "search": run_files.TRIALS}
-QUIET_S = 600.0  # an unfinished run that wrote nothing for so long has stopped; chosen, not tuned
+QUIET_S = 600.0  # an unfinished run has stopped if it wrote nothing for this long; chosen, not tuned
 _STAMPED = (run_files.PROVENANCE, run_files.SUMMARY, run_files.CONFIG, run_files.FAILURE, *ROWS.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One folder that is a run of search or evaluate, or looks like one.
+    """A folder that is a run of search or evaluate, or looks like one.
 
     Attributes:
-        path: of the folder, resolved.
-        verb: what the run did, or would have done.
-        name: what finds it again: its path below the outputs folder, or where it lies if that is elsewhere.
-        state: `stopped` if it is unfinished and silent, `failed` if it is a failed job of a sweep.
-        started: when, UTC; None if unknown.
-        n_rows: trials, or answers of all arms.
-        provenance, summary: as the run recorded them; empty where it did not.
-        problem: why the folder failed or cannot be read.
+        path: resolved path of the folder.
+        verb: verb of the run.
+        name: name that finds the run again: its path below the outputs folder, or the path of a folder elsewhere.
+        state: state of the run; `stopped`: unfinished and silent; `failed`: a failed job of a sweep.
+        started: start time, UTC; None if unknown.
+        n_rows: number of trials, or of answers of all arms.
+        provenance, summary: the recorded facts; empty if the run recorded none.
+        problem: the reason why the run failed or the folder is unreadable.
     """
 
     path: Path
@@ -58,64 +58,64 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The folder's own name, `<UTC time>-<hash>`."""
+        """Name of the folder, `<UTC time>-<hash>`."""
         return self.path.name
 
     @property
     def is_readable(self) -> bool:
-        """Whether it says what it ran on; its rows are true, but not all, if it is unfinished."""
+        """Whether it recorded what it ran on; the rows of an unfinished run are valid but not complete."""
         return self.state not in ("failed", "unreadable")
 
     @property
     def is_finished(self) -> bool:
-        """Whether it came to its end."""
+        """Whether the run came to its end."""
         return self.state == "finished"
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What ran: model, data, dtype, device and so on; the `run` part of the provenance."""
+        """Model, data, dtype, device and so on; the `run` part of the provenance."""
         facts = self.provenance.get("run")
         return facts if isinstance(facts, dict) else {}
 
     def about(self, arm: str) -> Mapping[str, Any]:
-        """What an arm of an evaluation decodes with; empty where the run does not say."""
+        """The settings of an arm of an evaluation; empty if the run did not record them."""
         about = (self.facts.get("arms") or {}).get(arm)
         return about if isinstance(about, dict) else {}
 
     @property
     def is_busy(self) -> bool:
-        """Whether others were at work when a session of it began: its seconds are in doubt."""
+        """Whether other programs were busy when a session of it began, so that its seconds are in doubt."""
         sessions = [self.provenance, *self.provenance.get("resumed", [])]
         return any("threads" in s and "load_before" in s and is_busy(s) for s in sessions)
 
     @property
     def command(self) -> str:
-        """What makes the run again, as it was typed; without settings if they were not recorded."""
+        """The typed command that repeats the run; without settings if the run did not record them."""
         path = self.path / run_files.OVERRIDES
         words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return " ".join(["selfspec", self.verb, *map(shlex.quote, words)])
 
     def trials(self, *, holding: str = "") -> Rows[Trial]:
-        """The trials of a search as they are on disk now; see `read_rows`."""
+        """The trials of a search that are on disk now; see `read_rows`."""
         return read_rows(self.path / run_files.TRIALS, Trial, holding=holding)
 
     def records(self) -> Rows[Record]:
-        """The answers of an evaluation as they are on disk now."""
+        """The answers of an evaluation that are on disk now."""
         return read_rows(self.path / run_files.RECORDS, Record)
 
     def finals(self) -> Rows[Raced]:
-        """The finalists of a search, the winner first; none if there was no race."""
+        """The finalists of a search, the winner first; empty without a race."""
         return read_rows(self.path / run_files.FINALS, Raced)
 
     def rows(self) -> Rows[Any]:
-        """Its trials or its answers, by its verb."""
+        """The trials of a search, or the answers of an evaluation."""
         return self.trials() if self.verb == "search" else self.records()
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration; empty if it was not recorded.
+        """The resolved configuration; empty if the run did not record it.
 
         Raises:
-            InputError: if it cannot be read.
+            InputError: if the file is unreadable.
         """
         path = self.path / run_files.CONFIG
         try:
@@ -126,15 +126,16 @@ class Run:
 
 
 def flagged(run: str, *, is_finished: bool, is_busy: bool) -> str:
-    """The name of a run, with what a reader of its numbers must know of it."""
+    """The name of a run, with marks for an unfinished run and for a busy machine."""
     flags = [word for word, is_so in (("unfinished", not is_finished), ("busy machine", is_busy)) if is_so]
     return f"{run} ({', '.join(flags)})" if flags else run
 
 
 def verb_of(path: Path, files: Sequence[str]) -> Verb | None:
-    """What the run of a folder with these files did; None if it does not look like a run of search or evaluate.
+    """The verb of the run with these files; None if the folder does not look like a run of search or evaluate.
 
-    A copied run is known by its rows, one killed before its first row by its place; decode has rows of its own.
+    Its rows identify a copied run; its place identifies a run that was killed before its first row. Decode writes other
+    rows.
     """
     place = path.parent.parent.name
     if place == "decode":
@@ -146,22 +147,22 @@ def verb_of(path: Path, files: Sequence[str]) -> Verb | None:
 
 
 def run_folders(outputs: Path) -> dict[Path, Stamp]:
-    """The folders below `outputs`, itself included, that are runs or look like them, each with its stamp.
+    """The folders that are runs or look like runs, each with its stamp: `outputs` itself and the folders below it.
 
-    A folder whose stamp is as before need not be read again.
+    A folder with an unchanged stamp need not be read again.
     """
     found: dict[Path, Stamp] = {}
     for folder, below, files in os.walk(outputs):
         below.sort()
         path = Path(folder).resolve()
         if verb_of(path, files) is not None:
-            below.clear()  # a run holds no runs
+            below.clear()  # a run folder holds no other runs
             found[path] = stamp(path)
     return found
 
 
 def stamp(path: Path) -> Stamp:
-    """Names, times and sizes of the files that a run is read from: equal where nothing has changed."""
+    """Names, times and sizes of the files of a run: equal stamps mean that nothing has changed."""
     stamps = []
     for name in _STAMPED:
         try:
@@ -173,12 +174,12 @@ def stamp(path: Path) -> Stamp:
 
 
 def open_run(path: Path, outputs: Path, *, now: datetime | None = None) -> Run:
-    """What one folder is; never raises for what is in it.
+    """The run of a folder; bad contents of the folder never raise.
 
     Args:
-        path: of the folder.
-        outputs: the folder of the runs.
-        now: when it is looked at, to tell a running run from one that stopped; None: now.
+        path: path of the folder.
+        outputs: folder of the runs.
+        now: time of the call, which tells a running run from a stopped one; None for the present time.
     """
     path = path.resolve()
     verb, name = verb_of(path, os.listdir(path)) or "search", name_of(path, outputs)
@@ -207,7 +208,7 @@ def open_run(path: Path, outputs: Path, *, now: datetime | None = None) -> Run:
 
 
 def name_of(path: Path, outputs: Path) -> str:
-    """What finds a folder again: its path below `outputs`, else below the working folder, else the whole path."""
+    """A name that finds a folder again: its path below `outputs`, or below the working folder, or the whole path."""
     for base in (outputs.resolve(), Path().resolve()):
         if path != base and path.is_relative_to(base):
             return path.relative_to(base).as_posix()
@@ -234,7 +235,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _count(file: Path, verb: Verb) -> int:
-    """Rows of a file, whose first and last are checked here; reading the rows checks all."""
+    """Number of rows of a file; this function checks the first and the last row, `read_rows` checks all."""
     lines = list(run_files.read_lines(file))
     for number, line in [*lines[:1], *lines[1:][-1:]]:
         try:

@@ -1,4 +1,4 @@
-"""The folder of one run: made when all it needs is known to be there, finished when its summary is written."""
+"""The folder of one run: it is made when all inputs of the run exist, and finished when its summary is written."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 from selfspec.errors import InputError
 from selfspec.records import provenance, run_files
 
-OWN_LOAD = 0.5  # of a machine that does nothing else: its services; chosen, not tuned
+OWN_LOAD = 0.5  # load of an idle machine, from its services; chosen, not tuned
 
-# before it does anything
+# files of a run before it does anything
 OF_EVERY_RUN = {run_files.CONFIG, run_files.OVERRIDES, run_files.PROVENANCE, run_files.LOG, run_files.PROMPTS}
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,8 @@ class Folder:
     """`outputs/VERB/NAME/TIME-HASH/`.
 
     Attributes:
-        path: of the folder.
-        started: the environment of this session; of a run that goes on, not of the session that began it.
+        path: path of the folder.
+        started: environment of this session; a resumed run has one for each session.
     """
 
     path: Path
@@ -37,16 +37,16 @@ class Folder:
 
     @property
     def id(self) -> str:
-        """The name of the run: time and hash of its configuration."""
+        """The name of the folder: start time and hash of the configuration."""
         return self.path.name
 
     @property
     def is_busy(self) -> bool:
-        """Whether others were at work when a session began: more than its own threads could account for."""
+        """Whether other programs were busy when a session began: the load was above that of its own threads."""
         return any(map(is_busy, _sessions(self.path)))
 
     def warn_if_busy(self) -> None:
-        """One line if seconds measured from now on are in doubt."""
+        """Log one line if a busy machine puts measured seconds in doubt."""
         if is_busy(self.started):
             log.warning(
                 "busy machine: load average %s before the start, with %d threads; the speeds of this run are in doubt",
@@ -55,7 +55,7 @@ class Folder:
             )
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Say that the run has come to its end; until then it does not look finished."""
+        """Write the summary, which marks the run as finished."""
         load = {"load_before": self.started["load_before"], "load_after": provenance.load_average()}
         run_files.write_json(
             self.path / run_files.SUMMARY,
@@ -64,16 +64,16 @@ class Folder:
 
 
 def is_busy(environment: Mapping[str, Any]) -> bool:
-    """Whether the load before a run is above what a run of so many threads causes itself.
+    """Whether the load before a run is above the load of a run with this number of threads.
 
-    A run before it may just have ended, so its own threads are granted to it already before the start.
+    Another run may just have ended before it, so a load of this number of threads does not count as busy.
     """
     load = environment["load_before"]
     return load is not None and bool(load > environment["threads"] + OWN_LOAD)
 
 
 def _sessions(path: Path) -> list[Mapping[str, Any]]:
-    """The environment of the run's first session, and of those that went on with it."""
+    """The environments of the run's first session and of the sessions that resumed it."""
     first = json.loads((path / run_files.PROVENANCE).read_text(encoding="utf-8"))
     return [first, *first.get("resumed", [])]
 
@@ -84,14 +84,14 @@ def open_folder(
 ) -> Iterator[Folder]:
     """A new run folder with its configuration and provenance; log lines go to its `log.txt` while it is open.
 
-    Where the run is refused before it wrote anything itself, its folder goes, too: it would look as if it went on.
+    If the run is refused before it writes anything, its folder is removed: otherwise it would look like a running run.
 
     Args:
-        outputs: where run folders go.
-        verb, name: of the run.
+        outputs: folder for run folders.
+        verb, name: verb and name of the run.
         config: the resolved configuration, YAML.
-        overrides: what was given on the command line.
-        facts: about the run (model, data, dtype, ...), for readers that know no configuration.
+        overrides: settings from the command line.
+        facts: facts about the run (model, data, dtype, ...), for readers that do not read configurations.
     """
     path = new_folder(outputs, verb, name, config=config, overrides=overrides)
     started = provenance.environment()
@@ -106,7 +106,7 @@ def open_folder(
 
 
 def new_folder(outputs: Path, verb: str, name: str, *, config: str, overrides: list[str]) -> Path:
-    """`open_folder` without what makes it the folder of a run: only what was asked."""
+    """A new folder with configuration and settings only; without provenance it is not yet the folder of a run."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     parent = outputs / verb / name
     parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def new_folder(outputs: Path, verb: str, name: str, *, config: str, overrides: l
 
 @contextmanager
 def reopen_folder(path: Path) -> Iterator[Folder]:
-    """The folder of a run that goes on; its provenance tells each session's start and load."""
+    """The folder of a resumed run; its provenance holds the start and the load of each session."""
     started = provenance.environment()
     session = {name: started[name] for name in ("started", "argv", "load_before", "threads")}
     first, *later = _sessions(path)
@@ -129,7 +129,7 @@ def reopen_folder(path: Path) -> Iterator[Folder]:
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Log lines of this project also go to `log.txt` of the folder."""
+    """A context that also writes the log lines of this project to `log.txt` of the folder."""
     handler = logging.FileHandler(path / run_files.LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -142,7 +142,7 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 def _created(path: Path) -> Path:
-    """`path`, or with a number behind it where two runs began in the same second; they may be two processes."""
+    """Create and return `path`, with a number at its end if another run, also of another process, took the name."""
     candidate, n = path, 2
     while True:
         try:

@@ -1,6 +1,6 @@
-"""The skip sets that can be compared: found by searches, decoded by evaluations, and published.
+"""The skip sets that can be compared: sets of searches, sets of evaluations, and published sets.
 
-A set is followed from its search to its evaluations by model and by what it skips. Knows entries and rows alone.
+Model and skipped sublayers link a searched set to its evaluations. This module knows sets and rows only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from selfspec.skipping.skip_set_files import load_skip_set, published
 
 @dataclass(frozen=True, slots=True)
 class KnownSet:
-    """One skip set, and what is known of it.
+    """One skip set with its known facts.
 
     Attributes:
-        label: what it is called, unlike any other's.
+        label: unique name of the set.
         source: search, evaluation or published.
-        model: its name; None where it is not known.
-        predicted: the search's speedup; None for another objective.
-        measured: the evaluations of it.
+        model: name of the model; None if unknown.
+        predicted: speedup that the search predicted; None for another objective.
+        measured: arms of evaluations that skip this set.
     """
 
     label: str
@@ -42,7 +42,7 @@ class KnownSet:
 
 
 def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None:
-    """What a search found: its winner, else its best trial so far; None if it has neither."""
+    """The set of a search: its winner, or else its best trial so far; None if it has neither."""
     n_layers = run.facts.get("n_layers")
     valued = [row for row in rows if row.get("state") == "complete" and row.get("value") is not None]
     winner = run.summary.get("winner") or {}
@@ -71,12 +71,12 @@ def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None
 
 @cache
 def published_sets() -> tuple[KnownSet, ...]:
-    """The sets that ship with this package."""
+    """The published sets that ship with this package."""
     return tuple(KnownSet(name, "published", name.partition("/")[0], load_skip_set(name)) for name in published())
 
 
 def collect(searches: Iterable[KnownSet], arms: Sequence[ArmRow]) -> dict[str, KnownSet]:
-    """All sets by label: searched ones, those only evaluated, and published ones, with their evaluations."""
+    """Label to set: searched sets, sets of evaluations only, and published sets, each with its evaluations."""
     drafts = [row for row in arms if row.skips and not row.is_baseline]
     found: dict[str, KnownSet] = {}
     seen: set[tuple[str | None, str]] = set()
@@ -105,7 +105,7 @@ def _with(one: KnownSet, measured: Sequence[ArmRow]) -> KnownSet:
 
 
 def measured_rows(found: Iterable[KnownSet]) -> list[dict[str, Any]]:
-    """A row for each set, arm and data set it was timed on: label, data, predicted, speedup and its interval."""
+    """One row for each timed set, arm and data set: label, data, predicted, speedup and its interval."""
     return [
         {
             "label": one.label if len({row.arm for row in one.measured}) < 2 else f"{one.label} ({row.arm})",
@@ -126,7 +126,7 @@ def measured_rows(found: Iterable[KnownSet]) -> list[dict[str, Any]]:
 
 
 def table(found: Iterable[KnownSet]) -> list[dict[str, Any]]:
-    """One line a set."""
+    """One row of facts for each set."""
     return [
         {
             "set": one.label,

@@ -1,6 +1,7 @@
-"""From the rows of an evaluate run to one line per arm: pooled, paired, and with its losslessness verdict.
+"""One row for each arm of an evaluate run: pooled numbers, paired with plain decoding, and the verdict on its outputs.
 
-Knows arms and prompts; knows nothing of files but the run it reads, nor of models. Divides only through `metrics`.
+This module knows arms and prompts. It reads one run and must not know other files or models. `metrics` does all
+divisions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from selfspec.skipping.skip_set import SkipSet
 
 BASELINE = "plain"
 CONDITIONS = ("dtype", "device", "threads", "attention", "torch", "transformers", "selfspec", "machine")
-PACE = 1.05  # plain decoding that many times as fast as in another run is another state of the machine; chosen
+PACE = 1.05  # ratio of plain decoding's speeds in two runs that means another state of the machine; chosen, not tuned
 
 Key = tuple[str, int, int]  # prompt, sample, turn
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -34,17 +35,18 @@ SPEEDUP = (
 
 @dataclass(frozen=True, slots=True)
 class ArmRow:
-    """One arm of one run, over the prompts that both it and plain decoding came through.
+    """One arm of one run, over the prompts that both it and plain decoding decoded without an error.
 
     Attributes:
-        skip: as `SkipSet.parse` reads it; None where there is no draft.
-        n: answers in the pairs, one a prompt, sample and turn; n_failed: those left out because either arm failed.
-        n_tokens: new tokens over the pairs, the prefill's included.
-        tokens_per_s, speedup, low, high: of decoding, without prefill; prompts of one token have nothing to time.
-        end_to_end_speedup, end_to_end_low, end_to_end_high: the same with the prefill.
+        skip: text that `SkipSet.parse` reads; None without a draft.
+        n: number of paired answers, one for each prompt, sample and turn; n_failed: answers left out because one of the
+            two arms failed.
+        n_tokens: new tokens over the pairs, including the prefill's.
+        tokens_per_s, speedup, low, high: speed of decoding without prefill; answers of one token have no such time.
+        end_to_end_speedup, end_to_end_low, end_to_end_high: speedup with the prefill.
         n_identical: outputs equal to plain decoding's; plain decoding counts as identical to itself.
-        n_not_compared: sampled outputs: equal to plain decoding's in distribution only.
-        is_lossy: a draft that nothing verifies: it writes another text, and its speed is not comparable.
+        n_not_compared: sampled outputs, which equal plain decoding's in distribution only.
+        is_lossy: whether the arm is an unverified draft; its text differs, so its speed is not comparable.
     """
 
     model: str
@@ -92,21 +94,21 @@ class ArmRow:
 
     @property
     def skips(self) -> bool:
-        """Whether its draft leaves anything out."""
+        """Whether its draft skips anything."""
         return self.skip not in (None, "none")
 
     @property
     def skip_set(self) -> SkipSet | None:
-        """What it skips; None if it has no draft, or skips nothing."""
+        """The skip set of the arm; None if it has no draft or skips nothing."""
         if self.skip is None or self.n_layers is None or not self.skips:
             return None
         return SkipSet.parse(self.skip, self.n_layers)
 
     @property
     def is_judged(self) -> bool:
-        """Whether every output has a verdict, be it that it was not to be compared; else no speed is printed.
+        """Whether every output has a verdict, where "not compared" counts as one; otherwise no speed is printed.
 
-        That of a draft which nothing verifies is none: its speed is another text's.
+        The verdict of an unverified draft does not count, because its speed belongs to another text.
         """
         if self.is_lossy:
             return False
@@ -114,7 +116,7 @@ class ArmRow:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """What must be the same before two speeds are compared; named by `CONDITIONS`."""
+        """The conditions that two comparable speeds share, in the order of `CONDITIONS`."""
         return tuple(getattr(self, name) for name in CONDITIONS)
 
 
@@ -122,13 +124,13 @@ def arm_rows(run: Run) -> list[ArmRow]:
     """One row per arm of an evaluate run, plain decoding first.
 
     Raises:
-        InputError: if a row lacks a field, as those of other verbs do.
+        InputError: if a row lacks a field, such as a row of another verb.
     """
     return [row for row, _ in paired_arms(run)]
 
 
 def arms_or_problem(run: Run) -> list[ArmRow] | str:
-    """`arm_rows`, or why they cannot be made: for lists of runs, which show every run that there is."""
+    """The rows of `arm_rows`, or the reason why there are none, for lists that show every run."""
     try:
         return arm_rows(run)
     except (InputError, TypeError, ValueError) as error:
@@ -136,16 +138,16 @@ def arms_or_problem(run: Run) -> list[ArmRow] | str:
 
 
 def paired_arms(run: Run) -> list[tuple[ArmRow, list[Pair]]]:
-    """`arm_rows`, each with the rows it pools: plain decoding's and the arm's, prompt by prompt.
+    """Each row of `arm_rows` with the pairs that it pools: plain decoding's row and the arm's row of each answer.
 
     Raises:
-        InputError: as `arm_rows`.
+        InputError: see `arm_rows`.
     """
     arms: dict[str, dict[Key, Mapping[str, Any]]] = {BASELINE: {}}
     try:
         for row in run.records().whole():
             key = row["prompt_id"], row.get("sample", 0), row.get("turn", 0)
-            arms.setdefault(row["arm"], {})[key] = row  # after a resume, the later one counts
+            arms.setdefault(row["arm"], {})[key] = row  # the later row counts if a resumed run wrote a row twice
         return [_paired(run, arm, arms[BASELINE], rows) for arm, rows in arms.items() if rows]
     except KeyError as missing:
         raise InputError(f"run {run.name}: a row has no field {missing}; is it an evaluate run?") from None
@@ -215,7 +217,7 @@ def package(run: Run, name: str) -> str:
 
 
 def _code(run: Run) -> str:
-    """Which selfspec ran: the commit of a checkout, else the version."""
+    """The selfspec of the run: the commit of a checkout, or else the version."""
     code = run.provenance.get("code")
     if not isinstance(code, dict) or "commit" not in code:
         return package(run, "selfspec")
@@ -223,7 +225,7 @@ def _code(run: Run) -> str:
 
 
 def times(pairs: Sequence[Pair], clock: Callable[[Mapping[str, Any]], Timed]) -> tuple[list[Timed], list[Timed]]:
-    """What each prompt took plain decoding and the arm; its samples and turns, which are no prompts, are added up."""
+    """Times of each prompt for plain decoding and for the arm; the times of its samples and turns are added up."""
     both: dict[str, list[tuple[Timed, Timed]]] = {}
     for plain, row in pairs:
         both.setdefault(row["prompt_id"], []).append((clock(plain), clock(row)))
@@ -235,29 +237,29 @@ def times(pairs: Sequence[Pair], clock: Callable[[Mapping[str, Any]], Timed]) ->
 
 
 def decoding(row: Mapping[str, Any]) -> Timed:
-    """What decoding a row took, without the prefill and the token it gives."""
-    # an arm that cannot tell its prefill (null) has no decoding speed, only an end-to-end one
+    """The time of decoding a row, without the prefill and its token."""
+    # an arm with an unknown prefill time (null) has an end-to-end speed but no decoding speed
     prefill_s = math.nan if row["prefill_s"] is None else row["prefill_s"]
     return Timed(seconds=row["total_s"] - prefill_s, tokens=row["n_tokens"] - 1)
 
 
 def end_to_end(row: Mapping[str, Any]) -> Timed:
-    """What a row took with its prefill."""
+    """The time of a row with its prefill."""
     return Timed(seconds=row["total_s"], tokens=row["n_tokens"])
 
 
 def text(value: object) -> str:
-    """A fact as a cell: `–` where it was not recorded, `unknown` where it could not be read."""
+    """A fact as a cell: `–` if it was not recorded, `unknown` if it could not be read."""
     return "–" if value is None else "unknown" if isinstance(value, dict) else str(value)
 
 
 def number(value: float, digits: int) -> str:
-    """A number as a cell; `–` where there was nothing to divide by."""
+    """A number as a cell; `–` for nan."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def speedup_text(row: ArmRow) -> str:
-    """`0.87 [0.84, 0.90]`."""
+    """The speedup with its interval: `0.87 [0.84, 0.90]`."""
     if row.is_baseline or math.isnan(row.speedup):
         return number(row.speedup, 2)
     return f"{row.speedup:.2f} [{number(row.low, 2)}, {number(row.high, 2)}]"
@@ -270,12 +272,12 @@ def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def arm_table(rows: Sequence[ArmRow]) -> str:
-    """The rows as a Markdown table, rounded; speeds only where every output has its verdict."""
+    """The rows as a Markdown table with rounded numbers; an arm has speeds only if every output has a verdict."""
     return markdown_table(*arm_cells(rows))
 
 
 def arm_cells(rows: Sequence[ArmRow]) -> tuple[list[str], list[list[str]]]:
-    """The columns of `arm_table`, and its cells."""
+    """The column names and the cells of `arm_table`."""
     header = "model,data,arm,n,failed,tokens,acceptance,tokens/round,tokens/s,speedup [95 %],identical,near ties,"
     return (header + "mismatches,dtype,device,threads,run").split(","), [_cells(row) for row in rows]
 
@@ -295,7 +297,7 @@ def _cells(row: ArmRow) -> list[str]:
 
 
 def cautions(rows: Sequence[ArmRow]) -> list[str]:
-    """Why speeds of different runs cannot be compared, a sentence each: on what they ran, or at what pace."""
+    """One sentence for each reason why speeds of different runs are not comparable: other conditions, other pace."""
     notes = []
     if differs := [name for name in CONDITIONS if len({getattr(row, name) for row in rows}) > 1]:
         notes.append(f"The runs differ in {', '.join(differs)}: compare speeds only between rows where these agree.")
@@ -313,7 +315,7 @@ def cautions(rows: Sequence[ArmRow]) -> list[str]:
 
 
 def arm_csv(rows: Sequence[ArmRow]) -> str:
-    """The rows as CSV with full precision, named after the fields; empty where there is no number."""
+    """The rows as CSV with full precision; fields name the columns, and the cell of a missing number is empty."""
     file = io.StringIO()
     writer = csv.DictWriter(file, [field.name for field in fields(ArmRow)], lineterminator="\n")
     writer.writeheader()
@@ -323,7 +325,7 @@ def arm_csv(rows: Sequence[ArmRow]) -> str:
 
 
 def verdict_sentences(rows: Sequence[ArmRow]) -> list[str]:
-    """Whether skipping pays, once per model, data and conditions in which an arm skips anything."""
+    """One sentence on whether skipping pays for each model, data and conditions with a skipping arm."""
     groups: dict[tuple[object, ...], list[ArmRow]] = {}
     for row in rows:
         groups.setdefault((row.model, row.data, row.conditions), []).append(row)
@@ -331,10 +333,10 @@ def verdict_sentences(rows: Sequence[ArmRow]) -> list[str]:
 
 
 def verdict_sentence(rows: Sequence[ArmRow]) -> str:
-    """Whether skipping pays, judged by the fastest of the skipping arms of one model, data and conditions.
+    """A sentence on whether skipping pays, from the fastest skipping arm of one model, data and conditions.
 
-    An arm that skips nothing and is as fast, such as prompt lookup alone, is named: it, not skipping, is what pays.
-    The interval is that arm's own: it does not allow for its having been picked, so the sentence tells out of how many.
+    The sentence names an equally fast arm without skipping, such as prompt lookup alone, because then skipping does not
+    pay. The interval of the fastest arm does not correct for its selection, so the sentence states the number of arms.
     """
     where = f"{rows[0].model} with {rows[0].data}"
     timed = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]

@@ -1,6 +1,6 @@
-"""Skip sets side by side: what they skip, what they share, and what they bring on which data.
+"""A comparison of skip sets: skipped sublayers, shared sublayers, and speedups on each data set.
 
-Knows sets and the evaluations of them; knows nothing of where a set comes from, nor of models.
+This module knows sets and their evaluations. It must not know models or where a set comes from.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from selfspec.errors import InputError
 from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
 
-FEWEST, MOST = 2, 8  # sets that can be told apart side by side
+FEWEST, MOST = 2, 8  # number of sets that one comparison can show clearly
 
 
 def compare(words: Sequence[str], outputs: Path, *, n_layers: int | None = None) -> tuple[Any, list[RenderableType]]:
-    """The sets that the words of `named_sets` name, side by side: as facts, and to be shown.
+    """The comparison of the sets that the words name: as facts, and as parts to print.
 
     Args:
-        words: what names them.
-        outputs: the folder of the runs, whose evaluations of these sets count.
-        n_layers: of the model that written sets are for; None: of the other sets.
+        words: names of sets, see `named_sets`.
+        outputs: folder of the runs; its evaluations of these sets give the speedups.
+        n_layers: number of layers of the model for written sets; None takes it from the other sets.
 
     Raises:
-        InputError: if a word names nothing, or there are too few sets or too many.
+        InputError: if a word names nothing, or there are fewer than `FEWEST` or more than `MOST` sets.
     """
     chosen = named_sets(words, outputs, n_layers=n_layers)
     if not FEWEST <= len(chosen) <= MOST:
@@ -57,14 +57,14 @@ def compare(words: Sequence[str], outputs: Path, *, n_layers: int | None = None)
 
 @dataclass(frozen=True, slots=True)
 class _Evaluations:
-    """Arms, each with what its run promised of it, and a line about each run that could not be read."""
+    """Arms, each with the predictions that its run recorded, and a line about each unreadable run."""
 
     rows: list[tuple[ArmRow, Mapping[str, Any]]]
     problems: list[str]
 
 
 def _evaluations(skips: set[str], outputs: Path) -> _Evaluations:
-    """The drafts of all evaluations that skip one of these sets."""
+    """The arms of all evaluations that skip one of these sets."""
     found = _Evaluations([], [])
     needles = [json.dumps(skip).encode() for skip in skips - {"none"}]
     for run in list_runs(None, outputs):
@@ -105,12 +105,12 @@ def _sets(chosen: Sequence[ComparedSet], evaluated: Sequence[tuple[ArmRow, Mappi
 
 
 def _is_of(found: KnownSet, row: ArmRow) -> bool:
-    """Whether the arm skips this set, in a model that may be its own."""
+    """Whether the arm skips this set, and the two do not name different models."""
     return (row.skip, row.n_layers) == (str(found.skip), found.skip.n_layers) and found.model in (None, row.model)
 
 
 def _measured(row: ArmRow, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """An arm's numbers, beside what was predicted of that very draft."""
+    """An arm's numbers, and the speedup that was predicted for its draft."""
     return run_list.facts_of_arm(row) | {
         "run": row.run,
         "draft": recorded.get("draft"),
@@ -119,7 +119,7 @@ def _measured(row: ArmRow, recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(skips: Sequence[SkipSet]) -> list[dict[str, Any]]:
-    """What every two sets of one depth share."""
+    """The sublayers that every two sets of one depth share."""
     return [
         {"sets": [i + 1, j + 1], "both": n_shared(a, b), "jaccard": plain(jaccard(a, b))}
         for (i, a), (j, b) in combinations(enumerate(skips), 2)
@@ -142,7 +142,7 @@ def _lines(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[Rende
         table.add_row(str(one["number"]), *map(Text, about), *cells, _cell(one["predicted"], 2), raced)
     yield table
     yield Text("")
-    same: dict[SkipSet, list[str]] = {}  # drafts that skip the same have one map
+    same: dict[SkipSet, list[str]] = {}  # drafts with equal skip sets share one map
     for place, skip in enumerate(skips, start=1):
         same.setdefault(skip, []).append(str(place))
     yield skip_map_text.skip_map(*((", ".join(numbers), skip) for skip, numbers in same.items()))
@@ -161,7 +161,7 @@ def _lines(skips: Sequence[SkipSet], facts: Mapping[str, Any]) -> Iterator[Rende
 
 
 def _agreement(labels: Mapping[int, str], facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """What different sets share, and what each has alone; a label stands for all that skip the same."""
+    """The sublayers that different sets share, and those of each set alone; one label stands for all equal sets."""
     yield Text("\nOverlap: sublayers in both, and over those in either (Jaccard)", style="bold")
     table = plain_table("sets", "both", "Jaccard")
     for pair in facts["pairs"]:

@@ -1,4 +1,4 @@
-"""What a run's rows tell while it goes on: the best set of a search, the arms of an evaluation. For its live panel."""
+"""The contents of the live panel of a running search or evaluation: its best set, or its arms."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from selfspec.skipping.skip_set import SkipSet
 
 
 def best_set(n_layers: int, unit: str) -> Show:
-    """Shows the best trial: its value and acceptance, what it skips, and its map; and how many failed.
+    """A function that shows the best trial (value, acceptance, skip set and map) and the number of failed trials.
 
     Args:
-        n_layers: of the model.
-        unit: of the values.
+        n_layers: number of layers of the model.
+        unit: unit of the values.
     """
 
     def show(rows: Sequence[Row]) -> RenderableType:
@@ -51,7 +51,7 @@ def _of_draft(row: Row) -> str:
 
 
 def arms(rows: Sequence[Row]) -> RenderableType:
-    """A line an arm: its answers, acceptance and speed so far, over all that it decoded, not yet paired."""
+    """One line for each arm: answers, acceptance and speed so far, over all its answers and without pairing."""
     table = Table("arm", box=None, pad_edge=False, header_style="dim")
     for name in ("answers", "failed", "acceptance", "tokens/round", "tokens/s"):
         table.add_column(name, justify="right")

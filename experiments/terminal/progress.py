@@ -1,7 +1,7 @@
-"""Progress of a run on the terminal: done of all, time left, and what is known so far. Silent where nobody watches.
+"""Progress of a run on the terminal: finished steps, time left, and results so far. It is silent if nobody watches.
 
-Nothing runs between two steps, not even a clock that is drawn anew: it would take its share of the seconds that the
-steps measure. So the panel changes when a step ends. Log lines pass above it.
+The panel changes only when a step ends: a clock that runs during a step would disturb the seconds that the step
+measures. Log lines appear above the panel.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Row = Mapping[str, Any]
 Show = Callable[[Sequence[Row]], RenderableType]
-SPEED_OVER_S = 3600.0  # of which the time left is told; longer than a step takes, so that there is always a speed
+SPEED_OVER_S = 3600.0  # seconds over which the speed is averaged; longer than a step, so that a speed always exists
 
 
 class Advance(Protocol):
-    """Called when a step is done, with its row if it has one."""
+    """A function that callers call at the end of a step, with the row of the step if it has one."""
 
     def __call__(self, row: Row | None = None) -> None: ...
 
@@ -37,14 +37,14 @@ def progress(
     rows: Sequence[Row] = (),
     console: Console | None = None,
 ) -> Iterator[Advance]:
-    """A live panel of `total` steps, of which `done` are done; nothing unless somebody watches a terminal.
+    """A live panel of `total` steps, of which `done` are finished; it draws nothing unless somebody watches.
 
     Args:
-        label: what a step is, before its number.
-        total, done: steps.
-        show: what the panel tells of the rows so far, below its bar.
-        rows: of the steps that are done.
-        console: where it is drawn; by default standard error.
+        label: name of a step, shown before its number.
+        total, done: numbers of steps.
+        show: function that draws the rows so far below the bar.
+        rows: rows of the finished steps.
+        console: console of the panel; None means standard error.
     """
     console = console or Console(stderr=True)
     if not is_watched(console):
@@ -78,5 +78,5 @@ def progress(
 
 
 def is_watched(console: Console) -> bool:
-    """Whether a person may be looking: a terminal that can be redrawn, and no continuous integration."""
+    """Whether a person may watch: the terminal can be redrawn and no continuous integration runs."""
     return console.is_interactive and not os.environ.get("CI")

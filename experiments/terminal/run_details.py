@@ -1,4 +1,4 @@
-"""One run: what it ran on, what it found or measured with the maps of its sets, and the files it left."""
+"""One run in detail: its conditions, its results with the maps of its sets, and its files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
 
-IN_CONDITIONS = ("model", "data", "dtype", "device", "threads")  # not again in each line of the arms
+IN_CONDITIONS = ("model", "data", "dtype", "device", "threads")  # the lines of arms leave these out
 
 
 def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
-    """The run that the word of `find_runs.list_runs` names: as facts, and to be shown.
+    """The run that a word of `find_runs.list_runs` names: as facts, and as parts to print.
 
     Raises:
-        InputError: if it names none, or several.
+        InputError: if the word names no run or several runs.
     """
     run = _one(word, outputs)
     facts = run_list.facts_of(run)
@@ -48,7 +48,7 @@ def _one(word: str, outputs: Path) -> Run:
 
 
 def _conditions(run: Run) -> dict[str, Any]:
-    """What the run recorded of itself and its machine, without what is nested."""
+    """The recorded facts of the run and its machine, without nested ones."""
     facts = {name: plain(value) for name, value in run.facts.items() if not isinstance(value, Mapping | list)}
     machine = {name: plain(run.provenance.get(name)) for name in ("cpu", "cuda", "cores", "load_before")}
     versions = {name: package(run, name) for name in ("torch", "transformers")}

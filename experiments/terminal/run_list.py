@@ -1,6 +1,6 @@
-"""Runs in a list, a line each: what ran, how far it came, and what it found or measured.
+"""A list of runs, one line each: verb, conditions, state and result.
 
-Folders that cannot be read are listed with the reason.
+The list also shows unreadable folders, with the reason.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ OF_ARM = (
 
 
 def show_runs(pattern: str | None, outputs: Path) -> tuple[Any, list[RenderableType]]:
-    """The runs that the word of `find_runs.list_runs` names, or all: as facts, and as lines of a table.
+    """The runs that a word of `find_runs.list_runs` names, or all runs: as facts, and as parts to print.
 
     Raises:
-        InputError: if it names none.
+        InputError: if the word names no run.
     """
     found = list_runs(pattern, outputs)
     if pattern and not found:
@@ -61,13 +61,13 @@ def show_runs(pattern: str | None, outputs: Path) -> tuple[Any, list[RenderableT
         cells = (Text(one[key] or "–") for key in ("model", "data"))
         brief = Text(
             _in_brief(one), no_wrap=True, overflow="ellipsis"
-        )  # on a narrow terminal, a line a run all the same
+        )  # one line for each run, also on a narrow terminal
         table.add_row(Text(path.name), Text(path.parent.name), one["verb"], state, *cells, brief)
     return facts, [table]
 
 
 def plain_table(*header: str) -> Table:
-    """A table without lines; what does not fit on a terminal is folded."""
+    """A table without lines; it folds text that does not fit on the terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in header:
         table.add_column(Text(name), overflow="fold")
@@ -75,7 +75,7 @@ def plain_table(*header: str) -> Table:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """What there is to say of a run, in plain values; None where something is not known."""
+    """The facts of a run as plain values; None for unknown facts."""
     facts: dict[str, Any] = {
         "name": run.name,
         "path": str(run.path),
@@ -97,10 +97,10 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 
 def best(run: Run) -> dict[str, Any] | None:
-    """The set a search handed on, or its best so far: skip, value, unit, acceptance, and how its race ended."""
+    """The set that a search returned, or its best so far: skip, value, unit, acceptance, and the result of its race."""
     winner: Mapping[str, Any] = run.summary.get("winner") or {}
     handed_on = winner or run.summary.get("best") or {}
-    # of a finished search only the rows of its best set are read
+    # for a finished search, only the rows of its best set are read
     trials = scored(run.trials(holding=json.dumps(handed_on["skip"]) if handed_on.get("skip") else "").rows)
     same = [row for row in trials if row["skip"] == handed_on.get("skip")]
     found = max(same or trials, key=trial_value, default=None)
@@ -125,7 +125,7 @@ def best(run: Run) -> dict[str, Any] | None:
 
 
 def facts_of_arm(row: ArmRow) -> dict[str, Any]:
-    """The numbers of an arm; no speed where an output was not compared."""
+    """The numbers of an arm; no speed if an output was not compared."""
     facts = asdict(row)
     hidden = () if row.is_judged else ("tokens_per_s", "speedup", "low", "high")
     verdicts = ("n_identical", "n_near_ties", "n_mismatches", "n_not_compared", "n_failed")
@@ -133,14 +133,14 @@ def facts_of_arm(row: ArmRow) -> dict[str, Any]:
 
 
 def plain(value: object) -> Any:
-    """The value where JSON has one for it; None for nan and the infinities, and what is nested as text."""
+    """The value in a form that JSON can hold: None for nan and infinities, and text for nested values."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def interval(speedup: float | None, low: float | None, high: float | None) -> str:
-    """`1.03 [0.98, 1.07]`, with a dash for what is not known."""
+    """The speedup with its interval: `1.03 [0.98, 1.07]`; a dash for an unknown number."""
     point, *ends = (number(math.nan if value is None else float(value), 2) for value in (speedup, low, high))
     return point if ends == ["–", "–"] else f"{point} [{', '.join(ends)}]"
 

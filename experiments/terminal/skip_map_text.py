@@ -1,4 +1,4 @@
-"""Which sublayers a set skips, in block characters for a terminal: a row for attention, a row for the MLPs."""
+"""The sublayers that a set skips, in block characters for a terminal: one row for attention, one for the MLPs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ SKIPPED, KEPT = "█", "·"
 
 
 def rows(skip: SkipSet) -> tuple[str, str]:
-    """A character a layer, the first layer first: of attention, and of the MLPs."""
+    """Two texts with one character for each layer, the first layer first: attention, and MLPs."""
     attn, mlp = ("".join(SKIPPED if i in of else KEPT for i in range(skip.n_layers)) for of in (skip.attn, skip.mlp))
     return attn, mlp
 
 
 def ruler(n_layers: int) -> str:
-    """The number of every tenth layer, above its character."""
+    """A text with the number of every tenth layer, above the character of that layer."""
     return "".join(f"{i:<10}" for i in range(0, n_layers, 10)).rstrip()
 
 
 def skip_map(*sets: tuple[str, SkipSet]) -> Table:
-    """The maps of labelled sets, one below the other, so that a layer stands in the same column in all of them."""
+    """The maps of labelled sets, one below the other; a layer stands in the same column of all maps."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
     grid.add_column()

@@ -1,4 +1,7 @@
-"""Where runs are shown besides their own folder. A tracker only listens: the run folder is the truth."""
+"""Trackers, which show runs outside of their own folder. A tracker only listens: the run folder holds the results.
+
+It must not know Hydra or models, and no result depends on it.
+"""
 
 from experiments.tracking.tracker import Chart, Loggable, NoTracker, Picture, SafeTracker, Table, Tracker
 from experiments.tracking.wandb_tracker import WandbTracker

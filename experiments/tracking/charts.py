@@ -1,4 +1,4 @@
-"""The dashboard's charts as a tracker shows them; none where plotly is not installed."""
+"""The dashboard's charts for trackers; none if plotly is not installed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def search_charts(trials: Sequence[Row], *, n_layers: int, objective: str) -> di
 
     Args:
         trials: rows of `trials.jsonl`.
-        n_layers: of the model.
-        objective: its name, read out as the unit of the value.
+        n_layers: number of layers of the model.
+        objective: name of the objective, shown as the unit of the value.
     """
     return _charts(
         best_so_far=lambda: _module("searching").best_so_far(trials, objective=objective),
@@ -28,7 +28,7 @@ def search_charts(trials: Sequence[Row], *, n_layers: int, objective: str) -> di
 
 
 def evaluation_charts(rows: Sequence[Row]) -> dict[str, Chart]:
-    """Acceptance by position and where the time went, each arm a line or a bar; of answered rows."""
+    """Acceptance by position and the parts of the time, one line or bar for each arm; from answered rows."""
     return _charts(
         positions=lambda: _module("evaluating").position_acceptance(rows),
         time_split=lambda: _module("evaluating").time_split(rows),
@@ -40,5 +40,5 @@ def _charts(**draw: Callable[[], Any]) -> dict[str, Chart]:
 
 
 def _module(name: str) -> Any:
-    """A module of charts, imported when something is drawn: plotly takes its time."""
+    """A module of charts; it is imported at the first drawing, because plotly is slow to import."""
     return import_module(f"experiments.charts.{name}")

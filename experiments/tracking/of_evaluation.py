@@ -1,6 +1,6 @@
-"""What an evaluation shows: its arms, acceptance by position, where the seconds went, and its sets beside others'.
+"""What a tracker shows of an evaluation: arms, acceptance by position, parts of the seconds, and its skip sets.
 
-A run of W&B is compared by single numbers: those of its draft, which is the first arm that drafts (`skip=`).
+W&B compares runs by single numbers. These are the numbers of the first drafting arm (`skip=`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row
     """Show a finished evaluation.
 
     Args:
-        tracker: who is shown it.
-        arms: a row for each.
-        rows: of `records.jsonl`, each answer once; failed ones are left out.
+        tracker: the tracker that shows it.
+        arms: one row for each arm.
+        rows: rows of `records.jsonl`, each answer once; the function leaves out failed ones.
     """
     answered: dict[str, list[Row]] = {arm.arm: [] for arm in arms}
     for row in rows:
@@ -51,7 +51,7 @@ def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row
 
 
 def positions(rows: Sequence[Row]) -> list[dict[str, float]]:
-    """Acceptance at each position of a draft, from 1 on: of the tokens judged there, the part that was accepted."""
+    """Accepted over judged tokens at each position of a draft, from 1 on; in [0, 1]."""
     return [
         {"number": p.number, "judged": p.judged, "accepted": p.accepted, "acceptance": p.acceptance}
         for p in figure_data.positions(rows)
@@ -59,7 +59,7 @@ def positions(rows: Sequence[Row]) -> list[dict[str, float]]:
 
 
 def time_split(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Seconds by what they were spent on, over all answers of an arm; None where the arm does not tell."""
+    """Seconds of each part of decoding, over all answers of an arm; None if the arm does not record it."""
     return {part: sum(times) if None not in (times := [row[part] for row in rows]) else None for part in PARTS}
 
 

@@ -1,4 +1,4 @@
-"""What a search shows: each trial as it ends; at the end its sets, pictures and files, read from the run folder."""
+"""What a tracker shows of a search: each trial at its end; after the search its sets, pictures and files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FIRST = ("number", "origin", "state", "skip", "value", "acceptance", "draft_cost
 
 
 def trial_listener(tracker: Tracker, n_layers: int) -> Callable[[Row], None]:
-    """What is told each row of `trials.jsonl`, in order, and shows it; models of `n_layers` layers."""
+    """A function that takes each row of `trials.jsonl`, in order, and shows it; the model has `n_layers` layers."""
     bests: list[float] = []
 
     def show(row: Row) -> None:
-        # a trial that was not scored to its end has no value that others can be compared with
+        # a trial that was not scored to its end has no comparable value
         value = row["value"] if row["state"] == "complete" else None
         bests.extend([] if value is None else [max([value, *bests[-1:]])])
         shown: dict[str, Loggable] = {
@@ -48,14 +48,14 @@ def trial_listener(tracker: Tracker, n_layers: int) -> Callable[[Row], None]:
 def show_search(
     tracker: Tracker, folder: Path, *, name: str, model: str, data: str, objective: str, raced: Sequence[Row]
 ) -> None:
-    """Show what a search left in its folder.
+    """Show the results of a search from its folder.
 
     Args:
-        tracker: who is shown it.
-        folder: of the run.
-        name: of the run's configuration: what its files are kept under.
-        model, data, objective: of the search.
-        raced: rows of the race, the winner first; empty if there was none.
+        tracker: the tracker that shows them.
+        folder: folder of the run.
+        name: name from the run's configuration, under which the tracker keeps its files.
+        model, data, objective: names of the search's model, data and objective.
+        raced: rows of the race, the winner first; empty without a race.
     """
     trials = read_rows(folder / run_files.TRIALS, Trial).whole()
     chosen = yaml.safe_load((folder / skip_set_files.NAME).read_text(encoding="utf-8"))
@@ -86,19 +86,19 @@ def show_search(
 
 
 def _trial(row: Row) -> Row:
-    """A trial's line; where more than skip sets were searched, with the other settings."""
+    """The row of a trial; it includes the other searched settings, if there are any."""
     found = {key: row.get(key) for key in FIRST}
     return found | ({"settings": settings_text(row["settings"])} if "settings" in row else {})
 
 
 def is_best_of_its_kind(folder: Path) -> bool:
-    """Whether no other search beside it with the same model, objective and data found a set of a higher value."""
+    """Whether no neighbouring search with the same model, objective and data found a set with a higher value."""
     mine, *others = (_value(path) for path in (folder, *folder.parent.iterdir()))
     return all(other is None or other[0] != mine[0] or other[1] <= mine[1] for other in others) if mine else False
 
 
 def _value(folder: Path) -> tuple[tuple[str, ...], float] | None:
-    """What the search of a folder maximised, and the value of its set; None if it found none."""
+    """Model, objective and data of a search, and the value of its set; None if it found no set."""
     try:
         body = yaml.safe_load((folder / skip_set_files.NAME).read_text(encoding="utf-8"))
         return tuple(str(body[key]) for key in ("model", "objective", "data")), float(body["value"])
@@ -107,7 +107,7 @@ def _value(folder: Path) -> tuple[tuple[str, ...], float] | None:
 
 
 def _numbers(row: Row) -> dict[str, float | None]:
-    """What drafts did in a trial; None where it failed."""
+    """Acceptance, tokens per round and draft cost of a trial; each is None if the trial has none."""
     return {
         "acceptance": row["acceptance"],
         "tokens_per_round": tokens_per_round(row["accepted"], row["n_rounds"]) if row["drafted"] else None,

@@ -1,6 +1,6 @@
-"""What of a configuration and a provenance may leave this machine: all but secrets, and where its user lives.
+"""The public part of a configuration and a provenance: everything but secrets and the user's home folder.
 
-It knows neither W&B nor Hydra: plain trees in, plain trees out.
+This module turns plain trees into plain trees. It must not know W&B or Hydra.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 MASK = "***"
-LEFT_OUT = ("argv", "diff")  # command lines, which the configuration tells; code that nobody committed
+LEFT_OUT = ("argv", "diff")  # command lines, which the configuration repeats, and uncommitted code
 _SECRET_NAME = re.compile(r"(^|[_.-])(token|password|passwd|secret|credentials?|(api_?|private_|access_)?key)$", re.I)
 _LOGIN = re.compile(r"(?<=://)\S*@")  # up to the last @: a password may hold one
 _QUERY = re.compile(r"(\S+://\S*?)\?\S*")
 _TOKEN = re.compile(r"\b(hf_|gh[opsru]_|github_pat_|sk-|xox[abp]-|AKIA)[\w-]{12,}")
-LEAST = 6  # letters of a variable's value that are looked for: shorter ones are in every other word
+LEAST = 6  # least letters of a secret value to mask: shorter values occur inside ordinary words
 
 
 def public(tree: Any) -> Any:
-    """`tree` without what is nobody's business.
+    """`tree` without private data.
 
-    Masked are values whose name says that they are secret, logins and queries of addresses, what looks like a token of
-    a well-known service, and the value of any environment variable with a secret's name, wherever it turns up. The
-    user's home is `~`.
+    The function masks values with the name of a secret, logins and queries of addresses, texts in the form of a
+    well-known service's token, and, in all texts, the value of each environment variable with the name of a secret.
+    `~` replaces the user's home.
     """
     return _public(tree, [v for k, v in os.environ.items() if _SECRET_NAME.search(k) and len(v) >= LEAST])
 

@@ -1,4 +1,4 @@
-"""One row per skip set: the table in which the sets of searches and evaluations are put side by side."""
+"""One row for each skip set: the table that compares the sets of searches and evaluations."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from selfspec.skipping.skip_set import SkipSet
 
 
 def set_row(skip: SkipSet, *, run: str, model: str, data: str, objective: str, **found: Any) -> Mapping[str, Any]:
-    """Whose set it is, what was found of it, and its sublayers as columns: `a0`, `m0`, `a1`, ...; 1 is skipped.
+    """The row of a set: its source, its numbers, and its sublayers as columns `a0`, `m0`, `a1`, ...; 1 means skipped.
 
     Args:
         skip: the set.
-        run, model, data, objective: where `value` comes from; values of two objectives cannot be compared.
+        run, model, data, objective: source of `value`; values of two objectives cannot be compared.
         **found: `value` and other numbers.
     """
     layers = range(skip.n_layers)

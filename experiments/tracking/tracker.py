@@ -1,6 +1,6 @@
-"""What listens to a run: it is shown values, keeps files, and is told the end.
+"""Trackers: they show the values of a run, keep its files, and are closed at its end.
 
-A tracker that fails loses no result: the first failure is logged once, and the run goes on without it.
+A failing tracker loses no result: the first failure is logged, and the run goes on without the tracker.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of the same columns, as they are now; None and nan are empty cells."""
+    """Rows with the same columns, in their present state; None and nan are empty cells."""
 
     rows: Sequence[Mapping[str, Any]]
 
@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure of plotly, drawn only for a tracker that shows it."""
+    """A plotly figure; it is drawn only for a tracker that shows it."""
 
     draw: Callable[[], Any]
 
@@ -44,20 +44,20 @@ class Tracker(Protocol):
     """Listens to one run."""
 
     def show(self, values: Mapping[str, Loggable]) -> None:
-        """Show values that belong together, such as those of one trial; None: there is none."""
+        """Show values that belong together, such as the values of one trial; None means a missing value."""
         ...
 
     def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
-        """Keep files as they are now, under a name at which earlier versions of them may be."""
+        """Keep the present contents of files under a name that may already hold earlier versions."""
         ...
 
     def finish(self, *, failed: bool = False) -> str | None:
-        """The last call; may come twice. Returns a line for the user, if there is something to do."""
+        """End the run; a second call has no effect. Returns a line for the user if something is left to do."""
         ...
 
 
 class NoTracker:
-    """Listens to nothing, so that no caller asks whether there is a tracker."""
+    """Ignores all calls, so that no caller checks whether there is a tracker."""
 
     def show(self, values: Mapping[str, Loggable]) -> None:
         """See `Tracker`."""
@@ -71,7 +71,7 @@ class NoTracker:
 
 
 class SafeTracker:
-    """Hands everything on to `make()`'s tracker until that fails, which is said once."""
+    """Passes all calls to the tracker of `make()` until a call fails; the failure is logged once."""
 
     def __init__(self, make: Callable[[], Tracker]) -> None:
         self._tracker: Tracker = NoTracker()

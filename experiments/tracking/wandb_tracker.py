@@ -1,8 +1,8 @@
-"""Weights & Biases as a tracker: online for those who are logged in, else in files that `wandb sync` uploads.
+"""Weights & Biases as a tracker: online for users who are logged in, or else in files that `wandb sync` uploads.
 
-It is told values and files, and knows nothing of skip sets. wandb's own recording of the process is switched off: what
-a run is, its configuration and provenance say; command lines and host names are nobody's business, and sampling the
-machine would disturb what is measured.
+The module gets values and files; it must not know skip sets. wandb's own recording of the process is switched off:
+configuration and provenance describe the run, command lines and host names are private, and sampling the machine would
+disturb the measurement.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from selfspec.errors import InputError
 log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
-AXES = ("trial", "position")  # of `trial/value` and the like: the x axis is `trial/number`
-CONNECT_S, UPLOAD_S = 20.0, 60.0  # waited for at the start and at the end, then the files must do; chosen, not tuned
+AXES = ("trial", "position")  # prefixes of values such as `trial/value`, whose x axis is `trial/number`
+CONNECT_S, UPLOAD_S = 20.0, 60.0  # seconds to wait at start and end; then only files are written; chosen, not tuned
 
 
 class WandbTracker:
     """One run of W&B, in the run folder.
 
-    Without a mode it is that of the environment (WANDB_MODE), else online if this machine is logged in, else offline;
-    an online run whose server does not answer is one offline. A run that goes on is shown anew under its old id, whole.
+    The default mode is that of the environment (WANDB_MODE), or else online if this machine is logged in, or else
+    offline. An online run becomes an offline run if the server does not answer. A resumed run is shown again as a whole
+    under its old id.
 
     Args:
-        project, name, group, job_type, tags: as W&B calls them.
-        run_id: the same for all sessions of a run.
-        folder: of the run; wandb writes into `wandb/` there.
-        config: what W&B shows as the configuration; it may hold no secret (`experiments.tracking.public`).
-        mode: online, offline or disabled; None: see above.
+        project, name, group, job_type, tags: W&B's settings with these names.
+        run_id: id that all sessions of a run share.
+        folder: folder of the run; wandb writes into its folder `wandb/`.
+        config: configuration for W&B; it must hold no secret (`experiments.tracking.public`).
+        mode: online, offline or disabled; None for the default mode.
 
     Raises:
-        InputError: if wandb is not installed, or for any other mode.
+        InputError: if wandb is not installed, or for an unknown mode.
     """
 
     def __init__(
@@ -64,13 +65,13 @@ class WandbTracker:
         self._wandb = wandb
         os.environ.setdefault("WANDB_SILENT", "true")
         settings = wandb.Settings(
-            console="off",  # a progress bar needs the terminal, and log lines are in the run folder
+            console="off",  # a progress bar needs the terminal, and the run folder holds the log lines
             disable_git=True,
             host="-",
             init_timeout=CONNECT_S,
             finish_timeout=UPLOAD_S,
             finish_timeout_raises=True,
-            reinit="finish_previous",  # of a sweep's job that failed
+            reinit="finish_previous",  # ends the run of an earlier failed job of a sweep
             save_code=False,
             x_disable_machine_info=True,
             x_disable_meta=True,
@@ -96,7 +97,7 @@ class WandbTracker:
             if asked in ("offline", "disabled"):
                 raise
             log.warning("W&B does not answer, so this run is offline (%s)", str(error).splitlines()[0])
-            wandb.teardown()  # its process holds the id of the run that could not begin
+            wandb.teardown()  # wandb's process holds the id of the run that could not start
             self._run = wandb.init(mode="offline", **start)
         for axis in AXES:
             self._run.define_metric(f"{axis}/*", step_metric=f"{axis}/number")

@@ -1,4 +1,4 @@
-"""selfspec dashboard: start Streamlit on this machine, without telemetry and without asking anything."""
+"""selfspec dashboard: start Streamlit on this machine, without telemetry and without questions to the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ APP = Path(__file__).parents[1] / "dashboard" / "app" / "main.py"
 
 
 def dashboard(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> None:
-    """The verb: this process becomes the server, so that whatever ends the command ends it."""
+    """Run the verb: this process becomes the server, so that the end of the command ends the server."""
     outputs = Path(cfg.runs or cfg.paths.outputs)
     missing = [name for name in ("streamlit", "plotly") if find_spec(name) is None]
     if missing:
@@ -32,7 +32,7 @@ def dashboard(cfg: DictConfig, overrides: list[str], say: Callable[[str], None])
 
 
 def words(outputs: Path, *, address: str, port: int, open_browser: bool) -> list[str]:
-    """The command that serves the dashboard of `outputs`; a browser is opened only where there is a screen."""
+    """The command that serves the dashboard of `outputs`; it opens a browser only if there is a screen."""
     has_screen = sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
     settings = {
         "server.address": address,
@@ -41,7 +41,7 @@ def words(outputs: Path, *, address: str, port: int, open_browser: bool) -> list
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "viewer",
-        "theme.light.primaryColor": PRIMARY,  # of either ground, so that the one the system asks for is taken
+        "theme.light.primaryColor": PRIMARY,  # set for both grounds, so that the system's choice of ground holds
         "theme.dark.primaryColor": PRIMARY,
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]

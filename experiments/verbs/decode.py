@@ -1,4 +1,4 @@
-"""selfspec decode: stream one answer, coloured by where its tokens come from, and compare with plain decoding."""
+"""selfspec decode: stream one answer, with a colour for the source of each token, and compare with plain decoding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from selfspec.errors import InputError
 from selfspec.measure.exactness import compare
 from selfspec.measure.metrics import Timed, acceptance, ratio, tokens_per_round, tokens_per_s
 
-# Three hues that stay apart for colour-blind readers, on dark and light terminals.
+# three hues that colour-blind readers can tell apart on dark and on light terminals
 STYLES: dict[Kind, str] = {"accepted": "bright_blue", "correction": "yellow", "bonus": "bright_magenta"}
 
 
@@ -49,7 +49,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     autoregress(decoder, [prompt.ids], ending=warm)
     speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
 
-    # Colours go to a terminal only, unless NO_COLOR says not even there.
+    # colours go to terminals only, and NO_COLOR switches them off there too
     console = Console(highlight=False, soft_wrap=True)
     stream = _Stream(loaded.tokenizer, console, prompt.ids)
     (result,) = speculate(
@@ -95,7 +95,7 @@ def _speed(what: str, result: DecodeResult) -> str:
 
 
 class _Stream:
-    """Writes text as its tokens come; a character that several tokens make waits for the last of them."""
+    """Writes the text of tokens at once; a character of several tokens waits for the last of them."""
 
     def __init__(self, tokenizer: Any, console: Console, prompt_ids: list[int]) -> None:
         self._tokenizer, self._console = tokenizer, console

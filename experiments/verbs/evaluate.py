@@ -1,4 +1,4 @@
-"""selfspec evaluate: plain decoding and drafts in turn, on prompts that no search has seen."""
+"""selfspec evaluate: decode prompts that no search has seen, with plain decoding and with drafts in turn."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
-    """Evaluate the arms of `cfg`, or go on with the run that `cfg.resume` names; returns the run folder.
+    """Evaluate the arms of `cfg`, or resume the run that `cfg.resume` names; return the run folder.
 
     Raises:
-        InputError: if what was asked cannot be done; after the run, if an output is not the baseline's or no prompt
-            could be decoded.
+        InputError: if the settings are impossible; after the run, if an output differs from the baseline's or no
+            prompt could be decoded.
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = _resumed(resumed, overrides) if resumed else cfg
@@ -92,7 +92,7 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
 
 
 def _resumed(path: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that goes on."""
+    """The configuration of the run to resume."""
     fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") != "resume"]
     if fixed:
         raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change: leave it out")
@@ -106,7 +106,7 @@ def _resumed(path: Path, overrides: list[str]) -> DictConfig:
 
 
 def _drop_partial(path: Path) -> None:
-    """Remove what a kill may have left half written, and the summary of a run that goes on."""
+    """Remove half-written files of a killed run, and the summary of a run to resume."""
     run_files.drop_partial_line(path / run_files.PROMPTS)
     if run_files.drop_partial_line(path / run_files.RECORDS):
         log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", run_files.RECORDS)
@@ -114,7 +114,7 @@ def _drop_partial(path: Path) -> None:
 
 
 def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
-    """Refuse to go on where the model, the data or an arm is no longer what the run began with."""
+    """Refuse to resume a run if the model, the data or an arm has changed since its start."""
     began = json.loads((path / run_files.PROVENANCE).read_text(encoding="utf-8"))["run"]
     here = json.loads(json.dumps(facts))
     for name in began.keys() | here.keys():
@@ -126,7 +126,7 @@ def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _check_own(rows: Mapping[Key, Mapping[str, Any]], setup: Setup, path: Path) -> None:
-    """Refuse to go on with answers that this run did not ask for."""
+    """Refuse to resume a run with answers to other prompts or from other arms."""
     keys, names = {a.key for a in setup.asked}, {arm.name for arm in setup.arms}
     for prompt, sample, _, arm in rows:
         if (prompt, sample) not in keys or arm not in names:
@@ -138,7 +138,7 @@ def _check_own(rows: Mapping[Key, Mapping[str, Any]], setup: Setup, path: Path) 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a run decodes, with what, and the facts that tell it from others."""
+    """The prompts and arms of a run, and the facts that identify it."""
 
     loaded: Loaded
     arms: Sequence[Arm]
@@ -146,15 +146,15 @@ class Setup:
     warm_up: list[int]
     facts: Mapping[str, Any]
     measure: judge.Measure | None
-    speedups: Mapping[str, float]  # that searches predicted, by arm
-    is_spec_bench: bool  # answers are written in Spec-Bench's format too
+    speedups: Mapping[str, float]  # arm to the speedup that a search predicted
+    is_spec_bench: bool  # whether answers are also written in Spec-Bench's format
 
 
 def set_up(cfg: DictConfig) -> Setup:
     """Model, prompts and arms of `cfg`.
 
     Raises:
-        InputError: if what was asked cannot be done.
+        InputError: if the settings are impossible.
     """
     if cfg.samples > 1 and not cfg.sampling.do_sample:
         raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
@@ -185,7 +185,7 @@ def set_up(cfg: DictConfig) -> Setup:
         warm_up=f"each arm decoded {warm_up.id!r} once before; not counted",
     )
     asked = [Asked(example, sample) for sample in range(cfg.samples) for example in examples]
-    # cut to fit: nothing is made of what follows the warm-up
+    # cut to fit, because the warm-up's answer is thrown away
     return Setup(
         loaded,
         arms,
@@ -199,14 +199,14 @@ def set_up(cfg: DictConfig) -> Setup:
 
 
 def encoder(cfg: DictConfig, loaded: Loaded, kept: Path | None = None) -> Encode:
-    """From a conversation to token ids that leave room for the answer; raises InputError where there is none.
+    """A function from a conversation to token ids; it raises InputError if they leave no room for the answer.
 
-    A chat template may write the time, so a conversation is rendered once: for all arms, and for a run that goes on.
+    A chat template may write the time, so each conversation is rendered once, for all arms and for a resumed run.
 
     Args:
-        cfg: of the run.
+        cfg: configuration of the run.
         loaded: the model.
-        kept: JSON lines of what was rendered; read if it is there, and added to.
+        kept: file of JSON lines with the rendered conversations; it is read if it exists, and extended.
     """
     rows = run_files.read_rows(kept) if kept and kept.is_file() else []
     rendered: dict[str, list[int]] = {row["conversation"]: row["ids"] for row in rows}
@@ -229,7 +229,7 @@ def encoder(cfg: DictConfig, loaded: Loaded, kept: Path | None = None) -> Encode
 
 
 def _check_room(encode: Encode, examples: Sequence[Example]) -> None:
-    """Refuse data of which no prompt can be decoded; a few that cannot become rows that say why."""
+    """Refuse data if no prompt can be decoded; single prompts that cannot be decoded become rows with a reason."""
     errors: list[InputError] = []
     for example in examples:
         try:
@@ -241,13 +241,13 @@ def _check_room(encode: Encode, examples: Sequence[Example]) -> None:
 
 
 def _counts(setup: Setup, done: Collection[tuple[str, int]]) -> tuple[int, int]:
-    """How many rows the run has at its end, and how many of them are there."""
+    """Number of rows of the run at its end, and number of present rows."""
     n_turns = {a.key: len(a.questions) for a in setup.asked}
     return len(setup.arms) * sum(n_turns.values()), len(setup.arms) * sum(n_turns[key] for key in done)
 
 
 def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
-    """Judge the answers, summarise, and say what was found."""
+    """Judge the answers, write the summary, and print the results."""
     path = folder.path / run_files.RECORDS
     rows = latest(run_files.read_rows(path))
     if setup.is_spec_bench:

@@ -1,4 +1,4 @@
-"""selfspec profile: measure what drafts cost on this machine, and check the prediction on random skip sets."""
+"""selfspec profile: measure the costs of drafts on this machine, and check predictions on random skip sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHECKS = "checks.jsonl"
 
 
 def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
-    """Measure or read the cost table, and check it; returns the run folder."""
+    """Measure or read the cost table, and check it; return the run folder."""
     if cfg.check and build_costs.given_table(cfg) is not None:
         raise InputError(
             f"costs={cfg.costs.name} is a table of another device, and check={cfg.check} would time skip sets on this "

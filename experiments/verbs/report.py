@@ -1,6 +1,6 @@
-"""A report on finished and unfinished runs: a table, the sentences it allows, pictures, and the conditions of each run.
+"""selfspec report: a table of finished and unfinished runs, its conclusions, pictures, and the conditions of each run.
 
-Reads run folders alone; knows nothing of models, and divides nothing itself.
+This module reads run folders only. It must not know models, and it divides no numbers itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SEARCHES = (
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was reported: the text of table.md, its sentences on whether skipping pays, and the files written."""
+    """A written report: the text of table.md, its sentences on whether skipping pays, and the paths of its files."""
 
     markdown: str
     sentences: list[str]
@@ -68,17 +68,17 @@ def make_report(
     """Report on the runs: table.md in `folder`, and tables and pictures beside it.
 
     Args:
-        runs: evaluate and search runs; the order of the rows.
-        folder: created if need be; files of the same names are replaced.
+        runs: evaluate and search runs, in the order of the rows.
+        folder: folder of the report; it is created if missing, and files with the same names are replaced.
         preset: `default`: the arms, skip sets and searches; `paper`: the paper's tables and figures, and more.
-        failures: jobs that came to nothing, to be listed.
-        sets: more skip sets to show and compare, by label.
+        failures: failed jobs, which the report lists.
+        sets: label to further skip sets, which the report shows and compares.
         figures_of: published values, for `paper`.
-        overrides: further settings of the command that made this report, such as `paths.outputs=...`; written
-            into table.md, so that it can be made again.
+        overrides: further settings of the command that made this report, such as `paths.outputs=...`; table.md shows
+            them, so that a user can repeat the report.
 
     Raises:
-        InputError: if there is no run, a run cannot be read, or the folder cannot be written.
+        InputError: if there is no run, a run is unreadable, or the folder is not writable.
     """
     if not runs:
         raise InputError("no runs to report on; name some with runs=ID, runs=FOLDER or runs=GLOB")
@@ -124,7 +124,7 @@ def _skip_part(sets: Mapping[str, SkipSet]) -> list[str]:
 
 
 def _histories(searches: Sequence[Search]) -> dict[str, Search]:
-    """File name to search, for those that have trials."""
+    """File name to search, for searches with trials."""
     name = "search" if len(searches) == 1 else "search-{}"
     return {name.format(search.run.id): search for search in searches if search.trials}
 
@@ -157,7 +157,7 @@ def _search_cells(search: Search) -> list[str]:
 
 
 def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
-    """The verb: tables and pictures of the runs that were named, in a folder of their own."""
+    """Run the verb: write tables and pictures of the named runs into a new folder, and return it."""
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(outputs)
     runs, failures = find_runs(cfg.runs or "", outputs), find_failures(cfg.runs or "", outputs)
@@ -177,7 +177,7 @@ def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         )
         paths = made.paths
         if cfg.format == "html":
-            from experiments.charts.html_report import write_html  # plotly comes with the dashboard's extra
+            from experiments.charts.html_report import write_html  # the dashboard's extra installs plotly
 
             paths = [*paths, folder.path / "report.html"]
             write_html(runs, paths[-1])

@@ -1,7 +1,7 @@
-"""selfspec reproduce: a whole experiment, step by step; what is finished is never done again.
+"""selfspec reproduce: a whole experiment, step by step; a finished step never runs again.
 
-All runs of an experiment lie below its own folder, each under the name of its step, so that an unfinished one is found
-and goes on. Steps run one after the other in this process, and each gives its model back before the next.
+All runs of an experiment lie below its own folder, each under the name of its step, so that an unfinished run can be
+found and resumed. Steps run one after the other in this process; each frees its model before the next one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from selfspec.records import provenance, run_files
 log = logging.getLogger(__name__)
 
 PLAN, STEPS = "plan.json", "steps.jsonl"
-VERBS = ("profile", "search", "evaluate", "report")  # of a step
+VERBS = ("profile", "search", "evaluate", "report")  # verbs of steps
 RESUMABLE = ("search", "evaluate")
 
 Say = Callable[[str], None]
 
 
 def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
-    """Run, resume or tell an experiment; returns its folder, or None if it was only told."""
+    """Run, resume or print an experiment; return its folder, or None if it was only printed."""
     words = [o for o in overrides if not is_own(o)]
     if cfg.resume:
         return _resume(Path(cfg.resume), cfg, overrides, say)
@@ -53,8 +53,8 @@ def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
         data_folder=cfg.data_folder,
     )
     for step in steps:
-        composed(step.verb, step.words)  # a mistake in any of them is told before the first one runs
-    flags = flag_of(config_dir())  # written into each step: a resumed experiment has them too
+        composed(step.verb, step.words)  # reports a mistake in any step before the first one runs
+    flags = flag_of(config_dir())  # stored in each step, so that a resumed experiment has them too
     steps = [replace(step, words=(*flags, *step.words)) for step in steps]
     if cfg.dry_run:
         rate = None if any(w.startswith("model=") for w in words) else e.tokens_per_s
@@ -90,7 +90,7 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Say) -> Path
 
 
 def _run(opened: Folder, steps: list[Step], say: Say) -> Path:
-    """Every step that is not finished, in order."""
+    """Run every unfinished step in order; return the folder of the experiment."""
     folder = opened.path
     watch = Stopwatch()
     for number, planned in enumerate(steps, start=1):
@@ -113,13 +113,13 @@ def _run(opened: Folder, steps: list[Step], say: Say) -> Path:
 
 
 def _finished(folder: Path) -> dict[str, str]:
-    """Step to run folder."""
+    """Step name to the run folder of the finished step."""
     path = folder / STEPS
     return {row["step"]: row["run"] for row in run_files.read_rows(path)} if path.is_file() else {}
 
 
 def _to_do(step: Step, folder: Path) -> Step:
-    """The step, or its resumption where a run of it was begun and can go on."""
+    """The step; or the step that resumes its unfinished run, if there is one."""
     begun = _newest(step, folder)
     can_go_on = step.verb in RESUMABLE and begun is not None and (begun / run_files.PROVENANCE).is_file()
     flags = [word for word in step.words if word.startswith("-")]
@@ -127,14 +127,14 @@ def _to_do(step: Step, folder: Path) -> Step:
 
 
 def _do(step: Step, folder: Path, say: Say) -> Path:
-    """Run a step; returns its run folder.
+    """Run a step; return its run folder.
 
     Raises:
-        InputError: if it fails, saying which command did and how to go on.
-        KeyboardInterrupt: if it was interrupted.
+        InputError: if the step fails; the message names the command and how to resume.
+        KeyboardInterrupt: if the user interrupts the step.
     """
     begun = _newest(step, folder)
-    if begun is not None and _is_whole(begun):  # killed before the experiment could note it, or refused at its end
+    if begun is not None and _is_whole(begun):  # the experiment ended before it recorded this run
         if n_wrong := _summary(begun).get("verdicts", {}).get("mismatch"):
             log.warning(
                 "%s: %d outputs are not plain decoding's, and are counted as such in its tables", begun, n_wrong
@@ -164,12 +164,12 @@ def _do(step: Step, folder: Path, say: Say) -> Path:
 
 
 def _newest(step: Step, folder: Path) -> Path | None:
-    found = sorted((folder / RUNS / step.verb / step.name).glob("*"))  # names begin with the time
+    found = sorted((folder / RUNS / step.verb / step.name).glob("*"))  # names begin with the start time
     return found[-1] if found else None
 
 
 def _is_whole(run: Path) -> bool:
-    """Whether a run came to its end by itself: a search that is interrupted leaves a summary too."""
+    """Whether a run came to its end without an interruption; an interrupted search also leaves a summary."""
     return run_files.is_finished(run) and _summary(run).get("ended") != "interrupted"
 
 

@@ -1,6 +1,6 @@
 """selfspec runs list|show|compare: run folders and their skip sets on the terminal, or as JSON for scripts.
 
-It reads and writes nothing else. Its words are no settings but names, so Hydra has no part in it.
+It writes no files. Its words are names, not settings, so it does not use Hydra.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console, RenderableType
 from experiments.terminal import compare_sets, run_details, run_list
 from selfspec.errors import InputError
 
-WIDE = 1000  # characters of a line that no terminal folds: a pipe's
+WIDE = 1000  # characters of a line in a pipe, which no terminal folds
 OUTPUTS = "paths.outputs="
 EPILOG = "Runs lie in `outputs`; elsewhere: paths.outputs=FOLDER, as for the other verbs."
 
@@ -30,14 +30,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def runs(words: Sequence[str], say: Callable[[str], None]) -> None:
-    """The verb.
+    """Run the verb.
 
     Args:
-        words: what was typed behind `runs`.
-        say: prints.
+        words: words after `runs`.
+        say: function that prints a line.
 
     Raises:
-        InputError: if the words cannot be read, or name no run or no set.
+        InputError: if the words are unreadable, or name no run or no set.
     """
     arguments = _parser().parse_args([word for word in words if not word.startswith(OUTPUTS)])
     places = [word.removeprefix(OUTPUTS) for word in words if word.startswith(OUTPUTS)]
@@ -72,13 +72,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def default_outputs() -> str:
-    """The folder of run folders, where no setting names another."""
+    """The default folder of run folders."""
     file = resources.files("conf").joinpath("paths/default.yaml")
     return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outputs"])
 
 
 def text_of(lines: Iterable[RenderableType]) -> str:
-    """The lines as text: with colours and folded on a terminal, plain and never folded in a pipe."""
+    """The lines as text: coloured and folded on a terminal, plain and unfolded in a pipe."""
     console = Console(file=sys.stdout)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=WIDE, color_system=None)

@@ -41,7 +41,7 @@ MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searche
 
 
 def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
-    """Run or resume a search; returns the run folder."""
+    """Run or resume a search; return the run folder."""
     resumed = Path(cfg.resume) if cfg.resume else None
     cfg = _resumed(resumed, cfg, overrides) if resumed else cfg
     run_files.make_writable(resumed or Path(cfg.paths.outputs))
@@ -65,7 +65,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
 
 
 def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the run that goes on, with what may change of it."""
+    """The configuration of the run to resume, with the settings that may change."""
     fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") not in MAY_CHANGE]
     if fixed:
         raise InputError(
@@ -81,7 +81,7 @@ def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 
 class _Shown(SearchListener):
-    """A search as it goes on: on the terminal, in the log and in the tracker."""
+    """Shows a running search on the terminal, in the log and in the tracker."""
 
     def __init__(self, job: SearchJob, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._job, self._say, self._unit = job, say, ""
@@ -146,7 +146,7 @@ def _write(
     tracker: Tracker,
     say: Callable[[str], None],
 ) -> None:
-    """What the run folder holds besides the rows, the study and the costs, which the job keeps itself."""
+    """Write the files of the run folder, except rows, study and costs, which the job writes itself."""
     if result.raced:
         say(_told_race(result.raced))
     _draw(cfg, job, folder, result)
@@ -164,7 +164,7 @@ def _write(
 
 
 def _draw(cfg: DictConfig, job: SearchJob, folder: Folder, result: SearchResult) -> None:
-    """The pictures of the search, and the front of its sets."""
+    """Draw the pictures of the search, and write the front of its sets."""
     rows = run_files.read_rows(folder.path / run_files.TRIALS)
     name, n_layers = job.goal.name, job.space.n_layers
     pictures = {
@@ -174,7 +174,7 @@ def _draw(cfg: DictConfig, job: SearchJob, folder: Folder, result: SearchResult)
     if any(r["draft_cost"] is not None for r in rows):
         pictures["pareto"] = figures.pareto(rows, objective=name)
         write_front(folder.path / FRONT, rows, model=cfg.model.name, n_layers=n_layers, run=folder.id)
-    with suppress(InputError):  # without a trial that skips nothing there is no map
+    with suppress(InputError):  # there is no map without a trial of the empty skip set
         importance = Importance.from_rows(rows, n_layers)
         if importance.alone:
             pictures["importance"] = figures.importance_map(importance, objective=name)
@@ -183,17 +183,17 @@ def _draw(cfg: DictConfig, job: SearchJob, folder: Folder, result: SearchResult)
 
 
 def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, result: SearchResult) -> None:
-    """The winner's skip set and plan, and the summary."""
+    """Write the winner's skip set and plan, and the summary."""
     winner, found, verdict, point = result.winner, result.found, result.verdict, result.point
-    measured: dict[str, Any] = result.spec.settings()  # what `searched` asks for
+    measured: dict[str, Any] = result.spec.settings()  # the settings that `searched` reads
     if point.settings:
         measured["settings"] = dict(point.settings)
     if winner:
         low, high = winner.interval
-        if winner.finalist.score:  # on fresh prompts: what to expect of it
+        if winner.finalist.score:  # the score on fresh prompts predicts the speedup of later runs
             measured["fresh_value"] = winner.finalist.score.value
         measured["speedup"] = round(winner.speedup, 4)
-        if not math.isnan(low):  # of a single prompt
+        if not math.isnan(low):  # a single prompt has no interval
             measured["interval"] = [round(low, 4), round(high, 4)]
         if winner.doubts:
             measured["in_doubt"] = list(winner.doubts)
@@ -241,7 +241,7 @@ def _rung(rung: Rung) -> dict[str, Any]:
 
 
 def _row(point: Point) -> dict[str, Any]:
-    """A point as rows have it."""
+    """A point in the form of rows."""
     return {"skip": str(point.skip), **({"settings": dict(point.settings)} if point.settings else {})}
 
 

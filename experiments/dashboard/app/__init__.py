@@ -1,1 +1,4 @@
-"""The script that Streamlit runs. It lies alone, since Streamlit puts its folder in front of all modules."""
+"""The script that Streamlit runs. Streamlit puts its folder before all other import paths, so the script lies alone.
+
+It must not compute or draw anything itself: the pages of `experiments.dashboard` do.
+"""

@@ -1,4 +1,4 @@
-"""The dashboard's script, as Streamlit runs it: five pages over one folder of runs."""
+"""The script of the dashboard: five pages about one folder of runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Draw = Callable[[Path], None]
 
 
 def main(outputs: Path) -> None:
-    """Draw the page that is asked for."""
+    """Draw the page that the user opened."""
     st.set_page_config(page_title="selfspec", page_icon="⚡", layout="wide")
 
     def page(draw: Draw, title: str, icon: str, path: str) -> st.Page:
@@ -28,7 +28,7 @@ def main(outputs: Path) -> None:
         st.switch_page(search if run.verb == "search" else evaluation, query_params={"run": run.name})
 
     runs = page(lambda folder: page_runs.draw(folder, open_run), "Runs", "list", "runs")
-    # Streamlit takes the address of the page that it shows first, so that page is none of the five.
+    # Streamlit gives the first page no address of its own, so none of the five pages is the first page.
     home = st.Page(lambda: st.switch_page(runs), title="selfspec", default=True, visibility="hidden")
     compare = page(page_compare.draw, "Compare", "compare", "compare")
     calculator = page(page_calculator.draw, "Calculator", "calculate", "calculator")
