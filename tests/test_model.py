@@ -34,7 +34,7 @@ from selfspec.stopping import Adaptive, Fixed, StopPolicy, Threshold
 pytestmark = pytest.mark.model
 
 CONF = Path(__file__).parents[1] / "conf" / "model" / "smollm2-135m.yaml"
-N_PROMPTS, N_TOKENS = 4, 48  # eight prompts of 64 took four minutes on two cores
+N_PROMPTS, N_TOKENS = 4, 48  # eight of 64, and five sets instead of three, took four minutes on two cores
 RULES = (Fixed(4), Threshold(6, 0.5), Adaptive(8, 0.6, 0.85, 0.01, 0.5, 0.9, False))
 
 
@@ -83,7 +83,7 @@ def searched_set(loaded: Loaded, prompts: list[list[int]], folder: Path) -> Skip
     ).skip
 
 
-@pytest.mark.parametrize("which", ["nothing", "searched", 0, 1, 2, 3, 4])
+@pytest.mark.parametrize("which", ["nothing", "searched", 0, 1, 2])
 def test_float32_output_equals_plain_decoding(
     which: str | int, loaded: Loaded, prompts: list[list[int]], plain: list[DecodeResult], tmp_path: Path
 ) -> None:
@@ -110,7 +110,7 @@ def test_float32_output_equals_plain_decoding(
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 def test_replay_counts_what_the_real_decoder_counts(rule: StopPolicy, loaded: Loaded, prompts: list[list[int]]) -> None:
     ending = Ending(24)
-    (batch,) = decode_references(loaded.decoder, prompts[:4], ending=ending)
+    (batch,) = decode_references(loaded.decoder, prompts[:2], ending=ending)
     for skip in (SkipSet.parse("a6 m20", 30), random_set(RULES.index(rule))):
         forward = loaded.decoder.bind(skip)
         rounds = replay(Chains(forward, batch, max_draft=rule.max_draft), rule)
