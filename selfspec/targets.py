@@ -39,6 +39,26 @@ def current(target: str) -> str:
     return f"{MOVED[module]}.{name}" if module in MOVED else target
 
 
+def imported(target: str, *, called: str) -> Any:
+    """The object at the import path `module.name`.
+
+    Args:
+        target: the import path.
+        called: what the message calls it.
+
+    Raises:
+        InputError: if it cannot be imported.
+    """
+    module, _, name = current(target).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{called} cannot be imported ({error}); name the folder of its file by --config-dir, or run where the "
+            "file lies"
+        ) from None
+
+
 def find_class(target: str, *, method: str) -> Any:
     """The class at the import path `module.Class`.
 
@@ -49,14 +69,7 @@ def find_class(target: str, *, method: str) -> Any:
     Raises:
         InputError: if there is no such class, or it lacks the method.
     """
-    module, _, name = current(target).rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"{target} cannot be imported ({error}); name the folder of its file by --config-dir, or run where the "
-            "file lies"
-        ) from None
+    found = imported(target, called=target)
     if not (isinstance(found, type) and callable(getattr(found, method, None))):
         raise InputError(f"{target} is not a class with a method {method}")
     return found

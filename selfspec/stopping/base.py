@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfspec.errors import InputError, unknown_name
 from selfspec.stopping.protocol import StopPolicy, StopState
+from selfspec.targets import TARGET, imported
 
-NAME, TARGET = "name", "_target_"
+NAME = "name"
 
 
 class StopRule:
@@ -151,14 +152,7 @@ def _named(name: str) -> type[StopRule]:
 
 def _imported(target: str) -> type[StopRule]:
     """The rule at an import path. Only stop rules are returned, since files of other people are read with this."""
-    module, _, name = target.rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            f"the stop rule {target!r} cannot be imported ({error}); name the folder of its file by --config-dir, or "
-            "run where the file lies"
-        ) from None
+    kind = imported(target, called=f"the stop rule {target!r}")
     if not _is_rule(kind):
         raise InputError(f"{target!r} is not a stop rule; it must inherit from selfspec.stopping.StopRule")
     rule: type[StopRule] = kind
