@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from selfspec.engine.forward import Forward
 from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Output, Row, Verdict
 from selfspec.engine.sampling import draw, largest
 
-__all__ = ["LAYER_SKIP", "Drafter", "ModelDraft", "NoDraft", "confidences_of"]
+__all__ = ["LAYER_SKIP", "ChainDraft", "Drafter", "ModelDraft", "NoDraft", "confidences_of"]
 
 LAYER_SKIP = "layer_skip"
 
@@ -30,42 +31,48 @@ class NoDraft(BaseDrafter):
         return [Draft() for _ in rows]
 
 
-@dataclass(frozen=True, slots=True)
-class ModelDraft(BaseDrafter):
-    """Drafts chains with a forward that shares the target's cache.
+NextLogits = Callable[[Sequence[int], Sequence[bool], int], Tensor]
+"""From each row's last token, which rows still draft, and the number of tokens drafted, to logits [B, V]."""
+
+
+class ChainDraft(BaseDrafter, ABC):
+    """Drafts chains token by token, with each row's stop rule; a subclass says where logits come from.
 
     Attributes:
-        forward: the draft.
         sample: draw from the draft's distribution if the target samples; otherwise take its maximum.
         needs_confidence: whether the stop rule reads the confidence; otherwise it gets nan.
-        name: name of the drafter, and `source` of its drafts.
+        max_depth: the most tokens of a chain; None: any number.
     """
 
-    forward: Forward
-    sample: bool = True
-    needs_confidence: bool = True
-    name: str = LAYER_SKIP
-    is_replayable: ClassVar[bool] = True
+    sample: bool
+    needs_confidence: bool
+    max_depth: int | None = None
+
+    @abstractmethod
+    def next_logits(self, rows: Sequence[Row], cache: ClockCache) -> NextLogits:
+        """Begin a draft; the function is called once for each token of the longest chain."""
+
+    def can_draft(self, row: Row) -> bool:
+        """Whether it knows enough of a row to draft for it."""
+        return True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """A chain for each row; a stopped row stays in the batch until the last one stops, with unused results."""
-        starts = [len(row.ids) - 1 for row in rows]
         drafts = [
             Draft(confidences=[], probabilities=[] if self.sample and row.chooser.do_sample else None, source=self.name)
             for row in rows
         ]
-        active = [row.limit > 0 and row.stop.begins() for row in rows]
+        limits = [row.limit if self.max_depth is None else min(row.limit, self.max_depth) for row in rows]
+        active = [
+            limit > 0 and self.can_draft(row) and row.stop.begins() for row, limit in zip(rows, limits, strict=True)
+        ]
+        if not any(active):
+            return drafts
         last = [row.ids[-1] for row in rows]
-        device = cache.device
-        # Every drafted token is of the row's text or of the head's own, so these rows serve the whole draft.
-        text_rows = self.forward.text_rows([row.ids for row in rows]) if any(active) else None
+        following = self.next_logits(rows, cache)
         step = 0
         while any(active):
-            ids_B1 = torch.tensor(last, device=device).unsqueeze(1)
-            # A stopped row keeps its position, so that its clock stays within the cache.
-            at = [start + len(d.tokens) if on else start for start, d, on in zip(starts, drafts, active, strict=True)]
-            logits_BV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)[:, -1]
-            chosen = self._choose(rows, drafts, active, logits_BV)
+            chosen = self._choose(rows, drafts, active, following(last, active, step))
             step += 1
             for b, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
                 if active[b]:
@@ -75,7 +82,7 @@ class ModelDraft(BaseDrafter):
                     if self.needs_confidence:
                         draft.confidences = [*draft.confidences, confidence]
                     last[b] = token
-                    active[b] = step < row.limit and row.stop.more(step, confidence)
+                    active[b] = step < limits[b] and row.stop.more(step, confidence)
         return drafts
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
@@ -111,6 +118,37 @@ class ModelDraft(BaseDrafter):
         draft_V = row.chooser.probabilities(ids, logits_V)
         draft.probabilities.append(draft_V)
         return draw(draft_V, row.chooser.draft_rng)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDraft(ChainDraft):
+    """Drafts chains with a forward that shares the target's cache.
+
+    Attributes:
+        forward: the draft.
+        sample, needs_confidence: see `ChainDraft`.
+        name: name of the drafter, and `source` of its drafts.
+    """
+
+    forward: Forward
+    sample: bool = True
+    needs_confidence: bool = True
+    name: str = LAYER_SKIP
+    is_replayable: ClassVar[bool] = True
+
+    def next_logits(self, rows: Sequence[Row], cache: ClockCache) -> NextLogits:
+        """Logits of the draft's forward."""
+        starts = [len(row.ids) - 1 for row in rows]
+        # Every drafted token is of the row's text or of the head's own, so these rows serve the whole draft.
+        text_rows = self.forward.text_rows([row.ids for row in rows])
+
+        def following(last: Sequence[int], active: Sequence[bool], step: int) -> Tensor:
+            ids_B1 = torch.tensor(last, device=cache.device).unsqueeze(1)
+            # A stopped row keeps its position, so that its clock stays within the cache.
+            at = [start + step if on else start for start, on in zip(starts, active, strict=True)]
+            return self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)[:, -1]
+
+        return following
 
 
 def confidences_of(logits: Tensor, tokens: Tensor) -> Tensor:

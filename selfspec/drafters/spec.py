@@ -68,6 +68,10 @@ class DraftSpec:
             raise InputError(
                 f"lookup=only leaves no place for drafter {self.drafter[TARGET]}; use front, or no drafter"
             )
+        if self.plan.trained is not None and (self.drafter is not None or self.tree is not None):
+            raise InputError(
+                f"the trained head {self.plan.trained.kind} drafts chains itself; leave out the tree and other drafters"
+            )
         if self.lookup == "only" and self.tree is not None:
             raise InputError("lookup=only leaves no place for a tree; use front or beside, or tree=chain")
 
@@ -79,7 +83,8 @@ class DraftSpec:
     @property
     def is_plan(self) -> bool:
         """Whether it is a chain of the built-in drafter, which a cost table describes and a replay can grow."""
-        return self.drafter is None and self.tree is None and self.lookup != "beside"
+        is_built_in = self.drafter is None and self.plan.trained is None
+        return is_built_in and self.tree is None and self.lookup != "beside"
 
     def settings(self) -> dict[str, Any]:
         """Everything except the plan, for YAML; rare parts only if they differ from the default."""

@@ -117,6 +117,28 @@ class Decoder:
             trimmed(copied, head)
         return BoundForward(copied, self.context_length, head, self.sublayers.path)
 
+    def output_head(self, ids_N: Tensor | None, precision: Precision) -> nn.Module:
+        """The output head of a draft.
+
+        Args:
+            ids_N: tokens to score, in rising order; None: all.
+            precision: precision of its rows.
+
+        Raises:
+            InputError: if it cannot be trimmed, or the precision has no kernel here.
+        """
+        if ids_N is not None:
+            return self._trimmed_head(ids_N, precision)
+        copied: Any = share(self.model)
+        if precision != "same":
+            self._rounded.put(copied, self._head_paths(), precision)
+        head: nn.Module = copied.get_output_embeddings()
+        return head
+
+    def _head_paths(self) -> list[str]:
+        whole = self.model.get_output_embeddings()  # type: ignore[operator]
+        return [path for path, module in self.model.named_modules() if module is whole]
+
     def _trimmed_head(self, ids_N: Tensor, precision: Precision) -> TrimmedHead:
         """The trimmed head of these ids; the last few heads are kept and shared by drafts."""
         key = ids_N.cpu().numpy().tobytes(), precision
@@ -139,9 +161,7 @@ class Decoder:
                 "hold no plain linear layers; use same"
             )
         if plan.head is None:
-            whole = self.model.get_output_embeddings()  # type: ignore[operator]
-            paths = [path for path, module in self.model.named_modules() if module is whole]
-            self._rounded.put(copied, paths, plan.precision)
+            self._rounded.put(copied, self._head_paths(), plan.precision)
 
     def _patches(self, at: Sublayer) -> tuple[Patch, ...]:
         return self.sublayers.attn if at[0] == "attn" else self.sublayers.mlp

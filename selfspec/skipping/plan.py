@@ -1,4 +1,4 @@
-"""The plan of a draft: its skip set, bridges, head, precision and memory.
+"""The plan of a draft: its skip set, bridges, head, precision, memory, and a trained head in place of layers.
 
 A plan is a value that is passed as an argument. It holds tensors; of the model it knows only the number of layers.
 `Decoder.bind` makes a forward of it.
@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from selfspec.errors import InputError, unknown_name
+from selfspec.heads.trained import TrainedHead
 from selfspec.skipping.bridges import KINDS, Bridge
 from selfspec.skipping.skip_set import SkipSet
 
@@ -40,6 +41,7 @@ class DraftPlan:
             (`rounding`).
         memory: texts that prompt lookup searches besides the row's own, [N], in the form of `lookup.Memory`; None: no
             texts.
+        trained: a trained head that drafts in place of the model's layers; None: the layers that are not skipped draft.
 
     Raises:
         InputError: if a bridge is at a sublayer that is not skipped, or a name is unknown.
@@ -51,6 +53,7 @@ class DraftPlan:
     kind: str = PLAIN
     precision: Precision = "same"
     memory: Tensor | None = None
+    trained: TrainedHead | None = None
 
     def __post_init__(self) -> None:
         order = sorted(self.bridges, key=position)
@@ -96,14 +99,17 @@ class DraftPlan:
             ],
             "head_size": None if self.head is None else self.head.numel(),
             "memory_size": None if self.memory is None else self.memory.numel(),
+            **({} if self.trained is None else {"trained": self.trained.to_dict()}),
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors by name, on the CPU: those of the bridges, `head` and `memory`."""
+        """Tensors by name, on the CPU: those of the bridges, `head`, `memory` and the trained head."""
         named = {
             f"{format_sublayer(at)}.{i}": t for at, bridge in self.bridges.items() for i, t in enumerate(bridge.tensors)
         }
         named |= {name: t for name, t in (("head", self.head), ("memory", self.memory)) if t is not None}
+        if self.trained is not None:
+            named |= {f"trained.{name}": t for name, t in self.trained.weights.items()}
         return {name: t.detach().cpu().contiguous() for name, t in named.items()}
 
     @classmethod
@@ -118,6 +124,10 @@ class DraftPlan:
         for entry in body["bridges"]:
             parts = [tensors[f"{entry['at']}.{i}"] for i in range(len(entry["shapes"]))]
             bridges[_parsed(entry["at"])] = Bridge(parts[0], tuple(parts[1:]))
+        trained = None
+        if entry := body.get("trained"):
+            weights = {name: tensors[f"trained.{name}"] for name in entry["weights"]}
+            trained = TrainedHead(entry["kind"], entry["settings"], weights)
         return cls(
             SkipSet.parse(body["skip"], body["n_layers"]),
             bridges,
@@ -127,6 +137,7 @@ class DraftPlan:
             memory=None
             if body.get("memory_size") is None
             else tensors["memory"],  # plans of version 0.1.0 lack this key
+            trained=trained,
         )
 
     def _runs(self) -> dict[Sublayer, list[Sublayer]]:
@@ -149,6 +160,8 @@ class DraftPlan:
             found.update(f" head {self.head.tolist()}".encode())
         if self.memory is not None:
             found.update(f" memory {self.memory.tolist()}".encode())
+        if self.trained is not None:
+            found.update(f" trained {self.trained.digest()}".encode())
         return found.hexdigest()[:12]
 
     def __eq__(self, other: object) -> bool:
@@ -159,10 +172,10 @@ class DraftPlan:
     def __hash__(self) -> int:
         # Cheap, and equal for equal plans: `__eq__` compares weights only if the hashes are equal.
         sizes = tuple(-1 if t is None else t.numel() for t in (self.head, self.memory))
-        return hash((self.skip, self.kind, self.precision, tuple(self.bridges), sizes))
+        return hash((self.skip, self.kind, self.precision, tuple(self.bridges), sizes, self.trained))
 
     def __str__(self) -> str:
-        parts = [str(self.skip)]
+        parts = [str(self.skip) if self.trained is None else f"head {self.trained.kind}"]
         if self.bridges:
             parts.append(f"{self.kind} at {' '.join(format_sublayer(at) for at in self.bridges)}")
         if self.head is not None:

@@ -1,0 +1,161 @@
+"""Autoregressive heads: one decoder layer that reads the target's hidden state, then its own.
+
+One class covers EAGLE-1 (features of the last layer, joined with the embedding by a linear map), EAGLE-3 (features of
+three layers, attention from [embedding; hidden], an output norm), the recursive module of FastMTP (both inputs normed),
+HASS, which is EAGLE-1 with another loss, and a reconstruction of FSPAD (a gate on the features, two read-outs).
+"""
+
+# B rows, T slots, D hidden size
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, silu
+
+from selfspec.errors import InputError
+from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Unrolled
+from selfspec.heads.modules import DraftModule, Predicted
+from selfspec.models.decoder import Decoder
+
+FUSIONS = ("linear", "attention", "gated")
+
+
+@dataclass(slots=True)
+class EagleState:
+    """Slots of accepted tokens, the memory of keys and values, and the last output, which the next depth reads."""
+
+    memory: Memory = field(default_factory=Memory)
+    n_slots: int = 0
+    hidden_11D: Tensor | None = None
+
+
+class Eagle(DraftModule):
+    """A decoder layer after the target's features and the next token's embedding.
+
+    Args:
+        size: sizes of the layer.
+        layers: layers of the target to read; several are joined by a linear map.
+        fusion: how embedding and feature meet: `linear` (EAGLE-1, MTP), `attention` (EAGLE-3) or `gated` (FSPAD's
+            feature sampling, reconstructed: the embedding gates the feature in a wider space).
+        input_norm: normalise both inputs first.
+        output_norm: normalise what enters the output head; the layer reads its own output without it.
+        two_readouts: separate linear maps to the output head and to the feature that is fed back (FSPAD's partial
+            alignment, reconstructed).
+        mlp: inner size of the layer's MLP; None: the target's.
+
+    Source: Li et al. 2024, EAGLE (arXiv:2401.15077); 2025, EAGLE-3 (arXiv:2503.01840); Zhang et al. 2024, HASS
+    (arXiv:2408.15766); Cai et al. 2025, FastMTP (arXiv:2509.18362); Gui et al. 2024, FSPAD (arXiv:2408.15562).
+    """
+
+    kind = "eagle"
+
+    def __init__(
+        self,
+        size: LayerSize,
+        *,
+        layers: Sequence[int] = (-1,),
+        fusion: str = "linear",
+        input_norm: bool = False,
+        output_norm: bool = False,
+        two_readouts: bool = False,
+        mlp: int | None = None,
+    ) -> None:
+        super().__init__()
+        if fusion not in FUSIONS or not layers:
+            raise InputError(
+                f"a head with fusion={fusion}, layers={list(layers)}; fusion is one of {', '.join(FUSIONS)}"
+            )
+        self.settings = {
+            "layers": list(layers),
+            "fusion": fusion,
+            "input_norm": input_norm,
+            "output_norm": output_norm,
+            "two_readouts": two_readouts,
+            "mlp": mlp,
+        }
+        self.layers = tuple(layers)
+        d = size.hidden
+        self.join = nn.Linear(len(layers) * d, d, bias=False) if len(layers) > 1 else nn.Identity()
+        self.embed_norm = nn.RMSNorm(d, eps=size.eps) if input_norm else nn.Identity()
+        self.feature_norm = nn.RMSNorm(d, eps=size.eps) if input_norm else nn.Identity()
+        if fusion == "gated":
+            self.up, self.gate, self.down = nn.Linear(d, 2 * d), nn.Linear(d, 2 * d), nn.Linear(2 * d, d)
+        if fusion != "attention":
+            self.fc = nn.Linear(2 * d, d)
+        self.layer = DraftLayer(
+            size, width=2 if fusion == "attention" else 1, input_norm=input_norm and fusion != "attention"
+        )
+        self.output_norm = nn.RMSNorm(d, eps=size.eps) if output_norm else nn.Identity()
+        self.to_feature = nn.Linear(d, d, bias=False) if two_readouts else nn.Identity()
+        self.to_head = nn.Linear(d, d, bias=False) if two_readouts else nn.Identity()
+        if two_readouts:
+            for weight in (self.to_feature.weight, self.to_head.weight):
+                nn.init.eye_(weight)  # type: ignore[arg-type]
+
+    def begin(self) -> EagleState:
+        """An empty memory."""
+        return EagleState()
+
+    def extend(self, state: EagleState, features: Sequence[Tensor], embeds_1TD: Tensor) -> Tensor:
+        """See `DraftModule.extend`."""
+        state.memory.n = state.n_slots
+        hidden_1TD = self._step(state, self._joined(features), embeds_1TD)
+        state.n_slots = state.memory.n
+        return self._read(state, hidden_1TD)
+
+    def step(self, state: EagleState, embed_1D: Tensor, depth: int) -> Tensor:
+        """See `DraftModule.step`."""
+        assert state.hidden_11D is not None
+        return self._read(state, self._step(state, state.hidden_11D, embed_1D.unsqueeze(0)))
+
+    def unroll(self, features: Sequence[Tensor], embeds_BTD: Tensor, n_depths: int) -> list[Predicted]:
+        """See `DraftModule.unroll`; depth d reads the outputs of depth d - 1 at the slot before."""
+        feature_BTD, before, found = self._joined(features), Unrolled(), []
+        for _ in range(n_depths):
+            x, residual = self._fused(embeds_BTD, feature_BTD)
+            hidden_BTD = self.layer.unroll(x, residual, before)
+            out = self.to_feature(hidden_BTD)
+            found.append(Predicted(self.output_norm(self.to_head(hidden_BTD)), out))
+            feature_BTD = pad(out, (0, 0, 1, 0))[:, :-1]
+        return found
+
+    def start_from(self, decoder: Decoder) -> None:
+        """The layer starts as the target's last one, if that has the same parts."""
+        last = decoder.model.get_submodule(f"{decoder.sublayers.path}.{decoder.n_layers - 1}")
+        with torch.no_grad():
+            for name, own in self.layer.named_children():
+                found = [m for n, m in last.named_modules() if n.rpartition(".")[2] == name]
+                if isinstance(own, nn.Linear) and found and tuple(found[0].weight.shape) == tuple(own.weight.shape):
+                    own.weight.copy_(found[0].weight)
+            if hasattr(self, "fc"):  # the feature passes, the embedding is learnt
+                d = self.fc.out_features
+                self.fc.weight[:, :d].mul_(0.5)
+                self.fc.weight[:, d:] += torch.eye(d)
+
+    def _joined(self, features: Sequence[Tensor]) -> Tensor:
+        joined: Tensor = self.join(torch.cat(list(features), -1) if len(features) > 1 else features[0])
+        return joined
+
+    def _fused(self, embeds: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's input and residual."""
+        e, f = self.embed_norm(embeds), self.feature_norm(feature)
+        both = torch.cat([e, f], -1)
+        if "fc" not in self._modules:
+            return both, feature
+        x = self.fc(both)
+        if "gate" in self._modules:
+            x = x + self.down(self.up(f) * silu(self.gate(e)))
+        return x, x
+
+    def _step(self, state: EagleState, feature_1TD: Tensor, embeds_1TD: Tensor) -> Tensor:
+        return self.layer.step(*self._fused(embeds_1TD, feature_1TD), state.memory)
+
+    def _read(self, state: EagleState, hidden_1TD: Tensor) -> Tensor:
+        last = hidden_1TD[:, -1:]
+        state.hidden_11D = self.to_feature(last)
+        read: Tensor = self.output_norm(self.to_head(last))[:, 0]
+        return read

@@ -1,0 +1,184 @@
+"""One decoder layer of a draft head: grouped attention with rotary positions, and a gated MLP, as in Llama.
+
+Any target takes it, since a head reads only hidden states and embeddings. It runs in two ways. `step` is for drafting:
+new slots attend to the slots in a memory and to themselves. `unroll` is for training: the slots of depth d see the
+slots that drafting would have in its memory at that depth.
+"""
+
+# B rows, T slots, D hidden size, H heads, G heads of keys and values, C size of a head, W width of the input, S slots
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention, silu
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSize:
+    """Sizes of a layer; those of the target, unless a head says otherwise.
+
+    Attributes:
+        hidden: D.
+        mlp: inner size of the MLP.
+        n_heads, n_kv_heads, head_size: of attention.
+        theta: base of the rotary angles.
+        eps: of the norms.
+    """
+
+    hidden: int
+    mlp: int
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    theta: float = 10000.0
+    eps: float = 1e-6
+
+
+@dataclass(slots=True)
+class Memory:
+    """Keys and values of one row's slots, [1, G, S, C]; the first `n` slots count."""
+
+    n: int = 0
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def add(self, keys_1GTC: Tensor, values_1GTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write after the slots that count; returns keys and values of all slots. The new slots count from now on."""
+        end = self.n + keys_1GTC.shape[2]
+        if self.keys is None or self.values is None or end > self.keys.shape[2]:
+            self.keys, self.values = (
+                self._longer(self.keys, keys_1GTC, end),
+                self._longer(self.values, values_1GTC, end),
+            )
+        self.keys[:, :, self.n : end] = keys_1GTC
+        self.values[:, :, self.n : end] = values_1GTC
+        self.n = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def _longer(self, old: Tensor | None, like: Tensor, end: int) -> Tensor:
+        found = like.new_empty(1, like.shape[1], 2 * end, like.shape[3])
+        if old is not None:
+            found[:, :, : self.n] = old[:, :, : self.n]
+        return found
+
+
+@dataclass(slots=True)
+class Unrolled:
+    """Keys and values of the depths so far, [B, G, T, C] each; the first is that of the true hidden states."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class DraftLayer(nn.Module):
+    """Attention and MLP with residuals.
+
+    Args:
+        size: sizes.
+        width: width of the attention's input in hidden sizes; 2 in EAGLE-3, which attends from [embedding; hidden].
+        input_norm: normalise the attention's input; EAGLE-1 does not.
+    """
+
+    def __init__(self, size: LayerSize, *, width: int = 1, input_norm: bool = True) -> None:
+        super().__init__()
+        self.size = size
+        d, c = size.hidden, size.head_size
+        self.q_proj = nn.Linear(width * d, size.n_heads * c, bias=False)
+        self.k_proj = nn.Linear(width * d, size.n_kv_heads * c, bias=False)
+        self.v_proj = nn.Linear(width * d, size.n_kv_heads * c, bias=False)
+        self.o_proj = nn.Linear(size.n_heads * c, d, bias=False)
+        self.gate_proj = nn.Linear(d, size.mlp, bias=False)
+        self.up_proj = nn.Linear(d, size.mlp, bias=False)
+        self.down_proj = nn.Linear(size.mlp, d, bias=False)
+        self.input_norm = nn.RMSNorm(width * d, eps=size.eps) if input_norm else nn.Identity()
+        self.mlp_norm = nn.RMSNorm(d, eps=size.eps)
+        angles = size.theta ** (-torch.arange(0, c, 2, dtype=torch.float32) / c)
+        self.angles: Tensor = nn.Buffer(angles, persistent=False)
+
+    def step(
+        self, x_1TW: Tensor, residual_1TD: Tensor, memory: Memory, *, position: int | None = None, lag: int = 0
+    ) -> Tensor:
+        """The output [1, T, D] of T new slots, which follow those in the memory and join them.
+
+        Args:
+            x_1TW: input of the attention.
+            residual_1TD: what attention and MLP are added to.
+            memory: slots before; it changes.
+            position: position of the first new slot; None: the number of slots in the memory.
+            lag: see `unroll`.
+        """
+        n, first = x_1TW.shape[1], memory.n
+        place = first if position is None else position
+        q, k, v = self._projected(x_1TW, torch.arange(place, place + n, device=x_1TW.device))
+        keys, values = memory.add(k, v)
+        mask = None
+        if n > 1 or lag:
+            slots_S = torch.arange(keys.shape[2], device=q.device)
+            own_T1 = slots_S[first:, None]
+            mask = (slots_S[None, :] <= own_T1 - lag) | (slots_S[None, :] == own_T1)
+        seen = scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+        return self._after(seen, residual_1TD)
+
+    def unroll(self, x_BTW: Tensor, residual_BTD: Tensor, before: Unrolled, *, lag: int = 0) -> Tensor:
+        """The output [B, T, D] of all slots at the next depth; their keys and values join `before`.
+
+        At depth d, slot i sees the true slots up to i - d, and of depth j = 1..d the slot i - d + j: what a draft that
+        began at slot i - d has in its memory.
+
+        Args:
+            x_BTW: input of the attention.
+            residual_BTD: what attention and MLP are added to.
+            before: keys and values of the depths before; it changes.
+            lag: newest true slots that a slot does not see, its own aside; for layers that run at one depth only.
+        """
+        n, depth = x_BTW.shape[1], len(before.keys)
+        q, k, v = self._projected(x_BTW, torch.arange(n, device=x_BTW.device))
+        before.keys.append(k)
+        before.values.append(v)
+        groups = self.size.n_heads // self.size.n_kv_heads
+        keys, values = ([t.repeat_interleave(groups, 1) for t in ts] for ts in (before.keys, before.values))
+        scores = q @ keys[0].transpose(-1, -2) * self.size.head_size**-0.5
+        at = torch.arange(n, device=q.device)
+        is_hidden = at[None, :] > at[:, None] - depth - lag
+        if lag:
+            is_hidden = is_hidden & (at[None, :] != at[:, None])
+        scores = scores.masked_fill(is_hidden, -torch.inf)
+        own = [_shifted(keys[j], depth - j) for j in range(1, depth + 1)]
+        more = [(q * key).sum(-1, keepdim=True) * self.size.head_size**-0.5 for key in own]
+        for j, score in enumerate(more, start=1):  # slots before the text's first do not exist
+            score[:, :, : depth - j] = -torch.inf
+        weights = torch.cat([scores, *more], -1)
+        # a slot that sees nothing, before any draft of this depth can reach it, gets zeros instead of nan
+        wide = torch.promote_types(weights.dtype, torch.float32)
+        weights = weights.softmax(-1, dtype=wide).nan_to_num(0).to(v.dtype)
+        seen = weights[..., :n] @ values[0]
+        for j in range(1, depth + 1):
+            seen = seen + weights[..., n + j - 1 : n + j] * _shifted(values[j], depth - j)
+        return self._after(seen, residual_BTD)
+
+    def _projected(self, x_BTW: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x_BTW = self.input_norm(x_BTW)
+        shape = (*x_BTW.shape[:2], -1, self.size.head_size)
+        q, k, v = (p(x_BTW).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        turned = positions_T[:, None].float() * self.angles
+        cos, sin = (f(torch.cat([turned, turned], -1)).to(q.dtype) for f in (torch.cos, torch.sin))
+        return _rotated(q, cos, sin), _rotated(k, cos, sin), v
+
+    def _after(self, seen_BHTC: Tensor, residual_BTD: Tensor) -> Tensor:
+        hidden = residual_BTD + self.o_proj(seen_BHTC.transpose(1, 2).flatten(2))
+        x = self.mlp_norm(hidden)
+        out: Tensor = hidden + self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
+
+
+def _shifted(x_BHTC: Tensor, n: int) -> Tensor:
+    """Slot i holds what slot i - n held; the first n slots hold zeros."""
+    return x_BHTC if n == 0 else pad(x_BHTC, (0, 0, n, 0))[:, :, :-n]

@@ -1,0 +1,154 @@
+"""What every draft head is: a module that reads the target's hidden states and embeddings, and drafts token by token.
+
+Slot i of a text pairs the hidden states at token i with the embedding of token i + 1, so a slot exists as soon as the
+target has chosen the next token. Depth 0 at slot i predicts token i + 2, and depth d the token after d drafted ones.
+The output of a head enters the target's own output head, which stays as it is, as does the embedding.
+"""
+
+# B rows, T slots, D hidden size
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from selfspec.errors import InputError, unknown_name
+from selfspec.heads.layer import LayerSize
+from selfspec.heads.trained import TrainedHead
+from selfspec.models.decoder import Decoder
+
+KINDS: dict[str, type[DraftModule]] = {}
+"""Classes of heads by name; each registers itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """The output of all slots at one depth, for training.
+
+    Attributes:
+        to_head: what enters the output head, [B, T, D]; slot i predicts token i + 2.
+        feature: estimate of the hidden state at token i + 1, [B, T, D]; None if the head makes none.
+    """
+
+    to_head: Tensor
+    feature: Tensor | None = None
+
+
+class DraftModule(nn.Module, ABC):
+    """A draft head. Its constructor takes `size` and keyword settings, which are kept in `settings`.
+
+    Attributes:
+        kind: name of the class in files.
+        layers: layers of the target whose hidden states it reads; -1: the input of the output head.
+        max_depth: the most tokens it can draft; None: any number.
+        settings: settings that rebuild it.
+    """
+
+    kind: ClassVar[str]
+    layers: tuple[int, ...]
+    max_depth: int | None = None
+    settings: dict[str, Any]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in cls.__dict__:
+            KINDS[cls.kind] = cls
+
+    @abstractmethod
+    def begin(self) -> Any:
+        """The state of a new row."""
+
+    @abstractmethod
+    def extend(self, state: Any, features: Sequence[Tensor], embeds_1TD: Tensor) -> Tensor:
+        """Add T slots of accepted tokens, and forget the drafted ones.
+
+        Args:
+            state: of the row; it changes.
+            features: hidden states [1, T, D] after each of `layers`.
+            embeds_1TD: embeddings of the next tokens.
+
+        Returns:
+            What enters the output head at depth 0 of the last slot, [1, D].
+        """
+
+    @abstractmethod
+    def step(self, state: Any, embed_1D: Tensor, depth: int) -> Tensor:
+        """The next depth, from 1 on, after a drafted token with this embedding; [1, D]."""
+
+    @abstractmethod
+    def unroll(self, features: Sequence[Tensor], embeds_BTD: Tensor, n_depths: int) -> list[Predicted]:
+        """All slots at depths 0 to n_depths - 1, as drafting would compute them if every drafted token is right.
+
+        Args:
+            features: hidden states [B, T, D] after each of `layers`.
+            embeds_BTD: embeddings of the next tokens.
+            n_depths: number of depths.
+        """
+
+    def start_from(self, decoder: Decoder) -> None:
+        """Take first weights from the target where that makes sense; by default nothing."""
+
+    def value(self) -> TrainedHead:
+        """The head as a value, in the precision of its weights."""
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
+        return TrainedHead(self.kind, self.settings, weights)
+
+
+def size_of(decoder: Decoder, mlp: int | None = None) -> LayerSize:
+    """Sizes of the target's layers.
+
+    Args:
+        decoder: the target.
+        mlp: inner size of the MLP; None: the target's.
+    """
+    config = decoder.config
+    n_heads = int(config.num_attention_heads)
+    hidden = int(config.hidden_size)
+    rope = getattr(config, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)
+    return LayerSize(
+        hidden=hidden,
+        mlp=mlp or int(getattr(config, "intermediate_size", None) or 4 * hidden),
+        n_heads=n_heads,
+        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
+        head_size=int(getattr(config, "head_dim", None) or hidden // n_heads),
+        theta=float(rope.get("rope_theta", 10000.0)),
+        eps=float(getattr(config, "rms_norm_eps", 1e-6)),
+    )
+
+
+def build_module(kind: str, size: LayerSize, settings: Mapping[str, Any]) -> DraftModule:
+    """A new head with random weights.
+
+    Raises:
+        InputError: if the kind or a setting is unknown or impossible.
+    """
+    import selfspec.heads.all_kinds  # noqa: F401  # whose modules register themselves
+
+    if kind not in KINDS:
+        raise unknown_name("head", kind, sorted(KINDS))
+    try:
+        return KINDS[kind](size, **settings)
+    except TypeError as error:
+        raise InputError(f"the head {kind} cannot be made of {dict(settings)} ({error})") from None
+
+
+def module_of(head: TrainedHead, decoder: Decoder) -> DraftModule:
+    """The module of a trained head, in the dtype and on the device of the target.
+
+    Raises:
+        InputError: if its weights do not fit the target.
+    """
+    module = build_module(head.kind, size_of(decoder, head.settings.get("mlp")), head.settings)
+    try:
+        module.load_state_dict(dict(head.weights))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the weights of the head {head.kind} are not for this model ({why}); train it again"
+        ) from None
+    return module.to(decoder.device, decoder.dtype).eval().requires_grad_(False)

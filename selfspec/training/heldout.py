@@ -1,0 +1,98 @@
+"""Held-out acceptance of a draft head, depth by depth, and the speedup that it promises."""
+
+# B texts, T slots, D hidden size, V tokens of the draft's vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+
+import torch
+from torch import Tensor
+
+from selfspec.heads.modules import DraftModule
+from selfspec.training.batches import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """How a head drafts held-out texts, greedily.
+
+    Attributes:
+        n: number of drafts that were judged.
+        conditional: by depth, the fraction of drafted tokens that are accepted if those before them were.
+    """
+
+    n: int
+    conditional: tuple[float, ...]
+
+    def tokens_per_round(self, n_drafted: int) -> float:
+        """Mean tokens of a round that drafts `n_drafted`, the correction or bonus included."""
+        return float(1 + sum(accumulate(self.conditional[:n_drafted], mul)))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCosts:
+    """Seconds of a round in plain tokens.
+
+    Attributes:
+        draft: of a drafted token.
+        verify: of verifying 1, 2, 3, ... tokens, the token before the draft included.
+    """
+
+    draft: float
+    verify: tuple[float, ...]
+
+    def best(self, held: HeldOut) -> tuple[float, int]:
+        """The largest expected speedup over plain decoding, and the draft length that gives it."""
+        lengths = range(1, min(len(held.conditional), len(self.verify) - 1) + 1)
+        speeds = {k: held.tokens_per_round(k) / (self.verify[k] + k * self.draft) for k in lengths}
+        longest = max(speeds, key=lambda k: speeds[k])
+        return speeds[longest], longest
+
+
+@torch.no_grad()
+def held_out(
+    module: DraftModule,
+    batches: Iterable[Batch],
+    embed: Callable[[Tensor], Tensor],
+    vocabulary_V: Tensor,
+    rows_VD: Tensor,
+    *,
+    n_depths: int,
+) -> HeldOut:
+    """Judge the drafts that begin at every slot of the texts.
+
+    Args:
+        module: the head.
+        batches: held-out texts.
+        embed: from token ids [B, T] to embeddings [B, T, D].
+        vocabulary_V: ids of the tokens that the draft scores.
+        rows_VD: their rows of the target's output head.
+        n_depths: number of depths.
+    """
+    n_reached, n_right = [0] * n_depths, [0] * n_depths
+    for batch in batches:
+        predicted = module.unroll([f.to(rows_VD.dtype) for f in batch.features], embed(batch.next_BT), n_depths)
+        alive = None
+        for depth, one in enumerate(predicted):
+            chosen_BT = vocabulary_V[(one.to_head @ rows_VD.T).argmax(-1)]
+            right_BT = chosen_BT == batch.goal_BT
+            counted_BT = batch.counts(depth)
+            # a draft reaches depth d at slot i if it began at slot i - d and was right at the slots between
+            reached_BT = counted_BT if alive is None else counted_BT & _later(alive)
+            alive = reached_BT & right_BT
+            n_reached[depth] += int(reached_BT.sum())
+            n_right[depth] += int(alive.sum())
+    conditional = tuple(r / n if n else 0.0 for r, n in zip(n_right, n_reached, strict=True))
+    return HeldOut(n_reached[0], conditional[: _n_real(n_reached)])
+
+
+def _n_real(n_reached: Sequence[int]) -> int:
+    return sum(n > 0 for n in n_reached)
+
+
+def _later(alive_BT: Tensor) -> Tensor:
+    return torch.nn.functional.pad(alive_BT, (1, 0))[:, :-1]

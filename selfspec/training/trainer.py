@@ -1,0 +1,298 @@
+"""Train a draft head on stored texts: one loop for every kind of head.
+
+The target, its embedding and its output head stay as they are. The master weights are float32; the forward may run in
+bfloat16. Every step is a function of the seed and its number, and a checkpoint holds weights and optimiser, so a
+training that was stopped ends with the same weights as one that was not.
+"""
+
+# B texts, T slots, D hidden size, V tokens of the draft's vocabulary
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfspec.errors import InputError
+from selfspec.heads.modules import DraftModule
+from selfspec.models.decoder import Decoder
+from selfspec.training.batches import Batch, groups, read, split
+from selfspec.training.heldout import HeldOut, RoundCosts, held_out
+from selfspec.training.losses import LOSSES, OUTSIDE, Slots
+from selfspec.training.store import Store
+
+CHECKPOINT = "checkpoint.pt"
+Told = Callable[[Mapping[str, Any]], None]  # called with a row: step, loss, seconds, and now and then held-out figures
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Settings of a training.
+
+    Attributes:
+        losses: weight by name of a loss, see `losses.LOSSES`.
+        depths: depths that are trained; each reads the outputs of the one before, as in drafting.
+        decay: weight of depth d is decay to the power of d.
+        lr, warmup, weight_decay, clip: of AdamW with a cosine schedule; `warmup` is a fraction of the steps.
+        epochs: passes over the texts.
+        max_s: seconds after which training ends; None: no limit. The schedule follows whichever limit comes first.
+        slots: padded slots of a step.
+        max_slots: slots of a text; of a longer one the last count.
+        noise: width of the uniform noise that is added to the features (EAGLE); 0: none.
+        check_every: steps between two looks at the held-out texts, and between checkpoints.
+        n_checked: held-out texts that are looked at.
+        patience: looks without a better expected speedup after which training ends; None: never.
+        bf16: run the forward in bfloat16.
+        seed: of the order of texts.
+
+    Raises:
+        InputError: if a setting is impossible.
+    """
+
+    losses: Mapping[str, float] = field(default_factory=lambda: {"choice": 1.0})
+    depths: int = 3
+    decay: float = 0.8
+    lr: float = 1e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 0.5
+    epochs: int = 8
+    max_s: float | None = None
+    slots: int = 1536
+    max_slots: int = 512
+    noise: float = 0.0
+    check_every: int = 100
+    n_checked: int = 64
+    patience: int | None = 5
+    bf16: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.losses) - set(LOSSES))
+        if unknown or not self.losses:
+            raise InputError(f"losses={dict(self.losses)}; give weights for any of {', '.join(LOSSES)}")
+        whole = {"depths": self.depths, "epochs": self.epochs, "slots": self.slots, "check_every": self.check_every}
+        for name, value in whole.items():
+            if value < 1:
+                raise InputError(f"{name}={value}; it is at least 1")
+        if self.lr <= 0 or self.clip <= 0 or not 0 <= self.warmup < 1:
+            raise InputError(f"lr={self.lr}, clip={self.clip}, warmup={self.warmup}: above 0, above 0, in [0, 1)")
+
+
+@dataclass(slots=True)
+class _Progress:
+    step: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_step: int = 0
+    n_worse: int = 0
+
+
+class Trainer:
+    """Trains one head.
+
+    Args:
+        decoder: the target.
+        module: the head; it is trained in place, in float32.
+        stores: texts of the target.
+        vocabulary_V: ids of the tokens that the draft scores, in rising order.
+        how: settings.
+        costs: what a round costs, for the expected speedup.
+        folder: where the checkpoint lies; None: none is written.
+
+    Raises:
+        InputError: if the stores lack a layer that the head reads, hold too little text, or the vocabulary is foreign.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        module: DraftModule,
+        stores: Sequence[Store],
+        vocabulary_V: Tensor,
+        how: Training,
+        costs: RoundCosts,
+        folder: Path | None = None,
+    ) -> None:
+        for store in stores:
+            missing = [layer for layer in module.layers if layer not in store.layers]
+            if missing:
+                raise InputError(
+                    f"the head reads the hidden states of layers {list(module.layers)}, but the store {store.path} "
+                    f"holds {store.layers}; collect with layers={list(module.layers)}"
+                )
+        self.decoder, self.module, self.stores, self.how, self.costs = decoder, module.float(), stores, how, costs
+        self.vocabulary_V = vocabulary_V
+        self.texts, held = split(stores)
+        self.held = held[: how.n_checked]
+        head: Any = decoder.model.get_output_embeddings()  # type: ignore[operator]
+        self._embedding: Any = decoder.model.get_input_embeddings()  # type: ignore[operator]
+        self._rows_VD = head.weight.detach()[vocabulary_V].float()
+        self._place = torch.full((decoder.n_vocab + 1,), OUTSIDE)
+        self._place[vocabulary_V] = torch.arange(len(vocabulary_V))
+        self._optimizer = torch.optim.AdamW(
+            module.parameters(), lr=how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay
+        )
+        self._file = None if folder is None else folder / CHECKPOINT
+        self.progress = _Progress()
+        self.best_weights = _copy(module)
+        self.steps_an_epoch = min(len(self._groups(self.texts, seed)) for seed in range(how.seed, how.seed + how.epochs))
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the whole training, if neither time nor patience ends it."""
+        return self.how.epochs * self.steps_an_epoch
+
+    def run(self, told: Told | None = None) -> HeldOut:
+        """Train to the end; the module then has the weights of the best look at the held-out texts.
+
+        Raises:
+            InputError: if a loss is nan; the checkpoint holds the last good weights.
+        """
+        if self._file is not None and self._file.is_file():
+            self._load(self._file)
+        tell = told or (lambda row: None)
+        while not self._is_over():
+            for batch in self._rest_of_epoch():
+                begin = time.perf_counter()
+                losses = self._step(batch)
+                self.progress.seconds += time.perf_counter() - begin
+                self.progress.step += 1
+                row: dict[str, Any] = {"step": self.progress.step, "seconds": self.progress.seconds, **losses}
+                if self.progress.step % self.how.check_every == 0 or self._is_over():
+                    row |= self._look()
+                tell(row)
+                if self._is_over():
+                    break
+        self.module.load_state_dict(self.best_weights)
+        return self.check()
+
+    def check(self) -> HeldOut:
+        """Acceptance on the held-out texts."""
+        self.module.eval()
+        found = held_out(
+            self.module,
+            map(self._read, self._groups(self.held)),
+            self._embed,
+            self.vocabulary_V,
+            self._rows_VD,
+            n_depths=self.module.max_depth or self.how.depths + 2,
+        )
+        self.module.train()
+        return found
+
+    def _look(self) -> dict[str, Any]:
+        """Held-out figures; better weights are kept, and a checkpoint is written."""
+        p, held = self.progress, self.check()
+        speedup, length = self.costs.best(held)
+        if speedup > p.best:
+            p.best, p.best_step, p.n_worse, self.best_weights = speedup, p.step, 0, _copy(self.module)
+        else:
+            p.n_worse += 1
+        if self._file is not None:
+            self._save(self._file)
+        return {"conditional": list(held.conditional), "expected_speedup": speedup, "draft_length": length}
+
+    def _is_over(self) -> bool:
+        p, how = self.progress, self.how
+        is_late = how.max_s is not None and p.seconds >= how.max_s
+        return p.step >= self.n_steps or is_late or (how.patience is not None and p.n_worse >= how.patience)
+
+    def _groups(self, chosen: Sequence[tuple[int, int]], seed: int | None = None) -> list[list[tuple[int, int]]]:
+        how = self.how
+        return groups(self.stores, chosen, n_slots=how.slots, max_slots=how.max_slots, seed=seed)
+
+    def _read(self, group: Sequence[tuple[int, int]]) -> Batch:
+        return read(self.stores, group, self.module.layers, max_slots=self.how.max_slots)
+
+    def _rest_of_epoch(self) -> Iterator[Batch]:
+        epoch, done = divmod(self.progress.step, self.steps_an_epoch)
+        return map(self._read, self._groups(self.texts, self.how.seed + epoch)[done : self.steps_an_epoch])
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.how.lr * self._schedule()
+        total, parts = self._losses(batch)
+        if not math.isfinite(total.item()):
+            raise InputError(
+                f"the loss of step {self.progress.step + 1} is {total.item()}; the weights of step "
+                f"{self.progress.best_step} are kept: train again with a smaller lr (now {self.how.lr})"
+            )
+        self._optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.how.clip)
+        self._optimizer.step()
+        return parts
+
+    def _schedule(self) -> float:
+        p, how = self.progress, self.how
+        done = p.step / self.n_steps
+        if how.max_s is not None:
+            done = max(done, min(1.0, p.seconds / how.max_s))
+        if done < how.warmup:
+            return max(done, 1 / self.n_steps) / how.warmup
+        return 0.5 * (1 + math.cos(math.pi * (done - how.warmup) / (1 - how.warmup)))
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        how = self.how
+        features = [f.float() for f in batch.features]
+        if how.noise:
+            rng = torch.Generator().manual_seed(how.seed * 1_000_003 + self.progress.step)
+            features = [f + (torch.rand(f.shape, generator=rng) - 0.5) * how.noise for f in features]
+        context = torch.autocast("cpu", torch.bfloat16) if how.bf16 else nullcontext()
+        with context:
+            predicted = self.module.unroll(features, self._embed(batch.next_BT), how.depths)
+        total, sums = torch.zeros(()), dict.fromkeys(how.losses, 0.0)
+        weights = [how.decay**depth for depth in range(len(predicted))]
+        for depth, (one, weight) in enumerate(zip(predicted, weights, strict=True)):
+            is_counted = batch.counts(depth)
+            if not bool(is_counted.any()):
+                continue
+            with context:
+                logits_MV = one.to_head[is_counted] @ self._rows_VD.T
+            slots = Slots(
+                logits_MV.float(),
+                self._place[batch.goal_BT[is_counted]],
+                self._place[batch.top_ids_BTK[is_counted]],
+                batch.top_logprobs_BTK[is_counted].exp(),
+                None if one.feature is None else one.feature[is_counted].float(),
+                None if batch.last_BTD is None else batch.last_BTD[is_counted].float(),
+            )
+            for name, factor in how.losses.items():
+                loss = LOSSES[name](slots)
+                total = total + factor * weight / sum(weights) * loss
+                sums[name] += loss.item() * weight / sum(weights)
+        return total, {"loss": total.item(), **{f"loss_{name}": value for name, value in sums.items()}}
+
+    @torch.no_grad()
+    def _embed(self, ids_BT: Tensor) -> Tensor:
+        found: Tensor = self._embedding(ids_BT.to(self.decoder.device)).float()
+        return found
+
+    def _save(self, file: Path) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "best": self.best_weights,
+            "progress": {name: getattr(self.progress, name) for name in _Progress.__slots__},
+        }
+        hidden = file.with_name(f".{file.name}")
+        torch.save(state, hidden)
+        hidden.replace(file)
+
+    def _load(self, file: Path) -> None:
+        state = torch.load(file, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.best_weights, self.progress = state["best"], _Progress(**state["progress"])
+
+
+def _copy(module: DraftModule) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
