@@ -23,6 +23,8 @@ USAGE = """selfspec VERB key=value ...
   profile                what drafts cost on this machine: measured, and checked
   search                 find which sublayers to skip, on calibration prompts
   evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
+  collect                the model's own text and hidden states, to train drafts on
+  train drafter=eagle    train a draft head on them; evaluate drafter=RUN decodes with it
   report [runs=...]      tables and pictures of finished runs
   reproduce experiment=  all of these, one after the other, as a paper or an experiment has them
   dashboard [runs=...]   runs in the browser: searches as they go on, skip sets side by side, answers token by token
@@ -33,7 +35,19 @@ USAGE = """selfspec VERB key=value ...
 `--config-dir FOLDER` adds options of your own: FOLDER/stop/mine.yaml is stop=mine, and may name classes of FOLDER/*.py
 """
 
-VERBS = ("decode", "profile", "search", "evaluate", "report", "reproduce", "dashboard", "runs", "doctor")
+VERBS = (
+    "decode",
+    "profile",
+    "search",
+    "evaluate",
+    "collect",
+    "train",
+    "report",
+    "reproduce",
+    "dashboard",
+    "runs",
+    "doctor",
+)
 FLAGS = {"--repair": "data.repair=true"}  # short forms of settings
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
@@ -69,7 +83,7 @@ def main() -> None:
         folder, typed = split_config_dir(words)
         make_importable(folder)
         check_no_shadows(folder)
-        words = quote_text(typed)
+        words = quote_text([as_skip(verb, word) for word in typed])
         is_sweep = bool({"-m", "--multirun"} & set(words))
         if verb == "reproduce":
             if is_sweep:
@@ -107,6 +121,15 @@ def _ending_well() -> Iterator[None]:
 def _check_verb(verb: str) -> None:
     if verb not in VERBS:
         raise unknown_name("verb", verb, list(VERBS))
+
+
+def as_skip(verb: str, word: str) -> str:
+    """`drafter=RUN` as the word `skip=RUN`: a trained draft is a plan, like that of a search."""
+    from experiments.config.composing import options
+
+    key, _, value = word.partition("=")
+    is_run = verb in ("evaluate", "decode") and key == "drafter" and value not in options("drafter")
+    return f"skip={value}" if is_run and ("/" in value or value[:2] == "20") else word
 
 
 def _with_values(words: Sequence[str]) -> Sequence[str]:

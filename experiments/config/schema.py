@@ -250,6 +250,60 @@ class Profile(Run):
 
 
 @dataclass
+class Collect(Run):
+    """`selfspec collect`."""
+
+    n: int | None = number(1)
+    seed: int = MISSING
+    samples: int = number(1)
+    temperatures: list[float] = MISSING
+    max_new_tokens: int = number(1)
+    batch: int = number(1)
+    layers: list[int] | None = MISSING
+    top_k: int = number(1)
+
+
+@dataclass
+class TrainSettings:
+    """The group `train`."""
+
+    losses: Any = MISSING
+    depths: int = number(1)
+    decay: float = MISSING
+    lr: float = MISSING
+    warmup: float = MISSING
+    weight_decay: float = MISSING
+    clip: float = MISSING
+    epochs: int = number(1)
+    max_s: float | None = MISSING
+    slots: int = number(1)
+    max_slots: int = number(1)
+    noise: float = MISSING
+    check_every: int = number(1)
+    n_checked: int = number(1)
+    patience: int | None = number(1)
+    bf16: bool = MISSING
+    seed: int = MISSING
+    start: str = MISSING
+
+
+@dataclass
+class Train(Run):
+    """`selfspec train`."""
+
+    drafter: Any = MISSING
+    train: TrainSettings = MISSING
+    costs: Any = MISSING
+    store: Any = MISSING
+    vocabulary: int | None = number(1)
+    precision: Precision = MISSING
+    lookup: SearchLookup | None = MISSING
+    memory: int | None = number(1)
+    check_overfit: bool = MISSING
+    resume: str | None = MISSING
+
+
+@dataclass
 class Search(Run):
     """`selfspec search`."""
 
@@ -319,6 +373,8 @@ VERBS: dict[str, type] = {
     "evaluate": Evaluate,
     "profile": Profile,
     "search": Search,
+    "collect": Collect,
+    "train": Train,
     "report": Report,
     "reproduce": Reproduce,
     "dashboard": Dashboard,

@@ -1,4 +1,4 @@
-"""Translates a user's name of a draft to a name that the library knows: the id of a search becomes its folder."""
+"""Translates a user's name of a draft to one that the library knows: the id of a run becomes its folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from selfspec.skipping.skip_set_files import unknown_draft
 
 
 def locate_draft(name: str, outputs: Path) -> str:
-    """A name that `find_draft` knows: `name` itself, or the folder of the search with that id.
+    """A name that `find_draft` knows: `name` itself, or the folder of the search or training with that id.
 
     Args:
         name: the user's name of the draft.
@@ -26,9 +26,9 @@ def locate_draft(name: str, outputs: Path) -> str:
     except InputError:
         if os.path.exists(Path(name).expanduser()):
             raise
-        searches = [run for run in list_runs(None, outputs) if run.is_readable and run.verb == "search"]
-        found = next((run for run in searches if run.id == name), None)
+        runs = [run for run in list_runs(None, outputs) if run.is_readable and run.verb in ("search", "train")]
+        found = next((run for run in runs if run.id == name), None)
         if found is None:
-            raise unknown_draft(name, runs=[run.id for run in searches]) from None
+            raise unknown_draft(name, runs=[run.id for run in runs]) from None
         return str(found.path)
     return name

@@ -86,6 +86,85 @@ class Training:
             raise InputError(f"lr={self.lr}, clip={self.clip}, warmup={self.warmup}: above 0, above 0, in [0, 1)")
 
 
+class Learner:
+    """One step of training, for any batch.
+
+    Args:
+        decoder: the target; its embedding and output head stay as they are.
+        module: the head; it is trained in place, in float32.
+        vocabulary_V: ids of the tokens that the draft scores, in rising order.
+        how: settings.
+    """
+
+    def __init__(self, decoder: Decoder, module: DraftModule, vocabulary_V: Tensor, how: Training) -> None:
+        self.module, self.how = module.float(), how
+        model: Any = decoder.model
+        self._embedding: Any = model.get_input_embeddings()
+        self.rows_VD: Tensor = model.get_output_embeddings().weight.detach()[vocabulary_V].float()
+        self._place = torch.full((decoder.n_vocab + 1,), OUTSIDE)  # the last one is that of goal -1
+        self._place[vocabulary_V] = torch.arange(len(vocabulary_V))
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay
+        )
+
+    @torch.no_grad()
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Embeddings [B, T, D] in float32."""
+        found: Tensor = self._embedding(ids_BT.to(self._embedding.weight.device)).float()
+        return found
+
+    def step(self, batch: Batch, lr: float, number: int) -> dict[str, float]:
+        """Change the weights once; returns the losses.
+
+        Raises:
+            InputError: if the loss is not finite; the weights then stay as they were.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        total, parts = self._losses(batch, number)
+        if not math.isfinite(total.item()):
+            raise InputError(
+                f"the loss of step {number} is {total.item()}; the checkpoint before it is kept: go on with "
+                f"resume=RUN, or train again with a smaller lr (now {self.how.lr})"
+            )
+        self.optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.how.clip)
+        self.optimizer.step()
+        return parts
+
+    def _losses(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, float]]:
+        how = self.how
+        features = [f.float() for f in batch.features]
+        if how.noise:
+            rng = torch.Generator().manual_seed(how.seed * 1_000_003 + number)
+            features = [f + (torch.rand(f.shape, generator=rng) - 0.5) * how.noise for f in features]
+        context = torch.autocast("cpu", torch.bfloat16) if how.bf16 else nullcontext()
+        with context:
+            predicted = self.module.unroll(features, self.embed(batch.next_BT), how.depths)
+        total, sums = torch.zeros(()), dict.fromkeys(how.losses, 0.0)
+        weights = [how.decay**depth for depth in range(len(predicted))]
+        for depth, (one, weight) in enumerate(zip(predicted, weights, strict=True)):
+            is_counted = batch.counts(depth)
+            if not bool(is_counted.any()):
+                continue
+            with context:
+                logits_MV = one.to_head[is_counted] @ self.rows_VD.T
+            slots = Slots(
+                logits_MV.float(),
+                self._place[batch.goal_BT[is_counted]],
+                self._place[batch.top_ids_BTK[is_counted]],
+                batch.top_logprobs_BTK[is_counted].exp(),
+                None if one.feature is None else one.feature[is_counted].float(),
+                None if batch.last_BTD is None else batch.last_BTD[is_counted].float(),
+            )
+            for name, factor in how.losses.items():
+                loss = LOSSES[name](slots)
+                total = total + factor * weight / sum(weights) * loss
+                sums[name] += loss.item() * weight / sum(weights)
+        return total, {"loss": total.item(), **{f"loss_{name}": value for name, value in sums.items()}}
+
+
 @dataclass(slots=True)
 class _Progress:
     step: int = 0
@@ -128,22 +207,17 @@ class Trainer:
                     f"the head reads the hidden states of layers {list(module.layers)}, but the store {store.path} "
                     f"holds {store.layers}; collect with layers={list(module.layers)}"
                 )
-        self.decoder, self.module, self.stores, self.how, self.costs = decoder, module.float(), stores, how, costs
+        self.module, self.stores, self.how, self.costs = module.float(), stores, how, costs
         self.vocabulary_V = vocabulary_V
         self.texts, held = split(stores)
         self.held = held[: how.n_checked]
-        head: Any = decoder.model.get_output_embeddings()  # type: ignore[operator]
-        self._embedding: Any = decoder.model.get_input_embeddings()  # type: ignore[operator]
-        self._rows_VD = head.weight.detach()[vocabulary_V].float()
-        self._place = torch.full((decoder.n_vocab + 1,), OUTSIDE)
-        self._place[vocabulary_V] = torch.arange(len(vocabulary_V))
-        self._optimizer = torch.optim.AdamW(
-            module.parameters(), lr=how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay
-        )
+        self.learner = Learner(decoder, module, vocabulary_V, how)
         self._file = None if folder is None else folder / CHECKPOINT
         self.progress = _Progress()
         self.best_weights = _copy(module)
-        self.steps_an_epoch = min(len(self._groups(self.texts, seed)) for seed in range(how.seed, how.seed + how.epochs))
+        self.steps_an_epoch = min(
+            len(self._groups(self.texts, seed)) for seed in range(how.seed, how.seed + how.epochs)
+        )
 
     @property
     def n_steps(self) -> int:
@@ -162,7 +236,7 @@ class Trainer:
         while not self._is_over():
             for batch in self._rest_of_epoch():
                 begin = time.perf_counter()
-                losses = self._step(batch)
+                losses = self.learner.step(batch, self.how.lr * self._schedule(), self.progress.step + 1)
                 self.progress.seconds += time.perf_counter() - begin
                 self.progress.step += 1
                 row: dict[str, Any] = {"step": self.progress.step, "seconds": self.progress.seconds, **losses}
@@ -180,9 +254,9 @@ class Trainer:
         found = held_out(
             self.module,
             map(self._read, self._groups(self.held)),
-            self._embed,
+            self.learner.embed,
             self.vocabulary_V,
-            self._rows_VD,
+            self.learner.rows_VD,
             n_depths=self.module.max_depth or self.how.depths + 2,
         )
         self.module.train()
@@ -216,21 +290,6 @@ class Trainer:
         epoch, done = divmod(self.progress.step, self.steps_an_epoch)
         return map(self._read, self._groups(self.texts, self.how.seed + epoch)[done : self.steps_an_epoch])
 
-    def _step(self, batch: Batch) -> dict[str, float]:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.how.lr * self._schedule()
-        total, parts = self._losses(batch)
-        if not math.isfinite(total.item()):
-            raise InputError(
-                f"the loss of step {self.progress.step + 1} is {total.item()}; the weights of step "
-                f"{self.progress.best_step} are kept: train again with a smaller lr (now {self.how.lr})"
-            )
-        self._optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.how.clip)
-        self._optimizer.step()
-        return parts
-
     def _schedule(self) -> float:
         p, how = self.progress, self.how
         done = p.step / self.n_steps
@@ -240,46 +299,10 @@ class Trainer:
             return max(done, 1 / self.n_steps) / how.warmup
         return 0.5 * (1 + math.cos(math.pi * (done - how.warmup) / (1 - how.warmup)))
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        how = self.how
-        features = [f.float() for f in batch.features]
-        if how.noise:
-            rng = torch.Generator().manual_seed(how.seed * 1_000_003 + self.progress.step)
-            features = [f + (torch.rand(f.shape, generator=rng) - 0.5) * how.noise for f in features]
-        context = torch.autocast("cpu", torch.bfloat16) if how.bf16 else nullcontext()
-        with context:
-            predicted = self.module.unroll(features, self._embed(batch.next_BT), how.depths)
-        total, sums = torch.zeros(()), dict.fromkeys(how.losses, 0.0)
-        weights = [how.decay**depth for depth in range(len(predicted))]
-        for depth, (one, weight) in enumerate(zip(predicted, weights, strict=True)):
-            is_counted = batch.counts(depth)
-            if not bool(is_counted.any()):
-                continue
-            with context:
-                logits_MV = one.to_head[is_counted] @ self._rows_VD.T
-            slots = Slots(
-                logits_MV.float(),
-                self._place[batch.goal_BT[is_counted]],
-                self._place[batch.top_ids_BTK[is_counted]],
-                batch.top_logprobs_BTK[is_counted].exp(),
-                None if one.feature is None else one.feature[is_counted].float(),
-                None if batch.last_BTD is None else batch.last_BTD[is_counted].float(),
-            )
-            for name, factor in how.losses.items():
-                loss = LOSSES[name](slots)
-                total = total + factor * weight / sum(weights) * loss
-                sums[name] += loss.item() * weight / sum(weights)
-        return total, {"loss": total.item(), **{f"loss_{name}": value for name, value in sums.items()}}
-
-    @torch.no_grad()
-    def _embed(self, ids_BT: Tensor) -> Tensor:
-        found: Tensor = self._embedding(ids_BT.to(self.decoder.device)).float()
-        return found
-
     def _save(self, file: Path) -> None:
         state = {
             "module": self.module.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
             "best": self.best_weights,
             "progress": {name: getattr(self.progress, name) for name in _Progress.__slots__},
         }
@@ -290,7 +313,7 @@ class Trainer:
     def _load(self, file: Path) -> None:
         state = torch.load(file, weights_only=True)
         self.module.load_state_dict(state["module"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.learner.optimizer.load_state_dict(state["optimizer"])
         self.best_weights, self.progress = state["best"], _Progress(**state["progress"])
 
 

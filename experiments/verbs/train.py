@@ -1,0 +1,145 @@
+"""selfspec train drafter=...: train a draft head on stored text, and save it as a draft that every verb takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.config import build, build_costs, build_training
+from experiments.config.composing import read_config
+from experiments.results.run_writer import open_folder, reopen_folder
+from experiments.terminal.progress import progress
+from search.costs.round_costs import round_costs
+from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.spec_files import save_spec
+from selfspec.errors import InputError
+from selfspec.heads.drafter import build_head_draft
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.load import Loaded
+from selfspec.records import run_files
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
+from selfspec.training.heldout import HeldOut, RoundCosts
+from selfspec.training.overfit import check_overfit
+from selfspec.training.trainer import Trainer
+
+CURVE = "curve.jsonl"  # a row for each step
+
+
+def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
+    """Train the head of `cfg`, or go on with the training that `cfg.resume` names; return the run folder.
+
+    Raises:
+        InputError: if the settings are impossible, or the head cannot learn.
+    """
+    resumed = Path(cfg.resume).expanduser() if cfg.resume else None
+    if resumed is not None:
+        for file in (run_files.CONFIG, run_files.PROVENANCE):
+            if not (resumed / file).is_file():
+                raise InputError(f"resume={resumed}: no run of train there (no {file}); give the folder of one")
+        cfg = read_config(resumed / run_files.CONFIG)
+    outputs = Path(cfg.paths.outputs)
+    run_files.make_writable(resumed or outputs)
+    build_training.head_settings(cfg)
+    loaded = build.model(cfg)
+    decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
+    module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    n_weights = sum(p.numel() for p in module.parameters())
+    facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
+    facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
+    with ExitStack() as stack:
+        if resumed is not None:
+            folder = stack.enter_context(reopen_folder(resumed))
+            run_files.drop_partial_line(resumed / CURVE)
+        else:
+            config = OmegaConf.to_yaml(cfg, resolve=True)
+            folder = stack.enter_context(
+                open_folder(outputs, "train", cfg.name, config=config, overrides=overrides, facts=facts)
+            )
+        tracker = stack.enter_context(build.tracking(cfg, verb="train", folder=folder.path, say=say))
+        say(f"{cfg.drafter.name}: {n_weights / 1e6:.2f} M weights, {sum(s.n_tokens for s in held)} answer tokens")
+        if cfg.check_overfit and resumed is None:
+            reached = check_overfit(decoder, module, held[0], how)
+            say(f"one text by heart: acceptance {reached:.2f}, so the head is fed rightly")
+        vocabulary = build_training.vocabulary(cfg, decoder, held)
+        plan = DraftPlan(
+            SkipSet.from_bits([True] * (2 * decoder.n_layers)),
+            head=None if cfg.vocabulary is None else vocabulary,
+            precision=cfg.precision,
+            memory=build_training.memory(cfg, held),
+            trained=module.value(),
+        )
+        costs = _costs(cfg, loaded, plan)
+        say(f"a drafted token costs {costs.draft:.3f} plain tokens")
+        trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
+        with progress("step", trainer.n_steps, done=trainer.progress.step) as advance:
+
+            def told(row: Mapping[str, Any]) -> None:
+                run_files.append_row(folder.path / CURVE, row)
+                advance()
+                if "conditional" in row:
+                    say(f"step {row['step']}, {row['seconds']:.0f} s: {_text(row['conditional'], row)}")
+                    numbers = {f"accepted_{d}": a for d, a in enumerate(row["conditional"], 1)}
+                    tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
+
+            found = trainer.run(told)
+        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
+    return folder.path
+
+
+def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan) -> RoundCosts:
+    table, *_ = build_costs.costs(cfg, loaded)
+    drafter = build_head_draft(plan, loaded.decoder, sample=False, needs_confidence=False)
+    watch = Stopwatch(loaded.decoder.device)
+    return round_costs(loaded.decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=watch)
+
+
+def _text(conditional: list[float], row: Mapping[str, Any]) -> str:
+    by_depth = " ".join(f"{a:.2f}" for a in conditional)
+    return f"accepted by depth {by_depth}; {row['expected_speedup']:.2f}x expected, {row['draft_length']} a round"
+
+
+def _finish(
+    cfg: DictConfig,
+    loaded: Loaded,
+    folder: Any,
+    plan: DraftPlan,
+    found: HeldOut,
+    costs: RoundCosts,
+    trainer: Trainer,
+    say: Callable[[str], None],
+) -> None:
+    """Save the draft and the summary, and say what was reached."""
+    speedup, length = costs.best(found)
+    spec = DraftSpec(plan, build.stop(cfg), lookup=cfg.lookup)
+    save_spec(
+        folder.path,
+        spec,
+        model=cfg.model.name,
+        decoder=loaded.decoder,
+        facts=loaded.facts,
+        run=folder.id,
+        conditional=[round(a, 4) for a in found.conditional],
+    )
+    row = {"expected_speedup": speedup, "draft_length": length}
+    folder.finish(
+        {
+            "verb": "train",
+            "steps": trainer.progress.step,
+            "best_step": trainer.progress.best_step,
+            "seconds": trainer.progress.seconds,
+            "conditional": list(found.conditional),
+            "n_held_out": found.n,
+            "draft_cost": costs.draft,
+            **row,
+        }
+    )
+    say(
+        f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup\nrun: {folder.path}\n"
+        f"try it: selfspec evaluate drafter={folder.path} model={cfg.model.name} data={cfg.data.name}"
+    )

@@ -1,0 +1,48 @@
+"""What a round with a trained head costs on this machine, in plain tokens."""
+
+# D hidden size
+
+from __future__ import annotations
+
+from statistics import median
+
+import torch
+
+from search.costs.table import CostTable
+from selfspec.heads.drafter import HeadDraft
+from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
+from selfspec.training.heldout import RoundCosts
+
+CONTEXT = 128  # slots in the head's memory while it is timed
+
+
+@torch.inference_mode()
+def round_costs(
+    decoder: Decoder, drafter: HeadDraft, table: CostTable, *, repeats: int, stopwatch: Stopwatch
+) -> RoundCosts:
+    """Time one drafted token of a head; the costs of verifying are those of the table.
+
+    Args:
+        decoder: the target.
+        drafter: the drafter of the head.
+        table: costs of the target's forwards.
+        repeats: tokens that are timed; the median counts.
+        stopwatch: measures the seconds.
+    """
+    context = table.contexts[0]
+    plain_s = table.verification_s(1, context)
+    module, output = drafter.module, drafter.output
+    state, ids = module.begin(), [0] * CONTEXT
+    features = [torch.zeros(1, CONTEXT, decoder.config.hidden_size, dtype=decoder.dtype, device=decoder.device)]
+    hidden_1D = module.extend(state, features * len(module.layers), output.embed(ids))
+    seconds = []
+    depths = module.max_depth or CONTEXT
+    for i in range(repeats + 3):
+        begin = stopwatch.now()
+        token = int(output.logits(hidden_1D).argmax())
+        if depths > 1:
+            hidden_1D = module.step(state, output.embed([token])[0], 1 + i % (depths - 1))
+        seconds.append(stopwatch.now() - begin)
+    verify = tuple(table.verification_s(n, context) / plain_s for n in range(1, len(table.verify_s) + 1))
+    return RoundCosts(median(seconds[3:]) / plain_s, verify)
