@@ -115,19 +115,14 @@ def module(cfg: DictConfig, decoder: Decoder) -> DraftModule:
     """A new head."""
     kind, settings = head_settings(cfg, decoder)
     torch.manual_seed(cfg.train.seed)
-    made = build_module(kind, size_of(decoder, settings.get("mlp")), settings)
-    if cfg.train.start not in ("model", "random"):
-        raise InputError(f"train.start={cfg.train.start}; it is model or random")
-    if cfg.train.start == "model":
-        made.start_from(decoder)
-    return made
+    return build_module(kind, size_of(decoder, settings.get("mlp")), settings)
 
 
 def training(cfg: DictConfig) -> Training:
-    """The settings of a training: those of the drafter, and before them what differs from the defaults."""
+    """The settings of a training."""
     settings = OmegaConf.to_container(cfg.train, resolve=True)
     assert isinstance(settings, dict)
-    return Training(**{str(k): v for k, v in settings.items() if k != "start"})
+    return Training(**{str(k): v for k, v in settings.items()})
 
 
 def vocabulary(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> Tensor:

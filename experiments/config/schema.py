@@ -284,7 +284,6 @@ class TrainSettings:
     patience: int | None = number(1)
     bf16: bool = MISSING
     seed: int = MISSING
-    start: str = MISSING
 
 
 @dataclass

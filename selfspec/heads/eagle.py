@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from selfspec.errors import InputError
-from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Unrolled
+from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Norm, Unrolled
 from selfspec.heads.modules import DraftModule, Predicted
-from selfspec.models.decoder import Decoder
 
 FUSIONS = ("linear", "attention", "gated")
 
@@ -80,8 +79,8 @@ class Eagle(DraftModule):
         self.layers = tuple(layers)
         d = size.hidden
         self.join = nn.Linear(len(layers) * d, d, bias=False) if len(layers) > 1 else nn.Identity()
-        self.embed_norm = nn.RMSNorm(d, eps=size.eps) if input_norm else nn.Identity()
-        self.feature_norm = nn.RMSNorm(d, eps=size.eps) if input_norm else nn.Identity()
+        self.embed_norm = Norm(d, eps=size.eps) if input_norm else nn.Identity()
+        self.feature_norm = Norm(d, eps=size.eps) if input_norm else nn.Identity()
         if fusion == "gated":
             self.up, self.gate, self.down = nn.Linear(d, 2 * d), nn.Linear(d, 2 * d), nn.Linear(2 * d, d)
         if fusion != "attention":
@@ -89,7 +88,7 @@ class Eagle(DraftModule):
         self.layer = DraftLayer(
             size, width=2 if fusion == "attention" else 1, input_norm=input_norm and fusion != "attention"
         )
-        self.output_norm = nn.RMSNorm(d, eps=size.eps) if output_norm else nn.Identity()
+        self.output_norm = Norm(d, eps=size.eps) if output_norm else nn.Identity()
         self.to_feature = nn.Linear(d, d, bias=False) if two_readouts else nn.Identity()
         self.to_head = nn.Linear(d, d, bias=False) if two_readouts else nn.Identity()
         if two_readouts:
@@ -122,19 +121,6 @@ class Eagle(DraftModule):
             found.append(Predicted(self.output_norm(self.to_head(hidden_BTD)), out))
             feature_BTD = pad(out, (0, 0, 1, 0))[:, :-1]
         return found
-
-    def start_from(self, decoder: Decoder) -> None:
-        """The layer starts as the target's last one, if that has the same parts."""
-        last = decoder.model.get_submodule(f"{decoder.sublayers.path}.{decoder.n_layers - 1}")
-        with torch.no_grad():
-            for name, own in self.layer.named_children():
-                found = [m for n, m in last.named_modules() if n.rpartition(".")[2] == name]
-                if isinstance(own, nn.Linear) and found and tuple(found[0].weight.shape) == tuple(own.weight.shape):
-                    own.weight.copy_(found[0].weight)
-            if hasattr(self, "fc"):  # the feature passes, the embedding is learnt
-                d = self.fc.out_features
-                self.fc.weight[:, :d].mul_(0.5)
-                self.fc.weight[:, d:] += torch.eye(d)
 
     def _joined(self, features: Sequence[Tensor]) -> Tensor:
         joined: Tensor = self.join(torch.cat(list(features), -1) if len(features) > 1 else features[0])

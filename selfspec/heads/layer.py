@@ -73,6 +73,14 @@ class Unrolled:
     values: list[Tensor] = field(default_factory=list)
 
 
+class Norm(nn.RMSNorm):
+    """Root-mean-square norm in the dtype of its weight, also where the rest runs in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D], normalised."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class DraftLayer(nn.Module):
     """Attention and MLP with residuals.
 
@@ -93,8 +101,8 @@ class DraftLayer(nn.Module):
         self.gate_proj = nn.Linear(d, size.mlp, bias=False)
         self.up_proj = nn.Linear(d, size.mlp, bias=False)
         self.down_proj = nn.Linear(size.mlp, d, bias=False)
-        self.input_norm = nn.RMSNorm(width * d, eps=size.eps) if input_norm else nn.Identity()
-        self.mlp_norm = nn.RMSNorm(d, eps=size.eps)
+        self.input_norm = Norm(width * d, eps=size.eps) if input_norm else nn.Identity()
+        self.mlp_norm = Norm(d, eps=size.eps)
         angles = size.theta ** (-torch.arange(0, c, 2, dtype=torch.float32) / c)
         self.angles: Tensor = nn.Buffer(angles, persistent=False)
 

@@ -89,9 +89,6 @@ class DraftModule(nn.Module, ABC):
             n_depths: number of depths.
         """
 
-    def start_from(self, decoder: Decoder) -> None:
-        """Take first weights from the target where that makes sense; by default nothing."""
-
     def value(self) -> TrainedHead:
         """The head as a value, in the precision of its weights."""
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}

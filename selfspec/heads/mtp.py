@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from selfspec.errors import InputError
-from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Unrolled
+from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Norm, Unrolled
 from selfspec.heads.modules import DraftModule, Predicted
 
 
@@ -62,10 +62,10 @@ class Mtp(DraftModule):
         self.blocks = nn.ModuleList(DraftLayer(size) for _ in range(k))
         if form == "chain":
             self.embed_norms, self.feature_norms = (
-                nn.ModuleList(nn.RMSNorm(d, eps=size.eps) for _ in range(k)) for _ in range(2)
+                nn.ModuleList(Norm(d, eps=size.eps) for _ in range(k)) for _ in range(2)
             )
             self.joins = nn.ModuleList(nn.Linear(2 * d, d, bias=False) for _ in range(k))
-        self.output_norm = nn.RMSNorm(d, eps=size.eps)
+        self.output_norm = Norm(d, eps=size.eps)
 
     def begin(self) -> MtpState:
         """Empty memories."""

@@ -95,19 +95,21 @@ def split(stores: Sequence[Store]) -> tuple[list[tuple[int, int]], list[tuple[in
     Raises:
         InputError: if one side would be empty.
     """
-    train: list[tuple[int, int]] = []
-    held: list[tuple[int, int]] = []
+    by_prompt: dict[str, list[tuple[int, int]]] = {}
     for s, store in enumerate(stores):
         for i in range(len(store)):
             text = store.text(i, ())
-            if len(text.ids) - text.n_prompt < 2:
-                continue
-            digest = hashlib.sha256(str(text.prompt).encode()).digest()
-            (held if digest[0] < 256 * HELD_OUT else train).append((s, i))
+            if len(text.ids) - text.n_prompt >= 2:  # a draft needs a token to predict
+                digest = hashlib.sha256(str(text.prompt).encode()).hexdigest()
+                by_prompt.setdefault(digest, []).append((s, i))
+    n_held = round(HELD_OUT * len(by_prompt)) or 1
+    order = sorted(by_prompt)
+    held = [at for digest in order[:n_held] for at in by_prompt[digest]]
+    train = sorted(at for digest in order[n_held:] for at in by_prompt[digest])
     if not train or not held:
         raise InputError(
-            f"{len(train) + len(held)} stored texts make {len(train)} to train on and {len(held)} held out; "
-            "collect more prompts (selfspec collect)"
+            f"the stores hold answers to {len(by_prompt)} prompts; training needs 2 at least, one of them held out: "
+            "collect more (selfspec collect)"
         )
     return train, held
 

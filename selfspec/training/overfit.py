@@ -6,6 +6,7 @@ One that cannot is misaligned: hidden states of another layer or shifted by a to
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 
@@ -67,13 +68,4 @@ def _learnt(
 def _shifted(batch: Batch, shift: int) -> Batch:
     if not shift:
         return batch
-    features = [f.roll(shift, 1) for f in batch.features]
-    return Batch(
-        features,
-        batch.last_BTD,
-        batch.next_BT,
-        batch.goal_BT,
-        batch.first_B,
-        batch.top_ids_BTK,
-        batch.top_logprobs_BTK,
-    )
+    return replace(batch, features=[f.roll(shift, 1) for f in batch.features])
