@@ -10,7 +10,6 @@ training that was stopped ends with the same weights as one that was not.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from selfspec.errors import InputError
 from selfspec.heads.modules import DraftModule
+from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.training.batches import Batch, groups, read, split
 from selfspec.training.heldout import HeldOut, RoundCosts, held_out
@@ -207,7 +207,7 @@ class Trainer:
                     f"the head reads the hidden states of layers {list(module.layers)}, but the store {store.path} "
                     f"holds {store.layers}; collect with layers={list(module.layers)}"
                 )
-        self.module, self.stores, self.how, self.costs = module.float(), stores, how, costs
+        self.decoder, self.module, self.stores, self.how, self.costs = decoder, module.float(), stores, how, costs
         self.vocabulary_V = vocabulary_V
         self.texts, held = split(stores)
         self.held = held[: how.n_checked]
@@ -232,12 +232,12 @@ class Trainer:
         """
         if self._file is not None and self._file.is_file():
             self._load(self._file)
-        tell = told or (lambda row: None)
+        tell, watch = told or (lambda row: None), Stopwatch(self.decoder.device)
         while not self._is_over():
             for batch in self._rest_of_epoch():
-                begin = time.perf_counter()
+                begin = watch.now()
                 losses = self.learner.step(batch, self.how.lr * self._schedule(), self.progress.step + 1)
-                self.progress.seconds += time.perf_counter() - begin
+                self.progress.seconds += watch.now() - begin
                 self.progress.step += 1
                 row: dict[str, Any] = {"step": self.progress.step, "seconds": self.progress.seconds, **losses}
                 if self.progress.step % self.how.check_every == 0 or self._is_over():
