@@ -25,10 +25,10 @@ def assert_only_one_failed(status: int, err: str, outputs: Path) -> None:
     whole = [file.parent for file in outputs.rglob(run_files.SUMMARY)]
     ((folder, failure),) = failures(outputs).items()
     assert len(whole) == 2 and folder.parent == whole[0].parent == outputs / "evaluate" / "swept"
-    assert "batch=0" in failure["overrides"] and "it is a whole number from 1 on" in str(failure["error"])  # type: ignore[operator]
+    assert "batch=0" in failure["overrides"] and "must be a whole number from 1 on" in str(failure["error"])  # type: ignore[operator]
     last, listed = err.splitlines()[-2:]
     assert "1 of the sweep's jobs failed" in last
-    assert "batch=0" in listed and "it is a whole number from 1 on" in listed and str(folder) in listed
+    assert "batch=0" in listed and "must be a whole number from 1 on" in listed and str(folder) in listed
 
 
 @pytest.fixture(scope="module")

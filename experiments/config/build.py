@@ -242,6 +242,8 @@ def spec(
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
     """The conditions that end a sequence: its length and the stop strings."""
     strings = list(cfg.stop_strings or ())
+    if "" in strings:
+        raise InputError("stop_strings has an empty text, which ends every answer at once; leave it out")
     return Ending(cfg.max_new_tokens, criterion=ends_with_any(loaded.tokenizer, strings) if strings else None)
 
 

@@ -1,317 +1,367 @@
-"""The kind of value of every setting of a verb: Hydra refuses other kinds. Defaults and comments stand in YAML files.
+"""The settings of every verb, and the kind of each. Defaults and comments stand in the YAML files.
 
-Some groups build a class that may be the user's own (`data`, `drafter`, `stop`, `tree`, ...). They have no schema here:
-the signature of the class says which settings it takes.
+A field without a default is in every configuration; a field with a default is in those of some options or versions
+alone. An option that builds a class has no schema here: the annotations of the class are its schema, also if the class
+is the user's own (`experiments.config.kinds`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
-
-LEAST = "least"  # key in the metadata of a field: its least allowed number
+from experiments.config.registry_source import RegistrySource
 
 
-def number(least: float) -> Any:
-    """A field for numbers from `least` on."""
-    return field(default=MISSING, metadata={LEAST: least})
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The numbers that a setting accepts, as a part of its annotation."""
+
+    least: float
+    most: float | None = None
 
 
-class Precision(StrEnum):
-    """Precision of the weights of a draft."""
-
-    same = "same"
-    int8 = "int8"
-    int4 = "int4"
+class Open:
+    """Base of settings to which an option may add its own."""
 
 
-class SearchLookup(StrEnum):
-    """Place of prompt lookup in a search: before the draft, or as a branch of it."""
-
-    front = "front"
-    beside = "beside"
+class Built:
+    """The settings of the class that `_target_` names, or of an option that builds nothing."""
 
 
-class Lookup(StrEnum):
-    """Place of prompt lookup; `only`: instead of the draft; `searched`: as in the search that saved the draft."""
-
-    front = "front"
-    beside = "beside"
-    only = "only"
-    searched = "searched"
+Count = Annotated[int, Bounds(1)]
+Natural = Annotated[int, Bounds(0)]
+Precision = Literal["same", "int8", "int4"]
+Lookup = Literal["front", "beside", "only", "searched"]
+SearchLookup = Literal["front", "beside"]
 
 
-class Kind(StrEnum):
-    """Kind of sublayers."""
+@dataclass
+class Size:
+    """Numbers that `reproduce dry_run=true` estimates with."""
 
-    attention = "attention"
-    mlp = "mlp"
-
-
-class Encoding(StrEnum):
-    """Form in which a sampler sees skip sets."""
-
-    bits = "bits"
-    floats = "floats"
-
-
-class Preset(StrEnum):
-    """Contents of a report."""
-
-    default = "default"
-    paper = "paper"
-
-
-class Format(StrEnum):
-    """Format of a report's tables."""
-
-    md = "md"
-    csv = "csv"
-    latex = "latex"
-    html = "html"
+    parameters: Count
+    n_layers: Count
+    kv_width: Count
+    context: Count
 
 
 @dataclass
 class Model:
     """The group `model`."""
 
-    name: str = MISSING
-    hub_id: str | None = MISSING
-    revision: str | None = MISSING
-    path: str | None = MISSING
-    registry: Any = MISSING
-    dtype: str = MISSING
-    attention: str = MISSING
-    device: str = MISSING
-    device_map: Any = MISSING
-    pack: bool | None = MISSING
-    trust_remote_code: bool = MISSING
-    size: Any = MISSING
+    name: str
+    hub_id: str | None
+    revision: str | None
+    path: str | None
+    registry: RegistrySource | None
+    dtype: str
+    attention: str
+    device: str
+    device_map: str | dict[str, Any] | None
+    pack: bool | None
+    trust_remote_code: bool
+    size: Size | None
+
+
+@dataclass
+class Data(Open):
+    """The group `data`; the other settings of an option go to the class of its `task`."""
+
+    name: str
+    chat: bool
+    metric: str | None
+    task: Built
+    template: dict[str, Any] | None = None
+
+
+@dataclass
+class Objective:
+    """The group `objective`."""
+
+    name: str
+    n_prompts: Count
+    max_new_tokens: int
+    data: list[str] | None
+    combine: Literal["mean", "worst"]
+    tune_stop: bool = False
+    batch_starts: Count = 256
 
 
 @dataclass
 class Searcher:
     """The group `searcher`."""
 
-    n_trials: int = MISSING
-    max_s: float | None = MISSING
-    patience: int | None = MISSING
-    seed: int = MISSING
-    encoding: Encoding = MISSING
-    name: str = MISSING
-    sampler: Any = MISSING
-    computed: Any = None
+    n_trials: int
+    max_s: float | None
+    patience: int | None
+    seed: int
+    encoding: Literal["bits", "floats"]
+    name: str
+    sampler: Built
+    computed: Built | None = None
+
+
+@dataclass
+class Costs:
+    """The group `costs`."""
+
+    path: str | None
+    refresh: bool
+    contexts: list[Count]
+    max_tokens: Count
+    repeats: Count
+    name: str = "default"
+    device: str | None = None
+    table: dict[str, Any] | None = None
+
+
+@dataclass
+class Tracker:
+    """The group `tracker`."""
+
+    name: Literal["none", "wandb"]
+    project: str = "selfspec"
+    group: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    tags: list[str] | None = None
 
 
 @dataclass
 class Paths:
     """The group `paths`."""
 
-    outputs: str = MISSING
+    outputs: str
 
 
 @dataclass
 class Calibration:
     """The group `calibration`."""
 
-    n_tokens: int = number(1)
-    max_new_tokens: int = number(1)
+    n_tokens: Count
+    max_new_tokens: Count
 
 
 @dataclass
 class Sampling:
     """The group `sampling`."""
 
-    do_sample: bool = MISSING
-    temperature: float = MISSING
-    top_k: int = MISSING
-    top_p: float = MISSING
-    min_p: float = MISSING
-    repetition_penalty: float = MISSING
-    seed: int = MISSING
-    by_block: bool = MISSING
-    sample_draft: bool = MISSING
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    by_block: bool
+    sample_draft: bool
 
 
 @dataclass
 class Draft:
     """The group `draft`."""
 
-    kind: str = MISSING
-    merge: bool = MISSING
-    rank: int | None = MISSING
+    kind: Literal["skip", "mean", "linear", "lowrank"]
+    merge: bool
+    rank: Count | None
 
 
 @dataclass
 class Head:
     """The group `head`."""
 
-    n: int | None = number(1)
-    others: list[int] = MISSING
+    n: Count | None
+    others: list[Count]
+
+
+@dataclass
+class Experiment(Open):
+    """The group `experiment`; an option may add texts that its steps refer to."""
+
+    name: str | None
+    settings: str
+    steps: dict[str, str | None]
+    tokens_per_s: float | None
+    rate_source: str | None
 
 
 @dataclass
 class Constraints:
-    """The settings `constraints` of a search."""
+    """The settings `constraints` of a search; a limit is a whole number, or a fraction with a point."""
 
-    n_skipped: int | None = MISSING
-    min_skipped: Any = MISSING  # a whole number, or a fraction
-    max_skipped: Any = MISSING
-    keep_first: int = MISSING
-    keep_last: int = MISSING
-    only: Kind | None = MISSING
-    whole_layers: bool = MISSING
-    max_cost: float | None = MISSING
-    max_memory: float | None = MISSING
+    n_skipped: int | None
+    min_skipped: int | float
+    max_skipped: int | float
+    keep_first: int
+    keep_last: int
+    only: Literal["attention", "mlp"] | None
+    whole_layers: bool
+    max_cost: float | None
+    max_memory: float | None
 
 
 @dataclass
 class Prune:
     """The settings `prune` of a search."""
 
-    p: float = MISSING
-    min_prompts: int = MISSING
+    p: float
+    min_prompts: int
 
 
 @dataclass
 class Finals:
     """The settings `finals` of a search."""
 
-    top: int = number(0)
-    race: int = number(1)
-    n_prompts: int = number(1)
+    top: Natural
+    race: Count
+    n_prompts: Count
+
+
+@dataclass
+class Arm:
+    """The settings of an arm of an evaluation; what it does not name is the run's."""
+
+    skip: str | None = None
+    stop: str | dict[str, dict[str, Any]] | None = None
+    lookup: Lookup | None = None
+    drafter: str | None = None
+    tree: str | None = None
+    draft: str | None = None
+    head: Count | Literal["full"] | None = None
+    precision: Precision | None = None
+    memory: Count | None = None
+    unskipped: bool | None = None
+    tune_stop: bool | None = None
+    draft_only: bool | None = None
+    generate: dict[str, Any] | None = None
 
 
 @dataclass
 class Run:
     """The settings that all verbs with a model share."""
 
-    model: Model = MISSING
-    data: Any = MISSING
-    stop: Any = MISSING
-    tracker: Any = MISSING
-    paths: Paths = MISSING
-    name: str = MISSING
-    threads: int | None = number(1)
+    model: Model
+    data: Data
+    stop: Built
+    tracker: Tracker
+    paths: Paths
+    name: str
+    threads: Annotated[int, Bounds(1, 1024)] | None
 
 
 @dataclass
 class Decode(Run):
     """`selfspec decode`."""
 
-    sampling: Sampling = MISSING
-    drafter: Any = MISSING
-    tree: Any = MISSING
-    prompt: str | None = MISSING
-    skip: str = MISSING
-    lookup: Lookup | None = MISSING
-    max_new_tokens: int = MISSING
-    stop_strings: list[str] | None = MISSING
-    compare: bool = MISSING
+    sampling: Sampling
+    drafter: Built
+    tree: Built
+    prompt: str | None
+    skip: str
+    lookup: Lookup | None
+    max_new_tokens: int
+    stop_strings: list[str] | None
+    compare: bool
 
 
 @dataclass
 class Evaluate(Run):
     """`selfspec evaluate`."""
 
-    sampling: Sampling = MISSING
-    drafter: Any = MISSING
-    tree: Any = MISSING
-    calibration: Calibration = MISSING
-    costs: Any = MISSING
-    skip: str = MISSING
-    lookup: Lookup | None = MISSING
-    arm: str | None = MISSING
-    arms: Any = MISSING
-    ablation: str | None = MISSING
-    generate: bool = MISSING
-    n: int | None = number(1)
-    samples: int = number(1)
-    seed: int = MISSING
-    max_new_tokens: int = MISSING
-    stop_strings: list[str] | None = MISSING
-    batch: int = number(1)
-    quality: bool = MISSING
-    allow_code_execution: bool = MISSING
-    resume: str | None = MISSING
+    sampling: Sampling
+    drafter: Built
+    tree: Built
+    calibration: Calibration
+    costs: Costs
+    skip: str
+    lookup: Lookup | None
+    arm: str | None
+    arms: dict[str, Arm] | None
+    ablation: str | None
+    generate: bool
+    n: Count | None
+    samples: Count
+    seed: int
+    max_new_tokens: int
+    stop_strings: list[str] | None
+    batch: Count
+    quality: bool
+    allow_code_execution: bool
+    resume: str | None
 
 
 @dataclass
 class Profile(Run):
     """`selfspec profile`."""
 
-    costs: Any = MISSING
-    check: int = number(0)
-    seed: int = MISSING
+    costs: Costs
+    check: Natural
+    seed: int
 
 
 @dataclass
 class Search(Run):
     """`selfspec search`."""
 
-    searcher: Searcher = MISSING
-    objective: Any = MISSING
-    recipe: Any = None  # only sets values of other groups
-    draft: Draft = MISSING
-    drafter: Any = MISSING
-    tree: Any = MISSING
-    head: Head = MISSING
-    calibration: Calibration = MISSING
-    costs: Any = MISSING
-    resume: str | None = MISSING
-    force: bool = MISSING
-    precision: Precision = MISSING
-    lookup: SearchLookup | None = MISSING
-    memory: int | None = number(1)
-    space: Any = MISSING
-    ladder: Any = MISSING
-    starts: list[str] = MISSING
-    start: Any = MISSING
-    constraints: Constraints = MISSING
-    prune: Prune | None = MISSING
-    finals: Finals = MISSING
-    pause: bool = MISSING
-    storage: str | None = MISSING
-    worker: int = number(0)
+    searcher: Searcher
+    objective: Objective
+    draft: Draft
+    drafter: Built
+    tree: Built
+    head: Head
+    calibration: Calibration
+    costs: Costs
+    resume: str | None
+    force: bool
+    precision: Precision
+    lookup: SearchLookup | None
+    memory: Count | None
+    space: dict[str, Any] | None
+    ladder: list[dict[str, Any]] | None
+    starts: list[str]
+    start: str | list[str] | None
+    constraints: Constraints
+    prune: Prune | None
+    finals: Finals
+    pause: bool
+    storage: str | None
+    worker: Natural
+    recipe: dict[str, Any] | None = None  # only sets values of other groups
 
 
 @dataclass
 class Report:
     """`selfspec report`."""
 
-    paths: Paths = MISSING
-    name: str = MISSING
-    runs: str | None = MISSING
-    preset: Preset = MISSING
-    format: Format = MISSING
-    sets: list[str] = MISSING
-    published: str | None = MISSING
+    paths: Paths
+    name: str
+    runs: str | None
+    preset: Literal["default", "paper"]
+    format: Literal["md", "csv", "latex", "html"]
+    sets: list[str]
+    published: str | None
 
 
 @dataclass
 class Reproduce:
     """`selfspec reproduce`."""
 
-    paths: Paths = MISSING
-    experiment: Any = MISSING
-    dry_run: bool = MISSING
-    resume: str | None = MISSING
-    data_folder: str | None = MISSING
+    paths: Paths
+    experiment: Experiment
+    dry_run: bool
+    resume: str | None
+    data_folder: str | None
 
 
 @dataclass
 class Dashboard:
     """`selfspec dashboard`."""
 
-    paths: Paths = MISSING
-    runs: str | None = MISSING
-    address: str = MISSING
-    port: int = number(1)
-    open_browser: bool = MISSING
+    paths: Paths
+    runs: str | None
+    address: str
+    port: Annotated[int, Bounds(1, 65535)]
+    open_browser: bool
 
 
 VERBS: dict[str, type] = {
@@ -323,7 +373,3 @@ VERBS: dict[str, type] = {
     "reproduce": Reproduce,
     "dashboard": Dashboard,
 }
-
-# Hydra finds a schema by its name in every process that composes, so the import of this module registers it.
-for _verb, _schema in VERBS.items():
-    ConfigStore.instance().store(name=f"{_verb}_schema", node=_schema, provider="selfspec")
