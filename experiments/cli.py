@@ -98,8 +98,8 @@ def _ending_well() -> Iterator[None]:
     except InputError as error:
         print(f"selfspec: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
+    except KeyboardInterrupt as end:
+        print("; ".join(["selfspec: interrupted", *getattr(end, "__notes__", [])[:1]]), file=sys.stderr)
         sys.exit(130)
 
 
