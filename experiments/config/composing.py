@@ -322,8 +322,8 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def read_config(file: Path) -> DictConfig:
     """The configuration of a run with the current names of classes; classes may have moved since the run."""
-    body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    return DictConfig(_renamed(body, current))
+    body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)  # a run holds no references, but text may
+    return DictConfig(_literal(_renamed(body, current)))
 
 
 def under_first_names(cfg: DictConfig) -> Any:

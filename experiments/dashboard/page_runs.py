@@ -60,7 +60,7 @@ def _table(runs: Sequence[Run], open_run: Callable[[Run], None] | None) -> None:
     states = [run.state for run in runs]
     st.caption(
         f"{len(runs)} runs: {states.count('finished')} finished, {states.count('running')} running, "
-        f"{states.count('stopped')} stopped early. Choose a line to open its run; a column's head sorts."
+        f"{states.count('stopped') + states.count('interrupted')} stopped early. Choose a line to open its run; a column's head sorts."
     )
     lines = [_line(run) for run in runs]
     chosen = st.dataframe(

@@ -47,7 +47,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         InputError: if the settings are impossible.
         KeyboardInterrupt: if Ctrl-C ended the search; the folder then holds the best so far, and the search can resume.
     """
-    resumed = Path(cfg.resume) if cfg.resume else None
+    resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = _resumed(resumed, cfg, overrides) if resumed else cfg
     run_files.make_writable(resumed or Path(cfg.paths.outputs))
     job, loaded, facts = search_job(cfg, resumed=resumed)
