@@ -7,7 +7,6 @@ and exit status 2, not in a traceback.
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,7 +48,6 @@ VERBS = (
     "doctor",
 )
 FLAGS = {"--repair": "data.repair=true"}  # short forms of settings
-QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 
 def main() -> None:
@@ -58,10 +56,22 @@ def main() -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return
-    verb, *words = argv
+    with _ending_well():
+        _run(*argv)
+
+
+def _run(verb: str, *words: str) -> None:
+    """Run a verb with the words behind it.
+
+    Raises:
+        InputError: if a word is wrong.
+    """
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, list(VERBS))
+    if verb in ("runs", "doctor"):  # their words are names, not settings
+        return _verb(verb)(list(words), print)  # type: ignore[no-any-return]
     from experiments.config.composing import (
         check_no_shadows,
-        check_sweep,
         composing,
         configuration,
         help_text,
@@ -69,40 +79,29 @@ def main() -> None:
         split_config_dir,
     )
     from experiments.config.steps import is_own
+    from experiments.config.sweep_words import SWEEP, check_sweep
 
-    with _ending_well():
-        _check_verb(verb)
-        if verb == "runs":  # the words of `runs` are names, not settings
-            from experiments.verbs.runs import runs
-
-            return runs(words, print)
-        if verb == "doctor":
-            from experiments.verbs.doctor import doctor
-
-            return doctor(words, print)
-        folder, typed = split_config_dir(words)
-        make_importable(folder)
-        check_no_shadows(folder)
-        words = quote_text([as_skip(verb, word) for word in typed])
-        is_sweep = bool({"-m", "--multirun"} & set(words))
-        if verb == "reproduce":
-            if is_sweep:
-                raise InputError("reproduce runs one experiment, step by step; -m sweeps over the other verbs")
-            words = [w for w in words if is_own(w)]  # the other words are for the steps of the experiment
-        settings = [w for w in words if not w.startswith(("-", "hydra"))]
-        if {"-h", "--help"} & set(words):
-            return print(help_text(verb, settings, folder=folder))
-        is_for_hydra = len(settings) < len(words)
+    folder, typed = split_config_dir(words)
+    make_importable(folder)
+    check_no_shadows(folder)
+    is_sweep = bool(SWEEP & set(typed))
+    asked = typed
+    if verb == "reproduce":
         if is_sweep:
-            check_sweep(verb, _with_values(settings), folder=folder)
-        elif not any(word.startswith("-") for word in words):
-            cfg = configuration(verb, _with_values(settings), folder=folder)
-        if is_for_hydra:
-            return _run_hydra(verb, words, typed, folder)
-        run = _verb(verb)
-        _log_to_terminal()
-        with composing(folder):
-            run(cfg, typed, print)
+            raise InputError("reproduce runs one experiment, step by step; -m sweeps over the other verbs")
+        asked = [w for w in typed if is_own(w)]  # the other words are for the steps of the experiment
+    settings = [w for w in asked if not w.startswith(("-", "hydra"))]
+    if {"-h", "--help"} & set(asked):
+        return print(help_text(verb, settings, folder=folder))
+    if is_sweep:
+        check_sweep(verb, settings, folder=folder)
+    if len(settings) < len(asked):
+        return _run_hydra(verb, asked, folder)
+    cfg = configuration(verb, settings, folder=folder)
+    run = _verb(verb)
+    _log_to_terminal()
+    with composing(folder):
+        run(cfg, typed, print)
 
 
 @contextmanager
@@ -113,57 +112,9 @@ def _ending_well() -> Iterator[None]:
     except InputError as error:
         print(f"selfspec: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
+    except KeyboardInterrupt as end:
+        print("; ".join(["selfspec: interrupted", *getattr(end, "__notes__", [])[:1]]), file=sys.stderr)
         sys.exit(130)
-
-
-def _check_verb(verb: str) -> None:
-    if verb not in VERBS:
-        raise unknown_name("verb", verb, list(VERBS))
-
-
-def as_skip(verb: str, word: str) -> str:
-    """`drafter=RUN` as the word `skip=RUN`: a trained draft is a plan, like that of a search."""
-    from experiments.config.composing import options
-
-    key, _, value = word.partition("=")
-    is_run = verb in ("evaluate", "decode") and key == "drafter" and value not in options("drafter")
-    return f"skip={value}" if is_run and ("/" in value or value[:2] == "20") else word
-
-
-def _with_values(words: Sequence[str]) -> Sequence[str]:
-    """The words; raises InputError for a word that is neither `key=value` nor `~key`."""
-    stray = [w for w in words if "=" not in w and not w.startswith("~")]
-    if stray:
-        raise InputError(f"cannot read {stray[0]!r}; settings are written key=value (in quotes where there are spaces)")
-    return words
-
-
-def quote_text(words: list[str]) -> list[str]:
-    """The words with quotes, so that Hydra does not read a comma or a bracket of free text as its own syntax.
-
-    In a sweep (`-m`) commas separate values, except the commas inside a written skip set.
-    """
-    from experiments.config.kinds import free_text
-    from selfspec.skipping.skip_set import SYNTAX
-
-    is_sweep = bool({"-m", "--multirun"} & set(words))
-
-    def quoted(word: str) -> str:
-        key, equals, value = word.partition("=")
-        if not equals or key.lstrip("+") not in free_text() or value in ("", "null") or QUOTED.fullmatch(value):
-            return word
-        if is_sweep and not (key == "skip" and SYNTAX.fullmatch(value)):
-            return word
-        # OmegaConf reads ${ as a reference. It unescapes that and the backslashes before it; Hydra unescapes the
-        # backslashes before quotes.
-        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-        text = re.sub(r"(\\*)'", r"\1\1\'", text)
-        tail = len(text) - len(text.rstrip("\\"))
-        return f"{key}='{text}{chr(92) * tail}'"
-
-    return [quoted(word) for word in words]
 
 
 def composed(verb: str, words: Sequence[str]) -> Any:
@@ -171,7 +122,7 @@ def composed(verb: str, words: Sequence[str]) -> Any:
     from experiments.config.composing import configuration, split_config_dir
 
     folder, settings = split_config_dir(words)
-    return configuration(verb, quote_text(settings), folder=folder)
+    return configuration(verb, settings, folder=folder)
 
 
 def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> None:
@@ -184,39 +135,21 @@ def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> No
         _verb(verb)(composed(verb, settings), settings, say)
 
 
-def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | None) -> None:
+def _run_hydra(verb: str, words: list[str], folder: Path | None) -> None:
     """Let Hydra run the verb: a sweep with its launchers, or a command with Hydra's own flags and settings."""
     import hydra
     from omegaconf import DictConfig
 
-    from experiments.config.composing import flag_of, make_importable
+    from experiments.config.composing import flag_of
+    from experiments.config.sweep import run_job
+    from experiments.config.sweep_words import for_hydra
 
     def job(cfg: DictConfig) -> None:
-        make_importable(folder)  # a launcher may run a job in another process
-        _run_job(verb, cfg, asked)
+        _log_to_terminal()
+        run_job(verb, cfg, lambda cfg, words: _verb(verb)(cfg, words, print), folder=folder)
 
-    asked = [w for w in typed if "=" in w and not w.startswith("-")]
-    sys.argv = [f"selfspec {verb}", *flag_of(folder), *words]
+    sys.argv = [f"selfspec {verb}", *flag_of(folder), *for_hydra(verb, words, folder=folder)]
     hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(job)()
-
-
-def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
-    """Run one job of Hydra's; if a job of a sweep fails, the other jobs go on."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from experiments.config.composing import plain
-    from experiments.config.sweep import is_sweep, leave_failure
-
-    _log_to_terminal()
-    if not is_sweep():
-        with _ending_well():
-            _verb(verb)(plain(verb, cfg), asked, print)
-        return
-    overrides = list(HydraConfig.get().overrides.task)  # the overrides of this job
-    try:
-        _verb(verb)(plain(verb, cfg), overrides, print)
-    except Exception as error:
-        leave_failure(verb, cfg, overrides, error)
 
 
 def _log_to_terminal() -> None:

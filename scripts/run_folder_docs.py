@@ -21,7 +21,7 @@ Made by `python scripts/run_folder_docs.py` from `experiments/results/rows.py`; 
 | `trials.jsonl`, `finals.jsonl` | of a search: its trials, and the race of its finalists |
 | `records.jsonl`, `quality.jsonl`, `prompts.jsonl` | of an evaluation: answers, their quality, rendered prompts |
 | `skip_set.yaml`, `plan.yaml`, `pareto.yaml` | of a search: the draft it found, and the front of its sets |
-| `summary.json` | what the run came to; only a finished run has it |
+| `summary.json` | what the run came to; a run without it is not finished, nor is a search that `ended` interrupted |
 | `log.txt` | log lines |
 | `failure.json` | of a failed job of a sweep: its error and settings; such a folder holds no run |
 

@@ -133,6 +133,10 @@ def test_a_tuned_optimal_rule_takes_its_costs_from_the_clock(toy: list[str], tmp
     ("arms", "piece"),
     [
         ("{a: {skip: a1, draft: liner}}", "did you mean 'linear'?"),
+        (
+            "{a: {skip: a1, stop: {fixed: {max_draft: x}}}}",
+            "stop.fixed.max_draft=x was asked for, but it must be a whole",
+        ),
         ("{a: {skip: a1, head: 0}}", "head=0"),
         ("{a: {skip: a1, head: whole}}", "head=whole"),
         ("{a: {skip: a1, precision: int5}}", "int5"),

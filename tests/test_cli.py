@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
-from experiments.cli import USAGE, quote_text
+from experiments.cli import USAGE
+from experiments.config.composing import as_config
+from experiments.config.kinds import from_word
+from experiments.config.sweep_words import as_typed, for_hydra
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.skipping.skip_set_files import NAME, save_skip_set
 from tests.commands import N_LAYERS, Ran, command, write_model, write_prompts
@@ -62,7 +63,7 @@ class TestMistakes:
             ("search searcher.n_trials=0", ["searcher.n_trials=0", "at least 1 trial"]),
             ("search searcher.n_trials=ten", ["searcher.n_trials=ten", "whole number"]),
             ("search searcher.n_trials=2.5", ["searcher.n_trials=2.5", "whole number"]),
-            ("evaluate stop.max_draft=true", ["stop.max_draft=True", "whole number"]),
+            ("evaluate stop.max_draft=true", ["stop.max_draft=true", "whole number"]),
             ("evaluate stop.threshold=high", ["stop.threshold=high", "a number"]),
             ("evaluate generate=maybe", ["generate=maybe", "true or false"]),
             ("evaluate skip", ["cannot read 'skip'", "key=value"]),
@@ -77,7 +78,12 @@ class TestMistakes:
             ("evaluate seed=null", ["seed=null", "a whole number; its default is 0"]),
             ("evaluate samples=0", ["samples=0", "a whole number from 1 on"]),
             ("search starts=nothing", ["starts=nothing", "a list"]),
-            ("search prune=3", ["prune=3", "3"]),
+            ("search prune=3", ["prune=3", "settings"]),
+            ("search stop=fixed +stop.treshold=1", ["unknown setting 'stop.treshold'", "available: stop.max_draft"]),
+            ("evaluate ~seed", ["~seed", "cannot be left out"]),
+            ("evaluate stop=null", ["unknown stop rule 'null'"]),
+            ("evaluate arms={a:{lookup:frnt}}", ["unknown arms.a.lookup 'frnt'", "did you mean 'front'?"]),
+            ('evaluate stop_strings=["x"', ["cannot read", "at its end"]),
             ("search resume=nowhere", ["resume=nowhere"]),
             ("decode", ["decode needs a prompt"]),
             ("report", ["no run"]),
@@ -171,9 +177,14 @@ class TestMistakesOnAModel:
 
 
 def _typed(text: str) -> Any:
-    """What a program gets that reads the setting `prompt`."""
-    (word,) = quote_text([f"prompt={text}"])
-    return OmegaConf.create({"prompt": OverridesParser.create().parse_override(word).value()}).prompt
+    """What a program gets that reads a setting of free text."""
+    return as_config({"prompt": from_word(text, str, "prompt")}).prompt
+
+
+def _any_texts() -> list[str]:
+    rng = random.Random(0)
+    pieces = [*"a '\"\\${},[]()=:\n#", "${a}", "\\\\"]
+    return ["a" + "".join(rng.choices(pieces, k=rng.randint(1, 9))) for _ in range(500)]
 
 
 class TestFreeText:
@@ -183,30 +194,29 @@ class TestFreeText:
             *("a, b", "x=1", "[1, 2]", "{a: b}", "(a)", "f(x, y)", "a1,3 m2", "  spaces  ", "100%", "#1", "tab\there"),
             *("it's", 'say "hi"', "'", '"', "'a' or 'b'", '"a", b', "\\", "a\\", "a\\\\", "\\'", "a\\' b", "C:\\new\\"),
             *("${model.name}", "\\${x}", "\\\\${x}", "$", "${", "${}", "a ${ b \\", "two\nlines", "12", "true", "1e3"),
-            *("näë 東京 🙂", "null and void", "~", "@", "!important", "-5", "*", "?"),
+            *("näë 東京 🙂", "null and void", "~", "@", "!important", "-5", "*", "?", "1_0", "0x1", ""),
         ],
     )
     def test_arrives_as_it_was_typed(self, text: str) -> None:
         assert _typed(text) == text
 
     def test_any_text_arrives_as_it_was_typed(self) -> None:
-        rng = random.Random(0)
-        pieces = [*"a '\"\\${},[]()=:\n#", "${a}", "\\\\"]
-        for _ in range(500):
-            text = "a" + "".join(rng.choices(pieces, k=rng.randint(1, 9)))  # in quotes it would be Hydra's own syntax
-            assert _typed(text) == text
+        assert [text for text in _any_texts() if _typed(text) != text] == []
 
-    @pytest.mark.parametrize("text", ["'a, b'", '"a, b"', "'it\\'s'"])
-    def test_what_is_quoted_for_hydra_stays_so(self, text: str) -> None:
-        assert quote_text([f"prompt={text}"]) == [f"prompt={text}"]
+    @pytest.mark.parametrize(
+        ("quoted", "text"),
+        [("'a, b'", "a, b"), ('"a\\n"', "a\n"), ("'a\\n'", "a\\n"), ("'it\\'s'", "it's"), ("'null'", "null")],
+    )
+    def test_in_quotes_arrives_without_them(self, quoted: str, text: str) -> None:
+        assert _typed(quoted) == text
 
-    @pytest.mark.parametrize("word", ["n=3", "searcher=tpe,gp", "stop.threshold=0.5", "-m", "prompt=", "skip=null"])
-    def test_other_words_are_left_alone(self, word: str) -> None:
-        assert quote_text([word]) == [word]
+    def test_goes_through_hydra_as_it_was_typed(self) -> None:
+        texts = [text for text in _any_texts() if len(text) > 1]
+        assert as_typed(for_hydra("decode", [f"prompt={text}" for text in texts])) == [f"prompt={t}" for t in texts]
 
-    def test_a_sweep_over_skip_sets_keeps_the_commas_inside_each(self) -> None:
-        words = quote_text(["-m", "skip=a1,3 m2", "skip=none,a1", "name=x,y"])
-        assert words == ["-m", "skip='a1,3 m2'", "skip=none,a1", "name=x,y"]
+    def test_a_sweep_keeps_the_commas_inside_each_skip_set(self) -> None:
+        words = for_hydra("evaluate", ["-m", "skip=a1,3 m2", "skip=none,a1", "name=1_0,'a, b'", "stop=fixed,paper"])
+        assert words[2:] == ["++skip='a1,3 m2'", "++skip='none','a1'", "++name='1_0','\\'a, b\\''", "stop=fixed,paper"]
 
     def test_a_prompt_reaches_the_verb_as_typed(self, toy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         got: list[Any] = []
@@ -249,7 +259,7 @@ def test_a_count_that_is_none_is_told(word: str, model_folder: Path, prompts_fil
     toy = ["model=local", f"model.path={model_folder}", "data=jsonl", f"data.path={prompts_file}"]
     told = command("evaluate", *toy, f"paths.outputs={tmp_path}", word)
     assert told.status == 2
-    assert "a whole number from 1 on" in told.error_lines[-1]
+    assert f"{word} was asked for, but it must be a whole number from 1 " in told.error_lines[-1]
     assert not (tmp_path / "evaluate").exists()
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.utils import get_object
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.composing import options
+from experiments.config.kinds import missing, read
+from experiments.config.schema import VERBS as VERBS_OF
 from tests.commands import command
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -65,14 +67,15 @@ def test_every_file_is_reached_by_a_verb() -> None:
     parts = {path.relative_to(CONF): path.relative_to(CONF).parts for path in FILES if not path.stem.startswith("_")}
     assert [str(path) for path, (top, *below) in parts.items() if below and top not in used] == []
 
-    def test_every_option_sets_what_the_schema_knows(self, verb: str) -> None:
-        assert [word for word, tree in composed(verb) if MISSING in str(tree)] == []
-
 
 @pytest.mark.parametrize("verb", VERBS)
 class TestOptions:
     def test_every_one_composes_and_leaves_nothing_unresolved(self, verb: str) -> None:
         assert [word for word, tree in composed(verb) if "${" in str(tree)] == []
+
+    def test_every_one_sets_what_the_schema_knows(self, verb: str) -> None:
+        assert [word for word, tree in composed(verb) if read(tree, VERBS_OF[verb], "") != tree] == []
+        assert {word: lost for word, tree in composed(verb) if (lost := list(missing(tree, VERBS_OF[verb])))} == {}
 
     def test_one_that_has_a_name_is_called_by_it(self, verb: str) -> None:
         words = [(word.split("="), tree) for word, tree in composed(verb)]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import quote_text
-from experiments.config.composing import check_sweep, configuration
+from experiments.config.composing import configuration
+from experiments.config.sweep_words import check_sweep
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -40,7 +40,7 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_names_what_there_is(line: str) -> None:
     verb, *words = shlex.split(line)[1:]
-    settings = [w for w in quote_text(words) if "=" in w and not w.startswith("hydra")]
+    settings = [w for w in words if "=" in w and not w.startswith("hydra")]
     if "-m" in words:
         check_sweep(verb, settings)
     else:

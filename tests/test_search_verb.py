@@ -15,6 +15,7 @@ import yaml
 
 from experiments.config.build_search import _shares
 from experiments.config.composing import options
+from experiments.results.run_folder import open_run
 from search.draft_of_point import Drafts, fitted
 from search.replay.objectives import ReplayObjective
 from selfspec.errors import InputError
@@ -130,7 +131,9 @@ class TestSearch:
             return score(*args, **kwargs)
 
         monkeypatch.setattr(ReplayObjective, "__call__", interrupted)
-        cut = search(toy, "searcher.n_trials=12", "finals.top=0", "searcher=tpe")
+        cut = command("search", *toy, *SMALL, "searcher.n_trials=12", "finals.top=0", "searcher=tpe")
+        assert cut.status == 130 and cut.err.endswith(f"interrupted; what was finished is in {cut.run}\n"), cut.err
+        assert open_run(cut.run, here).state == "interrupted" and not run_files.is_finished(cut.run)
         assert summary(cut)["ended"] == "interrupted" and len(trials(cut)) == 6
         assert "interrupted; resume=RUN goes on" in cut.out
         resumed = command("search", f"resume={cut.run}")

@@ -111,7 +111,8 @@ class TestSpace:
             return score(*args, **kwargs)
 
         monkeypatch.setattr(ReplayObjective, "__call__", interrupted)
-        cut = searched(toy, *words)
+        cut = command("search", *toy, *SMALL, *words)
+        assert cut.status == 130, cut.err
         assert len(rows_of(cut.run)) < 13
         resumed = command("search", f"resume={cut.run}")
         assert resumed.status == 0, resumed.err

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from selfspec.errors import InputError
 from selfspec.records import run_files
 from tests.commands import Ran, command
 
@@ -25,10 +28,10 @@ def assert_only_one_failed(status: int, err: str, outputs: Path) -> None:
     whole = [file.parent for file in outputs.rglob(run_files.SUMMARY)]
     ((folder, failure),) = failures(outputs).items()
     assert len(whole) == 2 and folder.parent == whole[0].parent == outputs / "evaluate" / "swept"
-    assert "batch=0" in failure["overrides"] and "it is a whole number from 1 on" in str(failure["error"])  # type: ignore[operator]
+    assert "batch=0" in failure["overrides"] and "must be a whole number from 1 on" in str(failure["error"])  # type: ignore[operator]
     last, listed = err.splitlines()[-2:]
     assert "1 of the sweep's jobs failed" in last
-    assert "batch=0" in listed and "it is a whole number from 1 on" in listed and str(folder) in listed
+    assert "batch=0" in listed and "must be a whole number from 1 on" in listed and str(folder) in listed
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,47 @@ def test_a_bug_in_one_job_is_told_with_its_traceback(
     ran = command("evaluate", "-m", *toy, *SMALL, "seed=0,1", f"paths.outputs={tmp_path}")
     assert ran.status == 1 and "Traceback" in ran.err
     assert [f["error"] for f in failures(tmp_path).values()] == ["KeyError: 'a bug'"] * 2
+
+
+def states(outputs: Path) -> list[list[str]]:
+    """The states of the jobs of each sweep."""
+    sweeps = sorted((outputs / "sweep").iterdir())
+    return [[json.loads(file.read_text())["state"] for file in sorted(s.glob("jobs/*.json"))] for s in sweeps]
+
+
+def test_paths_mean_what_they_mean_where_they_are_typed(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb(cfg: Any, overrides: list[str], say: object) -> None:
+        if not Path(cfg.data.path).is_file():
+            raise InputError(f"no {cfg.data.path} in {Path.cwd()}")
+
+    monkeypatch.setattr("experiments.verbs.evaluate.evaluate", verb)
+    (empty_folder / "p.jsonl").touch()
+    words = ["data=jsonl", "data.path=p.jsonl", "paths.outputs=o", "hydra.job.chdir=true"]
+    ran = command("evaluate", *words, "-m", "n=2,-1")
+    assert ran.status == 1 and "n=-1 was asked for" in ran.err and "no p.jsonl" not in ran.err, ran.err
+    assert command("evaluate", *words, "-m", "n=2,3").status == 0
+    assert sorted(states(empty_folder / "o")) == [["whole", "failed"], ["whole", "whole"]]  # of two names
+
+
+def test_ctrl_c_ends_the_sweep(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def verb(cfg: Any, overrides: list[str], say: object) -> None:
+        if "n=2" in overrides:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.verbs.evaluate.evaluate", verb)
+    ran = command("evaluate", "-m", "n=1,2,3")
+    assert ran.status == 130 and "whole" not in ran.err, ran.err
+    assert states(empty_folder / "outputs") == [["whole", "interrupted"]]
+
+
+def test_a_job_gets_what_was_typed(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[Any] = []
+    verb: Callable[..., None] = lambda cfg, overrides, say: got.append((cfg.name, list(cfg.arms), overrides))  # noqa: E731
+    monkeypatch.setattr("experiments.verbs.evaluate.evaluate", verb)
+    arms = "arms={1_0: {skip: a1, stop: fixed}}"
+    ran = command("evaluate", arms, "-m", "name=1_0,'a, b'")
+    assert ran.status == 0, ran.err
+    assert got == [("1_0", ["1_0"], [arms, "name=1_0"]), ("a, b", ["1_0"], [arms, "name='a, b'"])]
 
 
 @pytest.mark.slow

@@ -16,8 +16,10 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config.composing import option
+from experiments.config import kinds
+from experiments.config.composing import as_config, option
 from experiments.config.registry_source import RegistrySource
+from experiments.config.schema_groups import Built
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
 from selfspec.data.prompts import Prompt, encode, ends_with_any
@@ -88,8 +90,6 @@ def prompts(
 def template(cfg: DictConfig) -> dict[str, Any] | None:
     """The arguments of the chat template; None if there are none."""
     asked = cfg.data.get("template")
-    if asked is not None and not isinstance(asked, DictConfig):
-        raise InputError(f"data.template={asked}; write it like data.template={{enable_thinking: false}}")
     return {str(k): v for k, v in OmegaConf.to_container(asked).items()} if asked else None  # type: ignore[union-attr]
 
 
@@ -123,7 +123,8 @@ def stop_by_name(asked: str | Mapping[str, Mapping[str, Any]], draft: str = "non
     if len(rules) != 1:
         raise InputError(f"stop={rules} names {len(rules)} stop rules; give one, as {{fixed: {{max_draft: 2}}}}")
     ((name, changed),) = rules.items()
-    return _stop(DictConfig(OmegaConf.merge(option("stop", name), dict(changed))), draft)
+    settings = OmegaConf.to_container(OmegaConf.merge(option("stop", name), dict(changed)))
+    return _stop(as_config(kinds.read(settings, Built, f"stop.{name}")), draft)
 
 
 def _stop(settings: DictConfig, draft: str) -> StopPolicy:
@@ -245,6 +246,8 @@ def spec(
 def ending(cfg: DictConfig, loaded: Loaded) -> Ending:
     """The conditions that end a sequence: its length and the stop strings."""
     strings = list(cfg.stop_strings or ())
+    if "" in strings:
+        raise InputError("stop_strings has an empty text, which ends every answer at once; leave it out")
     return Ending(cfg.max_new_tokens, criterion=ends_with_any(loaded.tokenizer, strings) if strings else None)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build
+from experiments.config import build, kinds
 from experiments.config.build_costs import check_given, draft_costs
 from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
@@ -126,6 +126,7 @@ def asked(cfg: DictConfig) -> Asked:
     settings = OmegaConf.to_container(cfg.space) if cfg.get("space") else {}
     own = {f"stop.{key}": value for key, value in drafts.stop.to_dict().items()}  # default values of ranges
     dims = dimensions(settings, own=own) if settings else ()  # type: ignore[arg-type]
+    _check_kinds(dims, cfg)
     _check_space(dims, drafts, goal)
     _check_lookup(dims, drafts)
     _check_drafter(drafts, goal)
@@ -166,6 +167,15 @@ def _drafts(cfg: DictConfig) -> Drafts:
         tree=build.tree(cfg),
         other_heads=tuple(cfg.head.others) if cfg.head.n is not None else (),
     )
+
+
+def _check_kinds(dims: Sequence[Dimension], cfg: DictConfig) -> None:
+    """Refuse a value of a dimension such as `stop.max_draft` if the class of the run's rule does not take it."""
+    for d in dims:
+        group, _, name = d.name.partition(".")
+        known = (kinds.parameters(cfg[group].get(TARGET)) if name and group in cfg else None) or {}
+        for value in d.domain.extremes:
+            kinds.read(value, known.get(name, Any), f"space.{d.name}")
 
 
 def _check_space(dims: Sequence[Dimension], drafts: Drafts, goal: Goal) -> None:

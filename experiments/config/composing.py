@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import kinds
+from experiments.config.schema import VERBS
+from experiments.config.words import Typed
 from selfspec.errors import InputError, unknown_name
 from selfspec.targets import TARGET, current, first
 
@@ -104,11 +105,13 @@ def config_dir() -> Path | None:
 
 
 def groups(verb: str) -> set[str]:
-    """The groups that a verb's defaults choose from: `model`, `stop`, `searcher`."""
+    """The groups that a verb chooses from: `model`, `stop`, `searcher`; each is a setting that holds settings."""
     with composing():
-        loader = GlobalHydra.instance().config_loader()
-        defaults = loader.compute_defaults_list(verb, overrides=[], run_mode=RunMode.RUN)
-    return {group for group in defaults.overrides.known_choices if "/" not in group}
+        return {
+            name
+            for name, kind in kinds.members(VERBS[verb], None)[0].items()
+            if kinds.is_nested(kind) and options(name)
+        }
 
 
 def options(group: str) -> list[str]:
@@ -141,133 +144,156 @@ def check_option(group: str, name: str) -> None:
 
 
 def configuration(verb: str, words: Sequence[str], *, folder: Path | None = None) -> DictConfig:
-    """The checked configuration that the words of a verb describe, with plain values.
+    """The checked configuration that the words of a verb describe, with plain values and without references.
+
+    Hydra composes the options once. The settings are then read by their kinds, so that text stays as it was typed.
 
     Args:
         verb: the verb to run.
-        words: settings `key=value`, quoted for Hydra.
+        words: settings `key=value` as they were typed.
         folder: the user's folder of options; None means the folder of the running command, if any.
 
     Raises:
         InputError: for an unknown setting or option, with the nearest known one, and for a value of a wrong kind.
     """
     with composing(folder):
-        for word in words:
-            group, _, name = word.partition("=")
-            if name.rpartition("/")[2].startswith("_") and options(group):
-                check_option(group, name)  # Hydra accepts names that are not for choosing
+        cfg = typed(verb, [as_skip(verb, word) for word in words])
         try:
-            cfg = compose(verb, overrides=list(words))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise _refusal(verb, words, error) from None
-        free = [w for w in words if w.partition("=")[0] not in kinds.settings(verb) and "." in w.partition("=")[0]]
-        if free:  # settings of options that build a class: their default values tell their kinds
-            default = compose(verb, overrides=[w for w in words if w not in free])
-            _check_kinds(_flat_of(default), _flat_of(cfg))
-    return plain(verb, cfg)
+            tree = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        except OmegaConfBaseException as error:
+            raise _told(error) from None
+    found = kinds.read(tree, VERBS[verb], "")
+    for name in kinds.missing(found, VERBS[verb]):
+        raise InputError(f"{name} is not set; add it to the option's file")
+    return as_config(found)
 
 
-def plain(verb: str, cfg: DictConfig) -> DictConfig:
-    """A composed configuration without its schema, in the form that a run folder holds.
+def as_skip(verb: str, word: str) -> str:
+    """`drafter=RUN` as the word `skip=RUN`: a trained draft is a plan, like that of a search."""
+    key, _, value = word.partition("=")
+    is_run = verb in ("evaluate", "decode") and key == "drafter" and value not in options("drafter")
+    return f"skip={value}" if is_run and ("/" in value or value[:2] == "20") else word
 
-    Raises:
-        InputError: for a number below the least allowed one.
-    """
-    kinds.check_least(verb, cfg)
-    found = DictConfig(OmegaConf.to_container(cfg, resolve=False, enum_to_str=True))
+
+def as_config(tree: Any) -> DictConfig:
+    """Plain values as a configuration that takes no further names."""
+    found = DictConfig(_literal(tree))
     OmegaConf.set_struct(found, True)
     return found
 
 
-def check_sweep(verb: str, words: Sequence[str], *, folder: Path | None = None) -> None:
-    """Refuse unknown settings and options before any job of a sweep runs.
+def typed(verb: str, words: Sequence[str]) -> DictConfig:
+    """The composed options of a verb, with the settings of these words."""
+    own = groups(verb)
+    chosen = [word for word in words if is_choice(word, own)]
+    for word in chosen:
+        group, _, name = word.lstrip("+").partition("=")
+        if group.startswith("~"):
+            raise InputError(f"{word}: {group[1:]} cannot be left out; choose one of {', '.join(options(group[1:]))}")
+        if options(group):
+            check_option(group, name)
+    try:
+        cfg = compose(verb, overrides=chosen)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _told(error) from None
+    passed = dict(kinds.passed_on(OmegaConf.to_container(cfg, resolve=False)))
+    for word in words:
+        if word not in chosen:
+            _put(cfg, verb, word, passed)
+    return cfg
 
-    Args:
-        verb, folder: see `configuration`.
-        words: the words that Hydra gets; a word may hold several values.
+
+def is_choice(word: str, own: Collection[str]) -> bool:
+    """Whether a word chooses an option: `stop=fixed`, `+group=name`."""
+    key = word.partition("=")[0]
+    group = key.lstrip("+~").partition("@")[0]
+    return group in own or "/" in group or (key.startswith("+") and bool(options(group)))
+
+
+def split(word: str) -> tuple[str, str]:
+    """The name of a setting and its value, without Hydra's marks for adding and leaving out.
 
     Raises:
-        InputError: for the first unknown setting or option.
+        InputError: for a word that is neither `key=value` nor `~key`.
     """
-    with composing(folder):
-        own, chosen = groups(verb), []
-        for word in words:
-            key, _, value = word.partition("=")
-            if key.lstrip("+") in own or (key.startswith("+") and options(key.lstrip("+"))):
-                names = _swept(value)
-                for name in names:
-                    check_option(key.lstrip("+"), name)
-                chosen += [f"{key}={name}" for name in names[:1]]  # checks the first job instead of all jobs
-        known = _known(verb, chosen)
-        for word in words:
-            key = word.partition("=")[0].lstrip("~")
-            if not key.startswith("+") and key not in known and key not in own:
-                raise unknown_name("setting", key, sorted(known))
+    key, equals, value = word.partition("=")
+    if not equals and not word.startswith("~"):
+        raise InputError(f"cannot read {word!r}; settings are written key=value (in quotes where there are spaces)")
+    return key.lstrip("+~"), value
+
+
+def _put(cfg: DictConfig, verb: str, word: str, passed: Mapping[str, Any]) -> None:
+    """Set what a word says; `passed` holds the kinds of settings that go on to a class."""
+    key, value = split(word)
+    tree = OmegaConf.to_container(cfg, resolve=False)
+    kind = kind_of(verb, tree, key, passed)
+    if word.startswith("~"):
+        place, _, name = key.rpartition(".")
+        if not place or kinds.members(kind_of(verb, tree, place, passed), None)[1] is None:
+            raise InputError(f"{word}: {key} is a setting and cannot be left out; give it another value")
+        with open_dict(cfg):
+            OmegaConf.select(cfg, place).pop(name, None)
+        return
+    try:
+        found = kinds.from_word(value, kind, key)
+    except kinds.KindError as error:
+        if error.name != key:
+            raise
+        raise InputError(f"{error}; its default is {kinds.shown(flat(tree).get(key))}") from None
+    OmegaConf.update(cfg, key, _literal(found), merge=True, force_add=True)
+
+
+def kind_of(verb: str, tree: Any, key: str, passed: Mapping[str, Any]) -> Any:
+    """The kind of the setting `key` of a verb.
+
+    Args:
+        verb: the verb.
+        tree: its settings as plain values, with references.
+        key: whole name of the setting.
+        passed: kinds of settings that go on to a class, by whole name.
+
+    Raises:
+        InputError: if there is no such setting, with the nearest one.
+    """
+    kind, node, before = VERBS[verb], tree, ""
+    for part in key.split("."):
+        known, others = kinds.members(kind, node)
+        node = node.get(part) if isinstance(node, dict) else None
+        if part not in known and others is None:
+            near = [f"{before}{name}" for name in known if not name.startswith("_")]
+            raise unknown_name("setting", key, near if before else sorted(flat(tree)))
+        kind, before = known.get(part, others), f"{before}{part}."
+    return passed.get(key, kind) if kind is Any else kind
+
+
+def _literal(value: Any) -> Any:
+    """The value in the form in which OmegaConf takes text as it is: `${` begins a reference there."""
+    if isinstance(value, dict):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_literal(inner) for inner in value]
+    if isinstance(value, str) and not isinstance(value, Typed):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return str(value) if isinstance(value, Typed) else value
+
+
+def _told(error: Exception) -> InputError:
+    """Hydra's or OmegaConf's error in one line."""
+    cause = error.__cause__
+    why = f": {str(cause).splitlines()[0]}" if cause else ""
+    return InputError(" ".join(str(error).split()) + why)
 
 
 def help_text(verb: str, words: Sequence[str], *, folder: Path | None = None) -> str:
     """The groups of a verb with their options, and its settings under these words."""
     with composing(folder):
         listed = "\n".join(f"{group}: {', '.join(options(group))}" for group in sorted(groups(verb)))
-        settings = OmegaConf.to_yaml(configuration(verb, words, folder=folder)).strip()
+        settings = OmegaConf.to_yaml(typed(verb, words)).strip()
     return (
         f"== Configuration groups ==\nOptions are chosen by group=option\n\n{listed}\n\n"
         f"== Config ==\nSettings are changed by setting=value\n\n{settings}\n\n"
         f"Powered by Hydra (https://hydra.cc), see {verb} --hydra-help"
     )
-
-
-def _refusal(verb: str, words: Sequence[str], error: Exception) -> InputError:
-    """Hydra's error as an InputError of one line, with the nearest name."""
-    own, chosen = groups(verb), []
-    for word in words:
-        key, _, value = word.partition("=")
-        if key in own:
-            try:
-                check_option(key, value)
-            except InputError as refusal:
-                return refusal
-            chosen.append(word)
-    cause = error.__cause__ or error
-    name = str(getattr(cause, "full_key", None) or "")
-    known = _known(verb, chosen)
-    typed = [word.partition("=")[0].lstrip("~") for word in words if not word.startswith("+")]
-    strange = [key for key in typed if key not in known and key not in own]
-    if strange or isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return unknown_name("setting", strange[0] if strange else name, sorted(known))
-    if isinstance(cause, ValidationError) and name in kinds.settings(verb):
-        value = next((w.partition("=")[2] for w in words if w.partition("=")[0] == name), "null")
-        default = known.get(name)
-        return kinds.settings(verb)[name].refusal(name, value, "null" if default is None else default)
-    why = f": {str(cause).splitlines()[0]}" if cause is not error else ""
-    return InputError(" ".join(str(error).split()) + why)
-
-
-def _known(verb: str, chosen: list[str]) -> dict[str, Any]:
-    """The settings of a verb with these options, by whole name, with their default values."""
-    return _flat_of(compose(verb, overrides=chosen))
-
-
-def _flat_of(cfg: DictConfig) -> dict[str, Any]:
-    return flat(OmegaConf.to_container(cfg, resolve=False))
-
-
-def _swept(value: str) -> list[str]:
-    """The names in `a,b` or `choice(a,b)`; empty for other functions of Hydra's."""
-    listed = re.fullmatch(r"(?:choice\()?([^()]*)\)?", value)
-    return [name.strip() for name in listed[1].split(",")] if listed else []
-
-
-def _check_kinds(known: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a value that is no number if the default is a number, and likewise for true and false."""
-    for name in known.keys() & asked.keys():
-        default, value = known[name], asked[name]
-        if value is None or not isinstance(default, bool | int | float):
-            continue
-        wanted = bool if isinstance(default, bool) else int if isinstance(default, int) else int | float
-        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-            kind = bool if wanted is bool else int if wanted is int else float
-            raise kinds.Setting(kind, False, None).refusal(name, value, default)
 
 
 def check_no_shadows(folder: Path | None) -> None:
@@ -303,8 +329,8 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def read_config(file: Path) -> DictConfig:
     """The configuration of a run with the current names of classes; classes may have moved since the run."""
-    body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    return DictConfig(_renamed(body, current))
+    body = OmegaConf.to_container(OmegaConf.load(file), resolve=False)  # a run holds no references, but text may
+    return DictConfig(_literal(_renamed(body, current)))
 
 
 def under_first_names(cfg: DictConfig) -> Any:

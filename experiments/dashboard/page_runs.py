@@ -58,9 +58,10 @@ def _table(runs: Sequence[Run], open_run: Callable[[Run], None] | None) -> None:
         st.info("No run fits all filters; clear one of them.", icon=":material/filter_alt_off:")
         return
     states = [run.state for run in runs]
+    n_stopped = states.count("stopped") + states.count("interrupted")
     st.caption(
         f"{len(runs)} runs: {states.count('finished')} finished, {states.count('running')} running, "
-        f"{states.count('stopped')} stopped early. Choose a line to open its run; a column's head sorts."
+        f"{n_stopped} stopped early. Choose a line to open its run; a column's head sorts."
     )
     lines = [_line(run) for run in runs]
     chosen = st.dataframe(

@@ -171,7 +171,7 @@ class GenerateArm:
         padded = torch.tensor([[pad] * (longest - len(ids)) + ids for ids in prompts], device=self.decoder.device)
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=padded.device)
         began = self.stopwatch.now()
-        with _own_settings_only(model):
+        with _own_settings_only(model), self._told():
             output = model.generate(
                 padded,
                 attention_mask=mask,
@@ -184,6 +184,16 @@ class GenerateArm:
         prefill_s = first.at - began if first.at is not None else math.nan
         rows = zip(prompts, output[:, longest:].tolist(), strict=True)
         return [_result(ids, row, eos_ids, self.ending.criterion, prefill_s, share) for ids, row in rows]
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Raises transformers' error about a setting of a wrong kind as an InputError."""
+        try:
+            yield
+        except TypeError as error:
+            if not self.settings:
+                raise
+            raise InputError(f"arms.{self.name}.generate={dict(self.settings)}: transformers says: {error}") from None
 
 
 @contextmanager
@@ -217,7 +227,10 @@ def generation(name: str, asked: Mapping[str, Any], *, batch: int) -> dict[str, 
             raise unknown_name(f"setting of generate (arms.{name})", key, known)
         if key in ours:
             raise InputError(f"arms.{name}.generate sets {key}, which is the run's for all arms; set it there")
-    mode = GenerationConfig(**asked).get_generation_mode()
+    try:
+        mode = GenerationConfig(**asked).get_generation_mode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"arms.{name}.generate={dict(asked)}: {' '.join(str(error).split())}") from None
     if batch > 1 and mode == GenerationMode.ASSISTED_GENERATION:
         raise InputError(f"arms.{name}: transformers' {mode.value} takes one prompt at a time; use batch=1")
     return dict(asked)

@@ -23,7 +23,7 @@ from selfspec.errors import InputError
 from selfspec.records import run_files
 
 Verb = Literal["evaluate", "search"]
-State = Literal["finished", "running", "stopped", "failed", "unreadable"]
+State = Literal["finished", "interrupted", "running", "stopped", "failed", "unreadable"]
 Stamp = tuple[tuple[str, int, int], ...]
 
 ROWS: Mapping[Verb, str] = {"evaluate": run_files.RECORDS, "search": run_files.TRIALS}
@@ -39,7 +39,8 @@ class Run:
         path: resolved path of the folder.
         verb: verb of the run.
         name: name that finds the run again: its path below the outputs folder, or the path of a folder elsewhere.
-        state: state of the run; `stopped`: unfinished and silent; `failed`: a failed job of a sweep.
+        state: state of the run; `interrupted`: a search that Ctrl-C ended; `stopped`: unfinished and silent; `failed`:
+            a failed job of a sweep.
         started: start time, UTC; None if unknown.
         n_rows: number of trials, or of answers of all arms.
         provenance, summary: the recorded facts; empty if the run recorded none.
@@ -190,7 +191,7 @@ def open_run(path: Path, outputs: Path, *, now: datetime | None = None) -> Run:
         provenance = _json(path / run_files.PROVENANCE)
         if not isinstance(provenance.get("run"), dict):
             raise ValueError(f"{run_files.PROVENANCE} does not say what ran (no `run` object)")
-        summary = _json(path / run_files.SUMMARY) if run_files.is_finished(path) else {}
+        summary = _json(path / run_files.SUMMARY) if (path / run_files.SUMMARY).is_file() else {}
         n_rows = _count(path / ROWS[verb], verb)
     except (OSError, ValueError) as error:
         when = _when(path.name)
@@ -248,6 +249,8 @@ def _count(file: Path, verb: Verb) -> int:
 def _state(path: Path, now: datetime) -> State:
     if run_files.is_finished(path):
         return "finished"
+    if (path / run_files.SUMMARY).is_file():
+        return "interrupted"
     newest = max((changed for _, changed, _ in stamp(path)), default=0) / 1e9
     return "running" if now.timestamp() - newest < QUIET_S else "stopped"
 

@@ -15,6 +15,7 @@ from typing import Any
 from selfspec.errors import InputError
 from selfspec.records import provenance, run_files
 
+KEPT = "what was finished is in {}"  # note of an interruption
 OWN_LOAD = 0.5  # load of an idle machine, from its services; chosen, not tuned
 
 # files of a run before it does anything
@@ -99,6 +100,9 @@ def open_folder(
     try:
         with logging_to(path):
             yield Folder(path, started)
+    except KeyboardInterrupt as end:
+        end.add_note(KEPT.format(path))
+        raise
     except InputError:
         if {p.name for p in path.iterdir()} <= OF_EVERY_RUN:
             shutil.rmtree(path)
@@ -123,8 +127,12 @@ def reopen_folder(path: Path) -> Iterator[Folder]:
     session = {name: started[name] for name in ("started", "argv", "load_before", "threads")}
     first, *later = _sessions(path)
     run_files.write_json(path / run_files.PROVENANCE, {**first, "resumed": [*later, session]})
-    with logging_to(path):
-        yield Folder(path, started)
+    try:
+        with logging_to(path):
+            yield Folder(path, started)
+    except KeyboardInterrupt as end:
+        end.add_note(KEPT.format(path))
+        raise
 
 
 @contextmanager

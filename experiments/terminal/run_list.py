@@ -24,7 +24,14 @@ from experiments.terminal.live_panel import format_value
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
 
-STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "unreadable": "red"}
+STYLES = {
+    "finished": "green",
+    "running": "cyan",
+    "interrupted": "yellow",
+    "stopped": "yellow",
+    "failed": "red",
+    "unreadable": "red",
+}
 FACTS = ("model", "data", "searcher", "objective", "n_layers", "dtype", "device", "threads")
 OF_ARM = (
     "arm",

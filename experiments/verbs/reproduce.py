@@ -134,7 +134,7 @@ def _do(step: Step, folder: Path, say: Say) -> Path:
         KeyboardInterrupt: if the user interrupts the step.
     """
     begun = _newest(step, folder)
-    if begun is not None and _is_whole(begun):  # the experiment ended before it recorded this run
+    if begun is not None and run_files.is_finished(begun):  # the experiment ended before it recorded this run
         if n_wrong := _summary(begun).get("verdicts", {}).get("mismatch"):
             log.warning(
                 "%s: %d outputs are not plain decoding's, and are counted as such in its tables", begun, n_wrong
@@ -157,20 +157,12 @@ def _do(step: Step, folder: Path, say: Say) -> Path:
             torch.cuda.empty_cache()
     run = _newest(step, folder)
     assert run is not None
-    if not _is_whole(run):
-        log.info("interrupted; %s", go_on)
-        raise KeyboardInterrupt
     return run
 
 
 def _newest(step: Step, folder: Path) -> Path | None:
     found = sorted((folder / RUNS / step.verb / step.name).glob("*"))  # names begin with the start time
     return found[-1] if found else None
-
-
-def _is_whole(run: Path) -> bool:
-    """Whether a run came to its end without an interruption; an interrupted search also leaves a summary."""
-    return run_files.is_finished(run) and _summary(run).get("ended") != "interrupted"
 
 
 def _summary(run: Path) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from experiments.config import build
 from experiments.config.build_search import search_job
 from experiments.config.composing import read_config
 from experiments.results import figures
-from experiments.results.run_writer import Folder, open_folder, reopen_folder
+from experiments.results.run_writer import KEPT, Folder, open_folder, reopen_folder
 from experiments.terminal import live_panel
 from experiments.terminal.progress import progress
 from experiments.tracking import Tracker
@@ -41,8 +41,13 @@ MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searche
 
 
 def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
-    """Run or resume a search; return the run folder."""
-    resumed = Path(cfg.resume) if cfg.resume else None
+    """Run or resume a search; return the run folder.
+
+    Raises:
+        InputError: if the settings are impossible.
+        KeyboardInterrupt: if Ctrl-C ended the search; the folder then holds the best so far, and the search can resume.
+    """
+    resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = _resumed(resumed, cfg, overrides) if resumed else cfg
     run_files.make_writable(resumed or Path(cfg.paths.outputs))
     job, loaded, facts = search_job(cfg, resumed=resumed)
@@ -61,6 +66,10 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         shown = stack.enter_context(_Shown(job, tracker, say))
         result = job.run(folder.path, listener=shown)
         _write(cfg, job, loaded, folder, result, tracker, say)
+    if result.found.ended == run_files.INTERRUPTED:  # what comes after the command must not take half a search for one
+        end = KeyboardInterrupt()
+        end.add_note(KEPT.format(folder.path))
+        raise end
     return folder.path
 
 

@@ -21,6 +21,7 @@ SCHEMA = 1  # version of the rows; it increases when a field changes its meaning
 CONFIG, OVERRIDES, PROVENANCE, SUMMARY = "config.yaml", "overrides.txt", "provenance.json", "summary.json"
 RECORDS, TRIALS, FINALS, LOG = "records.jsonl", "trials.jsonl", "finals.jsonl", "log.txt"
 PROMPTS = "prompts.jsonl"  # prompts as rendered by the chat template
+INTERRUPTED = "interrupted"  # end of a search that Ctrl-C ended
 FAILURE = "failure.json"  # reason of a failed job of a sweep; such a folder holds no run
 
 
@@ -101,8 +102,14 @@ def drop_partial_line(path: Path) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run has ended."""
-    return (folder / SUMMARY).is_file()
+    """Whether the run has come to its end; the summary of an interrupted search says that it has not."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):  # who reads it tells what is wrong with it
+        return True
+    return not (isinstance(summary, dict) and summary.get("ended") == INTERRUPTED)
 
 
 def make_writable(folder: Path) -> None:
