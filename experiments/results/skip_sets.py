@@ -56,7 +56,7 @@ def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None
     except InputError:
         return None
     is_speedup = run.facts.get("objective") == "expected_speedup"
-    n_rounds = trial.get("n_rounds")
+    n_rounds, accepted = trial.get("n_rounds"), trial.get("accepted")
     return KnownSet(
         label=f"{run.facts.get('searcher', 'search')} · {run.facts.get('model')} · {run.id[-8:]}",
         source="search",
@@ -64,7 +64,7 @@ def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None
         skip=skip,
         acceptance=trial.get("acceptance"),
         draft_cost=trial.get("draft_cost"),
-        tokens_per_round=(trial["accepted"] + n_rounds) / n_rounds if n_rounds and "accepted" in trial else None,
+        tokens_per_round=(accepted + n_rounds) / n_rounds if n_rounds and accepted is not None else None,
         predicted=winner.get("fresh_value", trial["value"]) if is_speedup else None,
     )
 
