@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec.errors import InputError, unknown_name
+from selfspec.records.run_files import make_writable, refused_write
 
 USAGE = """selfspec VERB key=value ...
 
@@ -54,6 +55,7 @@ def main() -> None:
         make_importable,
         split_config_dir,
     )
+    from experiments.config.outputs import outputs_of
     from experiments.config.steps import is_own
 
     with _ending_well():
@@ -81,6 +83,7 @@ def main() -> None:
         is_for_hydra = len(settings) < len(words)
         if is_sweep:
             check_sweep(verb, _with_values(settings), folder=folder)
+            make_writable(outputs_of(settings))  # Hydra makes the sweep's folder before any job
         elif not any(word.startswith("-") for word in words):
             cfg = configuration(verb, _with_values(settings), folder=folder)
         if is_for_hydra:
@@ -93,11 +96,14 @@ def main() -> None:
 
 @contextmanager
 def _ending_well() -> Iterator[None]:
-    """Turn a user's mistake into one line and exit status 2, and an interruption into exit status 130."""
+    """Turn a user's mistake or a full disk into one line and exit status 2, an interruption into exit status 130."""
     try:
         yield
-    except InputError as error:
-        print(f"selfspec: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else refused_write(error)
+        if told is None:
+            raise
+        print(f"selfspec: {told}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
@@ -193,7 +199,8 @@ def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
     try:
         _verb(verb)(plain(verb, cfg), overrides, print)
     except Exception as error:
-        leave_failure(verb, cfg, overrides, error)
+        with _ending_well():  # on a full disk the sweep ends here
+            leave_failure(verb, cfg, overrides, error)
 
 
 def _log_to_terminal() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.results.find_runs import list_runs
+from experiments.results.run_writer import open_folder, reopen_folder
+from selfspec.records import run_files
 from tests.commands import Ran, command
 from tests.made_up import evaluate_run, search_run
 
+ROOT = Path(__file__).parents[1]
 NESTED, LATIN = "[" * 50_000, b'{"a": "\xff"}'
 FACTS = ("provenance.json", "summary.json")
 WRONG: tuple[Any, ...] = (5, "x", [1], {"a": 1}, True)
@@ -124,3 +131,67 @@ def test_settings_that_are_none_are_told(name: str, text: str | bytes, outputs: 
     put(outputs, name, text)
     assert_told(outputs)
     assert in_one_line(command("report", f"paths.outputs={outputs}", f"runs={outputs}/search/**"))
+
+
+def of(verb: str, outputs: Path) -> Path:
+    return next(outputs.glob(f"{verb}/*/*"))
+
+
+@pytest.mark.parametrize(("verb", "other"), [("search", "evaluate"), ("evaluate", "search")])
+class TestResume:
+    """Everything here is refused before a model is loaded."""
+
+    def told(self, verb: str, run: Path) -> str:
+        ran = command(verb, f"resume={run}")
+        assert ran.status == 2 and len(ran.err.splitlines()) == 1, ran
+        return ran.err
+
+    def test_of_a_run_of_another_verb_is_refused(self, verb: str, other: str, outputs: Path) -> None:
+        (of(other, outputs) / "config.yaml").write_text("name: x\n", encoding="utf-8")
+        assert f"no run of {verb} there" in self.told(verb, of(other, outputs))
+
+    @pytest.mark.parametrize(
+        "text", ["", "[1]", "a: [", "a: &x [*x]", "[" * 3000, "a\0b", "searcher: {}\nsamples: 1\n"]
+    )
+    def test_with_damaged_settings_is_refused(self, text: str, verb: str, other: str, outputs: Path) -> None:
+        (of(verb, outputs) / "config.yaml").write_text(text, encoding="utf-8")
+        assert "config.yaml" in self.told(verb, of(verb, outputs))
+
+    @pytest.mark.parametrize("text", [None, "", '{"run": ', "{}", NESTED])
+    def test_without_its_facts_is_refused(self, text: str | None, verb: str, other: str, outputs: Path) -> None:
+        (of(verb, outputs) / "config.yaml").write_text("searcher: {}\nsamples: 1\n", encoding="utf-8")
+        file = of(verb, outputs) / "provenance.json"
+        file.unlink() if text is None else file.write_text(text, encoding="utf-8")
+        assert "provenance.json" in self.told(verb, of(verb, outputs))
+
+    def test_that_is_refused_leaves_the_run_finished(self, verb: str, other: str, outputs: Path) -> None:
+        (of(verb, outputs) / "config.yaml").write_text("searcher: {}\nsamples: 1\n", encoding="utf-8")
+        self.told(verb, of(verb, outputs))
+        assert (of(verb, outputs) / "summary.json").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("name", ["config.yaml", "provenance.json", "table.md", "summary.json"])
+def test_a_full_disk_is_one_line(number: int, name: str, outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = run_files.write_bytes
+
+    def full(path: Path, data: bytes) -> None:
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        write(path, data)
+
+    monkeypatch.setattr(run_files, "write_bytes", full)
+    ran = command("report", f"paths.outputs={outputs}", f"runs={outputs}/evaluate/**")
+    assert ran.status == 2 and len(ran.err.splitlines()) == 1 and os.strerror(number) in ran.err, ran
+    left = {file.name for folder in outputs.glob("report/*/*") for file in folder.iterdir()}
+    assert not left or "provenance.json" in left, "a folder without its facts looks like a run and is none"
+
+
+def test_two_processes_do_not_write_one_run(outputs: Path) -> None:
+    with open_folder(outputs, "report", "x", config="", overrides=[], facts={}) as folder:
+        code = "import sys; from pathlib import Path; from experiments.results.run_writer import reopen_folder\n"
+        code += "with reopen_folder(Path(sys.argv[1])): pass"
+        done = subprocess.run([sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode and f"is being written by process {os.getpid()} on" in done.stderr
+    with reopen_folder(folder.path):  # the first has ended
+        pass

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -178,7 +179,7 @@ def _only_writer(path: Path) -> Iterator[None]:
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """A context that also writes the log lines of this project to `log.txt` of the folder."""
-    handler = logging.FileHandler(path / run_files.LOG, encoding="utf-8")
+    handler = _LogFile(path / run_files.LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -187,6 +188,14 @@ def logging_to(path: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Raise the error of a full disk, for which `logging` prints a traceback."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
 
 
 def _named(hidden: Path, path: Path) -> Path:

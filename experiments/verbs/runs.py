@@ -9,18 +9,16 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from rich.console import Console, RenderableType
 
+from experiments.config.outputs import SETTING, outputs_of
 from experiments.terminal import compare_sets, run_details, run_list
 from selfspec.errors import InputError
 
 WIDE = 1000  # characters of a line in a pipe, which no terminal folds
-OUTPUTS = "paths.outputs="
 EPILOG = "Runs lie in `outputs`; elsewhere: paths.outputs=FOLDER, as for the other verbs."
 
 
@@ -39,11 +37,10 @@ def runs(words: Sequence[str], say: Callable[[str], None]) -> None:
     Raises:
         InputError: if the words are unreadable, or name no run or no set.
     """
-    arguments = _parser().parse_args([word for word in words if not word.startswith(OUTPUTS)])
-    places = [word.removeprefix(OUTPUTS) for word in words if word.startswith(OUTPUTS)]
-    outputs = Path(places[-1] if places else default_outputs()).expanduser()
-    if places and not outputs.is_dir():
-        raise InputError(f"{OUTPUTS}{outputs} is no folder; name the one that holds the runs")
+    names = [word for word in words if not word.startswith(SETTING)]
+    arguments, outputs = _parser().parse_args(names), outputs_of(words)
+    if len(names) < len(words) and not outputs.is_dir():
+        raise InputError(f"{SETTING}{outputs} is no folder; name the one that holds the runs")
     facts, lines = arguments.do(arguments, outputs)
     say(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) if arguments.json else text_of(lines))
 
@@ -69,12 +66,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("sets", nargs="+", metavar="SET", help=help_of_sets)
     one.add_argument("--layers", type=int, help="of the model that sets like 'a3 m5' are for, if no other set tells")
     return parser
-
-
-def default_outputs() -> str:
-    """The default folder of run folders."""
-    file = resources.files("conf").joinpath("paths/default.yaml")
-    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outputs"])
 
 
 def text_of(lines: Iterable[RenderableType]) -> str:
