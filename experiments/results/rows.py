@@ -208,14 +208,18 @@ def read_rows(file: Path, kind: type[T], *, holding: str = "") -> Rows[T]:
     return Rows(file, found, problems)
 
 
-def parse_row(line: bytes, kind: type[T]) -> T:
+def parse_row(line: object, kind: type[T]) -> T:
     """The row of one JSON line, or another object of a type.
 
+    Args:
+        line: JSON text as bytes, or a value.
+        kind: type of the row.
+
     Raises:
-        ValueError: if the text is no such row or object; the message names the field.
+        ValueError: if it is no such row or object; the message names the field.
     """
     try:
-        return _adapter(kind).validate_json(line)
+        return _adapter(kind).validate_json(line) if isinstance(line, bytes) else _adapter(kind).validate_python(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"]))

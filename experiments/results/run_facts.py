@@ -1,4 +1,4 @@
-"""What a run recorded of itself, typed: `provenance.json` when it began, `summary.json` when it ended.
+"""What a run recorded of itself, typed: `config.yaml` and `provenance.json` at its begin, `summary.json` at its end.
 
 A failed job of a sweep leaves `failure.json` in place of both.
 
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
+import yaml
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic accepts the standard library's TypedDict from Python 3.12 on only
 
@@ -93,6 +94,46 @@ class FailedJob(TypedDict):
     overrides: list[str]
 
 
+@with_config(_OPEN)
+class SearcherSettings(TypedDict):
+    """Settings of the searcher."""
+
+    n_trials: NotRequired[int | None]
+
+
+@with_config(_OPEN)
+class RegistrySettings(TypedDict):
+    """Where a registry has the model."""
+
+    sha256: NotRequired[str | None]
+
+
+@with_config(_OPEN)
+class ModelSettings(TypedDict):
+    """Where the model is."""
+
+    hub_id: NotRequired[str | None]
+    path: NotRequired[str | None]
+    registry: NotRequired[RegistrySettings | None]
+
+
+@with_config(_OPEN)
+class SamplingSettings(TypedDict):
+    """How tokens are chosen."""
+
+    do_sample: NotRequired[bool | None]
+    temperature: NotRequired[Number]
+
+
+@with_config(_OPEN)
+class Settings(TypedDict):
+    """The resolved configuration, `config.yaml`."""
+
+    searcher: NotRequired[SearcherSettings | None]
+    model: NotRequired[ModelSettings | None]
+    sampling: NotRequired[SamplingSettings | None]
+
+
 def read_provenance(folder: Path) -> Provenance:
     """The provenance of a run.
 
@@ -118,6 +159,23 @@ def read_failure(folder: Path) -> FailedJob:
         ValueError: as `read_provenance`.
     """
     return _read(folder / run_files.FAILURE, FailedJob)
+
+
+def read_settings(folder: Path) -> Settings:
+    """The resolved configuration; empty if the run did not record it.
+
+    Raises:
+        ValueError: as `read_provenance`.
+    """
+    file = folder / run_files.CONFIG
+    try:
+        body = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        raise ValueError(f"{file.name} is not YAML") from None
+    try:
+        return parse_row(body, Settings)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from None
 
 
 def is_busy(session: Mapping[str, Any]) -> bool:

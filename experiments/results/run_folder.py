@@ -14,10 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from experiments.results.rows import Raced, Record, Rows, Trial, parse_row, read_rows
-from experiments.results.run_facts import is_busy, read_failure, read_provenance, read_summary
+from experiments.results.run_facts import Settings, is_busy, read_failure, read_provenance, read_settings, read_summary
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
@@ -109,18 +107,16 @@ class Run:
         """The trials of a search, or the answers of an evaluation."""
         return self.trials() if self.verb == "search" else self.records()
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Settings:
         """The resolved configuration; empty if the run did not record it.
 
         Raises:
             InputError: if the file is unreadable.
         """
-        path = self.path / run_files.CONFIG
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (OSError, ValueError, RecursionError, yaml.YAMLError):
-            raise InputError(f"{path} is not YAML; mend it, or leave the run out") from None
-        return config if isinstance(config, dict) else {}
+            return read_settings(self.path)
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}; mend it, or leave the run out") from None
 
 
 def flagged(run: str, *, is_finished: bool, is_busy: bool) -> str:
