@@ -59,6 +59,7 @@ def main() -> None:
     from experiments.config.steps import is_own
 
     with _ending_well():
+        _check_words(argv)
         _check_verb(verb)
         if verb == "runs":  # the words of `runs` are names, not settings
             from experiments.verbs.runs import runs
@@ -83,7 +84,8 @@ def main() -> None:
         is_for_hydra = len(settings) < len(words)
         if is_sweep:
             check_sweep(verb, _with_values(settings), folder=folder)
-            make_writable(outputs_of(settings))  # Hydra makes the sweep's folder before any job
+            if not {",", "$"} & set(str(outputs := outputs_of(settings))):  # otherwise it is no single folder
+                make_writable(outputs)  # Hydra makes the sweep's folder before any job
         elif not any(word.startswith("-") for word in words):
             cfg = configuration(verb, _with_values(settings), folder=folder)
         if is_for_hydra:
@@ -108,6 +110,15 @@ def _ending_well() -> Iterator[None]:
     except KeyboardInterrupt:
         print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that are not UTF-8, which no file of a run could hold."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"cannot read {word!a}: it is not UTF-8; type it in UTF-8") from None
 
 
 def _check_verb(verb: str) -> None:
