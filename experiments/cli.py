@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from selfspec.errors import InputError, unknown_name
+from selfspec.records.names import one_line, path_part, printable
 from selfspec.records.run_files import make_writable, refused_write
 
 USAGE = """selfspec VERB key=value ...
@@ -92,8 +93,9 @@ def main() -> None:
             return _run_hydra(verb, words, typed, folder)
         run = _verb(verb)
         _log_to_terminal()
+        _check_names(cfg)
         with composing(folder):
-            run(cfg, typed, print)
+            run(cfg, typed, _say)
 
 
 @contextmanager
@@ -105,7 +107,7 @@ def _ending_well() -> Iterator[None]:
         told = error if isinstance(error, InputError) else refused_write(error)
         if told is None:
             raise
-        print(f"selfspec: {told}", file=sys.stderr)
+        print(f"selfspec: {one_line(str(told))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("selfspec: interrupted; what was finished is in the run folder", file=sys.stderr)
@@ -119,6 +121,20 @@ def _check_words(words: Sequence[str]) -> None:
             word.encode()
         except UnicodeEncodeError:
             raise InputError(f"cannot read {word!a}: it is not UTF-8; type it in UTF-8") from None
+
+
+def _check_names(cfg: Any) -> None:
+    """Refuse names that are no names of a folder, before anything is loaded."""
+    from omegaconf import OmegaConf
+
+    for setting in ("model.name", "data.name", "name"):
+        if (name := OmegaConf.select(cfg, setting)) is not None:
+            path_part(str(name), setting)
+
+
+def _say(text: str) -> None:
+    """Print a line; a name in it cannot write elsewhere on the terminal."""
+    print(printable(text))
 
 
 def _check_verb(verb: str) -> None:
@@ -175,7 +191,9 @@ def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> No
     folder, settings = split_config_dir(words)
     make_importable(folder)
     with composing(folder):
-        _verb(verb)(composed(verb, settings), settings, say)
+        cfg = composed(verb, settings)
+        _check_names(cfg)
+        _verb(verb)(cfg, settings, say)
 
 
 def _run_hydra(verb: str, words: list[str], typed: list[str], folder: Path | None) -> None:
@@ -204,11 +222,13 @@ def _run_job(verb: str, cfg: Any, asked: list[str]) -> None:
     _log_to_terminal()
     if not is_sweep():
         with _ending_well():
-            _verb(verb)(plain(verb, cfg), asked, print)
+            _check_names(cfg)
+            _verb(verb)(plain(verb, cfg), asked, _say)
         return
     overrides = list(HydraConfig.get().overrides.task)  # the overrides of this job
     try:
-        _verb(verb)(plain(verb, cfg), overrides, print)
+        _check_names(cfg)
+        _verb(verb)(plain(verb, cfg), overrides, _say)
     except Exception as error:
         with _ending_well():  # on a full disk the sweep ends here
             leave_failure(verb, cfg, overrides, error)
@@ -223,7 +243,7 @@ class _Terminal(logging.Handler):
     """Writes log lines to the current `sys.stderr`, which a progress bar replaces to stay below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(printable(self.format(record)), file=sys.stderr)
 
 
 def _verb(verb: str) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 from experiments.results.run_facts import Provenance, is_busy, read_provenance
 from selfspec.errors import InputError
 from selfspec.records import provenance, run_files
+from selfspec.records.names import path_part
 
 # files of a run before it does anything
 OF_EVERY_RUN = {run_files.CONFIG, run_files.OVERRIDES, run_files.PROVENANCE, run_files.LOG, run_files.PROMPTS}
@@ -119,7 +120,7 @@ def new_folder(
     It gets its name when its files are complete, so a kill or a full disk leaves no folder that looks like a run.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    parent = outputs / verb / name
+    parent = outputs / verb / path_part(name, "name")
     parent.mkdir(parents=True, exist_ok=True)
     hidden = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from rich.console import Console, RenderableType
 from experiments.config.outputs import SETTING, outputs_of
 from experiments.terminal import compare_sets, run_details, run_list
 from selfspec.errors import InputError
+from selfspec.records.names import printable
 
+COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 WIDE = 1000  # characters of a line in a pipe, which no terminal folds
 EPILOG = "Runs lie in `outputs`; elsewhere: paths.outputs=FOLDER, as for the other verbs."
 
@@ -42,7 +45,9 @@ def runs(words: Sequence[str], say: Callable[[str], None]) -> None:
     if len(names) < len(words) and not outputs.is_dir():
         raise InputError(f"{SETTING}{outputs} is no folder; name the one that holds the runs")
     facts, lines = arguments.do(arguments, outputs)
-    say(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) if arguments.json else text_of(lines))
+    if arguments.json:
+        return say(printable(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)))
+    say(text_of(lines))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,4 +80,7 @@ def text_of(lines: Iterable[RenderableType]) -> str:
         console = Console(file=sys.stdout, width=WIDE, color_system=None)
     with console.capture() as captured:
         console.print(*lines, sep="\n", highlight=False, markup=False)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    # a run folder may come from elsewhere: of all that a terminal obeys, only colours may pass
+    parts = COLOUR.split(captured.get()) if console.is_terminal else [captured.get()]
+    shown = "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
+    return "\n".join(line.rstrip() for line in shown.split("\n")).rstrip("\n")

@@ -127,7 +127,9 @@ def make_writable(folder: Path, *, hint: str = "choose another with paths.output
 
 
 def refused_write(error: OSError) -> InputError | None:
-    """The error of the user for a disk that took no more, such as a full one; None for any other error."""
+    """The error of the user for a disk that refuses a file, such as a full one; None for any other error."""
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{str(error.filename)[:60]}...: {error.strerror}; give a shorter path")
     if error.errno not in _REFUSALS:
         return None
     return InputError(
