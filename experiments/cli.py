@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from selfspec.errors import InputError, unknown_name
+from selfspec.records.names import one_line, path_part, printable
+from selfspec.records.run_files import make_writable, refused_write
 
 USAGE = """selfspec VERB key=value ...
 
@@ -57,6 +59,7 @@ def main() -> None:
         print(USAGE, end="")
         return
     with _ending_well():
+        _check_words(argv)
         _run(*argv)
 
 
@@ -80,6 +83,7 @@ def _run(verb: str, *words: str) -> None:
     )
     from experiments.config.steps import is_own
     from experiments.config.sweep_words import SWEEP, check_sweep
+    from experiments.config.words import outputs_of
 
     folder, typed = split_config_dir(words)
     make_importable(folder)
@@ -95,26 +99,55 @@ def _run(verb: str, *words: str) -> None:
         return print(help_text(verb, settings, folder=folder))
     if is_sweep:
         check_sweep(verb, settings, folder=folder)
+        if not {",", "$"} & set(str(outputs := outputs_of(settings))):  # otherwise it is no single folder
+            make_writable(outputs)  # Hydra makes the sweep's folder before any job
     if len(settings) < len(asked):
         return _run_hydra(verb, asked, folder)
     cfg = configuration(verb, settings, folder=folder)
     run = _verb(verb)
     _log_to_terminal()
+    check_names(cfg)
     with composing(folder):
-        run(cfg, typed, print)
+        run(cfg, typed, say)
 
 
 @contextmanager
 def _ending_well() -> Iterator[None]:
-    """Turn a user's mistake into one line and exit status 2, and an interruption into exit status 130."""
+    """Turn a user's mistake or a full disk into one line and exit status 2, an interruption into exit status 130."""
     try:
         yield
-    except InputError as error:
-        print(f"selfspec: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else refused_write(error)
+        if told is None:
+            raise
+        print(f"selfspec: {one_line(str(told))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as end:
         print("; ".join(["selfspec: interrupted", *getattr(end, "__notes__", [])[:1]]), file=sys.stderr)
         sys.exit(130)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse words that are not UTF-8, which no file of a run could hold."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"cannot read {word!a}: it is not UTF-8; type it in UTF-8") from None
+
+
+def check_names(cfg: Any) -> None:
+    """Refuse names that are no names of a folder, before anything is loaded."""
+    from omegaconf import OmegaConf
+
+    for setting in ("model.name", "data.name", "name"):
+        if (name := OmegaConf.select(cfg, setting)) is not None:
+            path_part(str(name), setting)
+
+
+def say(text: str) -> None:
+    """Print a line; a name in it cannot write elsewhere on the terminal."""
+    print(printable(text))
 
 
 def composed(verb: str, words: Sequence[str]) -> Any:
@@ -132,7 +165,9 @@ def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> No
     folder, settings = split_config_dir(words)
     make_importable(folder)
     with composing(folder):
-        _verb(verb)(composed(verb, settings), settings, say)
+        cfg = composed(verb, settings)
+        check_names(cfg)
+        _verb(verb)(cfg, settings, say)
 
 
 def _run_hydra(verb: str, words: list[str], folder: Path | None) -> None:
@@ -144,9 +179,13 @@ def _run_hydra(verb: str, words: list[str], folder: Path | None) -> None:
     from experiments.config.sweep import run_job
     from experiments.config.sweep_words import for_hydra
 
+    def run(cfg: DictConfig, words: list[str]) -> None:
+        check_names(cfg)
+        _verb(verb)(cfg, words, say)
+
     def job(cfg: DictConfig) -> None:
         _log_to_terminal()
-        run_job(verb, cfg, lambda cfg, words: _verb(verb)(cfg, words, print), folder=folder)
+        run_job(verb, cfg, run, folder=folder)
 
     sys.argv = [f"selfspec {verb}", *flag_of(folder), *for_hydra(verb, words, folder=folder)]
     hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(job)()
@@ -161,7 +200,7 @@ class _Terminal(logging.Handler):
     """Writes log lines to the current `sys.stderr`, which a progress bar replaces to stay below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        print(printable(self.format(record)), file=sys.stderr)
 
 
 def _verb(verb: str) -> Any:

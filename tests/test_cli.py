@@ -101,11 +101,16 @@ class TestMistakes:
         ran = command("search", "-m", "data=jsonl", "data.path=/nowhere", "searcher.n_trials=0,-1")
         assert ran.status == 1 and ran.err.count("at least 1 trial") == 4, ran.err  # at once, and listed at the end
 
+    def test_a_word_that_is_no_text_is_told(self) -> None:
+        for verb in ("decode", "evaluate", "runs"):
+            assert_told(command(verb, "prompt=a \udcff b"), "'prompt=a \\udcff b': it is not UTF-8")
+
     def test_an_unwritable_output_folder_is_refused_before_the_model_loads(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         for verb in ("search", "evaluate"):
             told = command(verb, "model=local", "model.path=/nowhere", f"paths.outputs={tmp_path}/file/below")
             assert_told(told, "cannot write to", "paths.outputs=FOLDER")
+        assert_told(command("evaluate", "-m", "n=1,2", f"paths.outputs={tmp_path}/file/below"), "cannot write to")
 
 
 class TestMistakesOnAModel:

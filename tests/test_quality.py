@@ -25,6 +25,47 @@ DATA = Path(os.environ.get("SELFSPEC_DATA", Path(__file__).parents[2] / "shared"
 HUMANEVAL = {"prompt": 'def f():\n    """One."""\n', "test": "def check(f):\n    assert f() == 1", "entry_point": "f"}
 
 
+def block(*lines: str, fence: str = "```", indent: str = "", language: str = "python") -> str:
+    return "\n".join(f"{indent}{line}" for line in (f"{fence}{language}", *lines, fence)) + "\n"
+
+
+RIGHT = ("def f():", "    return 1")
+# chat answers that solve HUMANEVAL
+FOUND = {
+    "shell first": block("pip install numpy", language="bash") + block(*RIGHT),
+    "signature first": block("def f():", '    """One."""') + block(*RIGHT),
+    "signature behind": block(*RIGHT) + block("def f():", '    """One."""'),
+    "example first": block("n = f()", "print(n)") + block("1", language="") + block(*RIGHT),
+    "example behind": block(*RIGHT) + block("assert f() == 1"),
+    "draft first": block("def f():", "    return 0") + "Better:\n" + block(*RIGHT),
+    "in a list": "1. So:\n\n" + block(*RIGHT, indent="   "),
+    "behind a bullet": "- ```python\n  def f():\n      return 1\n  ```\nDone.",
+    "indented by four": block(*RIGHT, indent="    "),
+    "tildes": block(*RIGHT, fence="~~~"),
+    "carriage returns": block(*RIGHT).replace("\n", "\r\n"),
+    "backticks in a line": "Use ``` here, as ```x```.\n" + block(*RIGHT),
+    "fence in a docstring": block(
+        "def f():", '    """One.', "    ```", "    f()", "    ```", '    """', "    return 1"
+    ),
+    "only a fence in a docstring": 'def f():\n    """One.\n\n    ```\n    f()\n    ```\n    """\n    return 1',
+    "a block that uses others": block("import math")
+    + block("def h():", "    return math.floor(1.5)")
+    + block("def g():", "    return h()")
+    + block("def f():", "    return g()"),
+    "a block that imports another": block("def g():", "    return 1")
+    + block("from helper import g", "def f():", "    return g()"),
+    "prose": "Sure\n\nIt's easy:\n\ndef f():\n    return 1\n\nThat's it.",
+    "a block without a fence": "So:\n\n    def f():\n        return 1\n\nDone.",
+    "the body alone": "The body:\n\n    return 1\n\nDone.",
+    "the body, dedented": "x = 1\nreturn x",
+    "the body in a block": block("x = 1", "return x"),
+    "the body, its first line dedented": "x = 1\n    return x",
+    "cut off in an example": "```python\ndef f():\n    return 1\n\nprint(f(",
+    "a value": block("f = lambda: 1"),
+    "tabs": block("def f():", "\treturn 1"),
+}
+
+
 def settings(metric: str | None, **more: Any) -> Any:
     return OmegaConf.create(
         {"quality": True, "allow_code_execution": False, "data": {"metric": metric, "chat": False}, **more}
@@ -65,6 +106,21 @@ class TestGsm8k:
             ("She has 5.\n\nQuestion: what of 9?", "5"),
             ("no number", None),
             ("#### none, of 3", "3"),
+            ("#### Step 1: add\n3 + 4 = 7\n#### Answer\n#### 7", "7"),
+            ("#### Step 1\n5\n#### Answer: 7", "7"),
+            ("####\n7\nThis took 2 steps.", "7"),
+            ("#### \u22123", "-3"),  # a minus
+            ("so it is \u20133.", "-3"),  # a dash
+            ("#### - $3", "-3"),
+            ("pages 2\u20133, or 5-3", "3"),
+            ("#### 3 + 4 = 7", "7"),
+            ("#### 7 (since x = 3)", "7"),
+            ("#### **x = 7**", "7"),
+            ("#### 1/2", "0.5"),
+            ("#### 12 345 apples", "12345"),
+            ("#### 1\u00a0000", "1000"),
+            (r"The answer is \boxed{\$1{,}800}. It took 3 steps.", "1800"),
+            (r"\boxed{x = \frac{1}{4}}, in 3 steps", "0.25"),
             ("", None),
         ],
     )
@@ -124,6 +180,27 @@ class TestPrograms:
         assert problem is not None
         assert runs(problem.program(text, chat=chat)) is is_right
 
+    @pytest.mark.parametrize("text", FOUND.values(), ids=FOUND)
+    def test_the_function_is_found_among_other_blocks(self, text: str) -> None:
+        problem = Problem.of(HUMANEVAL)
+        assert problem is not None
+        assert runs(problem.program(text, chat=True)), problem.program(text, chat=True)
+
+    @pytest.mark.parametrize(
+        "text", ["", "```", "(\n" * 100, "-" * 100_000 + "1", "return x\n" * 500, "\0", "def f(\n" * 300]
+    )
+    def test_what_is_no_code_fails_at_once(self, text: str) -> None:
+        problem = Problem.of(HUMANEVAL)
+        assert problem is not None
+        assert not runs(problem.program(text, chat=True))
+
+    def test_each_function_that_a_test_of_mbpp_calls_is_found(self) -> None:
+        problem = Problem.of({"test_list": ["assert len(f()) == g()"]})
+        assert problem is not None and problem.names == {"f", "g"}
+        assert runs(
+            problem.program(f"{block('def g():', '    return 0')}\n{block('def f():', '    return []')}", chat=True)
+        )
+
     def test_a_function_of_mbpp_is_tested_by_its_asserts_and_keeps_its_helpers(self) -> None:
         problem = Problem.of({"test_list": ["assert f() == 1", "assert f() < 2"], "test_setup_code": "import math"})
         assert problem is not None
@@ -137,7 +214,7 @@ class TestPrograms:
 def runs(source: str) -> bool:
     try:
         exec(source, {})
-    except Exception:
+    except (Exception, MemoryError):
         return False
     return True
 

@@ -14,7 +14,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from selfspec.data import Source, Split, Task
+from selfspec.data import HumanEval, Jsonl, Source, Split, Task
 from selfspec.data.cnndm import cnndm
 from selfspec.data.gsm8k import gsm8k
 from selfspec.data.mbpp import mbpp
@@ -256,6 +256,13 @@ class TestHub:
         assert "data.path=FILE" in told(lambda: specbench(Source()))
 
 
+# JSON of half a character, in each field that some data set reads
+HALF = json.dumps(
+    dict.fromkeys(("prompt", "question", "document", "task_id", "canonical_solution", "summary", "answer"), "\ud83d")
+    | {"turns": ["\ud83d", "b"], "question_id": 1, "category": "writing"}
+)
+
+
 class TestDamage:
     @pytest.mark.parametrize("name", SHOWN)
     @pytest.mark.parametrize("damage", ["gone", "empty", "null", "number"])
@@ -281,6 +288,31 @@ class TestDamage:
         rows = [json.dumps(row) for row in numbered("xsum", 0)]
         path = write(tmp_path / "a.jsonl", [*rows[:4], rows[4][:20], *rows[5:]])
         assert f"{path} line 5 is not JSON" in told(lambda: xsum(Source(path)))
+
+    @pytest.mark.parametrize("text", [HALF, '{"prompt": 1' + "0" * 5000 + "}", "[" * 100_000, '{"a": ' + "[" * 5000])
+    @pytest.mark.parametrize("name", ["jsonl", "humaneval", "xsum", "gsm8k", "mtbench"])
+    def test_whatever_is_wrong_with_a_line_is_its_damage(self, name: str, text: str, tmp_path: Path) -> None:
+        own: dict[str, Any] = {"jsonl": Jsonl, "humaneval": partial(HumanEval, calibration_n=2)}
+        problems = [{"task_id": str(k), "prompt": f"def f{k}():", "canonical_solution": " "} for k in range(N)]
+        lines = [json.dumps(row) for row in (problems if name in own else numbered(name, 0))]
+        path = write(tmp_path / "a.jsonl", [*lines[:2], text, *lines[2:]])
+
+        def make(repair: bool) -> Task:
+            source = Source(path, calibration_n=5, repair=repair)
+            made: Task = own[name](path, repair=repair) if name in own else MAKES[name](source)
+            return made
+
+        message = told(lambda: make(False))
+        assert f"{path} line 3" in message and "data.repair=true" in message
+        assert {example.id for part in PARTS for example in make(True).examples(part)}
+
+    @pytest.mark.parametrize("field", ["id", "prompt"])
+    def test_half_a_character_counts_where_it_is_read(self, field: str, tmp_path: Path) -> None:
+        rows = [{"id": str(i), "prompt": f"p{i}", "answer": "\ud83d", "other": "\ud83d"} for i in range(4)]
+        Jsonl(str(write(tmp_path / "a.jsonl", rows)), id_field="id", reference_field="answer")
+        rows[1][field] = "x \ud83d y"
+        message = told(lambda: Jsonl(str(write(tmp_path / "a.jsonl", rows)), id_field="id"))
+        assert f"line 2: its {field} holds \\ud83d, half of a character" in message
 
     def test_repair_keeps_the_good_rows_and_says_how_many_it_left_out(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture

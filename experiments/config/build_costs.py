@@ -27,6 +27,7 @@ from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import provenance, run_files
+from selfspec.records.names import path_part
 from selfspec.skipping.plan import Precision
 from selfspec.skipping.skip_set import SkipSet
 
@@ -112,7 +113,7 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
     of |= {"model": cfg.model.name, "machine": provenance.processor(), "form": FORM}
     key = provenance.digest(str(sorted((of | measured).items())))[:8]
-    path = Path(cfg.paths.outputs) / "profile" / f"{cfg.model.name}-{key}.json"
+    path = Path(cfg.paths.outputs) / "profile" / f"{path_part(cfg.model.name, 'model.name')}-{key}.json"
     if path.exists() and not cfg.costs.refresh:
         log.info("costs: %s, measured before (costs.refresh=true measures anew)", path)
         return CostTable.read(path), path, False

@@ -7,12 +7,16 @@ the kind of the setting (`experiments.config.kinds`): `1_0` is a number for one 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from selfspec.errors import InputError
+
+OUTPUTS = "paths.outputs="
 
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.|'')*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 _PLAIN = re.compile(r"""(?!['"])(?:\$\{[^{}]*\}|[^\[\]{},])+""")
@@ -127,3 +131,15 @@ class _Reader:
         rest = self.text[self.at :]
         place = f"at {rest[:20]!r}" if rest else "at its end"
         return InputError(f"cannot read {self.text!r} {place}; write a list as [a, b] and settings as {{NAME: VALUE}}")
+
+
+def outputs_of(words: Sequence[str]) -> Path:
+    """The folder that the last `paths.outputs=FOLDER` of a command names, or else the default one."""
+    named = [word.removeprefix(OUTPUTS) for word in words if word.startswith(OUTPUTS)]
+    return Path(named[-1]).expanduser() if named else default_outputs()
+
+
+def default_outputs() -> Path:
+    """The default folder of run folders."""
+    file = resources.files("conf").joinpath("paths/default.yaml")
+    return Path(yaml.safe_load(file.read_text(encoding="utf-8"))["outputs"])

@@ -115,10 +115,10 @@ def _figures_in_brief(run: Run, trials: list[Row] | list[dict[str, Any]]) -> Non
         st.progress(min(1.0, len(trials) / n_trials))
     winner = run.summary.get("winner") or {}
     if winner.get("speedup") is not None:
-        speed = interval(*(winner[name] for name in ("speedup", "low", "high")))
+        speed = interval(*(winner.get(name) for name in ("speedup", "low", "high")))
         st.success(
             f"The winner decodes {speed} times as fast as plain decoding on "
-            f"{winner['n_prompts']} prompts that the search did not see.",
+            f"{winner.get('n_prompts', 'some')} prompts that the search did not see.",
             icon=":material/emoji_events:",
         )
         if winner.get("in_doubt"):

@@ -21,6 +21,7 @@ from experiments.charts import theme
 from experiments.results import skip_sets
 from experiments.results.find_runs import newest_first
 from experiments.results.rows import Rows
+from experiments.results.run_facts import Settings
 from experiments.results.run_folder import Run, Stamp, Verb, open_run, run_folders, stamp
 from experiments.results.tables import ArmRow, arms_or_problem
 from selfspec.errors import InputError
@@ -76,7 +77,7 @@ def searched_set(run: Run) -> skip_sets.KnownSet | None:
     return _searched(run.path, stamp(run.path), run)
 
 
-def config(run: Run) -> dict[str, Any]:
+def config(run: Run) -> Settings:
     """The settings of a run; empty if they are unreadable."""
     try:
         return run.config()

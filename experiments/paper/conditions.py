@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from experiments.results.find_runs import Failure
 from experiments.results.run_folder import Run, flagged
 from experiments.results.tables import markdown_table, package, text
+from selfspec.records.names import one_line
 
 BUSY = "Busy machine: others were at work when a run marked so began; its seconds are in doubt."
 
@@ -40,7 +41,7 @@ def conditions(runs: Sequence[Run], failures: Sequence[Failure], overrides: Sequ
 
 def bullets(lines: Sequence[str]) -> str:
     """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {one_line(line)}" for line in lines)
 
 
 def _cells(run: Run) -> list[str]:

@@ -272,9 +272,9 @@ def skip_sets(rows: Sequence[ArmRow], searches: Sequence[Search]) -> dict[str, S
 
 
 def _measured(run: Run) -> Iterator[Measured]:
-    config = run.config()
-    sampling = config.get("sampling") or {}
-    temperature = float(sampling.get("temperature", 1.0)) if sampling.get("do_sample") else 0.0
+    sampling = run.config().get("sampling") or {}
+    known = sampling.get("temperature")
+    temperature = (1.0 if known is None else known) if sampling.get("do_sample") else 0.0
     judged = summary(read_rows(run.path / FILE, QualityRow).whole())
     for row, pairs in paired_arms(run):
         yield Measured(run, row, pairs, temperature, [q for q in judged if q.arm == row.arm])

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.results.tables import markdown_table, number
+from selfspec.records.names import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Table:
 
     def latex(self) -> str:
         """The table as a `tabular` with the rules of booktabs, with rounded numbers."""
-        frame = pd.DataFrame(self._text(), columns=list(self.columns))
+        frame = pd.DataFrame([map(one_line, row) for row in self._text()], columns=list(self.columns))
         return str(frame.to_latex(index=False, escape=True)).replace("–", "--")
 
     def csv(self) -> str:

@@ -7,7 +7,6 @@ runs; lists and dashboards use `list_runs`, which returns them with the reason.
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from experiments.results.run_facts import read_failure
 from experiments.results.run_folder import ROWS, Run, name_of, open_run, run_folders
 from selfspec.errors import InputError
 from selfspec.records import run_files
@@ -98,10 +98,10 @@ def _failures_below(folder: Path) -> list[Path]:
 
 def _failure(file: Path, outputs: Path) -> Failure:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return Failure(name_of(file.parent, outputs), str(found["error"]), [str(word) for word in found["overrides"]])
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{file} does not tell an error and its overrides; leave its folder out") from None
+        found = read_failure(file.parent)
+    except ValueError as error:
+        raise InputError(f"{file.parent}: {error}; leave the folder out") from None
+    return Failure(name_of(file.parent, outputs), found["error"], found["overrides"])
 
 
 def _words(patterns: Sequence[str] | str) -> list[str]:

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict  # pydantic accepts the standard library
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
-_OPEN = ConfigDict(extra="allow")
+_OPEN = ConfigDict(extra="allow", allow_inf_nan=False)
 
 Number = float | None
 Count = int | None
@@ -208,20 +208,26 @@ def read_rows(file: Path, kind: type[T], *, holding: str = "") -> Rows[T]:
     return Rows(file, found, problems)
 
 
-def parse_row(line: bytes, kind: type[T]) -> T:
-    """The row of one JSON line.
+def parse_row(line: object, kind: type[T]) -> T:
+    """The row of one JSON line, or another object of a type.
+
+    Args:
+        line: JSON text as bytes, or a value.
+        kind: type of the row.
 
     Raises:
-        ValueError: if the line is no such row; the message names the field.
+        ValueError: if it is no such row or object; the message names the field.
     """
     try:
-        return _adapter(kind).validate_json(line)
+        return _adapter(kind).validate_json(line) if isinstance(line, bytes) else _adapter(kind).validate_python(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"]))
     if first["type"] == "json_invalid":
         raise ValueError("not JSON")
-    if first["type"] == "dict_type" or field == "schema":
+    if first["type"] == "dict_type" and not field and "schema" not in kind.__annotations__:
+        raise ValueError("holds no object")
+    if (first["type"] == "dict_type" and not field) or field == "schema":
         raise ValueError(f"not a row of schema {run_files.SCHEMA}")
     if first["type"] == "missing":
         raise ValueError(f"no field {field}")

@@ -6,7 +6,6 @@ must not know how a run is shown.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -15,10 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from experiments.results.rows import Raced, Record, Rows, Trial, parse_row, read_rows
-from experiments.results.run_writer import is_busy
+from experiments.results.run_facts import Settings, is_busy, read_failure, read_provenance, read_settings, read_summary
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
@@ -75,8 +72,7 @@ class Run:
     @property
     def facts(self) -> Mapping[str, Any]:
         """Model, data, dtype, device and so on; the `run` part of the provenance."""
-        facts = self.provenance.get("run")
-        return facts if isinstance(facts, dict) else {}
+        return self.provenance.get("run") or {}
 
     def about(self, arm: str) -> Mapping[str, Any]:
         """The settings of an arm of an evaluation; empty if the run did not record them."""
@@ -87,13 +83,13 @@ class Run:
     def is_busy(self) -> bool:
         """Whether other programs were busy when a session of it began, so that its seconds are in doubt."""
         sessions = [self.provenance, *self.provenance.get("resumed", [])]
-        return any("threads" in s and "load_before" in s and is_busy(s) for s in sessions)
+        return any(map(is_busy, sessions))
 
     @property
     def command(self) -> str:
         """The typed command that repeats the run; without settings if the run did not record them."""
         path = self.path / run_files.OVERRIDES
-        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        words = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         return " ".join(["selfspec", self.verb, *map(shlex.quote, words)])
 
     def trials(self, *, holding: str = "") -> Rows[Trial]:
@@ -112,18 +108,16 @@ class Run:
         """The trials of a search, or the answers of an evaluation."""
         return self.trials() if self.verb == "search" else self.records()
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Settings:
         """The resolved configuration; empty if the run did not record it.
 
         Raises:
             InputError: if the file is unreadable.
         """
-        path = self.path / run_files.CONFIG
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            raise InputError(f"{path} is not YAML; mend it, or leave the run out") from None
-        return config if isinstance(config, dict) else {}
+            return read_settings(self.path)
+        except ValueError as error:
+            raise InputError(f"{self.path}: {error}; mend it, or leave the run out") from None
 
 
 def flagged(run: str, *, is_finished: bool, is_busy: bool) -> str:
@@ -154,7 +148,7 @@ def run_folders(outputs: Path) -> dict[Path, Stamp]:
     """
     found: dict[Path, Stamp] = {}
     for folder, below, files in os.walk(outputs):
-        below.sort()
+        below[:] = sorted(name for name in below if not name.startswith("."))  # such as a folder that is being made
         path = Path(folder).resolve()
         if verb_of(path, files) is not None:
             below.clear()  # a run folder holds no other runs
@@ -185,13 +179,13 @@ def open_run(path: Path, outputs: Path, *, now: datetime | None = None) -> Run:
     path = path.resolve()
     verb, name = verb_of(path, os.listdir(path)) or "search", name_of(path, outputs)
     if (path / run_files.FAILURE).is_file():
-        return Run(path, verb, name, "failed", started=_when(path.name), problem=_error(path))
-    provenance: dict[str, Any] = {}
+        return Run(path, verb, name, "failed", started=_when(path.name), problem=_reason(path))
+    provenance: Mapping[str, Any] = {}
     try:
-        provenance = _json(path / run_files.PROVENANCE)
+        provenance = read_provenance(path)
         if not isinstance(provenance.get("run"), dict):
             raise ValueError(f"{run_files.PROVENANCE} does not say what ran (no `run` object)")
-        summary = _json(path / run_files.SUMMARY) if (path / run_files.SUMMARY).is_file() else {}
+        summary = read_summary(path) if (path / run_files.SUMMARY).exists() else {}
         n_rows = _count(path / ROWS[verb], verb)
     except (OSError, ValueError) as error:
         when = _when(path.name)
@@ -216,23 +210,11 @@ def name_of(path: Path, outputs: Path) -> str:
     return str(path)
 
 
-def _error(path: Path) -> str:
+def _reason(path: Path) -> str:
     try:
-        return str(_json(path / run_files.FAILURE)["error"])
-    except (OSError, ValueError, KeyError):
-        return f"{path / run_files.FAILURE} does not tell an error and its overrides; leave its folder out"
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ValueError(f"no {file.name}: not a run, or one that was killed while it started")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return read_failure(path)["error"]
     except ValueError as error:
-        raise ValueError(f"{file.name} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file.name} holds no object")
-    return value
+        return f"failed for an unknown reason ({error})"
 
 
 def _count(file: Path, verb: Verb) -> int:

@@ -43,7 +43,7 @@ class KnownSet:
 
 def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None:
     """The set of a search: its winner, or else its best trial so far; None if it has neither."""
-    n_layers = run.facts.get("n_layers")
+    n_layers, model = run.facts.get("n_layers"), run.facts.get("model")
     valued = [row for row in rows if row.get("state") == "complete" and row.get("value") is not None]
     winner = run.summary.get("winner") or {}
     best = max(valued, key=lambda row: float(row["value"]), default=None)
@@ -56,15 +56,15 @@ def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None
     except InputError:
         return None
     is_speedup = run.facts.get("objective") == "expected_speedup"
-    n_rounds = trial.get("n_rounds")
+    n_rounds, accepted = trial.get("n_rounds"), trial.get("accepted")
     return KnownSet(
         label=f"{run.facts.get('searcher', 'search')} · {run.facts.get('model')} · {run.id[-8:]}",
         source="search",
-        model=run.facts.get("model"),
+        model=model if isinstance(model, str) else None,
         skip=skip,
         acceptance=trial.get("acceptance"),
         draft_cost=trial.get("draft_cost"),
-        tokens_per_round=(trial["accepted"] + n_rounds) / n_rounds if n_rounds and "accepted" in trial else None,
+        tokens_per_round=(accepted + n_rounds) / n_rounds if n_rounds and accepted is not None else None,
         predicted=winner.get("fresh_value", trial["value"]) if is_speedup else None,
     )
 

@@ -18,6 +18,7 @@ from experiments.results.run_folder import Run, flagged
 from selfspec.errors import InputError
 from selfspec.measure import metrics
 from selfspec.measure.metrics import Timed
+from selfspec.records.names import one_line
 from selfspec.skipping.skip_set import SkipSet
 
 BASELINE = "plain"
@@ -266,9 +267,9 @@ def speedup_text(row: ArmRow) -> str:
 
 
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars inside cells are escaped."""
+    """A Markdown table; bars inside cells are escaped, and so is what would break a line."""
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines)
+    return "\n".join("| " + " | ".join(one_line(c).replace("|", "\\|") for c in cells) + " |" for cells in lines)
 
 
 def arm_table(rows: Sequence[ArmRow]) -> str:

@@ -22,6 +22,7 @@ from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow, arms_or_problem, number
 from experiments.terminal.live_panel import format_value
 from selfspec.errors import InputError
+from selfspec.records.names import one_line
 from selfspec.skipping.skip_set import SkipSet
 
 STYLES = {
@@ -73,9 +74,18 @@ def show_runs(pattern: str | None, outputs: Path) -> tuple[Any, list[RenderableT
     return facts, [table]
 
 
+class _OneLineCells(Table):
+    def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
+        """Add a row in which no cell breaks its line or writes on the terminal."""
+        for cell in cells:
+            if isinstance(cell, Text):
+                cell.plain = one_line(cell.plain)
+        super().add_row(*(one_line(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
 def plain_table(*header: str) -> Table:
     """A table without lines; it folds text that does not fit on the terminal."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = _OneLineCells(box=None, pad_edge=False, header_style="bold")
     for name in header:
         table.add_column(Text(name), overflow="fold")
     return table

@@ -9,7 +9,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.verbs.runs import default_outputs
+from experiments.config.words import default_outputs
 from selfspec.errors import InputError
 
 PACKAGES = ("selfspec", "torch", "transformers", "optuna", "hydra-core", "datasets", "pandas", "numpy")
@@ -107,7 +107,7 @@ def _is_installed(module: str) -> bool:
 def _folders() -> Iterator[str]:
     from selfspec.models.locate import default_cache_dir
 
-    for what, folder in (("cache", default_cache_dir()), ("outputs", Path(default_outputs()))):
+    for what, folder in (("cache", default_cache_dir()), ("outputs", default_outputs())):
         there = _nearest(folder)
         free = shutil.disk_usage(there).free / 1e9
         yield f"{what:10} {folder} ({free:.0f} GB free)"

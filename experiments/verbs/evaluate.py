@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build
 from experiments.config.build_arms import arms as build_arms
-from experiments.config.composing import read_config
+from experiments.config.resuming import config_to_resume, resuming
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
@@ -25,7 +25,7 @@ from experiments.evaluation.predicted import predicted
 from experiments.evaluation.specbench_export import write_answers
 from experiments.quality import judge
 from experiments.results.find_runs import find_runs
-from experiments.results.run_writer import Folder, open_folder, reopen_folder
+from experiments.results.run_writer import Folder, open_folder, provenance_of, reopen_folder
 from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
 from experiments.terminal import live_panel
 from experiments.terminal.progress import progress
@@ -50,13 +50,17 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = _resumed(resumed, overrides) if resumed else cfg
-    run_files.make_writable(resumed or Path(cfg.paths.outputs))
-    setup = set_up(cfg)
+    if resumed:
+        run_files.make_writable(resumed, hint="give the right to write there, or make room")
+    else:
+        run_files.make_writable(Path(cfg.paths.outputs))
+    with resuming(resumed):
+        setup = set_up(cfg)
     with ExitStack() as stack:
         if resumed:
             _check_same(resumed, setup.facts)
-            _drop_partial(resumed)
             folder = stack.enter_context(reopen_folder(resumed))
+            _drop_partial(resumed)
         else:
             config = OmegaConf.to_yaml(cfg, resolve=True)
             outputs = Path(cfg.paths.outputs)
@@ -72,6 +76,8 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
         if rows:
             log.info("resumed: %d of %d rows are there", n_done, n_rows)
         folder.warn_if_busy()
+        if n_done < n_rows:
+            (folder.path / run_files.SUMMARY).unlink(missing_ok=True)  # the run is no longer finished
         panel = progress("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values()))
         with panel as advance:
             alternate(
@@ -96,26 +102,19 @@ def _resumed(path: Path, overrides: list[str]) -> DictConfig:
     fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") != "resume"]
     if fixed:
         raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change: leave it out")
-    for file in (run_files.CONFIG, run_files.PROVENANCE):
-        if not (path / file).is_file():
-            raise InputError(f"resume={path}: no run of evaluate there (no {file}); give the folder of one")
-    cfg = read_config(path / run_files.CONFIG)
-    if "samples" not in cfg:
-        raise InputError(f"resume={path} is a run of another verb or version; give the folder of an evaluate run")
-    return cfg
+    return config_to_resume(path, "evaluate")
 
 
 def _drop_partial(path: Path) -> None:
-    """Remove half-written files of a killed run, and the summary of a run to resume."""
+    """Remove half-written lines of a killed run."""
     run_files.drop_partial_line(path / run_files.PROMPTS)
     if run_files.drop_partial_line(path / run_files.RECORDS):
         log.warning("resumed: the last row of %s was cut off; its prompt is decoded again", run_files.RECORDS)
-    (path / run_files.SUMMARY).unlink(missing_ok=True)
 
 
 def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
     """Refuse to resume a run if the model, the data or an arm has changed since its start."""
-    began = json.loads((path / run_files.PROVENANCE).read_text(encoding="utf-8"))["run"]
+    began = provenance_of(path)["run"]
     here = json.loads(json.dumps(facts))
     for name in began.keys() | here.keys():
         if began.get(name) != here.get(name):

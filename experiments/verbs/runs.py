@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from rich.console import Console, RenderableType
 
+from experiments.config.words import OUTPUTS, outputs_of
 from experiments.terminal import compare_sets, run_details, run_list
 from selfspec.errors import InputError
+from selfspec.records.names import printable
 
+COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 WIDE = 1000  # characters of a line in a pipe, which no terminal folds
-OUTPUTS = "paths.outputs="
 EPILOG = "Runs lie in `outputs`; elsewhere: paths.outputs=FOLDER, as for the other verbs."
 
 
@@ -39,13 +40,14 @@ def runs(words: Sequence[str], say: Callable[[str], None]) -> None:
     Raises:
         InputError: if the words are unreadable, or name no run or no set.
     """
-    arguments = _parser().parse_args([word for word in words if not word.startswith(OUTPUTS)])
-    places = [word.removeprefix(OUTPUTS) for word in words if word.startswith(OUTPUTS)]
-    outputs = Path(places[-1] if places else default_outputs()).expanduser()
-    if places and not outputs.is_dir():
+    names = [word for word in words if not word.startswith(OUTPUTS)]
+    arguments, outputs = _parser().parse_args(names), outputs_of(words)
+    if len(names) < len(words) and not outputs.is_dir():
         raise InputError(f"{OUTPUTS}{outputs} is no folder; name the one that holds the runs")
     facts, lines = arguments.do(arguments, outputs)
-    say(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) if arguments.json else text_of(lines))
+    if arguments.json:
+        return say(printable(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False)))
+    say(text_of(lines))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,12 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def default_outputs() -> str:
-    """The default folder of run folders."""
-    file = resources.files("conf").joinpath("paths/default.yaml")
-    return str(yaml.safe_load(file.read_text(encoding="utf-8"))["outputs"])
-
-
 def text_of(lines: Iterable[RenderableType]) -> str:
     """The lines as text: coloured and folded on a terminal, plain and unfolded in a pipe."""
     console = Console(file=sys.stdout)
@@ -84,4 +80,7 @@ def text_of(lines: Iterable[RenderableType]) -> str:
         console = Console(file=sys.stdout, width=WIDE, color_system=None)
     with console.capture() as captured:
         console.print(*lines, sep="\n", highlight=False, markup=False)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    # a run folder may come from elsewhere: of all that a terminal obeys, only colours may pass
+    parts = COLOUR.split(captured.get()) if console.is_terminal else [captured.get()]
+    shown = "".join(part if i % 2 else printable(part) for i, part in enumerate(parts))
+    return "\n".join(line.rstrip() for line in shown.split("\n")).rstrip("\n")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build
 from experiments.config.build_search import search_job
-from experiments.config.composing import read_config
+from experiments.config.resuming import config_to_resume, resuming
 from experiments.results import figures
 from experiments.results.run_writer import KEPT, Folder, open_folder, reopen_folder
 from experiments.terminal import live_panel
@@ -49,11 +49,14 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = _resumed(resumed, cfg, overrides) if resumed else cfg
-    run_files.make_writable(resumed or Path(cfg.paths.outputs))
-    job, loaded, facts = search_job(cfg, resumed=resumed)
+    if resumed:
+        run_files.make_writable(resumed, hint="give the right to write there, or make room")
+    else:
+        run_files.make_writable(Path(cfg.paths.outputs))
+    with resuming(resumed):
+        job, loaded, facts = search_job(cfg, resumed=resumed)
     with ExitStack() as stack:
         if resumed:
-            (resumed / run_files.SUMMARY).unlink(missing_ok=True)
             folder = stack.enter_context(reopen_folder(resumed))
             log.info("resumed")
         else:
@@ -63,7 +66,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
                 open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=facts)
             )
         tracker = stack.enter_context(build.tracking(cfg, verb="search", folder=folder.path, say=say))
-        shown = stack.enter_context(_Shown(job, tracker, say))
+        shown = stack.enter_context(_Shown(job, folder.path, tracker, say))
         result = job.run(folder.path, listener=shown)
         _write(cfg, job, loaded, folder, result, tracker, say)
     if result.found.ended == run_files.INTERRUPTED:  # what comes after the command must not take half a search for one
@@ -80,9 +83,7 @@ def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
         raise InputError(
             f"resume goes on with the settings of {path}; {fixed[0]} cannot change (searcher.n_trials can)"
         )
-    if not (path / run_files.CONFIG).is_file():
-        raise InputError(f"resume={path}: no run of a search there (no {run_files.CONFIG}); give the folder of one")
-    old = read_config(path / run_files.CONFIG)
+    old = config_to_resume(path, "search")
     for key in MAY_CHANGE[1:]:
         if any(o.startswith(f"{key}=") for o in overrides):
             OmegaConf.update(old, key, OmegaConf.select(cfg, key))
@@ -92,8 +93,9 @@ def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
 class _Shown(SearchListener):
     """Shows a running search on the terminal, in the log and in the tracker."""
 
-    def __init__(self, job: SearchJob, tracker: Tracker, say: Callable[[str], None]) -> None:
+    def __init__(self, job: SearchJob, folder: Path, tracker: Tracker, say: Callable[[str], None]) -> None:
         self._job, self._say, self._unit = job, say, ""
+        self._summary = folder / run_files.SUMMARY
         self._track = trial_listener(tracker, job.space.n_layers)
         self._panel = ExitStack()
 
@@ -104,7 +106,7 @@ class _Shown(SearchListener):
         self._panel.close()
 
     def begin(self, rows: Sequence[dict[str, Any]], unit: str) -> None:
-        """See `SearchListener`."""
+        """Open the panel of trials, with those of an earlier session."""
         n_trials = self._job.budget.n_trials
         self._unit = unit
         panel = progress(
@@ -119,14 +121,15 @@ class _Shown(SearchListener):
         self._advance = self._panel.enter_context(panel)
 
     def trial(self, row: dict[str, Any]) -> None:
-        """See `SearchListener`."""
+        """Show a trial that has ended; a run with a further trial is no longer finished."""
+        self._summary.unlink(missing_ok=True)
         self._track(row)
         value = "failed" if row["value"] is None else f"{row['value']:.3f} {self._unit}"
         log.info("trial %d: %s -> %s", row["number"], row_text(row), value)
         self._advance(row)
 
     def searched(self, found: Found, verdict: SpeedupBound | None, rungs: Sequence[Rung]) -> None:
-        """See `SearchListener`."""
+        """Print what the search found, before its finals."""
         self._panel.close()
         if rungs:
             self._say(f"parts, in {self._unit}: {'; '.join(map(str, rungs))}")
@@ -137,7 +140,7 @@ class _Shown(SearchListener):
             self._say(verdict.text() + more)
 
     def race(self, n_done: int, n_prompts: int) -> None:
-        """See `SearchListener`."""
+        """Show the progress of the race; 0 prompts are done when it begins."""
         if not n_done:
             self._advance = self._panel.enter_context(progress("race", n_prompts))
             return

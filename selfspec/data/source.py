@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from selfspec.data.rows import as_object, good_ones, read_lines, tell_left_out
-from selfspec.data.task import Example, Part
+from selfspec.data.task import Example, Part, checked
 from selfspec.errors import InputError
 
 Item = tuple[str, str, Callable[[], Mapping[str, Any]]]
@@ -156,6 +156,8 @@ class Source:
         def read(item: Item) -> Example | None:
             place, where, fields = item
             example = origin.read(fields(), place, where)
+            if example is not None:
+                checked(example, where)
             if example and example.id in seen:
                 raise InputError(f"{where} repeats the id {example.id!r}; keep one row for each")
             seen.update([example.id] if example else [])

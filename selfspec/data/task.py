@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any, Literal, Protocol
 
+from selfspec.data.rows import check_text
 from selfspec.errors import InputError
 
 Part = Literal["calibration", "evaluation"]
@@ -39,6 +40,18 @@ class Example:
     references: tuple[str, ...] = ()
     clip: tuple[int, int] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+def checked(example: Example, where: str) -> Example:
+    """The example, if files can hold its texts; references are not checked, since no file of a run holds them.
+
+    Raises:
+        InputError: if a text holds half of a character; the message begins with `where`.
+    """
+    texts = {"id": example.id, "prompt": example.prompt, "category": example.category}
+    for name, text in [*texts.items(), *(("question", turn) for turn in example.turns)]:
+        check_text(name, text, where)
+    return example
 
 
 class Task(Protocol):

@@ -37,6 +37,7 @@ def environment() -> dict[str, Any]:
     return {
         "started": now(),
         "argv": sys.argv,
+        "process": f"process {os.getpid()} on {platform.node() or 'this machine'}",
         "code": _try(_code),
         "python": platform.python_version(),
         "packages": {name: _try(lambda name=name: metadata.version(name)) for name in PACKAGES},  # type: ignore[misc]

@@ -7,6 +7,7 @@ then renamed, so that it is never incomplete.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -23,6 +24,8 @@ RECORDS, TRIALS, FINALS, LOG = "records.jsonl", "trials.jsonl", "finals.jsonl", 
 PROMPTS = "prompts.jsonl"  # prompts as rendered by the chat template
 INTERRUPTED = "interrupted"  # end of a search that Ctrl-C ended
 FAILURE = "failure.json"  # reason of a failed job of a sweep; such a folder holds no run
+
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,7 +76,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in read_lines(path):
         try:
             row = json.loads(line.decode())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not JSON ({error}); remove or mend that line") from None
         if not isinstance(row, dict) or row.get("schema") != SCHEMA:
             raise InputError(f"{path}, line {number}: not a row of schema {SCHEMA}; it is from another version")
@@ -112,8 +115,12 @@ def is_finished(folder: Path) -> bool:
     return not (isinstance(summary, dict) and summary.get("ended") == INTERRUPTED)
 
 
-def make_writable(folder: Path) -> None:
+def make_writable(folder: Path, *, hint: str = "choose another with paths.outputs=FOLDER") -> None:
     """Create `folder` if necessary, and check that files can be written there.
+
+    Args:
+        folder: path of the folder.
+        hint: what a user can do if it is not writable.
 
     Raises:
         InputError: if it cannot be created or written.
@@ -123,6 +130,16 @@ def make_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(
-            f"cannot write to {folder} ({error.strerror}); choose another with paths.outputs=FOLDER"
-        ) from None
+        raise InputError(f"cannot write to {folder} ({error.strerror}); {hint}") from None
+
+
+def refused_write(error: OSError) -> InputError | None:
+    """The error of the user for a disk that refuses a file, such as a full one; None for any other error."""
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"{str(error.filename)[:60]}...: {error.strerror}; give a shorter path")
+    if error.errno not in _REFUSALS:
+        return None
+    return InputError(
+        f"{error.filename or 'a file'}: {error.strerror}; what was written before is whole: make room or give the "
+        "right to write there, then resume=RUN goes on"
+    )
