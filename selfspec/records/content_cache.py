@@ -71,10 +71,13 @@ class ContentCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-            return _damaged(path, " ".join(str(error).split()) or type(error).__name__)
-        if not same or checksum != _checksum(head, tensors):
-            return _damaged(path, "its checksum is that of another content")
-        return Entry(head, tensors)
+            why = " ".join(str(error).split()) or type(error).__name__
+        else:
+            if same and checksum == _checksum(head, tensors):
+                return Entry(head, tensors)
+            why = "its checksum is that of another content"
+        log.warning("%s is damaged (%s); it is computed again", path, why)
+        return None
 
     def put(
         self, kind: str, of: Mapping[str, Any], body: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None
@@ -105,16 +108,12 @@ class ContentCache:
         return {**self.of, **of}
 
 
-def _damaged(path: Path, why: str) -> None:
-    log.warning("%s is damaged (%s); it is computed again", path, why)
-
-
 def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The values and tensors of a safetensors file."""
     path.stat()  # safe_open names a missing file in words alone
-    with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, framework="pt") as file:
         head: dict[str, Any] = json.loads((file.metadata() or {})["entry"])
-        return head, {name: file.get_tensor(name) for name in file.keys()}
+        return head, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dictionary
 
 
 def _text(value: Mapping[str, Any]) -> str:
