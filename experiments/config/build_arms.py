@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from experiments.config import build
-from experiments.config.build_costs import costs
+from experiments.config.build_costs import costs, measuring
 from experiments.config.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
@@ -248,9 +248,7 @@ class Calibration:
 
     def priced(self, spec: DraftSpec) -> DraftSpec:
         """The spec with the measured costs of its draft in its tree."""
-        repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
-        ((_, draft_cost),) = check(self._decoder, self.costs, [spec.plan], repeats=repeats, stopwatch=watch)
-        context = len(self.prompts[0])
+        context, draft_cost = len(self.prompts[0]), self._draft_cost(spec.plan)
         return rule_tuner.priced(spec, draft_cost=draft_cost, costs=self.costs, context=context)
 
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
@@ -265,8 +263,7 @@ class Calibration:
                 f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="
                 f"{build.stop_name(rule)}, lookup={spec.lookup}; leave tune_stop out"
             )
-        repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
-        ((_, draft_cost),) = check(self._decoder, self.costs, [plan], repeats=repeats, stopwatch=watch)
+        draft_cost = self._draft_cost(plan)
         forward, everywhere = self._decoder.bind(plan), []
         lookup = lookup_of(spec)
         for batch in self.references:
@@ -277,3 +274,9 @@ class Calibration:
         found = rule_tuner.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)
         log.info("%s: draft_cost %.3f, verify_cost %.3f plain tokens", name, found.draft_cost, found.verify_cost)
         return found
+
+    def _draft_cost(self, plan: DraftPlan) -> float:
+        """The measured cost of a drafted token of a plan, in plain tokens."""
+        watch = Stopwatch(self._decoder.device)
+        ((_, cost),) = check(self._decoder, self.costs, [plan], stopwatch=watch, **measuring(self._cfg))
+        return cost

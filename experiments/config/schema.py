@@ -112,6 +112,7 @@ class Paths:
     """The group `paths`."""
 
     outputs: str = MISSING
+    cache: str | None = MISSING
 
 
 @dataclass
