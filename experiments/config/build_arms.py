@@ -25,8 +25,9 @@ from experiments.evaluation.draft_only import DraftOnlyArm
 from experiments.results.locate_draft import locate_draft
 from search.costs.measure import check
 from search.costs.table import CostTable
-from search.draft_of_point import Text, continued, heads, remembered
-from search.fitting.bridge_fitting import BridgeFitter, observe
+from search.draft_of_point import heads, remembered
+from search.fitting.bridge_fitting import BridgeFitter
+from search.fitting.continuations import Text, continued
 from search.replay import rule_tuner
 from search.replay.chain_replay import draft_everything, find_lookup_proposals
 from search.replay.chains import Chains

@@ -329,7 +329,7 @@ def _facts(cfg: DictConfig, job: SearchJob, loaded: Loaded, split: _Split) -> di
         precision=cfg.precision,
         lookup=cfg.lookup,
         memory=None if drafts.memory is None else len(drafts.memories[drafts.memory]),
-        calibration_tokens=None if drafts.fits is None else drafts.fits.observed.n_tokens,
+        calibration_tokens=None if drafts.fits is None else drafts.fits.observed.outline.n_tokens,
         n_prompts=sum(map(len, split.search.values())),
         prompt_ids=[p.example.id for found in split.search.values() for p in found],
         fresh_ids=[p.example.id for found in split.finals.values() for p in found],

@@ -104,6 +104,11 @@ class ContentCache:
                 self._warned.add(kind)
                 log.warning("cannot keep %s in %s (%s); they will be computed again", kind, path.parent, error.strerror)
 
+    def n_bytes(self, kind: str) -> int:
+        """Size of all entries of a kind, of every model."""
+        folder = self.folder / kind
+        return sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+
     def _all(self, of: Mapping[str, Any]) -> dict[str, Any]:
         return {**self.of, **of}
 
