@@ -231,13 +231,8 @@ def fitted(
             raise unknown_name("precision", str(precision), list(get_args(Precision)))
         if precision != "same":
             check_kernel(precision, decoder.device)
+    check_texts(drafts, dimensions, prompts)
     if drafts.needs_texts(dimensions):
-        if not prompts:
-            raise InputError(
-                f"draft={drafts.kind}, head.n={drafts.head} and memory={drafts.memory} are made from calibration "
-                "prompts beyond those of the search and its finals, and none are left; give data with more of them, "
-                "as by data.calibration_n where it has that"
-            )
         check_count("calibration.n_tokens", n_tokens)
         memories = drafts.memory_sizes(dimensions)
         n_answered = max(n_tokens, *memories, 0)
@@ -252,6 +247,20 @@ def fitted(
         )
     check_dimensions(drafts, dimensions)
     return drafts
+
+
+def check_texts(drafts: Drafts, dimensions: Sequence[Dimension], prompts: Sequence[list[int]]) -> None:
+    """Refuse drafts that are made of what the model writes after prompts, if there is no prompt.
+
+    Raises:
+        InputError: says what data to give.
+    """
+    if drafts.needs_texts(dimensions) and not prompts:
+        raise InputError(
+            f"draft={drafts.kind}, head.n={drafts.head} and memory={drafts.memory} are made from calibration "
+            "prompts beyond those of the search and its finals, and none are left; give data with more of them, "
+            "as by data.calibration_n where it has that"
+        )
 
 
 def _sizes(name: str, own: Iterable[int | str | None], others: Iterable[int]) -> list[int]:

@@ -154,7 +154,8 @@ class SearchJob:
             self.costs.keep(folder / COSTS)
         earlier = _rows(study)
         if not earlier:
-            with suppress(RuntimeError, DrafterError):  # of which the first trial will tell
+            # the first trial will tell of errors
+            with tell.phase("warm-up", 0), suppress(RuntimeError, DrafterError):
                 objective(self.space.point(SkipSet(self.space.n_layers)))  # warm-up: its seconds are nobody's
         tell.begin(earlier, objective.unit)
         go = partial(
@@ -271,12 +272,13 @@ class SearchJob:
             log.info("finals: %s, %.3f in the search", point, value)
         objective = self._objective(prompts, tell)
         entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), objective)]
-        finalists = rescore(entries, n_kept=self.finals.race)
         known = values_of(study)
-        for point in self._controls(finalists):
-            scored = known.get(point)
-            control = self._entries(point, math.nan if scored is None else scored, rules.get(point), objective)
-            finalists += rescore(control[:1], n_kept=1)
+        with tell.phase("finals", len(entries) + 2) as step:
+            finalists = rescore(entries, n_kept=self.finals.race, step=step)
+            for point in self._controls(finalists):
+                scored = known.get(point)
+                control = self._entries(point, math.nan if scored is None else scored, rules.get(point), objective)
+                finalists += rescore(control[:1], n_kept=1, step=step)
         # The worst of several data sets is no prediction of a race on all of them.
         is_predicted = self.goal.name == "expected_speedup" and (len(prompts) == 1 or self.goal.combine == "mean")
         for f in finalists:

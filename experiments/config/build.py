@@ -29,6 +29,7 @@ from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.load import Loaded, load
 from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
@@ -51,21 +52,22 @@ def instance(cfg: DictConfig) -> Any:
         raise InputError(f"cannot build {cfg.get('_target_')}: {why}") from error
 
 
-def model(cfg: DictConfig) -> Loaded:
-    """The model and tokenizer of `cfg.model`."""
+def model(cfg: DictConfig, *, phase: Phases = unwatched) -> Loaded:
+    """The model and tokenizer of `cfg.model`; `phase` is told while they are loaded."""
     m = cfg.model
     registry = RegistrySource(**m.registry) if m.registry else None
     located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
-    return load(
-        located,
-        dtype=m.dtype,
-        device=m.device,
-        attention=m.attention,
-        threads=cfg.threads,
-        trust_remote_code=m.trust_remote_code,
-        device_map=m.device_map,
-        pack=m.pack,
-    )
+    with phase("loading", 0):
+        return load(
+            located,
+            dtype=m.dtype,
+            device=m.device,
+            attention=m.attention,
+            threads=cfg.threads,
+            trust_remote_code=m.trust_remote_code,
+            device_map=m.device_map,
+            pack=m.pack,
+        )
 
 
 def cache(cfg: DictConfig, loaded: Loaded) -> ContentCache | None:

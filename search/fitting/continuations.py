@@ -63,7 +63,9 @@ def continued(
             missing = [i for i in range(len(group)) if i not in known]
             if missing:
                 some = [group[i] for i in missing]
-                results = autoregress(decoder, some, ending=ending, listener=lambda row, tokens, kinds: step(len(tokens)))
+                results = autoregress(
+                    decoder, some, ending=ending, listener=lambda row, tokens, kinds: step(len(tokens))
+                )
                 for i, result in zip(missing, results, strict=True):
                     known[i] = result.tokens
                     if cache:

@@ -54,8 +54,9 @@ def bridge_fitter(
     kept = _Kept(cache, of, decoder.device)
     entry = cache.get(OUTLINES, of)
     if entry is not None:
-        body = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.body.items()}
-        outline = Outline(**body | {"dtype": getattr(torch, body["dtype"])})
+        body = entry.body
+        adds, takes, dtype = tuple(body["adds"]), tuple(body["takes"]), getattr(torch, body["dtype"])
+        outline = Outline(adds, takes, body["n_tokens"], body["width"], dtype)
         return BridgeFitter(LaterObserved(outline, make), kept=kept)
     observed = make()
     cache.put(OUTLINES, of, asdict(observed.outline) | {"dtype": str(observed.outline.dtype)[6:]})

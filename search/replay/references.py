@@ -97,7 +97,9 @@ def decode_references(
             if entry:
                 tokens = entry.body["tokens"]
             else:
-                (result,) = autoregress(decoder, [prompt], ending=ending, listener=lambda row, new, kinds: step(len(new)))
+                (result,) = autoregress(
+                    decoder, [prompt], ending=ending, listener=lambda row, new, kinds: step(len(new))
+                )
                 tokens = result.tokens
                 if cache:
                     cache.put(KIND, of, {"tokens": tokens})

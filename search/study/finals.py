@@ -22,6 +22,7 @@ from selfspec.engine.trace import DecodeResult
 from selfspec.errors import DrafterError
 from selfspec.measure.intervals import Interval
 from selfspec.measure.metrics import Timed, acceptance, speedup, speedup_interval, tokens_per_round
+from selfspec.measure.phases import Step
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopState
@@ -95,10 +96,12 @@ class Raced:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int) -> list[Finalist]:
-    """Score each finalist with its objective; returns the best `n_kept`, best first."""
+def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int, step: Step | None = None) -> list[Finalist]:
+    """Score each finalist with its objective, and call `step` after each; returns the best `n_kept`, best first."""
     for finalist, objective in entries:
         finalist.score = objective(finalist.point)
+        if step:
+            step()
     return sorted((f for f, _ in entries), key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
 
 
