@@ -29,6 +29,7 @@ Show = Callable[[Sequence[Row]], RenderableType]
 FIRST_S, EVERY_S = 3.0, 15.0  # seconds of a phase before it is shown, and between two lines of a pipe
 DRAW_S = 0.5  # seconds between two pictures of a phase with many short steps
 WIDTH = 40  # columns of a bar
+KNOWN = 0.02  # fraction of many short steps after which their pace is known; the first ones are slower; not tuned
 
 
 class Advance(Protocol):
@@ -61,7 +62,7 @@ class _Phase:
     def left(self, now: float) -> str:
         """The time left, or the time so far if nothing can be said about it yet."""
         n_done, so_far = self.done - self.before, now - self.began
-        if not self.total or not n_done:
+        if not n_done or (not self.is_counted and n_done < KNOWN * self.total):
             return f"{_clock(so_far)} so far"
         return f"{_clock(so_far)}, left {_clock(so_far / n_done * (self.total - self.done))}"
 
