@@ -6,11 +6,13 @@ prompts of a batch may decide a near tie, so a continuation is material for fits
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from search.replay.references import greedy_answer, tell_found
 from selfspec.engine.decode import Ending, autoregress
+from selfspec.engine.prefix import shared_prefix
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.decoder import Decoder
 from selfspec.records.content_cache import ContentCache
@@ -52,6 +54,8 @@ def continued(
     texts: list[Text] = []
     ending = Ending(max_new_tokens)
     n_known = n_written = 0
+    # of all prompts, so that what an earlier run has kept does not change how the others are read
+    prefix = functools.cache(lambda: shared_prefix(decoder, prompts))
     with phase(KIND, min(n_tokens, len(prompts) * max_new_tokens)) as step:
         for begin in range(0, len(prompts), BATCH):
             group = [list(ids) for ids in prompts[begin : begin + BATCH]]
@@ -64,7 +68,7 @@ def continued(
             if missing:
                 some = [group[i] for i in missing]
                 results = autoregress(
-                    decoder, some, ending=ending, listener=lambda row, tokens, kinds: step(len(tokens))
+                    decoder, some, ending=ending, listener=lambda row, tokens, kinds: step(len(tokens)), prefix=prefix()
                 )
                 for i, result in zip(missing, results, strict=True):
                     known[i] = result.tokens

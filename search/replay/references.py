@@ -8,8 +8,9 @@ score a draft without verification. They are kept in a cache, one entry a prompt
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.decode import Ending, autoregress
 from selfspec.engine.masks import check_batches
+from selfspec.engine.prefix import Prefix, shared_prefix, text_cache
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.decoder import Decoder
@@ -89,6 +91,8 @@ def decode_references(
         raise InputError(f"{error}; or search with objective=tokens_per_second, which needs no batches") from None
     batches: list[list[tuple[Reference, ClockCache]]] = []
     n_known = 0
+    # of all prompts, so that what an earlier run has kept does not change how the others are read
+    prefix = functools.cache(lambda: shared_prefix(decoder, prompts))
     with phase(KIND, len(prompts) * ending.max_new_tokens) as step:
         for prompt in prompts:
             of = greedy_answer(decoder, prompt, ending)
@@ -98,7 +102,11 @@ def decode_references(
                 tokens = entry.body["tokens"]
             else:
                 (result,) = autoregress(
-                    decoder, [prompt], ending=ending, listener=lambda row, new, kinds: step(len(new))
+                    decoder,
+                    [prompt],
+                    ending=ending,
+                    listener=lambda row, new, kinds: step(len(new)),
+                    prefix=prefix(),
                 )
                 tokens = result.tokens
                 if cache:
@@ -109,7 +117,7 @@ def decode_references(
             if reference.n_starts:
                 if not batches or sum(r.n_starts for r, _ in batches[-1]) + reference.n_starts > batch_starts:
                     batches.append([])
-                batches[-1].append((reference, _states(decoder, [*prompt, *tokens][:-1], cache)))
+                batches[-1].append((reference, _states(decoder, [*prompt, *tokens][:-1], cache, prefix)))
             step(ending.max_new_tokens - (0 if entry else len(tokens)))
     tell_found(n_known, len(prompts), KIND)
     return [ReferenceBatch(tuple(r for r, _ in b), ClockCache.stack([c for _, c in b])) for b in batches]
@@ -127,19 +135,23 @@ def tell_found(n_known: int, n: int, kind: str) -> None:
         log.info("%d of %d %s found again", n_known, n, kind)
 
 
-def _states(decoder: Decoder, ids: list[int], cache: ContentCache | None) -> ClockCache:
+def _states(
+    decoder: Decoder, ids: list[int], cache: ContentCache | None, prefix: Callable[[], Prefix | None]
+) -> ClockCache:
     """Keys and values of a text."""
-    found, of = decoder.new_cache(n_rows=1, capacity=len(ids)), {"ids": ids}
+    of = {"ids": ids}
     entry = cache.get(STATES, of, has_tensors=True) if cache else None
     if entry:
+        found = decoder.new_cache(n_rows=1, capacity=len(ids))
         layers = decoder.model.get_submodule(decoder.sublayers.path)
         for i, layer in enumerate(found.layers):
             if f"keys {i}" in entry.tensors:
                 device = next(layers.get_submodule(str(i)).parameters()).device
                 layer.restore(entry.tensors[f"keys {i}"], entry.tensors[f"values {i}"], device)
         return found
-    # One forward over the whole text gives all keys and values at once.
-    decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=found, n_logits=1)
+    # One forward over the rest of the text gives all its keys and values at once.
+    found, n_known = text_cache(decoder, ids, prefix(), capacity=len(ids))
+    decoder.full(torch.tensor([ids[n_known:]], device=decoder.device), starts=[n_known], cache=found, n_logits=1)
     ours = [(i, layer) for i, layer in enumerate(found.layers) if layer.is_initialized]
     tensors = {f"{name} {i}": getattr(layer, name) for i, layer in ours for name in ("keys", "values")}
     if cache and sum(t.numel() * t.element_size() for t in tensors.values()) <= LARGEST_STATES:

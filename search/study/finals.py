@@ -18,6 +18,7 @@ from search.study.race_rules import doubts, too_slow
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.prefix import shared_prefix
 from selfspec.engine.trace import DecodeResult
 from selfspec.errors import DrafterError
 from selfspec.measure.intervals import Interval
@@ -134,18 +135,25 @@ def race(
         f.times, f.results, f.out_after = [], [], None
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
     drafters = [build_drafter(f.spec, decoder) for f in finalists]
+    prefix = shared_prefix(decoder, prompts)  # reading a prompt is no part of what is timed
 
     faulty: set[int] = set()
 
     def run(i: int, ids: Sequence[int]) -> DecodeResult | None:
         """Decode with the i-th finalist, or plainly for -1; None if its drafter is at fault, which ends its race."""
         if i < 0:
-            (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch)
+            (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch, prefix=prefix)
             return result
         states[i] = state = finalists[i].spec.stop.begin(states[i])
         try:
             (result,) = speculate(
-                decoder, [ids], drafter=drafters[i], stops=[state], ending=ending, stopwatch=stopwatch
+                decoder,
+                [ids],
+                drafter=drafters[i],
+                stops=[state],
+                ending=ending,
+                stopwatch=stopwatch,
+                prefix=prefix,
             )
         except DrafterError as error:
             faulty.add(i)

@@ -178,6 +178,17 @@ class ClockCache(Cache):  # type: ignore[misc]
             layer.dtype, layer.device, layer.is_initialized = parts[0].dtype, parts[0].device, True
         return stacked
 
+    def copied(self, capacity: int) -> ClockCache:
+        """A copy with room for at least `capacity` tokens."""
+        found = ClockCache(len(self.layers), n_rows=len(self.clocks), capacity=self.capacity, device=self.device)
+        found.clocks = list(self.clocks)
+        for copy, layer in zip(found.layers, self.layers, strict=True):
+            if layer.is_initialized:
+                copy.restore(layer.keys.clone(), layer.values.clone(), layer.device)
+        if capacity > self.capacity:
+            found._grow(capacity)
+        return found
+
     def keep(self, rows: Sequence[int]) -> None:
         """Keep `rows`, in this order, and drop the others."""
         if len(rows) == len(self.clocks):
