@@ -23,7 +23,7 @@ from typing import Any
 import optuna
 from hydra import compose, initialize_config_module
 
-from experiments.config.build_search import search_job, searcher
+from experiments.config.build_search import ready, searcher
 from experiments.results import figures
 from search.job import SearchJob
 from search.objective import Objective, Score, ShouldContinue
@@ -90,7 +90,7 @@ def _run_all(args: argparse.Namespace, settings: list[str], folder: Path) -> Non
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     with initialize_config_module("conf", version_base="1.3"):
-        job, _, _ = search_job(compose("search", overrides=settings))
+        job = ready(compose("search", overrides=settings)).job()
         goal = job.goal.on(job.prompts, decoder=job.decoder, draft=job.drafts, costs=job.costs)
         objective = Remembered(goal)
         objective(SkipSet(job.space.n_layers))

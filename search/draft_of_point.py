@@ -16,15 +16,18 @@ from typing import Any, get_args
 from torch import Tensor
 
 from search.dimensions import Choice, Dimension, choices
-from search.fitting.bridge_fitting import BridgeFitter, observe
+from search.fitting.bridge_fitting import BridgeFitter
+from search.fitting.continuations import Text, continued
+from search.fitting.kept_fits import bridge_fitter
 from search.fitting.vocabulary import most_useful
 from search.point import Point, Value
 from selfspec.drafters.lookup import joined
 from selfspec.drafters.spec import DraftSpec, Lookup
 from selfspec.drafters.tree_shapes import TreeShape
-from selfspec.engine.decode import Ending, autoregress
 from selfspec.errors import InputError, check_count, unknown_name
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.decoder import Decoder
+from selfspec.records.content_cache import ContentCache
 from selfspec.skipping.bridges import KINDS
 from selfspec.skipping.plan import PLAIN, DraftPlan, Precision
 from selfspec.skipping.rounding import check_kernel
@@ -32,18 +35,9 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import StopPolicy
 from selfspec.targets import changed
 
-BATCH = 8  # prompts decoded at once for calibration
 NAMES = ("head", "precision", "draft", "lookup", "memory")  # names of dimensions; others are GROUP.SETTING
 GROUPS = ("stop", "tree", "drafter")
 FULL = "full"  # the head that scores all tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A prompt and the full model's continuation, as token ids."""
-
-    prompt: list[int]
-    tokens: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +208,8 @@ def fitted(
     dimensions: Sequence[Dimension] = (),
     n_tokens: int,
     max_new_tokens: int,
+    cache: ContentCache | None = None,
+    phase: Phases = unwatched,
 ) -> Drafts:
     """The drafts with all maps, heads and memories that a search over the dimensions may need.
 
@@ -224,6 +220,8 @@ def fitted(
         dimensions: of the search.
         n_tokens: positions whose hidden states are kept for maps.
         max_new_tokens: of each prompt.
+        cache: of this model: what was computed before is found again there, and what is computed now is kept.
+        phase: is told how it goes on.
 
     Raises:
         InputError: if there is no prompt and the drafts are made of some, or a dimension has a value that cannot be.
@@ -233,26 +231,36 @@ def fitted(
             raise unknown_name("precision", str(precision), list(get_args(Precision)))
         if precision != "same":
             check_kernel(precision, decoder.device)
+    check_texts(drafts, dimensions, prompts)
     if drafts.needs_texts(dimensions):
-        if not prompts:
-            raise InputError(
-                f"draft={drafts.kind}, head.n={drafts.head} and memory={drafts.memory} are made from calibration "
-                "prompts beyond those of the search and its finals, and none are left; give data with more of them, "
-                "as by data.calibration_n where it has that"
-            )
         check_count("calibration.n_tokens", n_tokens)
         memories = drafts.memory_sizes(dimensions)
         n_answered = max(n_tokens, *memories, 0)
-        texts = continued(decoder, prompts, max_new_tokens=max_new_tokens, n_tokens=n_answered)
+        how: dict[str, Any] = {"cache": cache, "phase": phase}
+        texts = continued(decoder, prompts, max_new_tokens=max_new_tokens, n_tokens=n_answered, **how)
         is_mapped = set(drafts.kinds(dimensions)) != {PLAIN}
         drafts = replace(
             drafts,
-            fits=BridgeFitter(observe(decoder, texts, n_tokens=n_tokens)) if is_mapped else None,
+            fits=bridge_fitter(decoder, texts, n_tokens=n_tokens, **how) if is_mapped else None,
             heads=heads(decoder, texts, drafts.head_sizes(dimensions)),
             memories={n: remembered(texts, n) for n in memories},
         )
     check_dimensions(drafts, dimensions)
     return drafts
+
+
+def check_texts(drafts: Drafts, dimensions: Sequence[Dimension], prompts: Sequence[list[int]]) -> None:
+    """Refuse drafts that are made of what the model writes after prompts, if there is no prompt.
+
+    Raises:
+        InputError: says what data to give.
+    """
+    if drafts.needs_texts(dimensions) and not prompts:
+        raise InputError(
+            f"draft={drafts.kind}, head.n={drafts.head} and memory={drafts.memory} are made from calibration "
+            "prompts beyond those of the search and its finals, and none are left; give data with more of them, "
+            "as by data.calibration_n where it has that"
+        )
 
 
 def _sizes(name: str, own: Iterable[int | str | None], others: Iterable[int]) -> list[int]:
@@ -286,23 +294,6 @@ def _member(name: str, value: Any, known: Iterable[Any]) -> Any:
     return value
 
 
-def continued(decoder: Decoder, prompts: Sequence[list[int]], *, max_new_tokens: int, n_tokens: int) -> list[Text]:
-    """Continuations of the prompts by the full model, decoded in batches until there are `n_tokens` tokens.
-
-    Raises:
-        InputError: if the model takes no batches.
-    """
-    texts: list[Text] = []
-    ending = Ending(max_new_tokens)
-    for begin in range(0, len(prompts), BATCH):
-        group = [list(ids) for ids in prompts[begin : begin + BATCH]]
-        results = autoregress(decoder, group, ending=ending)
-        texts += [Text(ids, r.tokens) for ids, r in zip(group, results, strict=True)]
-        if sum(len(t.tokens) for t in texts) >= n_tokens:
-            break
-    return texts
-
-
 def remembered(texts: Sequence[Text], n_tokens: int) -> Tensor:
     """The first texts (prompts and answers) with `n_tokens` tokens of answers, in the form of `lookup.Memory`."""
     until = itertools.accumulate((len(t.tokens) for t in texts), initial=0)
@@ -314,7 +305,7 @@ def heads(decoder: Decoder, texts: Sequence[Text], sizes: Iterable[int]) -> dict
 
     Args:
         decoder: the model.
-        texts: texts of `continued`.
+        texts: texts of `search.fitting.continuations.continued`.
         sizes: numbers of tokens.
     """
     n_vocab = int(decoder.config.vocab_size)

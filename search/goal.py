@@ -14,8 +14,10 @@ from search.replay.parallel_agreement import ParallelAgreement
 from search.replay.references import BATCH_STARTS, ReferenceBatch, decode_references
 from selfspec.engine.decode import Ending
 from selfspec.errors import InputError, unknown_name
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
+from selfspec.records.content_cache import ContentCache
 
 TIMED, AGREED = "tokens_per_second", "matchness"
 REPLAYED = {"expected_speedup": (expected_speedup, "x plain decoding"), "acceptance": (accepted_fraction, "accepted")}
@@ -63,7 +65,16 @@ class Goal:
         """Whether its values are made by the clock."""
         return self.name == TIMED
 
-    def on(self, prompts: Prompts, *, decoder: Decoder, draft: SpecOfPoint, costs: DraftCosts | None) -> Objective:
+    def on(
+        self,
+        prompts: Prompts,
+        *,
+        decoder: Decoder,
+        draft: SpecOfPoint,
+        costs: DraftCosts | None,
+        cache: ContentCache | None = None,
+        phase: Phases = unwatched,
+    ) -> Objective:
         """The objective on these prompts; where there are several data sets, one for each, combined.
 
         Args:
@@ -71,6 +82,8 @@ class Goal:
             decoder: the model.
             draft: what a point is drafted with.
             costs: of drafts; may be None where `uses_costs` is false.
+            cache: of this model: references that were decoded before are found again there.
+            phase: is told how the decoding of references goes on.
         """
         each: dict[str, Objective] = {}
         for name, ids in prompts.items():
@@ -78,7 +91,9 @@ class Goal:
                 each[name] = TokensPerSecond(decoder, ids, self.max_new_tokens, Stopwatch(decoder.device), draft)
                 continue
             ending = Ending(self.max_new_tokens)
-            batches = decode_references(decoder, ids, ending=ending, batch_starts=self.batch_starts)
+            batches = decode_references(
+                decoder, ids, ending=ending, batch_starts=self.batch_starts, cache=cache, phase=phase
+            )
             each[name] = self._replayed(batches, decoder, draft, costs)
         return MultiDataset(each, self.combine) if len(each) > 1 else next(iter(each.values()))
 

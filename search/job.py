@@ -39,6 +39,7 @@ from selfspec.errors import DrafterError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.records import provenance, run_files
+from selfspec.records.content_cache import ContentCache
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import StopRule
 
@@ -103,6 +104,7 @@ class SearchJob:
         storage: where several workers meet, see `search.study.workers`; None: there is one worker.
         worker: which of them this is; worker 0 also runs the finals.
         name: of the search in its storage.
+        cache: of this model: references that were decoded before are found again there; None: nothing is kept.
     """
 
     decoder: Decoder
@@ -124,6 +126,7 @@ class SearchJob:
     storage: str | None = None
     worker: int = 0
     name: str = STUDY_NAME
+    cache: ContentCache | None = None
 
     @property
     def context(self) -> int:
@@ -143,15 +146,16 @@ class SearchJob:
             InputError: if the job cannot be done: before anything is written, or since no trial could be scored.
         """
         tell = listener or SearchListener()
-        objective = self.goal.on(self.prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs)
+        objective = self._objective(self.prompts, tell)
         starts, has_map = self._starts()
         ladder = Ladder(self.space, self.ladder) if self.ladder else None
-        study = self.study(folder, sets=self._computed_sets(folder))
+        study = self.study(folder, sets=self._computed_sets(folder, tell))
         if self.costs and folder:
             self.costs.keep(folder / COSTS)
         earlier = _rows(study)
         if not earlier:
-            with suppress(RuntimeError, DrafterError):  # of which the first trial will tell
+            # the first trial will tell of errors
+            with tell.phase("warm-up", 0), suppress(RuntimeError, DrafterError):
                 objective(self.space.point(SkipSet(self.space.n_layers)))  # warm-up: its seconds are nobody's
         tell.begin(earlier, objective.unit)
         go = partial(
@@ -213,7 +217,11 @@ class SearchJob:
             **where,
         )
 
-    def _computed_sets(self, folder: Path | None) -> list[SkipSet] | None:
+    def _objective(self, prompts: Prompts, tell: SearchListener) -> Objective:
+        how: dict[str, Any] = {"cache": self.cache, "phase": tell.phase}
+        return self.goal.on(prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs, **how)
+
+    def _computed_sets(self, folder: Path | None, tell: SearchListener) -> list[SkipSet] | None:
         """What a searcher proposes that computes its sets beforehand, kept in the folder; None for the others."""
         if self.searcher.computed is None:
             return None
@@ -221,11 +229,9 @@ class SearchJob:
         if path and path.exists():
             return [SkipSet.parse(text, self.space.n_layers) for text in json.loads(path.read_text())["sets"]]
         ids = [ids for prompts in self.prompts.values() for ids in prompts]
-        texts = [
-            r
-            for batch in decode_references(self.decoder, ids, ending=Ending(self.goal.max_new_tokens))
-            for r in batch.references
-        ]
+        ending = Ending(self.goal.max_new_tokens)
+        batches = decode_references(self.decoder, ids, ending=ending, cache=self.cache, phase=tell.phase)
+        texts = [r for batch in batches for r in batch.references]
         sets = self.searcher.compute(self.decoder, texts, self.costs.table if self.costs else None)
         assert sets is not None
         if path:
@@ -264,14 +270,15 @@ class SearchJob:
             log.warning("no calibration prompts are left for the finals: they run on those of the search")
         for point, value in best:
             log.info("finals: %s, %.3f in the search", point, value)
-        objective = self.goal.on(prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs)
+        objective = self._objective(prompts, tell)
         entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), objective)]
-        finalists = rescore(entries, n_kept=self.finals.race)
         known = values_of(study)
-        for point in self._controls(finalists):
-            scored = known.get(point)
-            control = self._entries(point, math.nan if scored is None else scored, rules.get(point), objective)
-            finalists += rescore(control[:1], n_kept=1)
+        with tell.phase("finals", len(entries) + 2) as step:
+            finalists = rescore(entries, n_kept=self.finals.race, step=step)
+            for point in self._controls(finalists):
+                scored = known.get(point)
+                control = self._entries(point, math.nan if scored is None else scored, rules.get(point), objective)
+                finalists += rescore(control[:1], n_kept=1, step=step)
         # The worst of several data sets is no prediction of a race on all of them.
         is_predicted = self.goal.name == "expected_speedup" and (len(prompts) == 1 or self.goal.combine == "mean")
         for f in finalists:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from search.study.loop import Found
 from search.study.study import Encoding, MakeSampler
 from selfspec.drafters.spec import DraftSpec
 from selfspec.errors import InputError
+from selfspec.measure.phases import Step, unwatched
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
 
@@ -135,6 +137,10 @@ class SearchListener:
 
     def searched(self, found: Found, verdict: SpeedupBound | None, rungs: Sequence[Rung]) -> None:
         """The search is over, and the finals have not begun."""
+
+    def phase(self, name: str, total: int) -> AbstractContextManager[Step]:
+        """A phase that is neither trials nor race, as references and costs; see `Phases`."""
+        return unwatched(name, total)
 
     def race(self, n_done: int, n_prompts: int) -> None:
         """Prompts that are raced on, from 0 on."""

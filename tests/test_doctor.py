@@ -9,14 +9,14 @@ import pytest
 
 from experiments.verbs import doctor as verb
 from experiments.verbs.doctor import EXTRAS, doctor
+from selfspec import hub
 from selfspec.errors import InputError
-from selfspec.models import locate
 from selfspec.records import provenance
 
 
 @pytest.fixture
 def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locate, "hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
 
 
 def lines() -> list[str]:
@@ -43,7 +43,7 @@ def test_a_hub_that_does_not_answer_is_told_with_what_to_do(monkeypatch: pytest.
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     for answers, told in ((False, "model.path=FOLDER"), (True, " answers")):
-        monkeypatch.setattr(locate, "hub_answers", lambda answers=answers: answers)
+        monkeypatch.setattr(hub, "hub_answers", lambda answers=answers: answers)
         assert any(told in line for line in lines())
 
 

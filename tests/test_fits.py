@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from search.fitting.bridge_fitting import BridgeFitter, Observed, _positions, choose_ridge, observe
+from search.fitting.bridge_fitting import BridgeFitter, choose_ridge
+from search.fitting.observing import Observed, _positions, observe
 from search.replay.references import Reference
 from selfspec.drafters.chain import ModelDraft
 from selfspec.engine.decode import Ending, autoregress, speculate
@@ -218,7 +219,7 @@ def test_every_family_is_observed_and_planned_for(family: str) -> None:
     """Runs merge exactly where outputs are added unchanged, and the plan can be bound."""
     decoder = Decoder(toy(family))
     fits = BridgeFitter(observed(decoder, n_tokens=200))
-    assert fits.observed.adds == (family not in NOT_SUMS,) * 3
+    assert fits.observed.outline.adds == (family not in NOT_SUMS,) * 3
     plan = fits.plan(SkipSet.parse("a1,2 m1", 3))
     expected = {"opt": ["attn", "attn"], "opt-post-norm": ["attn", "attn"]}.get(family, ["attn", "mlp", "attn"])
     assert [kind for kind, _ in plan.bridges] == (expected if family in NOT_SUMS else ["attn"])
@@ -299,7 +300,7 @@ def test_fitted_bridges_are_remembered_up_to_their_bytes() -> None:
 def test_bridges_are_of_the_models_dtype() -> None:
     decoder = Decoder(toy("llama").bfloat16())
     fits = BridgeFitter(observed(decoder))
-    assert fits.observed.adds == (True,) * 3
+    assert fits.observed.outline.adds == (True,) * 3
     for kind, rank in (("mean", None), ("linear", None), ("lowrank", 4)):
         plan = fits.plan(SkipSet.parse("a1 m1", 3), kind=kind, rank=rank)
         assert {t.dtype for b in plan.bridges.values() for t in b.tensors} == {torch.bfloat16}

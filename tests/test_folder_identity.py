@@ -83,7 +83,7 @@ def test_plan_is_refused_for_another_model_of_the_same_shape(words: list[str]) -
 def test_costs_are_measured_anew_for_another_folder_and_not_for_a_copy(words: list[str], tmp_path: Path) -> None:
     def tables() -> set[Path]:
         command("profile", *words, *COSTS)
-        return set(Path("outputs/profile").glob("*.json"))
+        return set(Path("outputs/cache/costs").glob("*.json"))
 
     first = tables()
     shutil.move("m", "away")

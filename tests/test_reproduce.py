@@ -149,9 +149,8 @@ class TestWords:
     def plan(self, commands: dict[str, str | None], **kwargs: Any) -> tuple[dict[str, str], dict[str, str]]:
         given: dict[str, Any] = {"settings": "", "words": (), "known": self.KNOWN, "data_folder": None, **kwargs}
         steps, left_out = plan(commands, **given)
-        return {
-            step.name: step.command().removesuffix(f" name={step.name} 'paths.outputs={{runs}}'") for step in steps
-        }, left_out
+        last = " name={} 'paths.outputs={{runs}}' 'paths.cache={{cache}}'"
+        return {step.name: step.command().removesuffix(last.format(step.name)) for step in steps}, left_out
 
     def test_the_later_word_holds(self) -> None:
         assert merged(["n=1", "a=1"], ["n=2"], ["n=3"]) == ["a=1", "n=3"]

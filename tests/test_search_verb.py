@@ -216,7 +216,7 @@ class TestSearch:
             ("searcher.patience=0", "searcher.patience=0"),
             ("prune.p=0.7", "p=0.7"),
             ("finals.race=0", "finals.race=0"),
-            ("objective.combine=best", "mean or worst"),
+            ("objective.combine=best", "mean, worst"),
             ("worker=2", "storage names no place"),
             ("starts=[nohing]", "unknown kind of start 'nohing'"),
             ("start=nowhere", "nowhere"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from search.draft_of_point import Drafts, Text, heads
+from search.draft_of_point import Drafts, heads
+from search.fitting.continuations import Text
 from search.fitting.vocabulary import most_useful
 from search.point import Point
 from selfspec.errors import InputError

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.load import Loaded, load
 from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
+from selfspec.records.content_cache import ContentCache
 from selfspec.skipping.plan import DraftPlan
 from selfspec.stopping import PauseWhenUnprofitable, StopPolicy, StopRule
 from selfspec.targets import TARGET
@@ -51,21 +54,34 @@ def instance(cfg: DictConfig) -> Any:
         raise InputError(f"cannot build {cfg.get('_target_')}: {why}") from error
 
 
-def model(cfg: DictConfig) -> Loaded:
-    """The model and tokenizer of `cfg.model`."""
+def model(cfg: DictConfig, *, phase: Phases = unwatched) -> Loaded:
+    """The model and tokenizer of `cfg.model`; `phase` is told while they are loaded."""
     m = cfg.model
     registry = RegistrySource(**m.registry) if m.registry else None
     located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
-    return load(
-        located,
-        dtype=m.dtype,
-        device=m.device,
-        attention=m.attention,
-        threads=cfg.threads,
-        trust_remote_code=m.trust_remote_code,
-        device_map=m.device_map,
-        pack=m.pack,
-    )
+    with phase("loading", 0):
+        return load(
+            located,
+            dtype=m.dtype,
+            device=m.device,
+            attention=m.attention,
+            threads=cfg.threads,
+            trust_remote_code=m.trust_remote_code,
+            device_map=m.device_map,
+            pack=m.pack,
+        )
+
+
+def cache(cfg: DictConfig, loaded: Loaded) -> ContentCache | None:
+    """What was computed with this model before; None if nothing is kept.
+
+    The number of threads does not count: it may change the rounding of a sum, but not whose answers they are.
+    """
+    folder, weights = cfg.paths.get("cache"), loaded.facts["weights"]
+    if not folder or not (weights["revision"] or weights["sha256"]):
+        return None
+    of = {name: loaded.facts[name] for name in ("model_type", "weights", "dtype", "device", "attention", "n_packed")}
+    return ContentCache(Path(folder), of | {name: metadata.version(name) for name in ("torch", "transformers")})
 
 
 def examples(cfg: DictConfig, part: Part, *, n: int | None, seed: int) -> list[Example]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from experiments.config import build
-from experiments.config.build_costs import costs
+from experiments.config.build_costs import costs, measuring
 from experiments.config.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
@@ -25,8 +25,10 @@ from experiments.evaluation.draft_only import DraftOnlyArm
 from experiments.results.locate_draft import locate_draft
 from search.costs.measure import check
 from search.costs.table import CostTable
-from search.draft_of_point import Text, continued, heads, remembered
-from search.fitting.bridge_fitting import BridgeFitter, observe
+from search.draft_of_point import heads, remembered
+from search.fitting.bridge_fitting import BridgeFitter
+from search.fitting.continuations import Text, continued
+from search.fitting.kept_fits import bridge_fitter
 from search.replay import rule_tuner
 from search.replay.chain_replay import draft_everything, find_lookup_proposals
 from search.replay.chains import Chains
@@ -36,6 +38,7 @@ from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
 from selfspec.errors import InputError, check_count
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.skipping.plan import PLAIN as SKIP
@@ -51,8 +54,8 @@ log = logging.getLogger(__name__)
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
 
 
-def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
-    """The arms of an evaluation, plain decoding first.
+def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unwatched) -> list[Arm]:
+    """The arms of an evaluation, plain decoding first; `phase` is told how their drafts are fitted.
 
     Raises:
         InputError: if the settings of an arm are wrong, or two arms have the same name.
@@ -60,7 +63,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending) -> list[Arm]:
     common = (loaded.decoder, ending, build.sampling(cfg), Stopwatch(loaded.decoder.device))
     found: list[Arm] = [PlainArm(*common), *([GenerateArm(*common)] if cfg.generate else [])]
     n_baselines = len(found)
-    calibration = Calibration(cfg, loaded)
+    calibration = Calibration(cfg, loaded, phase)
     for name, settings in _asked(cfg, loaded).items():
         if "generate" in settings:
             found.append(GenerateArm(*common, name=name, settings=_generate(cfg, name, settings)))
@@ -196,8 +199,9 @@ def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibrat
 class Calibration:
     """Data that arms are fitted on; each part is made when the first arm needs it."""
 
-    def __init__(self, cfg: DictConfig, loaded: Loaded) -> None:
+    def __init__(self, cfg: DictConfig, loaded: Loaded, phase: Phases) -> None:
         self._cfg, self._loaded, self._decoder = cfg, loaded, loaded.decoder
+        self._how: dict[str, Any] = {"cache": build.cache(cfg, loaded), "phase": phase}
 
     @cached_property
     def prompts(self) -> list[list[int]]:
@@ -211,12 +215,12 @@ class Calibration:
         """The full model's answers to the prompts; if the others suffice, without the prompts that tune a stop rule."""
         c = self._cfg.calibration
         rest = self.prompts[N_TUNED_ON:] or self.prompts
-        return continued(self._decoder, rest, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens)
+        return continued(self._decoder, rest, max_new_tokens=c.max_new_tokens, n_tokens=c.n_tokens, **self._how)
 
     @cached_property
     def fits(self) -> BridgeFitter:
         """The fitter of bridges."""
-        return BridgeFitter(observe(self._decoder, self.texts, n_tokens=self._cfg.calibration.n_tokens))
+        return bridge_fitter(self._decoder, self.texts, n_tokens=self._cfg.calibration.n_tokens, **self._how)
 
     def head(self, n: int) -> Tensor:
         """The `n` tokens that a trimmed head scores; shape [n]."""
@@ -231,19 +235,18 @@ class Calibration:
     @cached_property
     def costs(self) -> CostTable:
         """The costs of forwards on this machine."""
-        table, *_ = costs(self._cfg, self._loaded)
+        table, *_ = costs(self._cfg, self._loaded, phase=self._how["phase"])
         return table
 
     @cached_property
     def references(self) -> list[ReferenceBatch]:
         """The reference answers that tune a stop rule."""
-        return decode_references(self._decoder, self.prompts[:N_TUNED_ON], ending=Ending(self._cfg.max_new_tokens))
+        ending = Ending(self._cfg.max_new_tokens)
+        return decode_references(self._decoder, self.prompts[:N_TUNED_ON], ending=ending, **self._how)
 
     def priced(self, spec: DraftSpec) -> DraftSpec:
         """The spec with the measured costs of its draft in its tree."""
-        repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
-        ((_, draft_cost),) = check(self._decoder, self.costs, [spec.plan], repeats=repeats, stopwatch=watch)
-        context = len(self.prompts[0])
+        context, draft_cost = len(self.prompts[0]), self._draft_cost(spec.plan)
         return rule_tuner.priced(spec, draft_cost=draft_cost, costs=self.costs, context=context)
 
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
@@ -258,8 +261,7 @@ class Calibration:
                 f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="
                 f"{build.stop_name(rule)}, lookup={spec.lookup}; leave tune_stop out"
             )
-        repeats, watch = self._cfg.costs.repeats, Stopwatch(self._decoder.device)
-        ((_, draft_cost),) = check(self._decoder, self.costs, [plan], repeats=repeats, stopwatch=watch)
+        draft_cost = self._draft_cost(plan)
         forward, everywhere = self._decoder.bind(plan), []
         lookup = lookup_of(spec)
         for batch in self.references:
@@ -270,3 +272,11 @@ class Calibration:
         found = rule_tuner.fitted(rule, everywhere, draft_cost=draft_cost, costs=self.costs)
         log.info("%s: draft_cost %.3f, verify_cost %.3f plain tokens", name, found.draft_cost, found.verify_cost)
         return found
+
+    def _draft_cost(self, plan: DraftPlan) -> float:
+        """The measured cost of a drafted token of a plan, in plain tokens."""
+        watch = Stopwatch(self._decoder.device)
+        ((_, cost),) = check(
+            self._decoder, self.costs, [plan], stopwatch=watch, phase=self._how["phase"], **measuring(self._cfg)
+        )
+        return cost

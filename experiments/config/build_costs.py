@@ -1,4 +1,4 @@
-"""From configuration to the costs of drafts: a table of this machine, kept in the outputs, or of another device.
+"""From configuration to the costs of drafts: a table of this machine, kept in the cache, or of another device.
 
 A table of another device is never completed with measurements of this machine: mixed seconds predict the speed of
 neither.
@@ -7,7 +7,7 @@ neither.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from experiments.config import build
 from search.costs.draft_tables import DraftCosts
 from search.costs.measure import measure, measure_drafts
 from search.costs.table import FORM, CostTable
@@ -24,16 +25,18 @@ from search.goal import Goal
 from search.space import Space
 from search.study.workers import agree, open_storage
 from selfspec.errors import InputError
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
-from selfspec.records import provenance, run_files
-from selfspec.records.names import path_part
+from selfspec.records import provenance
+from selfspec.records.content_cache import ContentCache
 from selfspec.skipping.plan import Precision
 from selfspec.skipping.skip_set import SkipSet
 
 log = logging.getLogger(__name__)
 
 MAPS = {"linear", "lowrank"}  # bridges with a matrix
+KIND = "costs"  # of entries of the cache
 
 
 def given_table(cfg: DictConfig) -> CostTable | None:
@@ -93,8 +96,10 @@ def _of(cfg: DictConfig) -> str:
     return f"costs={cfg.costs.name} is of {device}"
 
 
-def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
-    """The cost table, its file, and whether this call measured it; the table is this machine's or another device's.
+def costs(cfg: DictConfig, loaded: Loaded, *, phase: Phases = unwatched) -> tuple[CostTable, Path | None, bool]:
+    """The cost table, its file if it has one, and whether this call measured it.
+
+    The table is that of `costs.path`, of another device, or of this machine, where it is measured once and kept.
 
     Raises:
         InputError: if the file `costs.path` holds no table.
@@ -105,27 +110,72 @@ def costs(cfg: DictConfig, loaded: Loaded) -> tuple[CostTable, Path, bool]:
     if cfg.costs.path:
         given = Path(cfg.costs.path)
         return CostTable.read(given), given, False
-    wanted = OmegaConf.to_container(cfg.costs)
-    assert isinstance(wanted, dict)
-    measured: dict[str, Any] = {k: wanted[k] for k in ("contexts", "max_tokens", "repeats")}
-    room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
-    measured["contexts"] = sorted({min(c, room) for c in measured["contexts"]})
-    of = {k: loaded.facts[k] for k in ("weights", "dtype", "device", "threads", "attention", "n_packed")}
-    of |= {"model": cfg.model.name, "machine": provenance.processor(), "form": FORM}
-    key = provenance.digest(str(sorted((of | measured).items())))[:8]
-    path = Path(cfg.paths.outputs) / "profile" / f"{path_part(cfg.model.name, 'model.name')}-{key}.json"
-    if path.exists() and not cfg.costs.refresh:
+    cache, of = build.cache(cfg, loaded), _here(cfg, loaded)
+    path = cache.path(KIND, of) if cache else None
+    table = _found(cfg, cache, of)
+    if table is not None:
         log.info("costs: %s, measured before (costs.refresh=true measures anew)", path)
-        return CostTable.read(path), path, False
+        return table, path, False
     log.warning("measuring what drafts cost here; the machine must be quiet (load %s)", provenance.load_average())
-    table = measure(loaded.decoder, **measured, stopwatch=Stopwatch(loaded.decoder.device))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    run_files.write_json(path, {"costs": table.to_dict(), "of": of | measured, "provenance": provenance.environment()})
+    table = measure(
+        loaded.decoder,
+        contexts=of["contexts"],
+        max_tokens=cfg.costs.max_tokens,
+        stopwatch=Stopwatch(loaded.decoder.device),
+        phase=phase,
+        **measuring(cfg),
+    )
+    _keep(cache, of, table)
     return table, path, True
 
 
+def _here(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
+    """What determines the seconds of a table, besides the model."""
+    room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
+    return {
+        "contexts": sorted({min(int(c), room) for c in cfg.costs.contexts}),
+        "max_tokens": cfg.costs.max_tokens,
+        "repeats": cfg.costs.repeats,
+        "max_s": cfg.costs.get("max_s"),
+        "machine": provenance.processor(),
+        "threads": loaded.facts["threads"],
+        "form": FORM,
+    }
+
+
+def measuring(cfg: DictConfig) -> dict[str, Any]:
+    """`repeats` and `max_s` of a measurement; configurations of earlier runs have no limit of seconds."""
+    max_s = cfg.costs.get("max_s")
+    return {"repeats": cfg.costs.repeats, **({} if max_s is None else {"max_s": float(max_s)})}
+
+
+def _found(cfg: DictConfig, cache: ContentCache | None, of: Mapping[str, Any]) -> CostTable | None:
+    """The table in the cache; None if it must be measured.
+
+    Raises:
+        InputError: if it holds impossible times.
+    """
+    entry = cache.get(KIND, of) if cache and not cfg.costs.refresh else None
+    if not cache or entry is None:
+        return None
+    table = CostTable.from_dict(entry.body["costs"])
+    table.check(str(cache.path(KIND, of)))
+    return table
+
+
+def _keep(cache: ContentCache | None, of: Mapping[str, Any], table: CostTable) -> None:
+    if cache:
+        cache.put(KIND, of, {"costs": table.to_dict(), "provenance": provenance.environment()})
+
+
 def draft_costs(
-    cfg: DictConfig, loaded: Loaded, drafts: Drafts, dimensions: Sequence[Dimension], *, kept: Path | None = None
+    cfg: DictConfig,
+    loaded: Loaded,
+    drafts: Drafts,
+    dimensions: Sequence[Dimension],
+    *,
+    kept: Path | None = None,
+    phase: Phases = unwatched,
 ) -> DraftCosts:
     """The costs of the drafts of a search.
 
@@ -135,18 +185,20 @@ def draft_costs(
         drafts: settings of the drafts that points of the space share.
         dimensions: dimensions of the search space.
         kept: file with the tables of a resumed run.
+        phase: is told how a measurement goes on.
 
     Raises:
         InputError: if a table of another device lacks a part of these drafts; this machine cannot measure it then.
     """
     n_layers = loaded.decoder.n_layers
     own = drafts.outline(Space(n_layers, dimensions=tuple(dimensions)).point(SkipSet(n_layers)))
+    with_parts = partial(_with_parts, cfg=cfg, loaded=loaded, phase=phase)
     if kept is not None and kept.exists():
         table = CostTable.read(kept)
     else:
         has_maps = bool(MAPS & set(drafts.kinds(dimensions)))
-        table = _with_parts("", own.head, own.precision, costs(cfg, loaded)[0], cfg, loaded, has_maps=has_maps)
-    found = DraftCosts(table, own=own, measure=partial(_with_parts, table=table, cfg=cfg, loaded=loaded))
+        table = with_parts("", own.head, own.precision, costs(cfg, loaded, phase=phase)[0], has_maps=has_maps)
+    found = DraftCosts(table, own=own, measure=partial(with_parts, table=table))
     if kept is not None and kept.exists():
         found.recall(kept)
     return found
@@ -157,18 +209,33 @@ def _with_parts(
     head: Tensor | None,
     precision: Precision,
     table: CostTable,
+    *,
     cfg: DictConfig,
     loaded: Loaded,
-    *,
+    phase: Phases,
     has_maps: bool = False,
 ) -> CostTable:
     """The table with the costs of a draft's maps, head and precision; all workers of a search share it."""
     if given_table(cfg) is not None:
         _check_parts(cfg, table, has_maps=has_maps, has_head=head is not None, is_rounded=precision != "same")
     elif has_maps or head is not None or precision != "same":
-        watch, repeats = Stopwatch(loaded.decoder.device), cfg.costs.repeats
-        settings: dict[str, Any] = {"head": head, "precision": precision, "repeats": repeats, "stopwatch": watch}
-        table = measure_drafts(loaded.decoder, table, has_maps=has_maps, **settings)
+        cache = build.cache(cfg, loaded)
+        ids = None if head is None else provenance.digest(str(head.tolist()))
+        of = {**_here(cfg, loaded), "base": provenance.digest(table.text)}
+        of |= {"has_maps": has_maps, "head": ids, "precision": precision}
+        known = _found(cfg, cache, of)
+        table = known or measure_drafts(
+            loaded.decoder,
+            table,
+            has_maps=has_maps,
+            head=head,
+            precision=precision,
+            stopwatch=Stopwatch(loaded.decoder.device),
+            phase=phase,
+            **measuring(cfg),
+        )
+        if known is None:
+            _keep(cache, of, table)
     if cfg.storage:  # values from different tables cannot be compared
         where = f"{cfg.name} costs" + (f", {name}" if name else "")
         table = CostTable.from_dict(agree(open_storage(cfg.storage), where, table.to_dict()))

@@ -16,15 +16,16 @@ from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
 from search.costs.draft_tables import DraftCosts
 from search.dimensions import Dimension, choices, dimensions
-from search.draft_of_point import Drafts, fitted
+from search.draft_of_point import Drafts, check_texts, fitted
 from search.goal import AGREED, Goal
-from search.job import COSTS, Finals, Searcher, SearchJob
+from search.job import Finals, Searcher, SearchJob
 from search.replay import rule_tuner
 from search.study.loop import Budget
 from search.study.pruning import WilcoxonPruning
 from selfspec.data.prompts import Prompt
 from selfspec.drafters.spec import DraftSpec
 from selfspec.errors import InputError
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.load import Loaded
 from selfspec.records import provenance
 from selfspec.targets import TARGET, find_class
@@ -53,59 +54,132 @@ class Asked:
     searcher: Searcher
 
 
-def search_job(cfg: DictConfig, *, resumed: Path | None = None) -> tuple[SearchJob, Loaded, dict[str, Any]]:
-    """The job of a configuration, the model with its tokenizer, and the facts for provenance.
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The calibration prompts by purpose; `rest` holds the token ids of the prompts that drafts are fitted on."""
+
+    search: Mapping[str, list[Prompt]]
+    finals: Mapping[str, list[Prompt]]
+    rest: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A search whose settings are checked, with its model and prompts; nothing is computed yet.
+
+    Attributes:
+        cfg: its configuration.
+        asked: its parts that need no model.
+        loaded: the model with its tokenizer.
+        split: the calibration prompts by purpose.
+    """
+
+    cfg: DictConfig
+    asked: Asked
+    loaded: Loaded
+    split: Split
+
+    def facts(self) -> dict[str, Any]:
+        """The facts for provenance that are known before anything is computed."""
+        cfg, drafts, split = self.cfg, self.asked.drafts, self.split
+        return build.facts(
+            cfg,
+            self.loaded,
+            searcher=cfg.searcher.name,
+            objective=self.asked.goal.name,
+            stop=build.stop_name(drafts.stop),
+            draft=cfg.draft.kind,
+            head=cfg.head.n,
+            precision=cfg.precision,
+            lookup=cfg.lookup,
+            n_prompts=sum(map(len, split.search.values())),
+            prompt_ids=[p.example.id for found in split.search.values() for p in found],
+            fresh_ids=[p.example.id for found in split.finals.values() for p in found],
+            seed=cfg.searcher.seed,
+            **({"space": [d.name for d in self.asked.dimensions]} if self.asked.dimensions else {}),
+            **({"drafter": drafts.drafter[TARGET]} if drafts.drafter else {}),
+            **({"tree": drafts.tree.to_dict()} if drafts.tree else {}),
+        )
+
+    def job(self, *, kept: Path | None = None, phase: Phases = unwatched) -> SearchJob:
+        """The job; what its drafts are made of, and their costs, are computed here or found in the cache.
+
+        Args:
+            kept: cost tables of the run to resume, if it has any.
+            phase: is told how it goes on.
+
+        Raises:
+            InputError: if the settings contradict the model or the costs.
+        """
+        cfg, a, loaded, split = self.cfg, self.asked, self.loaded, self.split
+        c, cache = cfg.calibration, build.cache(cfg, loaded)
+        drafts = fitted(
+            a.drafts,
+            loaded.decoder,
+            split.rest,
+            dimensions=a.dimensions,
+            n_tokens=c.n_tokens,
+            max_new_tokens=c.max_new_tokens,
+            cache=cache,
+            phase=phase,
+        )
+        costs, context = None, 0
+        if a.goal.uses_costs or (kept and kept.exists()):
+            costs = draft_costs(cfg, loaded, drafts, a.dimensions, kept=kept, phase=phase)
+            context = costs.table.contexts[0]
+            drafts = replace(drafts, price=_pricing(costs, context))
+            _check_contexts(cfg, loaded, costs, split)
+        return SearchJob(
+            decoder=loaded.decoder,
+            prompts=_ids(split.search),
+            fresh=_ids(split.finals),
+            drafts=drafts,
+            costs=costs,
+            goal=a.goal,
+            space=capped_space(
+                loaded.decoder, a.dimensions, dict(cfg.constraints.items()), drafts=drafts, costs=costs, context=context
+            ),
+            searcher=a.searcher,
+            budget=a.budget,
+            pruning=a.pruning,
+            finals=a.finals,
+            starts=tuple(cfg.starts),
+            ladder=[dict(part) for part in cfg.get("ladder") or ()],
+            start_from=[Path(p).expanduser() for p in ([cfg.start] if isinstance(cfg.start, str) else cfg.start or ())],
+            force=cfg.force,
+            identity=_identity(cfg, a.drafts, loaded),
+            storage=cfg.storage,
+            worker=cfg.worker,
+            cache=cache,
+            **({"name": cfg.name} if cfg.storage else {}),
+        )
+
+
+def ready(cfg: DictConfig, *, phase: Phases = unwatched) -> Ready:
+    """The checked settings, model and prompts of a configuration of a search.
 
     Args:
         cfg: configuration of a search.
-        resumed: folder of the run to resume.
+        phase: is told how loading goes on.
 
     Raises:
         InputError: if the settings contradict each other or the model.
     """
     a = asked(cfg)
-    loaded = build.model(cfg)
-    split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(a.dimensions))
-    c = cfg.calibration
-    drafts = fitted(
-        a.drafts,
-        loaded.decoder,
-        split.rest,
-        dimensions=a.dimensions,
-        n_tokens=c.n_tokens,
-        max_new_tokens=c.max_new_tokens,
-    )
-    kept = resumed / COSTS if resumed else None
-    costs, context = None, 0
-    if a.goal.uses_costs or (kept and kept.exists()):
-        costs = draft_costs(cfg, loaded, drafts, a.dimensions, kept=kept)
-        context = costs.table.contexts[0]
-        drafts = replace(drafts, price=_pricing(costs, context))
-        _check_contexts(cfg, loaded, costs, split)
-    job = SearchJob(
-        decoder=loaded.decoder,
-        prompts=_ids(split.search),
-        fresh=_ids(split.finals),
-        drafts=drafts,
-        costs=costs,
-        goal=a.goal,
-        space=capped_space(
-            loaded.decoder, a.dimensions, dict(cfg.constraints.items()), drafts=drafts, costs=costs, context=context
-        ),
-        searcher=a.searcher,
-        budget=a.budget,
-        pruning=a.pruning,
-        finals=a.finals,
-        starts=tuple(cfg.starts),
-        ladder=[dict(part) for part in cfg.get("ladder") or ()],
-        start_from=[Path(p).expanduser() for p in ([cfg.start] if isinstance(cfg.start, str) else cfg.start or ())],
-        force=cfg.force,
-        identity=_identity(cfg, a.drafts, loaded),
-        storage=cfg.storage,
-        worker=cfg.worker,
-        **({"name": cfg.name} if cfg.storage else {}),
-    )
-    return job, loaded, _facts(cfg, job, loaded, split)
+    loaded = build.model(cfg, phase=phase)
+    with phase("prompts", 0):
+        split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(a.dimensions))
+    check_texts(a.drafts, a.dimensions, split.rest)
+    return Ready(cfg, a, loaded, split)
+
+
+def fitted_facts(job: SearchJob) -> dict[str, Any]:
+    """The facts for provenance that are known when drafts are fitted."""
+    drafts = job.drafts
+    return {
+        "memory": None if drafts.memory is None else len(drafts.memories[drafts.memory]),
+        "calibration_tokens": None if drafts.fits is None else drafts.fits.observed.outline.n_tokens,
+    }
 
 
 def asked(cfg: DictConfig) -> Asked:
@@ -220,19 +294,10 @@ def _check_drafter(drafts: Drafts, goal: Goal) -> None:
         raise InputError(f"{what} chains of the built-in drafter; leave {'drafter' if drafter else 'tree'} out")
 
 
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """The calibration prompts by purpose; `rest` holds the token ids of the prompts that drafts are fitted on."""
-
-    search: Mapping[str, list[Prompt]]
-    finals: Mapping[str, list[Prompt]]
-    rest: list[list[int]]
-
-
-def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> _Split:
+def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> Split:
     """The calibration prompts of every data set, split between search, finals and fitting."""
     o, n_fresh = cfg.objective, cfg.finals.n_prompts if cfg.finals.top else 0
-    split = _Split({}, {}, [])
+    split = Split({}, {}, [])
     for data in _data_sets(cfg):
         found = build.prompts(
             data,
@@ -287,7 +352,7 @@ def _ids(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, list[list[int]]]:
     return {name: [p.ids for p in found] for name, found in prompts.items()}
 
 
-def _check_contexts(cfg: DictConfig, loaded: Loaded, costs: DraftCosts, split: _Split) -> None:
+def _check_contexts(cfg: DictConfig, loaded: Loaded, costs: DraftCosts, split: Split) -> None:
     """Refuse a given table if its seconds are impossible at the context lengths of these prompts."""
     if cfg.costs.path or cfg.costs.get("table"):
         lengths = [len(p.ids) for found in split.search.values() for p in found]
@@ -324,27 +389,3 @@ def _identity(cfg: DictConfig, drafts: Drafts, loaded: Loaded) -> dict[str, Any]
     if weights["origin"] == "path":  # the configuration and the hub's cache pin the other models
         found["weights"] = str(weights["sha256"])
     return found
-
-
-def _facts(cfg: DictConfig, job: SearchJob, loaded: Loaded, split: _Split) -> dict[str, Any]:
-    drafts = job.drafts
-    return build.facts(
-        cfg,
-        loaded,
-        searcher=cfg.searcher.name,
-        objective=job.goal.name,
-        stop=build.stop_name(drafts.stop),
-        draft=cfg.draft.kind,
-        head=cfg.head.n,
-        precision=cfg.precision,
-        lookup=cfg.lookup,
-        memory=None if drafts.memory is None else len(drafts.memories[drafts.memory]),
-        calibration_tokens=None if drafts.fits is None else drafts.fits.observed.n_tokens,
-        n_prompts=sum(map(len, split.search.values())),
-        prompt_ids=[p.example.id for found in split.search.values() for p in found],
-        fresh_ids=[p.example.id for found in split.finals.values() for p in found],
-        seed=cfg.searcher.seed,
-        **({"space": [d.name for d in job.space.dimensions]} if job.space.dimensions else {}),
-        **({"drafter": drafts.drafter[TARGET]} if drafts.drafter else {}),
-        **({"tree": drafts.tree.to_dict()} if drafts.tree else {}),
-    )

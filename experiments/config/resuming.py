@@ -15,7 +15,11 @@ from experiments.results.run_writer import provenance_of
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
-SETTING_OF: Mapping[str, str] = {"evaluate": "samples", "search": "searcher"}  # a setting that no other verb has
+SETTING_OF: Mapping[str, str] = {
+    "evaluate": "samples",
+    "search": "searcher",
+    "train": "vocabulary",
+}  # a setting that no other verb has
 
 
 def config_to_resume(path: Path, verb: str) -> DictConfig:

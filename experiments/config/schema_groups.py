@@ -111,6 +111,7 @@ class Costs:
     contexts: list[Count]
     max_tokens: Count
     repeats: Count
+    max_s: Annotated[float, Bounds(0)] | None = None
     name: str = "default"
     device: str | None = None
     table: dict[str, Any] | None = None
@@ -132,6 +133,7 @@ class Paths:
     """The group `paths`."""
 
     outputs: str
+    cache: str | None = None
 
 
 @dataclass

@@ -15,7 +15,7 @@ from selfspec.errors import InputError, unknown_name
 
 PLACE = re.compile(r"\{(\w+)\}")
 OWN = ("experiment", "dry_run", "resume", "data_folder", "paths", "hydra")  # settings of `reproduce` itself
-RUNS, DATA = "runs", "data"  # places other than steps: the folder of all runs, and the user's data_folder
+RUNS, CACHE, DATA = "runs", "cache", "data"  # places other than steps: of all runs, of what is kept, of the user's data
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ def plan(
         data_folder: the folder for `{data}`; None leaves out the steps that name it and the steps that need their runs.
 
     Raises:
-        InputError: if no step knows a word, or a step names a place other than an earlier step, `{runs}` or `{data}`.
+        InputError: if no step knows a word, or a step names a place other than an earlier step, `{runs}`, `{cache}` or
+            `{data}`.
     """
     steps: list[Step] = []
     left_out: dict[str, str] = {}
@@ -78,14 +79,14 @@ def plan(
             raise InputError(f"{word} was asked for, but no step of the experiment has such a setting")
     for name, (verb, *own) in parted.items():
         shared, added = ([w for w in some if _top(w) in known[verb]] for some in (shlex.split(settings), words))
-        fixed = [f"name={name}", f"paths.outputs={{{RUNS}}}"]
+        fixed = [f"name={name}", f"paths.outputs={{{RUNS}}}", f"paths.cache={{{CACHE}}}"]
         step = Step(name, verb, tuple(merged(shared, own, added, fixed)))
         if data_folder is not None:
             step = step.filled({DATA: data_folder})
         before = [s.name for s in steps]
-        missing = sorted(step.needs - {*before, RUNS})
+        missing = sorted(step.needs - {*before, RUNS, CACHE})
         if any(place not in (DATA, *left_out) for place in missing):
-            raise unknown_name("place", missing[0], [*before, RUNS, DATA])
+            raise unknown_name("place", missing[0], [*before, RUNS, CACHE, DATA])
         if missing:
             left_out[name] = "needs data_folder=FOLDER" if DATA in missing else f"needs {', '.join(missing)}"
         else:

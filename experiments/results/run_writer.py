@@ -1,4 +1,4 @@
-"""The folder of one run: it is made when all inputs of the run exist, and finished when its summary is written."""
+"""The folder of one run: it is made before anything long is computed, and finished when its summary is written."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ class Folder:
                 self.started["load_before"],
                 self.started["threads"],
             )
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add facts about the run to its provenance; those that are there stay."""
+        body = provenance_of(self.path)
+        run_files.write_json(self.path / run_files.PROVENANCE, {**body, "run": {**facts, **body["run"]}})
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which marks the run as finished."""

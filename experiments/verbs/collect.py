@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments.config import build, build_training
-from experiments.terminal.progress import progress
+from experiments.terminal.progress import Progress
 from selfspec.records import run_files
 from selfspec.training.collect import collect as fill
 
@@ -25,7 +25,7 @@ def collect(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     n_done = len(store.shards)
     if n_done:
         say(f"found again: {n_done} of {n_shards} shards")
-    with progress("shard", n_shards, done=n_done) as advance:
+    with Progress().steps("shard", n_shards, done=n_done) as advance:
         fill(loaded.decoder, store, prompts, how, told=lambda n_tokens: advance())
     say(
         f"{store.n_tokens} answer tokens of {len(prompts)} prompts, hidden states of layers "

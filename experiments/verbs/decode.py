@@ -12,6 +12,7 @@ from rich.text import Text
 
 from experiments.config import build
 from experiments.results.locate_draft import locate_draft
+from experiments.terminal.progress import Progress
 from selfspec.data.answer_text import context, is_unfinished, text_after
 from selfspec.data.prompts import encode
 from selfspec.data.task import Example
@@ -30,7 +31,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     """Decode `cfg.prompt`."""
     if not cfg.prompt:
         raise InputError('decode needs a prompt: selfspec decode prompt="..."')
-    loaded = build.model(cfg)
+    loaded = build.model(cfg, phase=Progress())
     decoder = loaded.decoder
     (prompt,) = encode(
         loaded.tokenizer,

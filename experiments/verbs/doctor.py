@@ -79,7 +79,7 @@ def _cores() -> Iterator[str]:
 def _hub() -> Iterator[str]:
     from huggingface_hub import constants
 
-    from selfspec.models.locate import HUB_TIMEOUT_S, hub_answers
+    from selfspec.hub import HUB_TIMEOUT_S, hub_answers
 
     if constants.HF_HUB_OFFLINE:
         yield "hub        not asked: HF_HUB_OFFLINE is set"

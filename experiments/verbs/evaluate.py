@@ -28,13 +28,14 @@ from experiments.results.find_runs import find_runs
 from experiments.results.run_writer import Folder, open_folder, provenance_of, reopen_folder
 from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
 from experiments.terminal import live_panel
-from experiments.terminal.progress import progress
+from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
 from selfspec.data.answer_text import text_after
 from selfspec.data.prompts import check_room, encode_turns, fit
 from selfspec.data.task import Example
 from selfspec.errors import InputError
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.load import Loaded
 from selfspec.records import provenance, run_files
 
@@ -54,8 +55,9 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
         run_files.make_writable(resumed, hint="give the right to write there, or make room")
     else:
         run_files.make_writable(Path(cfg.paths.outputs))
+    progress = Progress()
     with resuming(resumed):
-        setup = set_up(cfg)
+        setup = set_up(cfg, phase=progress)
     with ExitStack() as stack:
         if resumed:
             _check_same(resumed, setup.facts)
@@ -78,7 +80,7 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
         folder.warn_if_busy()
         if n_done < n_rows:
             (folder.path / run_files.SUMMARY).unlink(missing_ok=True)  # the run is no longer finished
-        panel = progress("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values()))
+        panel = progress.steps("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values()))
         with panel as advance:
             alternate(
                 setup.loaded.decoder,
@@ -93,6 +95,8 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
                 done=done,
                 listener=advance,
             )
+        with progress("judging", 0):
+            _judge(setup, folder)
         _finish(cfg, setup, folder, tracker, say)
     return folder.path
 
@@ -149,28 +153,30 @@ class Setup:
     is_spec_bench: bool  # whether answers are also written in Spec-Bench's format
 
 
-def set_up(cfg: DictConfig) -> Setup:
-    """Model, prompts and arms of `cfg`.
+def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
+    """Model, prompts and arms of `cfg`; `phase` is told how they are made.
 
     Raises:
         InputError: if the settings are impossible.
     """
     if cfg.samples > 1 and not cfg.sampling.do_sample:
         raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
-    loaded = build.model(cfg)
+    loaded = build.model(cfg, phase=phase)
+    with phase("prompts", 0):
+        asked_examples = build.examples(cfg, "evaluation", n=cfg.n, seed=cfg.seed)
+        (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
     examples = fit(
         loaded.tokenizer,
-        build.examples(cfg, "evaluation", n=cfg.n, seed=cfg.seed),
+        asked_examples,
         chat=cfg.data.chat,
         template=build.template(cfg),
         context_length=loaded.decoder.context_length,
         max_new_tokens=cfg.max_new_tokens,
     )
     _check_room(encoder(cfg, loaded), examples)
-    (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
     warm_up_ids = encode_turns(loaded.tokenizer, [warm_up.prompt], chat=cfg.data.chat, template=build.template(cfg))
     room = max(1, loaded.decoder.context_length - cfg.max_new_tokens)
-    arms = build_arms(cfg, loaded, build.ending(cfg, loaded))
+    arms = build_arms(cfg, loaded, build.ending(cfg, loaded), phase=phase)
     facts = build.facts(
         cfg,
         loaded,
@@ -245,13 +251,18 @@ def _counts(setup: Setup, done: Collection[tuple[str, int]]) -> tuple[int, int]:
     return len(setup.arms) * sum(n_turns.values()), len(setup.arms) * sum(n_turns[key] for key in done)
 
 
-def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
-    """Judge the answers, write the summary, and print the results."""
-    path = folder.path / run_files.RECORDS
-    rows = latest(run_files.read_rows(path))
+def _judge(setup: Setup, folder: Folder) -> None:
+    """Judge the answers, and write them for Spec-Bench."""
+    rows = latest(run_files.read_rows(folder.path / run_files.RECORDS))
     if setup.is_spec_bench:
         write_answers(folder.path, list(rows.values()))
     judge.write_quality(folder.path, setup.measure, (a.example for a in setup.asked), rows.values())
+
+
+def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say: Callable[[str], None]) -> None:
+    """Write the summary, and print the results."""
+    path = folder.path / run_files.RECORDS
+    rows = latest(run_files.read_rows(path))
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
     folder.finish(summary | {"predicted": setup.speedups})

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.config import build, build_costs
 from experiments.results import figures
 from experiments.results.run_writer import open_folder
+from experiments.terminal.progress import Progress
 from search.costs.measure import check, random_sets
 from search.costs.table import CostTable
 from search.job import COSTS
@@ -30,19 +31,22 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
         )
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(outputs)
-    loaded = build.model(cfg)
-    table, path, is_new = build_costs.costs(cfg, loaded)
-    facts = {"name": cfg.name, "model": cfg.model.name, "costs": str(path), **loaded.facts}
+    progress = Progress()
+    loaded = build.model(cfg, phase=progress)
+    table, path, is_new = build_costs.costs(cfg, loaded, phase=progress)
+    place = str(path) if path else None
+    facts = {"name": cfg.name, "model": cfg.model.name, "costs": place, **loaded.facts}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with open_folder(outputs, "profile", cfg.name, config=config, overrides=overrides, facts=facts) as folder:
         run_files.write_json(folder.path / COSTS, {"costs": table.to_dict()})
         say(_told(table))
-        say(f"costs: {path} ({'measured now' if is_new else 'measured before; costs.refresh=true measures anew'})")
-        summary: dict[str, object] = {"verb": "profile", "costs": str(path), "check": None}
+        kept = place or f"{folder.path / COSTS}, not kept for other runs (paths.cache=null)"
+        say(f"costs: {kept} ({'measured now' if is_new else 'measured before; costs.refresh=true measures anew'})")
+        summary: dict[str, object] = {"verb": "profile", "costs": place, "check": None}
         if cfg.check:
             sets = random_sets(loaded.decoder.n_layers, cfg.check, cfg.seed)
             watch = Stopwatch(loaded.decoder.device)
-            pairs = check(loaded.decoder, table, sets, repeats=cfg.costs.repeats, stopwatch=watch)
+            pairs = check(loaded.decoder, table, sets, **build_costs.measuring(cfg), stopwatch=watch, phase=progress)
             for skip, (predicted, measured) in zip(sets, pairs, strict=True):
                 row = {"skip": str(skip), "n_skipped": len(skip), "predicted": predicted, "measured": measured}
                 run_files.append_row(folder.path / CHECKS, row)

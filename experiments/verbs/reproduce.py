@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.cli import composed, run_words
 from experiments.config.composing import config_dir, flag_of, known_settings
 from experiments.config.resource_estimate import told_plan
-from experiments.config.steps import RUNS, Step, is_own, plan
+from experiments.config.steps import CACHE, RUNS, Step, is_own, plan
 from experiments.results.run_writer import Folder, open_folder, reopen_folder
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
@@ -69,7 +69,7 @@ def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
         run_files.write_json(folder.path / PLAN, {"steps": [asdict(step) for step in steps]})
         for left, why in left_out.items():
             say(f"left out: {left}, which {why}")
-        return _run(folder, steps, say)
+        return _run(folder, steps, cfg.paths.cache, say)
 
 
 def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
@@ -86,12 +86,13 @@ def _resume(path: Path, cfg: DictConfig, overrides: list[str], say: Say) -> Path
         return None
     run_files.drop_partial_line(path / STEPS)
     with reopen_folder(path) as folder:
-        return _run(folder, steps, say)
+        return _run(folder, steps, cfg.paths.cache, say)
 
 
-def _run(opened: Folder, steps: list[Step], say: Say) -> Path:
-    """Run every unfinished step in order; return the folder of the experiment."""
+def _run(opened: Folder, steps: list[Step], cache: str | None, say: Say) -> Path:
+    """Run every unfinished step in order, with the experiment's cache; return the folder of the experiment."""
     folder = opened.path
+    places = {RUNS: str(folder / RUNS), CACHE: cache or "null"}
     watch = Stopwatch()
     for number, planned in enumerate(steps, start=1):
         done = _finished(folder)
@@ -99,7 +100,7 @@ def _run(opened: Folder, steps: list[Step], say: Say) -> Path:
         if planned.name in done:
             say(f"{place}: finished before, {done[planned.name]}")
             continue
-        step = _to_do(planned.filled({**done, RUNS: str(folder / RUNS)}), folder)
+        step = _to_do(planned.filled({**done, **places}), folder)
         say(f"{place}: {step.command()}")
         began = watch.now()
         run = _do(step, folder, say)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build
-from experiments.config.build_search import search_job
+from experiments.config.build_search import fitted_facts, ready
 from experiments.config.resuming import config_to_resume, resuming
 from experiments.results import figures
 from experiments.results.run_writer import KEPT, Folder, open_folder, reopen_folder
 from experiments.terminal import live_panel
-from experiments.terminal.progress import progress
+from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from search.importance import Importance, SpeedupBound
-from search.job import SearchJob, SearchListener, SearchResult
+from search.job import COSTS, SearchJob, SearchListener, SearchResult
 from search.ladder import Rung
 from search.pareto import write_front
 from search.point import Point, row_text
@@ -29,6 +29,7 @@ from search.study.finals import Raced
 from search.study.loop import Found
 from selfspec.drafters.spec_files import save_spec
 from selfspec.errors import InputError
+from selfspec.measure.phases import Step
 from selfspec.models.load import Loaded
 from selfspec.records import provenance, run_files
 from selfspec.skipping import skip_set_files
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 FRONT = "pareto.yaml"
 
-MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searcher.patience")
+MAY_CHANGE = ("resume", "force", "searcher.n_trials", "searcher.max_s", "searcher.patience", "paths.cache")
 
 
 def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
@@ -53,8 +54,9 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         run_files.make_writable(resumed, hint="give the right to write there, or make room")
     else:
         run_files.make_writable(Path(cfg.paths.outputs))
+    progress = Progress()
     with resuming(resumed):
-        job, loaded, facts = search_job(cfg, resumed=resumed)
+        begun = ready(cfg, phase=progress)
     with ExitStack() as stack:
         if resumed:
             folder = stack.enter_context(reopen_folder(resumed))
@@ -63,17 +65,30 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
             config = OmegaConf.to_yaml(cfg, resolve=True)
             outputs = Path(cfg.paths.outputs)
             folder = stack.enter_context(
-                open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=facts)
+                open_folder(outputs, "search", cfg.name, config=config, overrides=overrides, facts=begun.facts())
             )
+        stack.enter_context(_naming(folder, say))
+        job = begun.job(kept=resumed / COSTS if resumed else None, phase=progress)
+        folder.add_facts(fitted_facts(job))
         tracker = stack.enter_context(build.tracking(cfg, verb="search", folder=folder.path, say=say))
-        shown = stack.enter_context(_Shown(job, folder.path, tracker, say))
+        shown = stack.enter_context(_Shown(job, folder.path, tracker, progress, say))
         result = job.run(folder.path, listener=shown)
-        _write(cfg, job, loaded, folder, result, tracker, say)
+        _write(cfg, job, begun.loaded, folder, result, tracker, say)
     if result.found.ended == run_files.INTERRUPTED:  # what comes after the command must not take half a search for one
         end = KeyboardInterrupt()
         end.add_note(KEPT.format(folder.path))
         raise end
     return folder.path
+
+
+@contextmanager
+def _naming(folder: Folder, say: Callable[[str], None]) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; selfspec search resume={folder.path} goes on")
+        raise
 
 
 def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
@@ -93,8 +108,10 @@ def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
 class _Shown(SearchListener):
     """Shows a running search on the terminal, in the log and in the tracker."""
 
-    def __init__(self, job: SearchJob, folder: Path, tracker: Tracker, say: Callable[[str], None]) -> None:
-        self._job, self._say, self._unit = job, say, ""
+    def __init__(
+        self, job: SearchJob, folder: Path, tracker: Tracker, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        self._job, self._progress, self._say, self._unit = job, progress, say, ""
         self._summary = folder / run_files.SUMMARY
         self._track = trial_listener(tracker, job.space.n_layers)
         self._panel = ExitStack()
@@ -109,7 +126,7 @@ class _Shown(SearchListener):
         """Open the panel of trials, with those of an earlier session."""
         n_trials = self._job.budget.n_trials
         self._unit = unit
-        panel = progress(
+        panel = self._progress.steps(
             "trial",
             n_trials,
             done=min(len(rows), n_trials),
@@ -139,10 +156,14 @@ class _Shown(SearchListener):
             more = "; the search ends here: force=true goes on, and draft=linear may pay" if is_end else ""
             self._say(verdict.text() + more)
 
+    def phase(self, name: str, total: int) -> AbstractContextManager[Step]:
+        """See `SearchListener`."""
+        return self._progress(name, total)
+
     def race(self, n_done: int, n_prompts: int) -> None:
         """Show the progress of the race; 0 prompts are done when it begins."""
         if not n_done:
-            self._advance = self._panel.enter_context(progress("race", n_prompts))
+            self._advance = self._panel.enter_context(self._progress.steps("race", n_prompts))
             return
         self._advance()
         if n_done == n_prompts:

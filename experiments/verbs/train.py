@@ -11,13 +11,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build, build_costs, build_training
-from experiments.config.composing import read_config
+from experiments.config.resuming import config_to_resume
 from experiments.results.run_writer import open_folder, reopen_folder
-from experiments.terminal.progress import progress
+from experiments.terminal.progress import Progress
 from search.costs.round_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
-from selfspec.errors import InputError
 from selfspec.heads.drafter import build_head_draft
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
@@ -39,10 +38,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     if resumed is not None:
-        for file in (run_files.CONFIG, run_files.PROVENANCE):
-            if not (resumed / file).is_file():
-                raise InputError(f"resume={resumed}: no run of train there (no {file}); give the folder of one")
-        cfg = read_config(resumed / run_files.CONFIG)
+        cfg = config_to_resume(resumed, "train")
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(resumed or outputs)
     build_training.head_settings(cfg)
@@ -77,7 +73,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         costs = _costs(cfg, loaded, plan)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
-        with progress("step", trainer.n_steps, done=trainer.progress.step) as advance:
+        with Progress().steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
             def told(row: Mapping[str, Any]) -> None:
                 run_files.append_row(folder.path / CURVE, row)

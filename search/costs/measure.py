@@ -1,15 +1,17 @@
 """Measure the cost table of a machine once; it then gives the cost of every skip set.
 
 The cost of a part is the difference between forwards with and without all sublayers of its kind, that is, the saving by
-skipping it. The seconds are valid for one model, dtype, device, number of threads and kernel.
+skipping it. The seconds are valid for one model, dtype, device, number of threads and kernel. A measurement has a
+budget of seconds, so that a slow model takes no longer than a fast one: it is repeated less often.
 """
 
 # L layers
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,27 +21,39 @@ from torch import Tensor
 
 from search.costs.interleaved_timer import InterleavedTimer
 from search.costs.table import GRID, CostTable, spread
+from search.costs.timed_calls import Place, always, calling_head
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
-from selfspec.engine.cache import ClockCache
 from selfspec.engine.decode import Ending, speculate
-from selfspec.engine.protocols import Row
-from selfspec.engine.sampling import Chooser, Sampling, largest
+from selfspec.measure.phases import Phases, Step, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.bridges import Bridge
 from selfspec.skipping.plan import DraftPlan, Precision
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.stopping import Threshold
 
 OVERHEAD_REPEATS, OVERHEAD_ROUNDS, N_DRAFTED = 8, 4, 2  # enough for a median; chosen, not tuned
+# Sizes of verifications that are timed. After the first context the curve is timed at each size up to 8, where drafts
+# mostly end, and its growth with the context, which is smooth, at a few; sizes between them are interpolated.
+NEAR_SIZES, FAR_SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32), (1, 4, 12, 32)
+# Shares of the seconds of a table; the rest is for the texts before the timed tokens, and for first turns that take
+# longer than a share.
+DRAFTS_SHARE, NEAR_SHARE, FAR_SHARE, HEAD_SHARE, OVERHEAD_SHARE = 0.17, 0.23, 0.1, 0.03, 0.12
+PARTS_SHARE = 0.3  # of the seconds of a table, for the parts of another head or precision
 
 
 @torch.inference_mode()
 def measure(
-    decoder: Decoder, *, contexts: Sequence[int], max_tokens: int, repeats: int, stopwatch: Stopwatch
+    decoder: Decoder,
+    *,
+    contexts: Sequence[int],
+    max_tokens: int,
+    repeats: int,
+    stopwatch: Stopwatch,
+    max_s: float = math.inf,
+    phase: Phases = unwatched,
 ) -> CostTable:
-    """Measure the table with about `repeats` · 2 · (sets + max_tokens) forwards, on a quiet machine.
+    """Measure the table on a quiet machine.
 
     Drafts that skip none, half or all of the attention and MLP sublayers are timed in turn. The costs of the parts are
     the least-squares fit of the medians; the residual of each set is `interaction_s`.
@@ -48,27 +62,36 @@ def measure(
         decoder: the model.
         contexts: one or two context lengths, in rising order; two if the growth of attention matters.
         max_tokens: tokens of the longest verification.
-        repeats: number of calls of every forward, in turn with the others; the median counts.
+        repeats: largest number of calls of every forward, in turn with the others; the median counts.
         stopwatch: measures the seconds.
+        max_s: seconds that the table may take. Every forward is called twice, so a model of less than about 5 tokens
+            a second takes longer.
+        phase: is told how the measurement goes on.
     """
     n = decoder.n_layers
     sets = [SkipSet(n, spread(n, a), spread(n, m)) for a in GRID for m in GRID]
-    turns = InterleavedTimer(_plain(decoder, 1, contexts[0]), repeats, stopwatch)
-    full, drafted = [1.0], []
-    for context in contexts:
-        calls = {str(s): _drafting(decoder, s, context) for s in sets}
-        if context != contexts[0]:
-            calls["plain"] = _plain(decoder, 1, context)
-        units = turns.units(calls)
-        full += [units["plain"]] if "plain" in units else []
-        drafted += [(context, s, units[str(s)]) for s in sets]
-    base, mlp, *attn = _fit(drafted, contexts)
-    verify = []
-    for context in contexts:
-        sizes = {str(k): _plain(decoder, k, context) for k in range(1, max_tokens + 1)}
-        # More tokens never cost less; falling medians are noise.
-        verify.append(isotonic_regression(list(turns.units(sizes).values())).x)
-    head_units = turns.units({"head": _calling_head(decoder)})["head"]
+    near, far = _sizes(NEAR_SIZES, max_tokens), _sizes(FAR_SIZES, max_tokens)
+    n_calls = len(contexts) * len(sets) + (len(contexts) - 1) * (1 + len(far)) + len(near) + 1
+    with phase("costs", n_calls * repeats + OVERHEAD_REPEATS) as step:
+        places = [Place(decoder, context, max_tokens) for context in contexts]
+        turns = InterleavedTimer(places[0].plain(), repeats, stopwatch, max_s=max_s, step=step)
+        full, drafted = [1.0], []
+        for context, place in zip(contexts, places, strict=True):
+            calls = {str(s): place.drafting(s) for s in sets}
+            if context != contexts[0]:
+                calls["plain"] = place.plain()
+            units = turns.units(calls, share=DRAFTS_SHARE)
+            full += [units["plain"]] if "plain" in units else []
+            drafted += [(context, s, units[str(s)]) for s in sets]
+        base, mlp, *attn = _fit(drafted, contexts)
+        verify = [_verification(turns, places[0], near, max_tokens, share=NEAR_SHARE)]
+        if len(contexts) > 1:
+            there = _verification(turns, places[-1], far, max_tokens, share=FAR_SHARE)
+            more = [there[k - 1] - verify[0][k - 1] for k in far]
+            grown = np.interp(range(1, max_tokens + 1), far, more)
+            verify.append([float(v) for v in np.maximum.accumulate(np.array(verify[0]) + grown)])
+        head_units = turns.units({"head": calling_head(decoder)}, share=HEAD_SHARE)["head"]
+        overhead = _round_units(decoder, contexts[0], places[0], stopwatch, OVERHEAD_SHARE * max_s, step)
     unit_s = turns.unit_s
     table = CostTable(
         contexts=tuple(contexts),
@@ -76,13 +99,13 @@ def measure(
         mlp_s=mlp * unit_s,
         base_s=base * unit_s,
         full_s=tuple(v * unit_s for v in full),
-        verify_s=tuple(float(v) * unit_s for v in verify[0]),
-        verify_far_s=tuple(float(v) * unit_s for v in verify[-1]) if len(verify) > 1 else (),
+        verify_s=tuple(v * unit_s for v in verify[0]),
+        verify_far_s=tuple(v * unit_s for v in verify[-1]) if len(verify) > 1 else (),
+        overhead_s=overhead * unit_s,
         head_s=head_units * unit_s,
     )
     left = [tuple(v * unit_s - table.draft_s(s, c) for at, s, v in drafted if at == c) for c in contexts]
-    table = replace(table, interaction_s=tuple(left))
-    return replace(table, overhead_s=_round_units(decoder, contexts[0], stopwatch) * unit_s)
+    return replace(table, interaction_s=tuple(left))
 
 
 @torch.inference_mode()
@@ -95,6 +118,8 @@ def measure_drafts(
     precision: Precision = "same",
     repeats: int,
     stopwatch: Stopwatch,
+    max_s: float = math.inf,
+    phase: Phases = unwatched,
 ) -> CostTable:
     """The table with the cost of linear bridges, and the savings by a trimmed head and rounded weights.
 
@@ -106,29 +131,34 @@ def measure_drafts(
         has_maps: whether drafts have bridges with a matrix.
         head: ids that the draft's head scores, [V]; None: all.
         precision: precision of the kept weights.
-        repeats: number of calls of every forward, in turn with the others; the median counts.
+        repeats: largest number of calls of every forward, in turn with the others; the median counts.
         stopwatch: measures the seconds.
+        max_s: seconds of a whole table, of which this takes `PARTS_SHARE`, and the time to round weights.
+        phase: is told how the measurement goes on.
     """
-    context, n = table.contexts[0], decoder.n_layers
+    n = decoder.n_layers
     everything = DraftPlan.from_skip_set(SkipSet.from_bits([True] * (2 * n)))
     has_head, is_rounded = head is not None or precision != "same", precision != "same"
     halves = {"attn": SkipSet(n, mlp=frozenset(range(n))), "mlp": SkipSet(n, attn=frozenset(range(n)))}
-    calls = {"nothing": _drafting(decoder, everything, context)}
+    drafts: dict[str, SkipSet | DraftPlan] = {"nothing": everything}
     if has_maps:
         width = int(decoder.config.hidden_size)
         zeros = torch.zeros(width, width), torch.zeros(width)
         places = [at for at in everything.skipped if at[0] == "attn"]  # every architecture takes a bridge there
         bridges = {at: Bridge(zeros[1], zeros[:1]) for at in places}
-        calls["maps"] = _drafting(decoder, DraftPlan(everything.skip, bridges, kind="linear"), context)
+        drafts["maps"] = DraftPlan(everything.skip, bridges, kind="linear")
     if has_head:
         own = DraftPlan(everything.skip, head=head, precision=precision)
-        calls["head"] = _drafting(decoder, own, context)
+        drafts["head"] = own
     if is_rounded:
         for name, skip in halves.items():
-            calls[name] = _drafting(decoder, skip, context)
-            calls[f"{name} rounded"] = _drafting(decoder, replace(own, skip=skip), context)
-    turns = InterleavedTimer(_plain(decoder, 1, context), repeats, stopwatch)
-    units, unit_s = turns.units(calls), table.plain_s(context)
+            drafts |= {name: skip, f"{name} rounded": replace(own, skip=skip)}
+    context = table.contexts[0]
+    with phase(f"costs of {_parts(has_maps, head, precision)}", len(drafts) * repeats) as step:
+        place = Place(decoder, context, 1)
+        turns = InterleavedTimer(place.plain(), repeats, stopwatch, max_s=max_s, step=step)
+        units = turns.units({name: place.drafting(draft) for name, draft in drafts.items()}, share=PARTS_SHARE)
+    unit_s = table.plain_s(context)
     map_s = max(0.0, units["maps"] - units["nothing"]) * unit_s / n if has_maps else 0.0
     saved = units["nothing"] - units["head"] if has_head else 0.0
     # A kernel may be slower on small layers: its saving is then negative, and the search must know this.
@@ -139,12 +169,21 @@ def measure_drafts(
 
 @torch.inference_mode()
 def check(
-    decoder: Decoder, table: CostTable, sets: Sequence[SkipSet | DraftPlan], *, repeats: int, stopwatch: Stopwatch
+    decoder: Decoder,
+    table: CostTable,
+    sets: Sequence[SkipSet | DraftPlan],
+    *,
+    repeats: int,
+    stopwatch: Stopwatch,
+    max_s: float = math.inf,
+    phase: Phases = unwatched,
 ) -> list[tuple[float, float]]:
     """(predicted, measured) cost of one drafted token of each set, in plain tokens, at the first context."""
     context = table.contexts[0]
-    turns = InterleavedTimer(_plain(decoder, 1, context), repeats, stopwatch)
-    measured = turns.units({str(i): _drafting(decoder, skip, context) for i, skip in enumerate(sets)})
+    with phase("check of costs", len(sets) * repeats) as step:
+        place = Place(decoder, context, 1)
+        turns = InterleavedTimer(place.plain(), repeats, stopwatch, max_s=max_s, step=step)
+        measured = turns.units({str(i): place.drafting(skip) for i, skip in enumerate(sets)})
     plain_s = table.plain_s(context)
     return [(table.draft_s(skip, context) / plain_s, measured[str(i)]) for i, skip in enumerate(sets)]
 
@@ -170,20 +209,48 @@ def _fit(drafted: Sequence[tuple[int, SkipSet, float]], contexts: Sequence[int])
     return [max(0.0, float(v)) for v in parts]
 
 
-def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
+def _sizes(wanted: Sequence[int], largest_size: int) -> list[int]:
+    """The wanted sizes below the largest one, and the largest one."""
+    return [*(k for k in wanted if k < largest_size), largest_size]
+
+
+def _verification(
+    turns: InterleavedTimer, place: Place, sizes: Sequence[int], max_tokens: int, *, share: float
+) -> list[float]:
+    """Cost of the full forward of 1, 2, ..., `max_tokens` tokens, in plain tokens; between `sizes` interpolated."""
+    units = turns.units({str(k): place.plain(k) for k in sizes}, share=share)
+    # More tokens never cost less; falling medians are noise.
+    rising = isotonic_regression([units[str(k)] for k in sizes]).x
+    return [float(v) for v in np.interp(range(1, max_tokens + 1), sizes, rising)]
+
+
+def _parts(has_maps: bool, head: Tensor | None, precision: Precision) -> str:
+    """The parts of a draft for people: `int4 weights, a head of 8192`."""
+    found = ["bridges"] if has_maps else []
+    found += [f"{precision} weights"] if precision != "same" else []
+    found += [] if head is None else [f"a head of {head.numel()}"]
+    return ", ".join(found) or "drafts"
+
+
+def _round_units(decoder: Decoder, context: int, place: Place, stopwatch: Stopwatch, max_s: float, step: Step) -> float:
     """Cost of a real round minus its forwards, in plain tokens; at least 0, and 0 if the context has no room for one.
 
     The forwards are timed again just before and after: their cost in plain tokens depends on the load of the machine's
     memory, and a round consists mostly of forwards.
     """
     nothing = SkipSet(decoder.n_layers)
-    spec = DraftSpec(DraftPlan.from_skip_set(nothing), _always(N_DRAFTED))
-    drafter, plain = build_drafter(spec, decoder), _plain(decoder, 1, context)
-    forwards = {"draft": _drafting(decoder, nothing, context), "verify": _plain(decoder, N_DRAFTED + 1, context)}
-    left = []
-    for _ in range(OVERHEAD_REPEATS):
+    spec = DraftSpec(DraftPlan.from_skip_set(nothing), always(N_DRAFTED))
+    drafter, plain = build_drafter(spec, decoder), place.plain()
+    forwards = {"draft": place.drafting(nothing), "verify": place.plain(N_DRAFTED + 1)}
+
+    def timed(*, is_warm: bool) -> tuple[dict[str, float], float]:
         turns = InterleavedTimer(plain, 3, stopwatch)
-        before = turns.units(forwards)
+        return turns.units(forwards, is_warm=is_warm), turns.unit_s
+
+    began, left = stopwatch.now(), []
+    before, unit_before_s = timed(is_warm=False)
+    for _ in range(OVERHEAD_REPEATS):
+        begin = stopwatch.now()
         (result,) = speculate(
             decoder,
             [[5] * context],
@@ -192,52 +259,14 @@ def _round_units(decoder: Decoder, context: int, stopwatch: Stopwatch) -> float:
             ending=Ending((N_DRAFTED + 1) * OVERHEAD_ROUNDS + 1, frozenset()),
             stopwatch=stopwatch,
         )
-        after = turns.units(forwards)
+        after, unit_after_s = timed(is_warm=True)
+        unit_s = (unit_before_s + unit_after_s) / 2
         draft, verify = ((before[name] + after[name]) / 2 for name in forwards)
         whole = [r for r in result.rounds if r.drafted == N_DRAFTED]
-        left += [(r.draft_s + r.verify_s) / turns.unit_s - N_DRAFTED * draft - verify for r in whole]
+        left += [(r.draft_s + r.verify_s) / unit_s - N_DRAFTED * draft - verify for r in whole]
+        before, unit_before_s = after, unit_after_s
+        now = stopwatch.now()
+        if 2 * now - begin - began > max_s:
+            break
+    step(OVERHEAD_REPEATS)
     return max(0.0, statistics.median(left)) if left else 0.0
-
-
-def _drafting(decoder: Decoder, draft: SkipSet | DraftPlan, context: int) -> Callable[[], None]:
-    """A call that drafts one token after `context` tokens, for timing."""
-    cache, ids = _prefilled(decoder, context, 1)
-    spec = DraftSpec(draft if isinstance(draft, DraftPlan) else DraftPlan.from_skip_set(draft), _always(1))
-    drafter = build_drafter(spec, decoder)
-    row = Row(0, [*ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
-
-    def call() -> None:
-        drafter.propose([row], cache=cache)
-
-    return call
-
-
-def _always(n_tokens: int) -> Threshold:
-    """A rule that always drafts this number of tokens, and reads confidences like a threshold rule."""
-    return Threshold(n_tokens, 0.0)
-
-
-def _plain(decoder: Decoder, n_tokens: int, context: int) -> Callable[[], None]:
-    """A call of the full forward of `n_tokens` after `context` tokens and the choice of tokens, for timing."""
-    cache, _ = _prefilled(decoder, context, n_tokens)
-    ids = torch.full((1, n_tokens), 5, device=decoder.device)
-
-    def call() -> None:
-        largest(decoder.full(ids, starts=[context], cache=cache)).tolist()
-
-    return call
-
-
-def _calling_head(decoder: Decoder) -> Callable[[], None]:
-    """A call of the output head on one token, for timing."""
-    head = decoder.model.get_output_embeddings()  # type: ignore[operator]
-    hidden_11D = torch.zeros(1, 1, int(decoder.config.hidden_size), dtype=decoder.dtype, device=decoder.device)
-    return lambda: head(hidden_11D)
-
-
-def _prefilled(decoder: Decoder, context: int, n_more: int) -> tuple[ClockCache, list[int]]:
-    """A cache of `context` tokens with room for more, and its tokens; every third token is a new one."""
-    cache = decoder.new_cache(n_rows=1, capacity=context + n_more)
-    ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
-    decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)
-    return cache, ids

@@ -18,7 +18,7 @@ from selfspec.errors import InputError
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
 
-FORM = 2  # version of the measurement; tables of older versions can be read, but are measured again
+FORM = 3  # version of the measurement; tables of older versions can be read, but are measured again
 FORMER_NAMES = {"round_s": "overhead_s", "beside_s": "interaction_s"}  # in files written before 2026-11-28
 GRID = (0.0, 0.5, 1.0)  # fractions of the attention and of the MLP sublayers that measured drafts skip
 

@@ -1,27 +1,24 @@
 """Fit bridges to the full model's sublayers on calibration texts, in closed form and without training.
 
-One pass over the texts records the input and the output of every sublayer, at the tokens after which drafts begin. A
-bridge is then a ridge regression in closed form. The eigenvectors of an input's Gram matrix are computed once for each
-sublayer at which a run begins; a further run from there needs one product of inputs and outputs.
+A bridge is a ridge regression of the outputs of a run of sublayers on the input of the first one, all of which were
+observed before. The eigenvectors of an input's Gram matrix are computed once for each sublayer at which a run begins; a
+further run from there needs one product of inputs and outputs.
 """
 
-# N tokens, D hidden size, R rank, S sublayers (a0 m0 a1 m1 ...), L layers
+# N tokens, D hidden size, R rank
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from search.fitting.hidden_states_runner import Text
-from selfspec.engine.forward import BoundForward
+from search.fitting.observing import LaterObserved, Observed
 from selfspec.errors import InputError, unknown_name
-from selfspec.models.decoder import Decoder, share
 from selfspec.skipping.bridges import KINDS, Bridge
 from selfspec.skipping.plan import PLAIN, DraftPlan, Sublayer, position, sublayer
 from selfspec.skipping.skip_set import SkipSet
@@ -29,150 +26,19 @@ from selfspec.skipping.skip_set import SkipSet
 CHUNK = 1024  # tokens to convert to a wider dtype at once; bounds memory
 CACHED_BYTES = 1 << 28  # largest size of the cache of fitted bridges; chosen, not tuned
 MOST_SPENT = 0.9  # largest ratio of degrees of freedom to tokens, so that residuals remain; chosen, not tuned
-_ULPS = 4  # a sum of three numbers rounds twice; twice that is still far below the effect of a norm
+Key = tuple[int, int, str, int | None]  # of a bridge: its first and last sublayer, kind and rank
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Inputs of all sublayers, and their additions to the residual stream, at the same tokens.
+class KeptBridges(Protocol):
+    """Bridges that were fitted to the same observation before."""
 
-    Attributes:
-        inputs: input of each sublayer's module, S tensors [N, D] in the model's dtype; None for a sublayer of several
-            modules.
-        outputs: addition of each sublayer to the stream, in the same form.
-        adds: for each layer, whether the stream after it equals the stream before it plus both outputs, up to rounding.
-    """
+    def get(self, key: Key) -> Bridge | None:
+        """The bridge, or None if it was not fitted."""
+        ...
 
-    inputs: tuple[Tensor | None, ...]
-    outputs: tuple[Tensor | None, ...]
-    adds: tuple[bool, ...]
-
-    @property
-    def n_tokens(self) -> int:
-        """N, the number of tokens."""
-        return next((len(t) for t in self.inputs if t is not None), 0)
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(t.numel() * t.element_size() for t in (*self.inputs, *self.outputs) if t is not None)
-
-
-@torch.inference_mode()
-def observe(decoder: Decoder, texts: Sequence[Text], *, n_tokens: int) -> Observed:
-    """Record inputs and outputs in one forward over each text, on a copy of the module tree; the model is not changed.
-
-    Args:
-        decoder: the model.
-        texts: each gives an equal number of tokens: tokens before the model's own ones, evenly spaced, and then the
-            last ones of the prompt; never the first token of a text, whose states are unlike all others.
-        n_tokens: largest number of tokens. Memory is n_tokens · 4L · D numbers of the model's dtype.
-
-    Raises:
-        InputError: if the texts have no such token.
-    """
-    chosen: list[list[int]] = []
-    for i, text in enumerate(texts):
-        n_left = n_tokens - sum(map(len, chosen))
-        chosen.append(_positions(len(text.prompt), len(text.tokens), n_left // (len(texts) - i)))
-    n = sum(map(len, chosen))
-    if not n:
-        raise InputError(
-            f"{len(texts)} texts and n_tokens={n_tokens} give no token to fit to; give texts with answers, and one "
-            "token or more for each"
-        )
-    watch = _Watch(decoder, n)
-    for text, rows in zip(texts, chosen, strict=True):
-        if rows:
-            watch.read([*text.prompt, *text.tokens][: rows[-1] + 1], rows)
-    return Observed(tuple(watch.inputs), tuple(watch.outputs), tuple(watch.adds))
-
-
-class _Watch:
-    """A copy of the module tree whose layers and sublayers record their inputs and outputs."""
-
-    def __init__(self, decoder: Decoder, n: int) -> None:
-        self._decoder, self._module = decoder, share(decoder.model)
-        self._rows, self._at = torch.zeros(0, dtype=torch.long), slice(0, 0)
-        self._stream: dict[int, Tensor] = {}
-        self.adds = [True] * decoder.n_layers
-        size = (n, decoder.config.hidden_size)
-        sides: list[list[Tensor | None]] = [[], []]
-        layers = self._module.get_submodule(decoder.sublayers.path)
-        for i in range(decoder.n_layers):
-            layer = layers.get_submodule(str(i))
-            for patches in (decoder.sublayers.attn, decoder.sublayers.mlp):
-                for side in sides:
-                    one = len(patches) == 1
-                    side.append(torch.empty(size, dtype=decoder.dtype, device=decoder.device) if one else None)
-                if len(patches) == 1:
-                    self._note_sublayer(layer.get_submodule(patches[0].name), patches[0].forward, len(sides[0]) - 1)
-            self._note_layer(layer, i)
-        self.inputs, self.outputs = sides
-
-    def read(self, ids: list[int], rows: list[int]) -> None:
-        """Run one text, and record it at the positions `rows`."""
-        device = self._decoder.device
-        self._rows, self._at = torch.tensor(rows, device=device), slice(self._at.stop, self._at.stop + len(rows))
-        cache = self._decoder.new_cache(n_rows=1, capacity=len(ids))
-        BoundForward(self._module, self._decoder.context_length)(
-            torch.tensor([ids], device=device), starts=[0], cache=cache, n_logits=1
-        )
-        for i in range(self._decoder.n_layers):
-            self.adds[i] &= self._is_sum(i)
-
-    def _is_sum(self, i: int) -> bool:
-        attn_ND, mlp_ND = self.outputs[2 * i : 2 * i + 2]
-        if attn_ND is None or mlp_ND is None:
-            return False
-        parts_3ND = torch.stack([self._stream[i], attn_ND[self._at], mlp_ND[self._at]]).double()
-        error_ND = (self._stream[i + 1].double() - parts_3ND.sum(0)).abs()
-        rounding = _ULPS * torch.finfo(self._decoder.dtype).eps
-        return bool((error_ND <= rounding * parts_3ND.abs().sum(0)).all())
-
-    def _chosen(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, x.shape[-1])[self._rows.to(x.device)]
-
-    def _note_sublayer(self, module: Any, left_out: Any, s: int) -> None:
-        plain = module.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            given, added = self.inputs[s], self.outputs[s]
-            assert given is not None and added is not None
-            given[self._at] = self._chosen(args[0] if args else kwargs["hidden_states"]).to(given)
-            output = plain(*args, **kwargs)
-            # Its addition is the difference to the skipped sublayer, also if it adds the residual itself.
-            without = left_out(*args, **kwargs)
-            added[self._at] = (self._chosen(_first(output)) - self._chosen(_first(without))).to(added)
-            return output
-
-        module.forward = forward
-
-    def _note_layer(self, layer: Any, i: int) -> None:
-        plain = layer.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            self._stream[i] = self._chosen(args[0] if args else kwargs["hidden_states"]).to(self._decoder.device)
-            output = plain(*args, **kwargs)
-            # The next layer overwrites this with its own input, in case the model changes the stream between them.
-            self._stream[i + 1] = self._chosen(_first(output)).to(self._decoder.device)
-            return output
-
-        layer.forward = forward
-
-
-def _first(output: Any) -> Tensor:
-    first: Tensor = output[0] if isinstance(output, tuple) else output
-    return first
-
-
-def _positions(n_prompt: int, n_answer: int, most: int) -> list[int]:
-    """`most` positions, evenly spaced, before the model's own tokens; if these are fewer, also the prompt's last."""
-    first, end = max(1, n_prompt - 1), n_prompt + n_answer - 1
-    n_own = max(0, end - first)
-    if n_own > most:
-        return [first + i * n_own // most for i in range(most)]
-    return list(range(max(1, end - most), end))
+    def put(self, key: Key, bridge: Bridge) -> None:
+        """Keep a bridge."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +55,16 @@ class BridgeFitter:
 
     Args:
         observed: inputs and outputs of all sublayers.
-        cached_bytes: largest size of the cache of bridges; the least recently used bridges are dropped.
+        cached_bytes: largest size of the bridges in memory; the least recently used bridges are dropped.
+        kept: bridges that were fitted to this observation before; None: there are none.
     """
 
-    def __init__(self, observed: Observed, *, cached_bytes: int = CACHED_BYTES) -> None:
+    def __init__(
+        self, observed: Observed | LaterObserved, *, cached_bytes: int = CACHED_BYTES, kept: KeptBridges | None = None
+    ) -> None:
         self.observed = observed
-        self._cached_bytes = cached_bytes
-        self._bridges: OrderedDict[tuple[int, int, str, int | None], Bridge] = OrderedDict()
+        self._cached_bytes, self._kept = cached_bytes, kept
+        self._bridges: OrderedDict[Key, Bridge] = OrderedDict()
         self._spectra: dict[int, _Spectrum] = {}
         self._means: dict[int, Tensor] = {}
 
@@ -210,7 +79,7 @@ class BridgeFitter:
         Raises:
             InputError: if `skip` is for another number of layers, or kind and rank do not go together.
         """
-        n_layers = len(self.observed.adds)
+        n_layers = len(self.observed.outline.adds)
         if skip.n_layers != n_layers:
             raise InputError(
                 f"the skip set is for a model of {skip.n_layers} layers, but one of {n_layers} was observed; "
@@ -229,9 +98,9 @@ class BridgeFitter:
 
     def blanks(self, skip: SkipSet, *, kind: str, merge: bool, rank: int | None) -> dict[Sublayer, Bridge]:
         """Bridges of zeros with the sizes of those that `plan` would fit; they need almost no memory."""
-        width = next(len(t[0]) for t in self.observed.outputs if t is not None)
+        width = self.observed.outline.width
         ranks = {"mean": [], "linear": [width], "lowrank": [min(rank or width, width), width]}[kind]
-        zero = torch.zeros((), dtype=next(t.dtype for t in self.observed.outputs if t is not None))
+        zero = torch.zeros((), dtype=self.observed.outline.dtype)
         shapes = zip(ranks, [width, *ranks], strict=False)
         blank = Bridge(zero.expand(width), tuple(zero.expand(shape) for shape in shapes))
         return {sublayer(first): blank for first, _ in self.runs(skip, merge=merge)}
@@ -239,11 +108,12 @@ class BridgeFitter:
     def runs(self, skip: SkipSet, *, merge: bool) -> list[tuple[int, int]]:
         """(first, last) sublayer that each bridge of `plan` replaces."""
         found: list[tuple[int, int]] = []
+        outline = self.observed.outline
         for at in map(position, DraftPlan.from_skip_set(skip).skipped):
-            joins = merge and self.observed.adds[at // 2] and bool(found) and found[-1][1] == at - 1
-            if joins and self.observed.adds[(at - 1) // 2]:
+            joins = merge and outline.adds[at // 2] and bool(found) and found[-1][1] == at - 1
+            if joins and outline.adds[(at - 1) // 2]:
                 found[-1] = (found[-1][0], at)
-            elif self.observed.inputs[at] is not None:
+            elif outline.takes[at]:
                 found.append((at, at))
         return found
 
@@ -252,7 +122,12 @@ class BridgeFitter:
         """The bridge at sublayer `first` that replaces the sublayers `first` to `last`, in the model's dtype."""
         key = (first, last, kind, rank)
         if key not in self._bridges:
-            self._bridges[key] = self._fit(first, last, kind, rank)
+            bridge = self._kept.get(key) if self._kept else None
+            if bridge is None:
+                bridge = self._fit(first, last, kind, rank)
+                if self._kept:
+                    self._kept.put(key, bridge)
+            self._bridges[key] = bridge
             while len(self._bridges) > 1 and sum(b.n_bytes for b in self._bridges.values()) > self._cached_bytes:
                 self._bridges.popitem(last=False)
         self._bridges.move_to_end(key)

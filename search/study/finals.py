@@ -18,10 +18,12 @@ from search.study.race_rules import doubts, too_slow
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending, autoregress, speculate
+from selfspec.engine.prefix import shared_prefix
 from selfspec.engine.trace import DecodeResult
 from selfspec.errors import DrafterError
 from selfspec.measure.intervals import Interval
 from selfspec.measure.metrics import Timed, acceptance, speedup, speedup_interval, tokens_per_round
+from selfspec.measure.phases import Step
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopState
@@ -95,10 +97,12 @@ class Raced:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
 
 
-def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int) -> list[Finalist]:
-    """Score each finalist with its objective; returns the best `n_kept`, best first."""
+def rescore(entries: Sequence[tuple[Finalist, Objective]], *, n_kept: int, step: Step | None = None) -> list[Finalist]:
+    """Score each finalist with its objective, and call `step` after each; returns the best `n_kept`, best first."""
     for finalist, objective in entries:
         finalist.score = objective(finalist.point)
+        if step:
+            step()
     return sorted((f for f, _ in entries), key=lambda f: -f.score.value if f.score else 0.0)[:n_kept]
 
 
@@ -131,18 +135,25 @@ def race(
         f.times, f.results, f.out_after = [], [], None
     states: dict[int, StopState | None] = dict.fromkeys(range(len(finalists)))
     drafters = [build_drafter(f.spec, decoder) for f in finalists]
+    prefix = shared_prefix(decoder, prompts)  # reading a prompt is no part of what is timed
 
     faulty: set[int] = set()
 
     def run(i: int, ids: Sequence[int]) -> DecodeResult | None:
         """Decode with the i-th finalist, or plainly for -1; None if its drafter is at fault, which ends its race."""
         if i < 0:
-            (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch)
+            (result,) = autoregress(decoder, [ids], ending=ending, stopwatch=stopwatch, prefix=prefix)
             return result
         states[i] = state = finalists[i].spec.stop.begin(states[i])
         try:
             (result,) = speculate(
-                decoder, [ids], drafter=drafters[i], stops=[state], ending=ending, stopwatch=stopwatch
+                decoder,
+                [ids],
+                drafter=drafters[i],
+                stops=[state],
+                ending=ending,
+                stopwatch=stopwatch,
+                prefix=prefix,
             )
         except DrafterError as error:
             faulty.add(i)

@@ -6,6 +6,7 @@ determines its part, which then depends neither on its place in the file nor on 
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from selfspec.data.rows import as_object, good_ones, read_lines, tell_left_out
 from selfspec.data.task import Example, Part, checked
 from selfspec.errors import InputError
+from selfspec.hub import cache_unless_answering
 
 Item = tuple[str, str, Callable[[], Mapping[str, Any]]]
 """An unread row: its place in the split, its location for messages, and a function that reads its fields."""
@@ -210,7 +212,8 @@ def _hub_items(origin: Origin, path: str | None, split: str, seed: int) -> Itera
         raise InputError(f"data={origin.name} is not on the hub; give its file: data.path=FILE")
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(where, None if path else origin.config, split=split)
+        with nullcontext() if path else cache_unless_answering():
+            rows = datasets.load_dataset(where, None if path else origin.config, split=split)
     except ValueError as error:  # an unknown split, or no files of data
         raise InputError(f"cannot read data={origin.name} from {where}: {_line(error)}; check data.split=") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:  # an unreachable hub is an OSError

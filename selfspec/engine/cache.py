@@ -41,6 +41,11 @@ class ClockLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is unty
         self.values = value_states.new_zeros(b, h, capacity, value_states.shape[-1])
         self.is_initialized = True
 
+    def restore(self, keys: Tensor, values: Tensor, device: torch.device) -> None:
+        """Take keys and values, [B, H, C, D], that were stored; C is the capacity of the cache."""
+        self.keys, self.values = keys.to(device), values.to(device)
+        self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write [B, H, T, D] at each row's clock; returns the keys and values to attend to, [B, H, S, D], as views."""
         if not self.is_initialized:
@@ -172,6 +177,17 @@ class ClockCache(Cache):  # type: ignore[misc]
                 setattr(layer, name, whole)
             layer.dtype, layer.device, layer.is_initialized = parts[0].dtype, parts[0].device, True
         return stacked
+
+    def copied(self, capacity: int) -> ClockCache:
+        """A copy with room for at least `capacity` tokens."""
+        found = ClockCache(len(self.layers), n_rows=len(self.clocks), capacity=self.capacity, device=self.device)
+        found.clocks = list(self.clocks)
+        for copy, layer in zip(found.layers, self.layers, strict=True):
+            if layer.is_initialized:
+                copy.restore(layer.keys.clone(), layer.values.clone(), layer.device)
+        if capacity > self.capacity:
+            found._grow(capacity)
+        return found
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep `rows`, in this order, and drop the others."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from selfspec.drafters.chain import NoDraft
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.masks import check_batches
+from selfspec.engine.prefix import Prefix, text_cache
 from selfspec.engine.protocols import Drafter, Kind, Row, Schedule, Verifier
 from selfspec.engine.request import Criterion, Ending, Request
 from selfspec.engine.sampling import Chooser, Sampling, draw
@@ -42,6 +43,7 @@ def autoregress(
     first_row: int = 0,
     listener: Listener | None = None,
     stopwatch: Stopwatch | None = None,
+    prefix: Prefix | None = None,
 ) -> list[DecodeResult]:
     """Plain decoding, one full forward for each token. Arguments as in `speculate`."""
     return speculate(
@@ -54,6 +56,7 @@ def autoregress(
         first_row=first_row,
         listener=listener,
         stopwatch=stopwatch,
+        prefix=prefix,
     )
 
 
@@ -71,6 +74,7 @@ def speculate(
     stopwatch: Stopwatch | None = None,
     verifier: Verifier | None = None,
     schedule: Schedule | None = None,
+    prefix: Prefix | None = None,
 ) -> list[DecodeResult]:
     """The target's own output for each prompt, with fewer forwards of the target.
 
@@ -87,6 +91,8 @@ def speculate(
         stopwatch: measures the seconds.
         verifier: decides which tokens are accepted; None: `verify.Exact`, by the settings of `sampling`.
         schedule: order of drafting and verifying; None: `schedule.Sequential`.
+        prefix: a beginning of prompts that was read before; prompts with another one are read as a whole, and so are
+            all if the drafter needs hidden states.
 
     Raises:
         InputError: if a prompt is empty or leaves no room in the model's context.
@@ -102,7 +108,8 @@ def speculate(
         for i, (prompt, stop) in enumerate(zip(prompts, stops, strict=True))
     ]
     tell = listener or (lambda row, tokens, kinds: None)
-    caches = [_prefill(decoder, request, drafter, watch, tell) for request in requests]
+    known = None if drafter.needs.hidden else prefix
+    caches = [_prefill(decoder, request, drafter, watch, tell, known) for request in requests]
     live = [request for request in requests if request.finish is None]
     if live:
         cache = ClockCache.stack([c for c, r in zip(caches, requests, strict=True) if r.finish is None])
@@ -137,13 +144,15 @@ def _request(
     )
 
 
-def _prefill(decoder: Decoder, request: Request, drafter: Drafter, watch: Stopwatch, tell: Listener) -> ClockCache:
+def _prefill(
+    decoder: Decoder, request: Request, drafter: Drafter, watch: Stopwatch, tell: Listener, prefix: Prefix | None
+) -> ClockCache:
     """Run the full model on the prompt: this gives the first token, and the hidden states that the drafter needs."""
     begin = watch.now()
     row = request.row
-    cache = decoder.new_cache(n_rows=1, capacity=request.n_prompt + request.n_max)
-    ids_1T = torch.tensor([row.ids], device=decoder.device)
-    output = decoder.full.output(ids_1T, starts=[0], cache=cache, n_logits=1, hidden=drafter.needs.hidden)
+    cache, n_known = text_cache(decoder, row.ids, prefix, capacity=request.n_prompt + request.n_max)
+    ids_1T = torch.tensor([row.ids[n_known:]], device=decoder.device)
+    output = decoder.full.output(ids_1T, starts=[n_known], cache=cache, n_logits=1, hidden=drafter.needs.hidden)
     token = _choose(row, output.logits_BTV[0, -1])
     request.commit([token])
     if request.finish is None:

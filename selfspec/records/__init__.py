@@ -1,4 +1,4 @@
-"""Files of a run folder, and the provenance of a run.
+"""Files of a run folder, the provenance of a run, and what is kept for later runs.
 
 It must not know the meaning of rows, models or searches.
 """
