@@ -29,6 +29,7 @@ from search.replay.references import decode_references
 from search.replay.rule_tuner import pausing
 from search.space import Space
 from search.starts import warm_starts
+from search.study.expected import expect
 from search.study.finals import Finalist, Raced, race, rescore, settled
 from search.study.loop import Budget, row_of, run_search, top, values_of
 from search.study.pruning import WilcoxonPruning
@@ -179,7 +180,7 @@ class SearchJob:
         tell.searched(found, verdict, rungs)
         raced: list[Raced] = []
         if self.worker == 0 and self.finals.top and found.ended != "interrupted":
-            raced = self._finals(study, tell)
+            raced = self._finals(study, objective, tell)
             if folder:
                 (folder / run_files.FINALS).unlink(missing_ok=True)
                 for r in raced:
@@ -251,32 +252,15 @@ class SearchJob:
         log.info("%s", verdict.text())
         return verdict
 
-    def _finals(self, study: SearchStudy, tell: SearchListener) -> list[Raced]:
-        """The best trials on prompts that the search has not seen, scored and then raced; the winner first.
-
-        The race is run again once if a result is in doubt.
-        """
-        best = top(study, self.finals.top)
-        rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}  # where one was chosen for the point
-        prompts = {name: found for name, found in self.fresh.items() if found}
-        if len(prompts) < len(self.prompts):
-            prompts = dict(self.prompts)
-            log.warning("no calibration prompts are left for the finals: they run on those of the search")
-        for point, value in best:
-            log.info("finals: %s, %.3f in the search", point, value)
-        objective = self.goal.on(prompts, decoder=self.decoder, draft=self.drafts, costs=self.costs)
-        entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), objective)]
-        finalists = rescore(entries, n_kept=self.finals.race)
-        known = values_of(study)
-        for point in self._controls(finalists):
-            scored = known.get(point)
-            control = self._entries(point, math.nan if scored is None else scored, rules.get(point), objective)
-            finalists += rescore(control[:1], n_kept=1)
-        # The worst of several data sets is no prediction of a race on all of them.
-        is_predicted = self.goal.name == "expected_speedup" and (len(prompts) == 1 or self.goal.combine == "mean")
+    def _finals(self, study: SearchStudy, objective: Objective, tell: SearchListener) -> list[Raced]:
+        """The finalists, raced; the winner first. The race is run again once if a result is in doubt."""
+        prompts = self._fresh()
+        finalists = self.finalists(study, objective)
         for f in finalists:
             value = f.score.value if f.score else float("nan")
-            f.predicted = value if is_predicted else None
+            # The worst of several data sets is no prediction of a race on all of them.
+            is_mean = len(prompts) == 1 or self.goal.combine == "mean"
+            f.predicted = value if self.goal.name == "expected_speedup" and is_mean else None
             log.info("fresh prompts: %s -> %.3f %s", f.spec.plan, value, objective.unit)
         ids = [ids for found in prompts.values() for ids in found]
 
@@ -292,6 +276,36 @@ class SearchJob:
             )
 
         return settled(measure)
+
+    def finalists(self, study: SearchStudy, objective: Objective) -> list[Finalist]:
+        """The best trials, scored on prompts that the search has not seen, best first, and then their controls.
+
+        Args:
+            study: of the search.
+            objective: of the search, on its prompts.
+        """
+        best = top(study, self.finals.top)
+        rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}  # where one was chosen for the point
+        for point, value in best:
+            log.info("finals: %s, %.3f in the search", point, value)
+        fresh = self.goal.on(self._fresh(), decoder=self.decoder, draft=self.drafts, costs=self.costs)
+        entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), fresh)]
+        scored = rescore(entries, n_kept=len(entries))
+        finalists = scored[: self.finals.race]
+        known = values_of(study)
+        for point in self._controls(finalists):
+            value_known = known.get(point)
+            control = self._entries(point, math.nan if value_known is None else value_known, rules.get(point), fresh)
+            finalists += rescore(control[:1], n_kept=1)
+        if self._fresh() is self.prompts:
+            log.warning("no calibration prompts are left for the finals: they run on those of the search")
+        else:
+            expect(finalists, scored, objective)
+        return finalists
+
+    def _fresh(self) -> Prompts:
+        """The prompts of the finals: those of the search where a data set has no others."""
+        return self.fresh if all(self.fresh.get(name) for name in self.prompts) else self.prompts
 
     def _controls(self, finalists: Sequence[Finalist]) -> list[Point]:
         """What the best finalist must beat: itself with nothing skipped, and lookup alone where that can be chosen."""

@@ -210,6 +210,7 @@ class TestHonesty:
             "bare": f"{{skip: {tmp_path}, stop: {{fixed: {{max_draft: 3}}}}}}",
             "longer": f"{{skip: {tmp_path}, stop: {{fixed: {{max_draft: 4}}}}}}",
             "behind": f"{{skip: {tmp_path}, lookup: front}}",
+            "whole": f"{{skip: {tmp_path}, unskipped: true}}",
         }
         words.append("arms={" + ", ".join(f"{name}: {arm}" for name, arm in arms.items()) + "}")
         ran = command("evaluate", *toy, *words, "max_new_tokens=6")

@@ -190,8 +190,10 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
         measured["settings"] = dict(point.settings)
     if winner:
         low, high = winner.interval
-        if winner.finalist.score:  # the score on fresh prompts predicts the speedup of later runs
+        if winner.finalist.score:
             measured["fresh_value"] = winner.finalist.score.value
+        if winner.finalist.expected is not None:  # predicts later runs
+            measured["expected"] = round(winner.finalist.expected, 4)
         measured["speedup"] = round(winner.speedup, 4)
         if not math.isnan(low):  # a single prompt has no interval
             measured["interval"] = [round(low, 4), round(high, 4)]
@@ -263,13 +265,15 @@ def _told(found: Found, unit: str, searcher: str) -> str:
 def _told_race(raced: Sequence[Raced]) -> str:
     best = raced[0]
     low, high = best.interval
-    told = "" if best.finalist.predicted is None else f", predicted {best.finalist.predicted:.2f}x"
+    f = best.finalist
+    told = "" if f.predicted is None else f", predicted {f.predicted:.2f}x"
+    if f.predicted is not None and f.expected is not None:
+        told += f"; expected on other prompts: {f.expected:.2f}x"
     doubt = "; the interval includes 1: no speedup is shown" if low <= 1 <= high else ""
     doubt = "; slower than plain decoding" if high < 1 else doubt
     if best.doubts:
         doubt += f"; in doubt, also after a second race: {'; '.join(best.doubts)}"
-    n = len(best.finalist.times)
     return (
-        f"raced on {n} prompts against plain decoding: skip={best.finalist.point}, {best.speedup:.2f}x "
+        f"raced on {len(f.times)} prompts against plain decoding: skip={f.point}, {best.speedup:.2f}x "
         f"[{low:.2f}, {high:.2f}]{told}{doubt}"
     )
