@@ -5,7 +5,8 @@
 
 KEY=VALUE are settings of `selfspec search` (model, data, draft, ...). For each seed, which also selects the prompts, a
 search runs without a race; the value that it says of its best finalist is compared with that of a replay on prompts of
-the evaluation part. With the costs of an earlier search (`--costs`) nothing is measured. Each seed is a row of FOLDER/rows.jsonl; what is there is not run again, and the table is of all.
+the evaluation part. With the costs of an earlier search (`--costs`) nothing is measured. Each seed is a row of
+FOLDER/rows.jsonl; what is there is not run again, and the table is of all.
 """
 
 from __future__ import annotations
