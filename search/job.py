@@ -21,7 +21,7 @@ from search.draft_of_point import Drafts
 from search.goal import Goal, Prompts
 from search.importance import Importance, SpeedupBound, predict
 from search.job_parts import Finals, Row, Searcher, SearchListener, SearchResult
-from search.ladder import LOOKUP, Ladder
+from search.ladder import LOOKUP, Ladder, Rung
 from search.objective import Objective
 from search.point import Point, Value
 from search.replay.objectives import as_raced
@@ -176,7 +176,7 @@ class SearchJob:
                 found = go(n_trials=n_trials) if verdict.pays() or self.force else found
         else:
             found = go(n_trials=n_trials)
-        rungs = ladder.climb(values_of(study))[0] if ladder else []
+        rungs = self._rungs(study)
         tell.searched(found, verdict, rungs)
         raced: list[Raced] = []
         if self.worker == 0 and self.finals.top and found.ended != "interrupted":
@@ -185,6 +185,8 @@ class SearchJob:
                 (folder / run_files.FINALS).unlink(missing_ok=True)
                 for r in raced:
                     run_files.append_row(folder / run_files.FINALS, r.row)
+        if ladder and raced:
+            rungs = ladder.raced(rungs, {r.finalist.point: r.speedup for r in raced}, raced[0].finalist.point)
         spec = raced[0].finalist.spec if raced else self.drafts(found.point)
         return SearchResult(found, verdict, raced, _rows(study), objective.unit, spec, rungs)
 
@@ -293,7 +295,7 @@ class SearchJob:
         scored = rescore(entries, n_kept=len(entries))
         finalists = scored[: self.finals.race]
         known = values_of(study)
-        for point in self._controls(finalists):
+        for point in self._controls(finalists, self._rungs(study)):
             value_known = known.get(point)
             control = self._entries(point, math.nan if value_known is None else value_known, rules.get(point), fresh)
             finalists += rescore(control[:1], n_kept=1)
@@ -307,12 +309,22 @@ class SearchJob:
         """The prompts of the finals: those of the search where a data set has no others."""
         return self.fresh if all(self.fresh.get(name) for name in self.prompts) else self.prompts
 
-    def _controls(self, finalists: Sequence[Finalist]) -> list[Point]:
-        """What the best finalist must beat: itself with nothing skipped, and lookup alone where that can be chosen."""
-        settings = finalists[0].point.settings
-        nothing = SkipSet(self.space.n_layers)
+    def _rungs(self, study: SearchStudy) -> list[Rung]:
+        return Ladder(self.space, self.ladder).climb(values_of(study))[0] if self.ladder else []
+
+    def _controls(self, finalists: Sequence[Finalist], rungs: Sequence[Rung]) -> list[Point]:
+        """What the best finalist must beat.
+
+        These are itself with nothing skipped; the parts that stay on the ladder, and the same without each of them; and
+        lookup alone where that can be chosen.
+        """
+        settings, nothing = finalists[0].point.settings, SkipSet(self.space.n_layers)
         found = [self.space.point(nothing, settings)]
-        if any(d.name == LOOKUP and d.domain.holds("only") for d in self.space.dimensions):
+        if rungs:
+            ladder = Ladder(self.space, self.ladder)
+            found += [ladder.top(rungs), *ladder.without_each(rungs).values()]
+        is_raced = any(p.settings.get(LOOKUP) == "only" for p in found)
+        if not is_raced and any(d.name == LOOKUP and d.domain.holds("only") for d in self.space.dimensions):
             found.append(self.space.point(nothing, {**settings, LOOKUP: "only"}))
         racing = {f.point for f in finalists}
         # A control may win, so it must be allowed to.

@@ -12,9 +12,9 @@ import optuna
 import pytest
 
 from search.dimensions import dimensions
-from search.ladder import MIN_GAIN, Ladder, best_settings
+from search.ladder import MIN_GAIN, Ladder, Rung, best_settings
 from search.objective import Score, ShouldContinue
-from search.point import Point, Value
+from search.point import Point, Value, settings_text
 from search.samplers.local import Greedy
 from search.samplers.quadratic import Quadratic
 from search.space import Space
@@ -106,6 +106,33 @@ def test_a_part_that_changes_nothing_is_no_rung() -> None:
     assert len(rungs) == 1 and point is None
 
 
+class TestRaced:
+    """Of the parts, `lookup=only` is replaced by the last one, and memory is made to pay here."""
+
+    @staticmethod
+    def rungs() -> list[Rung]:
+        values: dict[Point, float | None] = {}
+        while (point := LADDER.climb(values)[1]) is not None:
+            values[point] = value(point) + (0.2 if point.settings.get("memory") else 0.0)
+        return LADDER.climb(values)[0]
+
+    def test_a_part_is_raced_against_the_same_without_it(self) -> None:
+        rivals = LADDER.without_each(self.rungs())
+        assert {i: dict(p.settings) for i, p in rivals.items()} == {
+            2: {"lookup": "front", "memory": 0, "precision": "int4"},
+            4: {"lookup": "only", "memory": 8192, "precision": "same"},
+        }
+
+    @pytest.mark.parametrize(("without", "taken_back"), [(1.2, []), (1.6, ["memory=8192"])])
+    def test_a_part_that_loses_the_race_is_taken_back(self, without: float, taken_back: list[str]) -> None:
+        rungs = self.rungs()
+        top, (no_memory, alone) = LADDER.top(rungs), LADDER.without_each(rungs).values()
+        speedups = {top: 1.5, no_memory: without, alone: 1.25}
+        raced = LADDER.raced(rungs, speedups, max(speedups, key=lambda p: speedups[p]))
+        assert [r.raced for r in raced] == [None, None, 1.5 / without, None, 1.2]
+        assert [settings_text(r.added) for r in raced if rungs[raced.index(r)].stays and not r.stays] == taken_back
+
+
 @pytest.mark.parametrize("part", [{"head": 3}, {"precision": "int2"}])
 def test_a_part_that_is_no_value_of_the_space_is_refused(part: dict[str, Value]) -> None:
     with pytest.raises(InputError, match="ladder"):
@@ -155,6 +182,7 @@ def test_draft_auto_says_what_each_part_gave_and_races_its_controls(toy: list[st
     assert "parts, in x plain decoding: nothing skipped: " in ran.out
     summary = json.loads((ran.run / run_files.SUMMARY).read_text())
     assert [rung["added"] for rung in summary["ladder"]][:2] == [{}, {"lookup": "only"}]
+    assert all(f": {rung['raced']:.2f}x" in ran.out for rung in summary["ladder"] if rung["raced"])
     raced = run_files.read_rows(ran.run / run_files.FINALS)
     settings = summary["winner"]["settings"]
     assert any(row["skip"] == "none" and row["settings"]["lookup"] == "only" for row in raced)

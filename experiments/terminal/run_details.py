@@ -104,7 +104,9 @@ def _search(run: Run, best: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _finals(rows: Sequence[Raced]) -> RenderableType:
-    table = plain_table("finals: skip", "in the search", "fresh prompts", "expected", "raced [95 %]", "acceptance", "prompts")
+    table = plain_table(
+        "finals: skip", "in the search", "fresh prompts", "expected", "raced [95 %]", "acceptance", "prompts"
+    )
     for row in rows:
         raced = run_list.interval(row["speedup"], row["low"], row["high"])
         raced += ", in doubt" if row["in_doubt"] else ""

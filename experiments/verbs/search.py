@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from search.importance import Importance, SpeedupBound
 from search.job import SearchJob, SearchListener, SearchResult
 from search.ladder import Rung
 from search.pareto import write_front
-from search.point import Point, row_text
+from search.point import Point, row_text, settings_text
 from search.study.finals import Raced
 from search.study.loop import Found
 from selfspec.drafters.spec_files import save_spec
@@ -149,6 +149,8 @@ def _write(
     """Write the files of the run folder, except rows, study and costs, which the job writes itself."""
     if result.raced:
         say(_told_race(result.raced))
+    if any(rung.raced for rung in result.rungs):
+        say(f"parts in the race, beside the same without each: {'; '.join(_told_parts(result.rungs))}")
     _draw(cfg, job, folder, result)
     _save(cfg, job, loaded, folder, result)
     show_search(
@@ -239,7 +241,13 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
 
 
 def _rung(rung: Rung) -> dict[str, Any]:
-    return {"added": dict(rung.added), **_row(rung.point), "value": rung.value, "stays": rung.stays}
+    return {
+        "added": dict(rung.added),
+        **_row(rung.point),
+        "value": rung.value,
+        "stays": rung.stays,
+        "raced": rung.raced,
+    }
 
 
 def _row(point: Point) -> dict[str, Any]:
@@ -260,6 +268,12 @@ def _told(found: Found, unit: str, searcher: str) -> str:
         f"best of {found.n_trials} trials in {found.elapsed_s:.0f} s{why}: skip={found.point} "
         f"({len(found.skip)} of {2 * found.skip.n_layers} sublayers), {found.value:.2f} {unit}{compared}"
     )
+
+
+def _told_parts(rungs: Sequence[Rung]) -> Iterator[str]:
+    for rung in rungs:
+        if rung.raced:
+            yield f"{settings_text(rung.added)}: {rung.raced:.2f}x" + ("" if rung.stays else ", taken back")
 
 
 def _told_race(raced: Sequence[Raced]) -> str:
