@@ -64,7 +64,10 @@ class Ladder:
                 if name not in dimensions:
                     raise InputError(f"ladder: {name}={value} is no value of a dimension; add {name} to the space")
                 if not dimensions[name].domain.holds(value):
-                    raise InputError(f"ladder: {name}={value_text(value)} is none of the values of space.{name}")
+                    raise InputError(
+                        f"ladder: {name}={value_text(value)} is none of the values of space.{name}; change one of them "
+                        "(draft=linear and draft=skip have no ladder)"
+                    )
 
     def climb(self, values: Mapping[Point, float | None]) -> tuple[list[Rung], Point | None]:
         """The rungs so far, and the point to score next; None at the top.

@@ -52,7 +52,7 @@ class Mine(BaseDrafter):
 
 
 def searched(toy: list[str], *words: str) -> Ran:
-    ran = command("search", *toy, *SMALL, *words)
+    ran = command("search", "draft=skip", *toy, *SMALL, *words)
     assert ran.status == 0, ran.err
     return ran
 
@@ -157,7 +157,7 @@ class TestSpace:
     ) -> None:
         head, _, rest = words.partition("} ")
         asked = [head + "}", *rest.split()] if rest else [words]
-        ran = command("search", *toy, *SMALL, "searcher.n_trials=3", *asked)
+        ran = command("search", "draft=skip", *toy, *SMALL, "searcher.n_trials=3", *asked)
         assert ran.status == 2, ran.out + ran.err
         (line,) = [li for li in ran.error_lines if not li.startswith(("measuring", "costs:", "no importance", "data="))]
         assert told in line

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.config import build
 from experiments.config.build_costs import check_given, draft_costs
+from experiments.config.build_ladder import Part, laddered, possible
 from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
 from search.costs.draft_tables import DraftCosts
@@ -27,6 +28,7 @@ from selfspec.drafters.spec import DraftSpec
 from selfspec.errors import InputError
 from selfspec.models.load import Loaded
 from selfspec.records import provenance
+from selfspec.skipping.plan import PLAIN
 from selfspec.targets import TARGET, find_class
 
 log = logging.getLogger(__name__)
@@ -41,11 +43,13 @@ class Asked:
     Attributes:
         goal, budget, pruning, finals, searcher: the fields of the job with these names.
         dimensions: dimensions of its space.
+        ladder: values of these that are tried one after another.
         drafts: settings of the drafts, with nothing fitted.
     """
 
     goal: Goal
     dimensions: tuple[Dimension, ...]
+    ladder: Sequence[Part]
     drafts: Drafts
     budget: Budget
     pruning: WilcoxonPruning | None
@@ -65,20 +69,26 @@ def search_job(cfg: DictConfig, *, resumed: Path | None = None) -> tuple[SearchJ
     """
     a = asked(cfg)
     loaded = build.model(cfg)
-    split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(a.dimensions))
+    if a.drafts.drafter and cfg.get("ladder"):
+        log.info(
+            "drafter=%s is the run's own: there are no parts to try, and sublayers are skipped as they are",
+            a.drafts.drafter[TARGET],
+        )
+    dims, ladder = possible(a.dimensions, a.ladder, drafts=a.drafts, device=loaded.decoder.device)
+    split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(dims))
     c = cfg.calibration
     drafts = fitted(
         a.drafts,
         loaded.decoder,
         split.rest,
-        dimensions=a.dimensions,
+        dimensions=dims,
         n_tokens=c.n_tokens,
         max_new_tokens=c.max_new_tokens,
     )
     kept = resumed / COSTS if resumed else None
     costs, context = None, 0
     if a.goal.uses_costs or (kept and kept.exists()):
-        costs = draft_costs(cfg, loaded, drafts, a.dimensions, kept=kept)
+        costs = draft_costs(cfg, loaded, drafts, dims, kept=kept)
         context = costs.table.contexts[0]
         drafts = replace(drafts, price=_pricing(costs, context))
         _check_contexts(cfg, loaded, costs, split)
@@ -90,14 +100,14 @@ def search_job(cfg: DictConfig, *, resumed: Path | None = None) -> tuple[SearchJ
         costs=costs,
         goal=a.goal,
         space=capped_space(
-            loaded.decoder, a.dimensions, dict(cfg.constraints.items()), drafts=drafts, costs=costs, context=context
+            loaded.decoder, dims, dict(cfg.constraints.items()), drafts=drafts, costs=costs, context=context
         ),
         searcher=a.searcher,
         budget=a.budget,
         pruning=a.pruning,
         finals=a.finals,
         starts=tuple(cfg.starts),
-        ladder=[dict(part) for part in cfg.get("ladder") or ()],
+        ladder=ladder,
         start_from=[Path(p).expanduser() for p in ([cfg.start] if isinstance(cfg.start, str) else cfg.start or ())],
         force=cfg.force,
         identity=_identity(cfg, a.drafts, loaded),
@@ -123,9 +133,11 @@ def asked(cfg: DictConfig) -> Asked:
         **({"batch_starts": o.batch_starts} if "batch_starts" in o else {}),
     )
     drafts = _drafts(cfg)
-    settings = OmegaConf.to_container(cfg.space) if cfg.get("space") else {}
+    with_ladder = laddered(cfg, drafts)
+    if drafts.drafter and cfg.get("ladder"):  # whose skip sets are searched as they are
+        drafts = replace(drafts, kind=PLAIN)
     own = {f"stop.{key}": value for key, value in drafts.stop.to_dict().items()}  # default values of ranges
-    dims = dimensions(settings, own=own) if settings else ()  # type: ignore[arg-type]
+    dims = dimensions(with_ladder.space, own=own) if with_ladder.space else ()
     _check_space(dims, drafts, goal)
     _check_lookup(dims, drafts)
     _check_drafter(drafts, goal)
@@ -137,6 +149,7 @@ def asked(cfg: DictConfig) -> Asked:
     return Asked(
         goal,
         dims,
+        with_ladder.parts,
         drafts,
         Budget(s.n_trials, s.max_s, s.patience),
         WilcoxonPruning(**cfg.prune) if cfg.prune else None,
@@ -176,7 +189,9 @@ def _check_space(dims: Sequence[Dimension], drafts: Drafts, goal: Goal) -> None:
         raise InputError(f"objective.tune_stop chooses the stop rule anew for each point; leave it or {rules[0]} out")
     idle = [name for name in names if name in ("lookup", "memory") or name in rules]
     if idle and goal.name == AGREED:
-        raise InputError(f"objective=matchness does not see space.{idle[0]}; leave it out, or use another objective")
+        raise InputError(
+            f"objective=matchness does not see space.{idle[0]}; leave it out (draft=skip), or use another objective"
+        )
     if "memory" in names and not any(choices(dims, "lookup", drafts.lookup)):
         raise InputError("space.memory is for prompt lookup to look in; set lookup=front, or search lookup, too")
 
@@ -324,7 +339,7 @@ def _facts(cfg: DictConfig, job: SearchJob, loaded: Loaded, split: _Split) -> di
         searcher=cfg.searcher.name,
         objective=job.goal.name,
         stop=build.stop_name(drafts.stop),
-        draft=cfg.draft.kind,
+        draft=drafts.kind,
         head=cfg.head.n,
         precision=cfg.precision,
         lookup=cfg.lookup,

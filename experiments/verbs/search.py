@@ -124,7 +124,7 @@ class _Shown(SearchListener):
         self._say(_told(found, self._unit, self._job.searcher.name))
         if verdict:
             is_end = not (verdict.pays() or self._job.force)
-            more = "; the search ends here: force=true goes on, and draft=linear may pay" if is_end else ""
+            more = "; the search ends here: force=true goes on, and draft=auto may pay" if is_end else ""
             self._say(verdict.text() + more)
 
     def race(self, n_done: int, n_prompts: int) -> None:
