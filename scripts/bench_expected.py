@@ -76,6 +76,7 @@ def _run(cfg: Any, folder: Path, n_fresh: int, costs: Path | None) -> dict[str, 
     )
     others = goal.on({cfg.data.name: [p.ids for p in found]}, decoder=job.decoder, draft=job.drafts, costs=job.costs)
     assert best.score
+    replayed = as_raced(others, best.spec)(best.point)
     return {
         "data": cfg.data.name,
         "seed": cfg.searcher.seed,
@@ -83,8 +84,8 @@ def _run(cfg: Any, folder: Path, n_fresh: int, costs: Path | None) -> dict[str, 
         "trial": best.trial_value,
         "fresh": best.score.value,
         "expected": best.expected,
-        "replayed": as_raced(others, best.spec)(best.point).value,
-        "n_replayed": len(found),
+        "replayed": replayed.value,
+        "replayed_values": replayed.values,
         "finals_s": seconds,
     }
 

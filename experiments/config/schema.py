@@ -227,6 +227,7 @@ class Evaluate(Run):
     lookup: Lookup | None = MISSING
     arm: str | None = MISSING
     arms: Any = MISSING
+    controls: bool = MISSING
     ablation: str | None = MISSING
     generate: bool = MISSING
     n: int | None = number(1)
