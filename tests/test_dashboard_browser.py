@@ -73,7 +73,9 @@ def real_runs(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = ["objective=acceptance", "objective.max_new_tokens=8", "searcher.n_trials=16", "finals.top=0"]
     found = command("search", "draft=skip", *toy, *quick, f"paths.outputs={outputs}", "force=true")
     assert found.status == 0, found.err
-    shown = command("evaluate", *toy, f"paths.outputs={outputs}", "skip=a1 m2", "n=2", "max_new_tokens=12")
+    shown = command(
+        "evaluate", *toy, f"paths.outputs={outputs}", "skip=a1 m2", "controls=false", "n=2", "max_new_tokens=12"
+    )
     assert shown.status == 0, shown.err
     return outputs
 

@@ -29,7 +29,7 @@ from selfspec.skipping.skip_set_files import save_skip_set
 from tests.commands import CONTEXT, N_LAYERS, PROMPTS, Ran, command, write_prompts
 
 ARMS = ("plain", "generate", "odd")
-SMALL = ("skip=a1,3 m2", "arm=odd", "stop=fixed", "max_new_tokens=6", "model.dtype=float64")
+SMALL = ("skip=a1,3 m2", "arm=odd", "stop=fixed", "max_new_tokens=6", "model.dtype=float64", "controls=false")
 N_PROMPTS = len(PROMPTS) // 2
 
 

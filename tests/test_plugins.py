@@ -122,7 +122,9 @@ class TestOptions:
 class TestEvaluate:
     def test_a_rule_and_a_data_set_and_arms_with_it(self, mine: Path, words: list[str]) -> None:
         arms = "arms={other: {skip: a2, stop: mine}, short: {skip: a2, stop: {mine: {max_draft: 1}}}}"
-        ran = finished(command("evaluate", "--config-dir", "mine", *words, *SMALL, "skip=a1", "stop=mine", arms))
+        ran = finished(
+            command("evaluate", "--config-dir", "mine", *words, *SMALL, "skip=a1", "stop=mine", "controls=false", arms)
+        )
         rows = run_files.read_rows(ran.run / run_files.RECORDS)
         assert {row["verdict"] for row in rows} == {"baseline", "identical"}
         assert {row["prompt_id"] for row in rows} == {"evaluation-0", "evaluation-5"} or len(rows) == 8

@@ -180,7 +180,9 @@ class TestOwnDrafter:
         saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
         assert saved["drafter"] == {"_target_": "my_drafter.Mine", "depth": saved["settings"]["drafter.depth"]}
         arms = "arms={builtin: {skip: a1, drafter: layer_skip}, named: {skip: a1, drafter: mine}, copy: {lookup: only}}"
-        evaluated = command("evaluate", *toy, *mine, arms, "max_new_tokens=8", "stop=threshold", "skip=a1", "n=1")
+        evaluated = command(
+            "evaluate", *toy, *mine, arms, "max_new_tokens=8", "stop=threshold", "skip=a1", "n=1", "controls=false"
+        )
         assert evaluated.status == 0, evaluated.err
         abouts = json.loads((evaluated.run / run_files.PROVENANCE).read_text())["run"]["arms"]
         assert {name: about.get("drafter", {}).get("_target_") for name, about in abouts.items()} == {

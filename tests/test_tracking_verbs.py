@@ -73,7 +73,7 @@ def searched(search: Ran) -> Tracked:
 @pytest.fixture(scope="module")
 def evaluate(toy: list[str], outputs: Path) -> Ran:
     """Two jobs of a sweep; the last line of each tells its own folder."""
-    words = ("skip=a1", "n=2", "max_new_tokens=8", "stop=fixed", "generate=false", "name=swept,also")
+    words = ("skip=a1", "controls=false", "n=2", "max_new_tokens=8", "stop=fixed", "generate=false", "name=swept,also")
     ran = command("evaluate", "-m", *toy, *words, WANDB, f"paths.outputs={outputs}")
     assert ran.status == 0, ran.err
     return ran
