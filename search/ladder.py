@@ -39,7 +39,8 @@ class Rung:
 
     def __str__(self) -> str:
         value = "cannot be scored" if self.value is None else f"{self.value:.3f}"
-        return f"{settings_text(self.added) or 'nothing skipped'}: {value}{'' if self.stays else ', left out'}"
+        least = f"skip={self.point.skip}" if len(self.point.skip) else "nothing skipped"
+        return f"{settings_text(self.added) or least}: {value}{'' if self.stays else ', left out'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,12 @@ class Ladder:
         Args:
             values: of all points that were scored; None: the point failed.
         """
-        best = self.space.point(SkipSet(self.space.n_layers))
+        best = self._point({})
         if best not in values:
             return [], best
         rungs = [Rung(best, {}, values[best], stays=True)]
         for part in self.parts:
-            point = self.space.point(best.skip, {**best.settings, **part})
+            point = self._point({**best.settings, **part})
             if point == best:
                 continue
             if point not in values:
@@ -124,7 +125,11 @@ class Ladder:
         settings: dict[str, Value] = {}
         for i in places:
             settings |= rungs[i].added if rungs[i].stays else {}
-        return self.space.point(SkipSet(self.space.n_layers), settings)
+        return self._point(settings)
+
+    def _point(self, settings: Mapping[str, Value]) -> Point:
+        """The draft that skips nothing; where the space does not allow that, the nearest one."""
+        return self.space.allowed(self.space.point(SkipSet(self.space.n_layers), settings))
 
 
 def best_settings(rungs: Sequence[Rung]) -> Mapping[str, Value]:

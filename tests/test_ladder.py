@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 
+from search.constraints import Constraints
 from search.dimensions import dimensions
 from search.ladder import MIN_GAIN, Ladder, Rung, best_settings
 from search.objective import Score, ShouldContinue
@@ -92,6 +93,14 @@ def test_each_part_is_added_to_the_best_below_and_stays_if_it_pays() -> None:
 def test_a_gain_that_costs_more_than_it_gives_is_left_out() -> None:
     tiny = {0: 1.0, 8192: 1.0 + (MIN_GAIN - 1) / 2}
     assert climbed(lambda point: tiny[point.settings["memory"]])[2].endswith("left out")  # type: ignore[index]
+
+
+def test_a_ladder_skips_what_the_space_demands() -> None:
+    space = Space(N_LAYERS, Constraints(n_skipped=2), DIMENSIONS)
+    values: dict[Point, float | None] = {}
+    while (point := Ladder(space, PARTS).climb(values)[1]) is not None:
+        values[point] = value(point)
+    assert len(values) == 5 and {len(point.skip) for point in values} == {2}
 
 
 def test_a_part_that_cannot_be_scored_is_left_out() -> None:
