@@ -34,7 +34,7 @@ def test_without_two_prompts_of_each_there_is_nothing_to_correct(scores: list[Sc
 
 def test_prompts_that_are_easier_than_others_promise_less() -> None:
     fresh, seen = replace(score(2.0), n_tokens=10), replace(score(1.0), n_tokens=30)
-    assert hardness(fresh, seen) == pytest.approx(1.25 / 2.0)
+    assert hardness(fresh, seen) == pytest.approx(40 / (10 / 2.0 + 30 / 1.0) / 2.0)
 
 
 def test_the_choice_among_equals_is_corrected_on_average() -> None:

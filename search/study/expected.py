@@ -57,9 +57,9 @@ def optimism(scores: Sequence[Score]) -> float:
 
 
 def hardness(control_fresh: Score, control_seen: Score) -> float:
-    """The control's value on all prompts over that on the fresh ones; prompts count by their tokens."""
-    n_fresh, n_seen = control_fresh.n_tokens, control_seen.n_tokens
-    if control_fresh.value <= 0 or not n_fresh + n_seen:
+    """The control's value on all prompts over that on the fresh ones: tokens over seconds, pooled."""
+    scores = [s for s in (control_fresh, control_seen) if s.n_tokens]
+    if not scores or any(s.value <= 0 for s in scores):
         return 1.0
-    everywhere = (n_fresh * control_fresh.value + n_seen * control_seen.value) / (n_fresh + n_seen)
+    everywhere = sum(s.n_tokens for s in scores) / sum(s.n_tokens / s.value for s in scores)
     return everywhere / control_fresh.value
