@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := -c constraints.txt
+# pip, without its warnings about folders of wheels in its configuration that are not there
+SHELL := bash
+PIP = $(BIN)/python -m pip install --quiet $(CONSTRAINTS) 2> >(grep -v "is ignored: it is either a non-existing path" >&2)
 
 .PHONY: install install-dev demo test test-all browser screenshots clean
 
@@ -12,11 +15,13 @@ install-dev: .venv/.installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/.installed: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e .
+	@echo installing into .venv
+	@$(PIP) -e .
 	@touch $@
 
 .venv/.installed-dev: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	@echo installing into .venv
+	@$(PIP) -e '.[dev]'
 	@touch $@ .venv/.installed
 
 demo: .venv/.installed

@@ -2,10 +2,11 @@
 
     python scripts/bench_search.py [--folder FOLDER] [--searchers tpe,quadratic] [--seeds 0,1,2] [KEY=VALUE ...]
 
-KEY=VALUE are settings of `selfspec search` (model, data, objective, ...). Every searcher begins with skipping nothing;
-those that are made for the importance map (quadratic, greedy) also get the single-skip sets, which count. Each run is a
-file of rows in the folder: what is there is not run again, an unfinished run goes on. The table and the curves are made
-from the files: `--report` makes them alone. Needs the extra `paper` for that searcher.
+KEY=VALUE are settings of `selfspec search` (model, data, objective, ...), of plain skipping unless they say `draft=`.
+Every searcher begins with skipping nothing; those that are made for the importance map (quadratic, greedy) also get the
+single-skip sets, which count. Each run is a file of rows in the folder: what is there is not run again, an unfinished
+run goes on. The table and the curves are made from the files: `--report` makes them alone. Needs the extra `paper` for
+that searcher.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _run_all(args: argparse.Namespace, settings: list[str], folder: Path) -> Non
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     with initialize_config_module("conf", version_base="1.3"):
-        job = ready(compose("search", overrides=settings)).job()
+        job = ready(compose("search", overrides=["draft=skip", *settings])).job()
         goal = job.goal.on(job.prompts, decoder=job.decoder, draft=job.drafts, costs=job.costs)
         objective = Remembered(goal)
         objective(SkipSet(job.space.n_layers))
@@ -100,7 +101,7 @@ def _run_all(args: argparse.Namespace, settings: list[str], folder: Path) -> Non
                 if seed and name in SAME_FOR_EVERY_SEED:
                     continue
                 own = [f"searcher={name}", f"searcher.seed={seed}", f"searcher.n_trials={args.evaluations}"]
-                cfg = compose("search", overrides=[*settings, *own])
+                cfg = compose("search", overrides=["draft=skip", *settings, *own])
                 _run(replace(job, searcher=searcher(cfg.searcher)), objective, folder, args)
 
 

@@ -21,7 +21,7 @@ from search.draft_of_point import Drafts
 from search.goal import Goal, Prompts
 from search.importance import Importance, SpeedupBound, predict
 from search.job_parts import Finals, Row, Searcher, SearchListener, SearchResult
-from search.ladder import LOOKUP, Ladder
+from search.ladder import LOOKUP, Ladder, Rung
 from search.objective import Objective
 from search.point import Point, Value
 from search.replay.objectives import as_raced
@@ -29,6 +29,7 @@ from search.replay.references import decode_references
 from search.replay.rule_tuner import pausing
 from search.space import Space
 from search.starts import warm_starts
+from search.study.expected import expect
 from search.study.finals import Finalist, Raced, race, rescore, settled
 from search.study.loop import Budget, row_of, run_search, top, values_of
 from search.study.pruning import WilcoxonPruning
@@ -179,15 +180,17 @@ class SearchJob:
                 found = go(n_trials=n_trials) if verdict.pays() or self.force else found
         else:
             found = go(n_trials=n_trials)
-        rungs = ladder.climb(values_of(study))[0] if ladder else []
+        rungs = self._rungs(study)
         tell.searched(found, verdict, rungs)
         raced: list[Raced] = []
         if self.worker == 0 and self.finals.top and found.ended != "interrupted":
-            raced = self._finals(study, tell)
+            raced = self._finals(study, objective, tell)
             if folder:
                 (folder / run_files.FINALS).unlink(missing_ok=True)
                 for r in raced:
                     run_files.append_row(folder / run_files.FINALS, r.row)
+        if ladder and raced:
+            rungs = ladder.raced(rungs, {r.finalist.point: r.speedup for r in raced}, raced[0].finalist.point)
         spec = raced[0].finalist.spec if raced else self.drafts(found.point)
         return SearchResult(found, verdict, raced, _rows(study), objective.unit, spec, rungs)
 
@@ -257,33 +260,15 @@ class SearchJob:
         log.info("%s", verdict.text())
         return verdict
 
-    def _finals(self, study: SearchStudy, tell: SearchListener) -> list[Raced]:
-        """The best trials on prompts that the search has not seen, scored and then raced; the winner first.
-
-        The race is run again once if a result is in doubt.
-        """
-        best = top(study, self.finals.top)
-        rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}  # where one was chosen for the point
-        prompts = {name: found for name, found in self.fresh.items() if found}
-        if len(prompts) < len(self.prompts):
-            prompts = dict(self.prompts)
-            log.warning("no calibration prompts are left for the finals: they run on those of the search")
-        for point, value in best:
-            log.info("finals: %s, %.3f in the search", point, value)
-        objective = self._objective(prompts, tell)
-        entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), objective)]
-        known = values_of(study)
-        with tell.phase("finals", len(entries) + 2) as step:
-            finalists = rescore(entries, n_kept=self.finals.race, step=step)
-            for point in self._controls(finalists):
-                scored = known.get(point)
-                control = self._entries(point, math.nan if scored is None else scored, rules.get(point), objective)
-                finalists += rescore(control[:1], n_kept=1, step=step)
-        # The worst of several data sets is no prediction of a race on all of them.
-        is_predicted = self.goal.name == "expected_speedup" and (len(prompts) == 1 or self.goal.combine == "mean")
+    def _finals(self, study: SearchStudy, objective: Objective, tell: SearchListener) -> list[Raced]:
+        """The finalists, raced; the winner first. The race is run again once if a result is in doubt."""
+        prompts = self._fresh()
+        finalists = self.finalists(study, objective, tell)
         for f in finalists:
             value = f.score.value if f.score else float("nan")
-            f.predicted = value if is_predicted else None
+            # The worst of several data sets is no prediction of a race on all of them.
+            is_mean = len(prompts) == 1 or self.goal.combine == "mean"
+            f.predicted = value if self.goal.name == "expected_speedup" and is_mean else None
             log.info("fresh prompts: %s -> %.3f %s", f.spec.plan, value, objective.unit)
         ids = [ids for found in prompts.values() for ids in found]
 
@@ -300,12 +285,56 @@ class SearchJob:
 
         return settled(measure)
 
-    def _controls(self, finalists: Sequence[Finalist]) -> list[Point]:
-        """What the best finalist must beat: itself with nothing skipped, and lookup alone where that can be chosen."""
-        settings = finalists[0].point.settings
-        nothing = SkipSet(self.space.n_layers)
+    def finalists(self, study: SearchStudy, objective: Objective, tell: SearchListener | None = None) -> list[Finalist]:
+        """The best trials, scored on prompts that the search has not seen, best first, and then their controls.
+
+        Args:
+            study: of the search.
+            objective: of the search, on its prompts.
+            tell: is told how it goes on.
+        """
+        tell = tell or SearchListener()
+        best = top(study, self.finals.top)
+        rules = {study.point(t): t.user_attrs.get("stop") for t in study.trials}  # where one was chosen for the point
+        for point, value in best:
+            log.info("finals: %s, %.3f in the search", point, value)
+        fresh = self._objective(self._fresh(), tell)
+        entries = [e for point, value in best for e in self._entries(point, value, rules.get(point), fresh)]
+        known = values_of(study)
+        with tell.phase("finals", len(entries) + 2) as step:
+            scored = rescore(entries, n_kept=len(entries), step=step)
+            finalists = scored[: self.finals.race]
+            for point in self._controls(finalists, self._rungs(study)):
+                value_known = known.get(point)
+                value = math.nan if value_known is None else value_known
+                control = self._entries(point, value, rules.get(point), fresh)
+                finalists += rescore(control[:1], n_kept=1, step=step)
+        if self._fresh() is self.prompts:
+            log.warning("no calibration prompts are left for the finals: they run on those of the search")
+        else:
+            expect(finalists, scored, objective)
+        return finalists
+
+    def _fresh(self) -> Prompts:
+        """The prompts of the finals: those of the search where a data set has no others."""
+        return self.fresh if all(self.fresh.get(name) for name in self.prompts) else self.prompts
+
+    def _rungs(self, study: SearchStudy) -> list[Rung]:
+        return Ladder(self.space, self.ladder).climb(values_of(study))[0] if self.ladder else []
+
+    def _controls(self, finalists: Sequence[Finalist], rungs: Sequence[Rung]) -> list[Point]:
+        """What the best finalist must beat.
+
+        These are itself with nothing skipped; the parts that stay on the ladder, and the same without each of them; and
+        lookup alone where that can be chosen.
+        """
+        settings, nothing = finalists[0].point.settings, SkipSet(self.space.n_layers)
         found = [self.space.point(nothing, settings)]
-        if any(d.name == LOOKUP and d.domain.holds("only") for d in self.space.dimensions):
+        if rungs:
+            ladder = Ladder(self.space, self.ladder)
+            found += [ladder.top(rungs), *ladder.without_each(rungs).values()]
+        is_raced = any(p.settings.get(LOOKUP) == "only" for p in found)
+        if not is_raced and any(d.name == LOOKUP and d.domain.holds("only") for d in self.space.dimensions):
             found.append(self.space.point(nothing, {**settings, LOOKUP: "only"}))
         racing = {f.point for f in finalists}
         # A control may win, so it must be allowed to.

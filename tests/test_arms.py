@@ -234,3 +234,20 @@ class TestGenerate:
     def test_is_an_arm_of_an_evaluation(self, toy: list[str], tmp_path: Path) -> None:
         ran = evaluated(toy, tmp_path, "{hf lookup: {generate: {prompt_lookup_num_tokens: 10}}}")
         assert [row["verdict"] for row in rows(ran) if row["arm"] == "hf lookup"] == ["identical"] * 2
+
+
+@pytest.mark.parametrize(
+    ("words", "controls"),
+    [
+        (("skip=a1", "lookup=front"), {"nothing skipped": "none", "lookup alone": None}),
+        (("skip=a1", "lookup=front", "controls=false"), {}),
+        (("skip=a1", "arms={bare: {skip: a1, unskipped: true}}"), {"bare": "none"}),
+        (("skip=none",), {}),
+    ],
+)
+def test_a_draft_is_evaluated_beside_its_controls(
+    words: tuple[str, ...], controls: dict[str, str | None], toy: list[str], tmp_path: Path
+) -> None:
+    quick = ("max_new_tokens=4", "n=1", "generate=false", "arm=mine", f"paths.outputs={tmp_path}")
+    found = drafts(command("evaluate", *toy, *quick, *words))
+    assert {name: draft for name, draft in found.items() if name not in ("plain", "mine")} == controls

@@ -143,11 +143,11 @@ class TestMistakesOnAModel:
         assert_told(command("decode", *toy, f"prompt={'x' * 500}"), "50", "context of 96")
 
     def test_a_part_of_the_data_without_prompts_is_told(self, toy: list[str]) -> None:
-        assert_told(command("search", *toy, "data.calibration_fraction=0"), "calibration part", "empty")
+        assert_told(command("search", "draft=skip", *toy, "data.calibration_fraction=0"), "calibration part", "empty")
 
     def test_a_model_folder_without_weights_is_told(self, toy: list[str], model_folder: Path, tmp_path: Path) -> None:
         shutil.copy(model_folder / "config.json", tmp_path)
-        assert_told(command("search", *toy, f"model.path={tmp_path}"), str(tmp_path), "*.safetensors")
+        assert_told(command("search", "draft=skip", *toy, f"model.path={tmp_path}"), str(tmp_path), "*.safetensors")
 
     def test_a_tokenizer_without_a_chat_template_is_told(
         self, toy: list[str], model_folder: Path, tmp_path: Path
@@ -172,12 +172,12 @@ class TestMistakesOnAModel:
 
     def test_asking_for_no_tokens_is_told(self, toy: list[str]) -> None:
         assert_told(command("evaluate", *toy, "max_new_tokens=0"), "max_new_tokens=0")
-        assert_told(command("search", *toy, "objective.max_new_tokens=0"), "max_new_tokens=0")
+        assert_told(command("search", "draft=skip", *toy, "objective.max_new_tokens=0"), "max_new_tokens=0")
 
     def test_a_search_with_nothing_to_time_says_so(self, toy: list[str]) -> None:
         words = "objective.max_new_tokens=1", "searcher.n_trials=2"
         for objective in ("expected_speedup", "matchness", "tokens_per_second"):
-            ran = command("search", *toy, f"objective={objective}", *words)
+            ran = command("search", "draft=skip", *toy, f"objective={objective}", *words)
             assert ran.status == 2 and "ended at its first token" in ran.error_lines[-1], ran.err
 
 

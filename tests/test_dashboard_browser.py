@@ -71,9 +71,11 @@ def real_runs(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     outputs = tmp_path_factory.mktemp("runs")
     quick = ["objective=acceptance", "objective.max_new_tokens=8", "searcher.n_trials=16", "finals.top=0"]
-    found = command("search", *toy, *quick, f"paths.outputs={outputs}", "force=true")
+    found = command("search", "draft=skip", *toy, *quick, f"paths.outputs={outputs}", "force=true")
     assert found.status == 0, found.err
-    shown = command("evaluate", *toy, f"paths.outputs={outputs}", "skip=a1 m2", "n=2", "max_new_tokens=12")
+    shown = command(
+        "evaluate", *toy, f"paths.outputs={outputs}", "skip=a1 m2", "controls=false", "n=2", "max_new_tokens=12"
+    )
     assert shown.status == 0, shown.err
     return outputs
 
@@ -197,7 +199,7 @@ def test_a_search_is_followed_without_a_click_until_it_ends(browser: Any, toy: l
     long = ["objective=tokens_per_second", "searcher=random", "searcher.n_trials=10000", "pause=false", "force=true"]
     long += ["searcher.max_s=15", "finals.top=0"]
     with (
-        in_background(tmp_path / "search.txt", "search", *toy, *long, f"paths.outputs={runs}"),
+        in_background(tmp_path / "search.txt", "search", "draft=skip", *toy, *long, f"paths.outputs={runs}"),
         served(runs, tmp_path / "server.txt") as address,
     ):
         wait_until(lambda: any(file.stat().st_size for file in runs.glob("search/*/*/trials.jsonl")), tmp_path)

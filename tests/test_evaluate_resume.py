@@ -29,7 +29,7 @@ from selfspec.skipping.skip_set_files import save_skip_set
 from tests.commands import CONTEXT, N_LAYERS, PROMPTS, Ran, command, write_prompts
 
 ARMS = ("plain", "generate", "odd")
-SMALL = ("skip=a1,3 m2", "arm=odd", "stop=fixed", "max_new_tokens=6", "model.dtype=float64")
+SMALL = ("skip=a1,3 m2", "arm=odd", "stop=fixed", "max_new_tokens=6", "model.dtype=float64", "controls=false")
 N_PROMPTS = len(PROMPTS) // 2
 
 
@@ -210,6 +210,7 @@ class TestHonesty:
             "bare": f"{{skip: {tmp_path}, stop: {{fixed: {{max_draft: 3}}}}}}",
             "longer": f"{{skip: {tmp_path}, stop: {{fixed: {{max_draft: 4}}}}}}",
             "behind": f"{{skip: {tmp_path}, lookup: front}}",
+            "whole": f"{{skip: {tmp_path}, unskipped: true}}",
         }
         words.append("arms={" + ", ".join(f"{name}: {arm}" for name, arm in arms.items()) + "}")
         ran = command("evaluate", *toy, *words, "max_new_tokens=6")

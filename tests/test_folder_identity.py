@@ -62,7 +62,7 @@ def test_search_does_not_go_on_with_another_model(words: list[str], monkeypatch:
         return score(*args, **kwargs)
 
     monkeypatch.setattr(ReplayObjective, "__call__", interrupted)
-    cut = command("search", *words, *SEARCH, "searcher.n_trials=9")
+    cut = command("search", "draft=skip", *words, *SEARCH, "searcher.n_trials=9")
     turn_into_another(Path("m"))
     resumed = command("search", f"resume={cut.run}")
     assert resumed.status == 2

@@ -27,7 +27,7 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def search(toy: list[str], *words: str) -> Ran:
-    return command("search", *toy, *SMALL, "costs=h100/smollm2-135m", *words)
+    return command("search", "draft=skip", *toy, *SMALL, "costs=h100/smollm2-135m", *words)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -68,7 +68,7 @@ def test_drafts_with_parts_that_the_table_lacks_are_refused_in_one_line(
 
 
 def test_what_the_table_lacks_is_not_measured_here(toy: list[str], empty_folder: Path) -> None:
-    cfg = composed(*toy, "costs=h100/smollm2-135m")
+    cfg = composed(*toy, "costs=h100/smollm2-135m", "draft=skip")
     loaded = build.model(cfg)
     costs = build_costs.draft_costs(cfg, loaded, build_search.asked(cfg).drafts, ())
     skip = SkipSet(loaded.decoder.n_layers)

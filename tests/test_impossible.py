@@ -85,7 +85,7 @@ def test_search_by_a_table_that_cannot_be_ends_in_one_line(toy: list[str], empty
     body = json.loads(file.read_text())
     body["costs"]["mlp_s"] = -3e-6
     Path("mine.json").write_text(json.dumps(body))
-    ran = command("search", *toy, "searcher.n_trials=3", "objective.n_prompts=2", "costs.path=mine.json")
+    ran = command("search", "draft=skip", *toy, "searcher.n_trials=3", "objective.n_prompts=2", "costs.path=mine.json")
     assert ran.status == 2
     assert "mine.json: mlp_s takes -3e-06 s, which is impossible" in ran.error_lines[-1]
 

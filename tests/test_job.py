@@ -79,7 +79,7 @@ def test_plain_python_gives_the_trials_of_the_command(
         *("objective.n_prompts=2", "objective.max_new_tokens=8", "finals.n_prompts=2", "force=true"),
         *("costs.contexts=[8,24]", "costs.max_tokens=6", "costs.repeats=2", "searcher.n_trials=20"),
     ]
-    ran = command("search", *toy, *words)
+    ran = command("search", "draft=skip", *toy, *words)
     assert ran.status == 0, ran.err
     ids = ids_of(prompts_file, model_folder, n=4)
     decoder = Decoder(AutoModelForCausalLM.from_pretrained(model_folder, dtype="float64"))

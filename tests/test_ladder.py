@@ -11,10 +11,11 @@ from typing import Any
 import optuna
 import pytest
 
+from search.constraints import Constraints
 from search.dimensions import dimensions
-from search.ladder import MIN_GAIN, Ladder, best_settings
+from search.ladder import MIN_GAIN, Ladder, Rung, best_settings
 from search.objective import Score, ShouldContinue
-from search.point import Point, Value
+from search.point import Point, Value, settings_text
 from search.samplers.local import Greedy
 from search.samplers.quadratic import Quadratic
 from search.space import Space
@@ -94,6 +95,14 @@ def test_a_gain_that_costs_more_than_it_gives_is_left_out() -> None:
     assert climbed(lambda point: tiny[point.settings["memory"]])[2].endswith("left out")  # type: ignore[index]
 
 
+def test_a_ladder_skips_what_the_space_demands() -> None:
+    space = Space(N_LAYERS, Constraints(n_skipped=2), DIMENSIONS)
+    values: dict[Point, float | None] = {}
+    while (point := Ladder(space, PARTS).climb(values)[1]) is not None:
+        values[point] = value(point)
+    assert len(values) == 5 and {len(point.skip) for point in values} == {2}
+
+
 def test_a_part_that_cannot_be_scored_is_left_out() -> None:
     assert climbed(lambda point: None if point.settings["memory"] else value(point))[2] == (
         "memory=8192: cannot be scored, left out"
@@ -104,6 +113,33 @@ def test_a_part_that_changes_nothing_is_no_rung() -> None:
     values: dict[Point, float | None] = {SPACE.point(SkipSet(N_LAYERS)): 1.0}
     rungs, point = Ladder(SPACE, ({"memory": 0},)).climb(values)
     assert len(rungs) == 1 and point is None
+
+
+class TestRaced:
+    """Of the parts, `lookup=only` is replaced by the last one, and memory is made to pay here."""
+
+    @staticmethod
+    def rungs() -> list[Rung]:
+        values: dict[Point, float | None] = {}
+        while (point := LADDER.climb(values)[1]) is not None:
+            values[point] = value(point) + (0.2 if point.settings.get("memory") else 0.0)
+        return LADDER.climb(values)[0]
+
+    def test_a_part_is_raced_against_the_same_without_it(self) -> None:
+        rivals = LADDER.without_each(self.rungs())
+        assert {i: dict(p.settings) for i, p in rivals.items()} == {
+            2: {"lookup": "front", "memory": 0, "precision": "int4"},
+            4: {"lookup": "only", "memory": 8192, "precision": "same"},
+        }
+
+    @pytest.mark.parametrize(("without", "taken_back"), [(1.2, []), (1.6, ["memory=8192"])])
+    def test_a_part_that_loses_the_race_is_taken_back(self, without: float, taken_back: list[str]) -> None:
+        rungs = self.rungs()
+        top, (no_memory, alone) = LADDER.top(rungs), LADDER.without_each(rungs).values()
+        speedups = {top: 1.5, no_memory: without, alone: 1.25}
+        raced = LADDER.raced(rungs, speedups, max(speedups, key=lambda p: speedups[p]))
+        assert [r.raced for r in raced] == [None, None, 1.5 / without, None, 1.2]
+        assert [settings_text(r.added) for r in raced if rungs[raced.index(r)].stays and not r.stays] == taken_back
 
 
 @pytest.mark.parametrize("part", [{"head": 3}, {"precision": "int2"}])
@@ -155,6 +191,7 @@ def test_draft_auto_says_what_each_part_gave_and_races_its_controls(toy: list[st
     assert "parts, in x plain decoding: nothing skipped: " in ran.out
     summary = json.loads((ran.run / run_files.SUMMARY).read_text())
     assert [rung["added"] for rung in summary["ladder"]][:2] == [{}, {"lookup": "only"}]
+    assert all(f": {rung['raced']:.2f}x" in ran.out for rung in summary["ladder"] if rung["raced"])
     raced = run_files.read_rows(ran.run / run_files.FINALS)
     settings = summary["winner"]["settings"]
     assert any(row["skip"] == "none" and row["settings"]["lookup"] == "only" for row in raced)

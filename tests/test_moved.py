@@ -43,7 +43,7 @@ def age(folder: Path) -> None:
 
 def test_a_search_of_before_is_resumed(toy: list[str], tmp_path: Path) -> None:
     words = (f"paths.outputs={tmp_path}", *SMALL, "searcher=quadratic", "stop=threshold", "searcher.n_trials=4")
-    ran = command("search", *toy, *words, "objective.max_new_tokens=6", "force=true")
+    ran = command("search", "draft=skip", *toy, *words, "objective.max_new_tokens=6", "force=true")
     assert ran.status == 0, ran.err
     age(ran.run)
     again = command("search", f"resume={ran.run}", "searcher.n_trials=6")

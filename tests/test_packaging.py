@@ -159,7 +159,7 @@ class TestWheel:
         shared = ["--config-dir", "mine", "model=local", f"model.path={model_folder}", "model.dtype=float64"]
         shared += ["threads=1", "data=mine", "stop=mine"]
         small = ["objective=tokens_per_second", "objective.n_prompts=1", "objective.max_new_tokens=4"]
-        found = ran("search", *shared, "searcher=mine", *small, "searcher.n_trials=3", "finals.top=0")
+        found = ran("search", "draft=skip", *shared, "searcher=mine", *small, "searcher.n_trials=3", "finals.top=0")
         trials = [json.loads(line)["skip"] for line in (Path(found) / "trials.jsonl").read_text().splitlines()]
         assert trials == ["none", "m3", "a3"]
         evaluated = ran("evaluate", *shared, f"skip={found}", "n=2", "max_new_tokens=4", "generate=false")

@@ -122,7 +122,9 @@ class TestOptions:
 class TestEvaluate:
     def test_a_rule_and_a_data_set_and_arms_with_it(self, mine: Path, words: list[str]) -> None:
         arms = "arms={other: {skip: a2, stop: mine}, short: {skip: a2, stop: {mine: {max_draft: 1}}}}"
-        ran = finished(command("evaluate", "--config-dir", "mine", *words, *SMALL, "skip=a1", "stop=mine", arms))
+        ran = finished(
+            command("evaluate", "--config-dir", "mine", *words, *SMALL, "skip=a1", "stop=mine", "controls=false", arms)
+        )
         rows = run_files.read_rows(ran.run / run_files.RECORDS)
         assert {row["verdict"] for row in rows} == {"baseline", "identical"}
         assert {row["prompt_id"] for row in rows} == {"evaluation-0", "evaluation-5"} or len(rows) == 8
@@ -139,7 +141,7 @@ class TestSearch:
     @pytest.fixture
     def found(self, mine: Path, searching: list[str]) -> Ran:
         asked = ["searcher=mine", "stop=mine", "objective.tune_stop=true", *FINALS]
-        return finished(command("search", "--config-dir=mine", *searching, *asked))
+        return finished(command("search", "draft=skip", "--config-dir=mine", *searching, *asked))
 
     def test_proposes_what_the_searcher_says_and_tunes_what_the_rule_says(self, found: Ran) -> None:
         trials = run_files.read_rows(found.run / run_files.TRIALS)
@@ -170,21 +172,21 @@ class TestSearch:
 
     def test_a_computed_searcher_gets_costs_if_it_takes_them(self, mine: Path, searching: list[str]) -> None:
         asked = ["searcher=priced", "finals.top=0"]
-        ran = finished(command("search", "--config-dir=mine", *searching, *asked))
+        ran = finished(command("search", "draft=skip", "--config-dir=mine", *searching, *asked))
         assert [row["skip"] for row in run_files.read_rows(ran.run / run_files.TRIALS)] == ["none", "a1-2 m2"]
-        refused = command("search", "--config-dir=mine", *searching, *asked, "objective=matchness")
+        refused = command("search", "draft=skip", "--config-dir=mine", *searching, *asked, "objective=matchness")
         assert refused.status == 2 and "objective=expected_speedup" in refused.error_lines[-1]
 
     def test_several_data_sets_may_be_the_user_s(self, mine: Path, searching: list[str]) -> None:
         (mine / "data/other.yaml").write_text("defaults: [mine, _self_]\nname: other\ntask: {n: 4}\n")
         asked = ["objective.data=[mine,other]", "searcher=mine", "finals.top=0"]
-        ran = finished(command("search", "--config-dir=mine", *searching, *asked))
+        ran = finished(command("search", "draft=skip", "--config-dir=mine", *searching, *asked))
         assert yaml.safe_load((ran.run / "skip_set.yaml").read_text())["data"] == "mine,other"
 
     def test_a_rule_that_proposes_nothing_cannot_be_tuned(self, mine: Path, searching: list[str]) -> None:
         rules = mine / "my_rules.py"
         rules.write_text(rules.read_text().replace("def variants", "def others"))
-        ran = command("search", "--config-dir=mine", *searching, "stop=mine", "objective.tune_stop=true")
+        ran = command("search", "draft=skip", "--config-dir=mine", *searching, "stop=mine", "objective.tune_stop=true")
         assert ran.status == 2 and "Patient proposes no other settings" in ran.err and ran.out == ""
 
 
@@ -276,7 +278,7 @@ class TestTree:
 
     def test_has_a_looked_up_branch_beside_it(self, searching: list[str], mine: Path) -> None:
         asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
-        finished(command("search", *asked, "lookup=beside"))
+        finished(command("search", "draft=skip", *asked, "lookup=beside"))
         (run,) = Path("outputs/search").glob("*/*")
         assert {row["state"] for row in run_files.read_rows(run / run_files.TRIALS)} == {"complete"}
         searched = ["stop=searched", "lookup=searched"]
@@ -287,7 +289,7 @@ class TestTree:
     @pytest.mark.parametrize("tree", ["best_first", "expand_rerank", "static"])
     def test_is_searched_by_replay_raced_and_evaluated(self, tree: str, searching: list[str], mine: Path) -> None:
         asked = ["--config-dir=mine", *searching, "searcher=tpe", "searcher.n_trials=3", "force=true", *FINALS]
-        finished(command("search", *asked, f"tree={tree}"))
+        finished(command("search", "draft=skip", *asked, f"tree={tree}"))
         (run,) = Path("outputs/search").glob("*/*")
         assert {row["state"] for row in run_files.read_rows(run / run_files.TRIALS)} == {"complete"}
         finished(command("evaluate", "--config-dir=mine", *searching[:5], *SMALL, f"skip={run}", "stop=searched"))
@@ -298,7 +300,9 @@ class TestTree:
         assert verdicts == {"baseline", "identical"}
 
     def test_a_shape_without_costs_is_measured_or_refused_in_a_line(self, searching: list[str], mine: Path) -> None:
-        ran = command("search", "--config-dir=mine", *searching, "tree=best_first", "objective=tokens_per_second")
+        ran = command(
+            "search", "draft=skip", "--config-dir=mine", *searching, "tree=best_first", "objective=tokens_per_second"
+        )
         assert ran.status == 2 and "give tree.draft_cost and tree.verify_cost" in ran.error_lines[-1]
         ran = command("decode", *searching[:4], "prompt=hello", "tree=best_first", "max_new_tokens=4")
         assert ran.status == 2 and "has no costs yet" in ran.error_lines[-1]

@@ -213,7 +213,7 @@ def test_search_and_evaluate_draw_their_panels(
     words = ["objective.max_new_tokens=6", "searcher=random", "searcher.n_trials=4", "starts=[nothing]", "finals.top=0"]
     for name, value in (("TTY_COMPATIBLE", "1"), ("TTY_INTERACTIVE", "1"), ("TERM", "xterm"), ("COLUMNS", "120")):
         monkeypatch.setenv(name, value)
-    ran = command("search", *toy, *words)
+    ran = command("search", "draft=skip", *toy, *words)
     shown = "\n".join(screen(ran.err))
     assert "4/4" in shown and f"of {2 * N_LAYERS} sublayers skipped" in shown, shown
     assert "╭" not in ran.out

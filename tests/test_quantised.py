@@ -301,7 +301,7 @@ SMALL = (
 
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_it_is_searched_saved_and_decoded_with(precision: str, empty_folder: Path, toy: list[str]) -> None:
-    ran = command("search", *toy, *SMALL, f"precision={precision}")
+    ran = command("search", "draft=skip", *toy, *SMALL, f"precision={precision}")
     assert ran.status == 0, ran.err
     body = yaml.safe_load((ran.run / "plan.yaml").read_text())
     assert (body["precision"], body["kind"], body["tensors"]) == (precision, "skip", None)
@@ -312,7 +312,7 @@ def test_it_is_searched_saved_and_decoded_with(precision: str, empty_folder: Pat
 
 
 def test_an_unknown_precision_is_refused_in_one_line(empty_folder: Path, toy: list[str]) -> None:
-    ran = command("search", *toy, *SMALL, "precision=int5")
+    ran = command("search", "draft=skip", *toy, *SMALL, "precision=int5")
     assert ran.status and ran.error_lines == [
         "selfspec: unknown precision 'int5'; did you mean 'int8'? available: int4, int8, same"
     ]

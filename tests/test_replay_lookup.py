@@ -191,10 +191,12 @@ def test_a_search_with_lookup_in_front_says_so(toy: list[str], tmp_path: Path) -
     words = ("searcher=random", "searcher.n_trials=3", "starts=[nothing,uniform]", "stop.max_draft=3", "prune=null")
     small = ("objective.n_prompts=1", "objective.max_new_tokens=8", "finals.n_prompts=1", "lookup=front")
     costs = ("costs.contexts=[16]", "costs.max_tokens=4", "costs.repeats=1")
-    ran = command("search", *toy, f"paths.outputs={tmp_path}", *words, *small, *costs)
+    ran = command("search", "draft=skip", *toy, f"paths.outputs={tmp_path}", *words, *small, *costs)
     assert ran.status == 0, ran.err
     assert yaml.safe_load((ran.run / "skip_set.yaml").read_text())["lookup"] == "front"
-    refused = command("search", *toy, f"paths.outputs={tmp_path}", *words, *small[:-1], "lookup=only", *costs)
+    refused = command(
+        "search", "draft=skip", *toy, f"paths.outputs={tmp_path}", *words, *small[:-1], "lookup=only", *costs
+    )
     assert refused.status == 2 and "unknown lookup 'only'" in refused.err
 
 
@@ -207,7 +209,7 @@ def test_a_search_with_a_memory_leaves_a_plan_that_arms_use_or_leave_out(toy: li
         "calibration.max_new_tokens=8",
     )
     costs = ("costs.contexts=[16]", "costs.max_tokens=4", "costs.repeats=1", f"paths.outputs={tmp_path}")
-    ran = command("search", *toy, *words, *small, *costs, "memory=20", "lookup=front")
+    ran = command("search", "draft=skip", *toy, *words, *small, *costs, "memory=20", "lookup=front")
     assert ran.status == 0, ran.err
     plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
     assert plan["lookup"] == "front" and plan["memory_size"] > 20
@@ -222,6 +224,6 @@ def test_a_search_with_a_memory_leaves_a_plan_that_arms_use_or_leave_out(toy: li
     memories = {name: run.about(name)["memory"] for name in ("searched", "without", "anew", "only")}
     assert memories.pop("anew") > 8
     assert memories == {"searched": plan["memory_size"], "without": None, "only": plan["memory_size"]}
-    refused = command("search", *toy, *words, *small, *costs, "memory=20")
+    refused = command("search", "draft=skip", *toy, *words, *small, *costs, "memory=20")
     assert refused.status == 2 and "memory=20" in refused.err and "lookup=front" in refused.err
     assert len(refused.error_lines) == 1

@@ -218,9 +218,12 @@ def test_sentence_when_skipping_pays(outputs: Path) -> None:
 
 
 def test_sentence_when_skipping_does_not_pay(outputs: Path) -> None:
-    sentence = verdict_sentence([at_speeds(outputs, [0.8] * 4)])
+    odd = at_speeds(outputs, [0.8] * 4)
+    sentence = verdict_sentence([odd])
     assert sentence.startswith("Plain skipping does not pay on toy with mini: the best arm odd runs at 0.80x [0.80, ")
     assert sentence.endswith("; plain decoding is faster.")
+    priced = replace(odd, draft_cost=0.8, acceptance=0.58)
+    assert "a drafted token takes 0.80 of a plain one's time, and 0.58 of them" in verdict_sentence([priced])
 
 
 def test_sentence_when_no_difference_could_be_shown(outputs: Path) -> None:

@@ -47,7 +47,8 @@ def here(empty_folder: Path) -> Path:
 
 
 def search(toy: list[str], *words: str) -> Ran:
-    ran = command("search", *toy, *SMALL, *words)
+    own = () if any(word.startswith("draft=") for word in words) else ("draft=skip",)
+    ran = command("search", *toy, *SMALL, *own, *words)
     assert ran.status == 0, ran.err
     return ran
 
@@ -228,7 +229,7 @@ class TestSearch:
         ],
     )
     def test_what_cannot_be_is_refused_in_one_line(self, words: str, told: str, here: Path, toy: list[str]) -> None:
-        ran = command("search", *toy, *SMALL, "searcher.n_trials=3", *words.split())
+        ran = command("search", "draft=skip", *toy, *SMALL, "searcher.n_trials=3", *words.split())
         assert ran.status == 2
         (line,) = [li for li in ran.error_lines if not li.startswith(("measuring", "costs:", "no importance"))]
         assert told in line
@@ -238,7 +239,7 @@ class TestSearch:
         self, here: Path, toy: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, "bayes_opt", None)
-        ran = command("search", *toy, *SMALL, "searcher=paper")
+        ran = command("search", "draft=skip", *toy, *SMALL, "searcher=paper")
         assert ran.status == 2 and "pip install 'selfspec[paper]'" in ran.err
         assert not list(here.glob("outputs/search/*/*"))
 
@@ -276,6 +277,7 @@ def test_hydra_starts_the_workers_through_submitit(here: Path, toy: list[str]) -
     words = [
         *toy,
         *SMALL,
+        "draft=skip",
         "searcher.n_trials=6",
         "starts=[nothing]",
         f"storage={here / 'shared.journal'}",

@@ -52,7 +52,7 @@ class Mine(BaseDrafter):
 
 
 def searched(toy: list[str], *words: str) -> Ran:
-    ran = command("search", *toy, *SMALL, *words)
+    ran = command("search", "draft=skip", *toy, *SMALL, *words)
     assert ran.status == 0, ran.err
     return ran
 
@@ -158,7 +158,7 @@ class TestSpace:
     ) -> None:
         head, _, rest = words.partition("} ")
         asked = [head + "}", *rest.split()] if rest else [words]
-        ran = command("search", *toy, *SMALL, "searcher.n_trials=3", *asked)
+        ran = command("search", "draft=skip", *toy, *SMALL, "searcher.n_trials=3", *asked)
         assert ran.status == 2, ran.out + ran.err
         (line,) = [li for li in ran.error_lines if not li.startswith(("measuring", "costs:", "no importance", "data="))]
         assert told in line
@@ -181,7 +181,9 @@ class TestOwnDrafter:
         saved = yaml.safe_load((ran.run / "skip_set.yaml").read_text())
         assert saved["drafter"] == {"_target_": "my_drafter.Mine", "depth": saved["settings"]["drafter.depth"]}
         arms = "arms={builtin: {skip: a1, drafter: layer_skip}, named: {skip: a1, drafter: mine}, copy: {lookup: only}}"
-        evaluated = command("evaluate", *toy, *mine, arms, "max_new_tokens=8", "stop=threshold", "skip=a1", "n=1")
+        evaluated = command(
+            "evaluate", *toy, *mine, arms, "max_new_tokens=8", "stop=threshold", "skip=a1", "n=1", "controls=false"
+        )
         assert evaluated.status == 0, evaluated.err
         abouts = json.loads((evaluated.run / run_files.PROVENANCE).read_text())["run"]["arms"]
         assert {name: about.get("drafter", {}).get("_target_") for name, about in abouts.items()} == {

@@ -34,7 +34,7 @@ def story(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Story:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         small = ["objective.n_prompts=2", "objective.max_new_tokens=6"]
-        search = command("search", *toy, *small, "searcher.n_trials=3", "name=a tiny one")
+        search = command("search", "draft=skip", *toy, *small, "searcher.n_trials=3", "name=a tiny one")
         assert search.status == 0, search.err
         arms = 'arms={odd: {skip: "a1,3 m2", stop: fixed}}'
         evaluate = command("evaluate", *toy, f"skip={search.run}", "max_new_tokens=12", "arm=found", arms)

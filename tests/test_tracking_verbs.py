@@ -73,7 +73,7 @@ def searched(search: Ran) -> Tracked:
 @pytest.fixture(scope="module")
 def evaluate(toy: list[str], outputs: Path) -> Ran:
     """Two jobs of a sweep; the last line of each tells its own folder."""
-    words = ("skip=a1", "n=2", "max_new_tokens=8", "stop=fixed", "generate=false", "name=swept,also")
+    words = ("skip=a1", "controls=false", "n=2", "max_new_tokens=8", "stop=fixed", "generate=false", "name=swept,also")
     ran = command("evaluate", "-m", *toy, *words, WANDB, f"paths.outputs={outputs}")
     assert ran.status == 0, ran.err
     return ran
@@ -189,7 +189,7 @@ def test_a_tracker_that_fails_on_the_way_costs_no_result_and_says_so_once(
 
     monkeypatch.setattr(build, "WandbTracker", lambda **settings: Failing())
     words = (f"searcher.n_trials={N_TRIALS}", WANDB, f"paths.outputs={tmp_path}")
-    ran = command("search", *toy, *SMALL, *words)
+    ran = command("search", "draft=skip", *toy, *SMALL, *words)
     assert ran.status == 0 and ran.err.count("the server is gone") == 1
     assert len(read_rows(ran.run / run_files.TRIALS)) == N_TRIALS and run_files.is_finished(ran.run)
 

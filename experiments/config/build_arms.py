@@ -37,9 +37,11 @@ from selfspec.drafters.build import lookup_of
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.decode import Ending
+from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError, check_count
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
 from selfspec.skipping.plan import PLAIN as SKIP
 from selfspec.skipping.plan import DraftPlan
@@ -63,48 +65,71 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unw
     common = (loaded.decoder, ending, build.sampling(cfg), Stopwatch(loaded.decoder.device))
     found: list[Arm] = [PlainArm(*common), *([GenerateArm(*common)] if cfg.generate else [])]
     n_baselines = len(found)
-    calibration = Calibration(cfg, loaded, phase)
-    for name, settings in _asked(cfg, loaded).items():
+    calibration, own = Calibration(cfg, loaded, phase), None
+    asked = _asked(cfg, loaded)
+    for name, settings in asked.items():
         if "generate" in settings:
             found.append(GenerateArm(*common, name=name, settings=_generate(cfg, name, settings)))
             continue
         _check(name, settings)
-        own, draft = (
-            locate_draft(str(name), Path(cfg.paths.outputs)) for name in (cfg.skip, settings.get("skip", "none"))
-        )
-        if settings.get("draft_only"):
-            plan = _changed(build.plan(draft, loaded), settings, calibration)
-            found.append(DraftOnlyArm(*common, name=name or "draft alone", plan=plan))
-            continue
-        lookup = settings.get("lookup", cfg.lookup)
-        if lookup == "searched":
-            lookup = build.searched(draft if "lookup" in settings else own).get("lookup")
-        asked = settings.get("stop")
-        policy = build.stop(cfg, own) if asked is None else build.stop_by_name(asked, draft)
-        drafter = _drafter(cfg, settings, lookup)
-        tree = _tree(cfg, settings, lookup, drafter)
-        spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
-        spec = replace(spec, plan=_changed(spec.plan, settings, calibration))
-        if not rule_tuner.is_priced(spec):
-            spec = calibration.priced(spec)
-        if settings.get("tune_stop"):
-            spec = replace(spec, stop=calibration.tuned(name, spec))
-        rule = build.stop_name(spec.stop)
-        found.append(
-            DraftArm(
-                *common,
-                name=name or f"{_in_short(spec)}, {rule}",
-                skip=spec.skip,
-                stop=rule,
-                speculator=Speculator(loaded.decoder, spec),
-            )
-        )
+        found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))
+        if cfg.get("controls") and name == (cfg.arm or "") and isinstance(found[-1], DraftArm):
+            own = found[-1].speculator.spec
+    if own is not None:
+        for name, settings in _controls(str(cfg.skip), own, asked).items():
+            found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))
     names = [a.name for a in found]
     if len(set(names)) < len(names) or {PLAIN, GENERATE} & set(names[n_baselines:]):
         raise InputError(
             f"two arms have the same name: {', '.join(names)}; name them with arm=NAME or in arms={{NAME: ...}}"
         )
     return found
+
+
+def _controls(skip: str, spec: DraftSpec, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The arms that the run's own draft must beat, unless they were asked for.
+
+    These are the same draft with nothing skipped, and its prompt lookup alone.
+    """
+    others = [settings for settings in asked.values() if settings.get("skip") == skip]
+    found: dict[str, dict[str, Any]] = {}
+    if len(spec.skip) and not any(settings.get("unskipped") for settings in others):
+        found["nothing skipped"] = {"skip": skip, "unskipped": True}
+    if spec.lookup in ("front", "beside") and not any(settings.get("lookup") == "only" for settings in others):
+        has_memory = spec.plan.memory is not None
+        found["lookup and memory alone" if has_memory else "lookup alone"] = {"skip": skip, "lookup": "only"}
+    return {name: settings for name, settings in found.items() if name not in asked}
+
+
+def _draft_arm(
+    cfg: DictConfig,
+    loaded: Loaded,
+    common: tuple[Decoder, Ending, Sampling, Stopwatch],
+    calibration: Calibration,
+    name: str,
+    settings: Mapping[str, Any],
+) -> Arm:
+    """The arm of a draft, or of its text alone."""
+    own, draft = (locate_draft(str(name), Path(cfg.paths.outputs)) for name in (cfg.skip, settings.get("skip", "none")))
+    if settings.get("draft_only"):
+        plan = _changed(build.plan(draft, loaded), settings, calibration)
+        return DraftOnlyArm(*common, name=name or "draft alone", plan=plan)
+    lookup = settings.get("lookup", cfg.lookup)
+    if lookup == "searched":
+        lookup = build.searched(draft if "lookup" in settings else own).get("lookup")
+    asked = settings.get("stop")
+    policy = build.stop(cfg, own) if asked is None else build.stop_by_name(asked, draft)
+    drafter = _drafter(cfg, settings, lookup)
+    tree = _tree(cfg, settings, lookup, drafter)
+    spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
+    spec = replace(spec, plan=_changed(spec.plan, settings, calibration))
+    if not rule_tuner.is_priced(spec):
+        spec = calibration.priced(spec)
+    if settings.get("tune_stop"):
+        spec = replace(spec, stop=calibration.tuned(name, spec))
+    rule = build.stop_name(spec.stop)
+    name = name or f"{_in_short(spec)}, {rule}"
+    return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=Speculator(loaded.decoder, spec))
 
 
 def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:

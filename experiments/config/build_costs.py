@@ -86,8 +86,8 @@ def _check_parts(cfg: DictConfig, table: CostTable, *, has_maps: bool, has_head:
     ):
         if is_wanted and not is_known:
             raise InputError(
-                f"{_of(cfg)} and does not hold what {part} there; leave {setting} out, or search on that device with "
-                "costs=default"
+                f"{_of(cfg)} and does not hold what {part} there; leave {setting} out (draft=skip has none "
+                "of these), or search on that device with costs=default"
             )
 
 

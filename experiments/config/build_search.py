@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from experiments.config import build, kinds
+from experiments.config import build
 from experiments.config.build_costs import check_given, draft_costs
+from experiments.config.build_ladder import Part, laddered, possible
+from experiments.config.check_search import check
 from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
 from search.costs.draft_tables import DraftCosts
-from search.dimensions import Dimension, choices, dimensions
+from search.dimensions import Dimension, dimensions
 from search.draft_of_point import Drafts, check_texts, fitted
-from search.goal import AGREED, Goal
+from search.goal import Goal
 from search.job import Finals, Searcher, SearchJob
 from search.replay import rule_tuner
 from search.study.loop import Budget
@@ -28,7 +30,8 @@ from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.load import Loaded
 from selfspec.records import provenance
-from selfspec.targets import TARGET, find_class
+from selfspec.skipping.plan import PLAIN
+from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +45,13 @@ class Asked:
     Attributes:
         goal, budget, pruning, finals, searcher: the fields of the job with these names.
         dimensions: dimensions of its space.
+        ladder: values of these that are tried one after another.
         drafts: settings of the drafts, with nothing fitted.
     """
 
     goal: Goal
     dimensions: tuple[Dimension, ...]
+    ladder: Sequence[Part]
     drafts: Drafts
     budget: Budget
     pruning: WilcoxonPruning | None
@@ -88,7 +93,7 @@ class Ready:
             searcher=cfg.searcher.name,
             objective=self.asked.goal.name,
             stop=build.stop_name(drafts.stop),
-            draft=cfg.draft.kind,
+            draft=drafts.kind,
             head=cfg.head.n,
             precision=cfg.precision,
             lookup=cfg.lookup,
@@ -144,7 +149,7 @@ class Ready:
             pruning=a.pruning,
             finals=a.finals,
             starts=tuple(cfg.starts),
-            ladder=[dict(part) for part in cfg.get("ladder") or ()],
+            ladder=a.ladder,
             start_from=[Path(p).expanduser() for p in ([cfg.start] if isinstance(cfg.start, str) else cfg.start or ())],
             force=cfg.force,
             identity=_identity(cfg, a.drafts, loaded),
@@ -167,9 +172,16 @@ def ready(cfg: DictConfig, *, phase: Phases = unwatched) -> Ready:
     """
     a = asked(cfg)
     loaded = build.model(cfg, phase=phase)
+    if a.drafts.drafter and cfg.get("ladder"):
+        log.info(
+            "drafter=%s is the run's own: there are no parts to try, and sublayers are skipped as they are",
+            a.drafts.drafter[TARGET],
+        )
+    dims, ladder = possible(a.dimensions, a.ladder, drafts=a.drafts, device=loaded.decoder.device)
+    a = replace(a, dimensions=dims, ladder=ladder)
     with phase("prompts", 0):
-        split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(a.dimensions))
-    check_texts(a.drafts, a.dimensions, split.rest)
+        split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(dims))
+    check_texts(a.drafts, dims, split.rest)
     return Ready(cfg, a, loaded, split)
 
 
@@ -197,13 +209,12 @@ def asked(cfg: DictConfig) -> Asked:
         **({"batch_starts": o.batch_starts} if "batch_starts" in o else {}),
     )
     drafts = _drafts(cfg)
-    settings = OmegaConf.to_container(cfg.space) if cfg.get("space") else {}
+    with_ladder = laddered(cfg, drafts)
+    if drafts.drafter and cfg.get("ladder"):  # whose skip sets are searched as they are
+        drafts = replace(drafts, kind=PLAIN)
     own = {f"stop.{key}": value for key, value in drafts.stop.to_dict().items()}  # default values of ranges
-    dims = dimensions(settings, own=own) if settings else ()  # type: ignore[arg-type]
-    _check_kinds(dims, cfg)
-    _check_space(dims, drafts, goal)
-    _check_lookup(dims, drafts)
-    _check_drafter(drafts, goal)
+    dims = dimensions(with_ladder.space, own=own) if with_ladder.space else ()
+    check(dims, drafts, goal, cfg)
     check_given(cfg, drafts, dims, goal)
     if goal.tune_stop:
         rule_tuner.variants(drafts.stop)
@@ -212,6 +223,7 @@ def asked(cfg: DictConfig) -> Asked:
     return Asked(
         goal,
         dims,
+        with_ladder.parts,
         drafts,
         Budget(s.n_trials, s.max_s, s.patience),
         WilcoxonPruning(**cfg.prune) if cfg.prune else None,
@@ -241,57 +253,6 @@ def _drafts(cfg: DictConfig) -> Drafts:
         tree=build.tree(cfg),
         other_heads=tuple(cfg.head.others) if cfg.head.n is not None else (),
     )
-
-
-def _check_kinds(dims: Sequence[Dimension], cfg: DictConfig) -> None:
-    """Refuse a value of a dimension such as `stop.max_draft` if the class of the run's rule does not take it."""
-    for d in dims:
-        group, _, name = d.name.partition(".")
-        known = (kinds.parameters(cfg[group].get(TARGET)) if name and group in cfg else None) or {}
-        for value in d.domain.extremes:
-            kinds.read(value, known.get(name, Any), f"space.{d.name}")
-
-
-def _check_space(dims: Sequence[Dimension], drafts: Drafts, goal: Goal) -> None:
-    """Refuse dimensions that would have no effect."""
-    names = [d.name for d in dims]
-    rules = [name for name in names if name.startswith("stop.")]
-    if rules and goal.tune_stop:
-        raise InputError(f"objective.tune_stop chooses the stop rule anew for each point; leave it or {rules[0]} out")
-    idle = [name for name in names if name in ("lookup", "memory") or name in rules]
-    if idle and goal.name == AGREED:
-        raise InputError(f"objective=matchness does not see space.{idle[0]}; leave it out, or use another objective")
-    if "memory" in names and not any(choices(dims, "lookup", drafts.lookup)):
-        raise InputError("space.memory is for prompt lookup to look in; set lookup=front, or search lookup, too")
-
-
-def _check_lookup(dims: Sequence[Dimension], drafts: Drafts) -> None:
-    """Refuse a memory that no prompt lookup searches."""
-    if drafts.memory and not any(choices(dims, "lookup", drafts.lookup)):
-        raise InputError(
-            f"memory={drafts.memory} is for prompt lookup to look in; set lookup=front, or leave memory out"
-        )
-
-
-def _check_drafter(drafts: Drafts, goal: Goal) -> None:
-    """Refuse an objective that replays a drafter without replay, and a tree for a drafter with its own shape."""
-    drafter, shape = drafts.drafter, drafts.tree
-    if drafter and shape:
-        raise InputError(f"drafter={drafter[TARGET]} drafts as it likes; leave tree out")
-    is_replayable = not drafter or getattr(find_class(str(drafter[TARGET]), method="propose"), "is_replayable", False)
-    if not goal.is_timed and not is_replayable:
-        raise InputError(
-            f"drafter={(drafter or {})[TARGET]} cannot be replayed, as objective={goal.name} does; use "
-            "objective=tokens_per_second"
-        )
-    if goal.is_timed and not getattr(shape, "is_priced", True):
-        raise InputError(
-            "tree=best_first takes its costs from a table, which objective=tokens_per_second does not measure; give "
-            "tree.draft_cost and tree.verify_cost"
-        )
-    if (drafter or shape) and (goal.name == AGREED or goal.tune_stop):
-        what = "objective=matchness scores" if goal.name == AGREED else "objective.tune_stop is for"
-        raise InputError(f"{what} chains of the built-in drafter; leave {'drafter' if drafter else 'tree'} out")
 
 
 def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> Split:

@@ -74,6 +74,7 @@ class Evaluate(Run):
     lookup: Lookup | None
     arm: str | None
     arms: dict[str, Arm] | None
+    controls: bool
     ablation: str | None
     generate: bool
     n: Count | None

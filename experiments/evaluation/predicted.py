@@ -37,7 +37,9 @@ def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
 
 
 def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
-    """Whether the arm has the stop rule, with or without pauses, and the lookup that the search saved."""
+    """Whether the arm has the skip set, the stop rule, with or without pauses, and the lookup that the search saved."""
+    if "skip" in body and str(arm.skip) != body["skip"]:
+        return False
     if "stop" not in body:
         return True
     try:
@@ -53,7 +55,8 @@ def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
 
 def predicted_value(body: Mapping[str, Any]) -> float | None:
     """The predicted speedup that the file of a draft holds; None if it holds none."""
-    value = body.get("fresh_value", body.get("value"))  # a value from the search's own prompts is too high
+    # The value on the search's own prompts is too high, that on its fresh ones a little.
+    value = next((body[name] for name in ("expected", "fresh_value", "value") if body.get(name) is not None), None)
     return float(value) if body.get("unit") == UNIT and value is not None else None
 
 

@@ -75,6 +75,7 @@ class Raced(RowOfSchema):
     trial_value: Annotated[Number, _is("value of its trial", default=None)]
     fresh_value: Annotated[Number, _is("value on prompts that the search did not see", default=None)]
     predicted: Annotated[Number, _is("predicted speedup on those prompts; null: none is predicted", default=None)]
+    expected: Annotated[Number, _is("value expected on prompts that nobody has seen; null: unknown", default=None)]
     speedup: Annotated[Number, _is("plain seconds over its seconds, by the clock", default=None)]
     low: Annotated[Number, _is("lower end of the 95 % interval of `speedup`; null: one prompt", default=None)]
     high: Annotated[Number, _is("upper end of it", default=None)]

@@ -65,7 +65,7 @@ def searched_set(run: Run, rows: Sequence[Mapping[str, Any]]) -> KnownSet | None
         acceptance=trial.get("acceptance"),
         draft_cost=trial.get("draft_cost"),
         tokens_per_round=(accepted + n_rounds) / n_rounds if n_rounds and accepted is not None else None,
-        predicted=winner.get("fresh_value", trial["value"]) if is_speedup else None,
+        predicted=(winner.get("expected") or winner.get("fresh_value", trial["value"])) if is_speedup else None,
     )
 
 

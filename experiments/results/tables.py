@@ -47,6 +47,7 @@ class ArmRow:
         end_to_end_speedup, end_to_end_low, end_to_end_high: speedup with the prefill.
         n_identical: outputs equal to plain decoding's; plain decoding counts as identical to itself.
         n_not_compared: sampled outputs, which equal plain decoding's in distribution only.
+        draft_cost: seconds of a drafted token over those of a plain one; nan where nothing was drafted.
         is_lossy: whether the arm is an unverified draft; its text differs, so its speed is not comparable.
     """
 
@@ -87,6 +88,7 @@ class ArmRow:
     machine: str = "–"
     is_busy: bool = False
     is_lossy: bool = False
+    draft_cost: float = math.nan
 
     @property
     def is_baseline(self) -> bool:
@@ -185,6 +187,8 @@ def _paired(
         acceptance=metrics.acceptance(accepted, drafted),
         tokens_per_round=metrics.tokens_per_round(accepted, n_rounds) if drafted else math.nan,
         tokens_per_s=metrics.tokens_per_s(decode_m),
+        draft_cost=metrics.ratio(sum(m.get("draft_s") or math.nan for _, m in pairs), drafted)
+        * metrics.tokens_per_s(decode_b),
         speedup=metrics.speedup(decode_b, decode_m),
         low=low,
         high=high,
@@ -358,7 +362,10 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
         finding = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
     else:
         finding = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
-    end = "; plain decoding is faster." if best.high < 1 else "."
+    end = "."
+    if best.high < 1:
+        end = "; plain decoding is faster"
+        end += "." if math.isnan(best.draft_cost) else f": {_price(best)}."
     arms = f"fastest of {len(speeds)} skipping arms, " if len(speeds) > 1 else ""
     same = f"{best.n_identical}/{best.n} outputs identical, {_count(best.n_near_ties, 'near tie')}"
     if best.n_not_compared:
@@ -367,6 +374,11 @@ def verdict_sentence(rows: Sequence[ArmRow]) -> str:
     lossy = f" But {best.n_mismatches} of its outputs do not match plain decoding's." if best.n_mismatches else ""
     without = f" {rival.arm}, which skips nothing, runs at {rival.speedup:.2f}x." if rival and rival.speedup > 1 else ""
     return f"{finding} ({arms}{_on(best)}, {same}){end}{without}{lossy}"
+
+
+def _price(row: ArmRow) -> str:
+    cost, accepted = number(row.draft_cost, 2), number(row.acceptance, 2)
+    return f"a drafted token takes {cost} of a plain one's time, and {accepted} of them are accepted"
 
 
 def _on(row: ArmRow) -> str:

@@ -104,11 +104,13 @@ def _search(run: Run, best: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _finals(rows: Sequence[Raced]) -> RenderableType:
-    table = plain_table("finals: skip", "in the search", "fresh prompts", "raced [95 %]", "acceptance", "prompts")
+    table = plain_table(
+        "finals: skip", "in the search", "fresh prompts", "expected", "raced [95 %]", "acceptance", "prompts"
+    )
     for row in rows:
         raced = run_list.interval(row["speedup"], row["low"], row["high"])
         raced += ", in doubt" if row["in_doubt"] else ""
-        cells = [_cell(value) for value in (row["trial_value"], row["fresh_value"])]
+        cells = [_cell(value) for value in (row["trial_value"], row["fresh_value"], row["expected"])]
         table.add_row(Text(row["skip"]), *cells, raced, _cell(row["acceptance"]), text(row["n_prompts"]))
     return table
 

@@ -132,7 +132,7 @@ def best(run: Run) -> dict[str, Any] | None:
     return {
         "skip": handed_on.get("skip", trial.get("skip")),
         "n_skipped": n_skipped,
-        "value": winner.get("fresh_value") or trial.get("value", handed_on.get("value")),
+        "value": winner.get("expected") or winner.get("fresh_value") or trial.get("value", handed_on.get("value")),
         "unit": run.summary.get("unit") or run.facts.get("objective"),
         "acceptance": plain(trial.get("acceptance")),
         "draft_cost": plain(trial.get("draft_cost")),

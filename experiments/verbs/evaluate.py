@@ -16,7 +16,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build
 from experiments.config.build_arms import arms as build_arms
-from experiments.config.resuming import config_to_resume, resuming
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
@@ -31,6 +30,7 @@ from experiments.terminal import live_panel
 from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
+from experiments.verbs.resuming import config_to_resume, resuming
 from selfspec.data.answer_text import text_after
 from selfspec.data.prompts import check_room, encode_turns, fit
 from selfspec.data.task import Example

@@ -13,18 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build
 from experiments.config.build_search import fitted_facts, ready
-from experiments.config.resuming import config_to_resume, resuming
 from experiments.results import figures
 from experiments.results.run_writer import KEPT, Folder, open_folder, reopen_folder
 from experiments.terminal import live_panel
 from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
+from experiments.verbs.resuming import config_to_resume, resuming
 from search.importance import Importance, SpeedupBound
 from search.job import COSTS, SearchJob, SearchListener, SearchResult
 from search.ladder import Rung
 from search.pareto import write_front
-from search.point import Point, row_text
+from search.point import Point, row_text, settings_text
 from search.study.finals import Raced
 from search.study.loop import Found
 from selfspec.drafters.spec_files import save_spec
@@ -153,7 +153,7 @@ class _Shown(SearchListener):
         self._say(_told(found, self._unit, self._job.searcher.name))
         if verdict:
             is_end = not (verdict.pays() or self._job.force)
-            more = "; the search ends here: force=true goes on, and draft=linear may pay" if is_end else ""
+            more = "; the search ends here: force=true goes on, and draft=auto may pay" if is_end else ""
             self._say(verdict.text() + more)
 
     def phase(self, name: str, total: int) -> AbstractContextManager[Step]:
@@ -182,6 +182,8 @@ def _write(
     """Write the files of the run folder, except rows, study and costs, which the job writes itself."""
     if result.raced:
         say(_told_race(result.raced))
+    if any(rung.raced for rung in result.rungs):
+        say(f"parts in the race, beside the same without each: {'; '.join(_told_parts(result.rungs))}")
     _draw(cfg, job, folder, result)
     _save(cfg, job, loaded, folder, result)
     show_search(
@@ -223,8 +225,10 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
         measured["settings"] = dict(point.settings)
     if winner:
         low, high = winner.interval
-        if winner.finalist.score:  # the score on fresh prompts predicts the speedup of later runs
+        if winner.finalist.score:
             measured["fresh_value"] = winner.finalist.score.value
+        if winner.finalist.expected is not None:  # predicts later runs
+            measured["expected"] = round(winner.finalist.expected, 4)
         measured["speedup"] = round(winner.speedup, 4)
         if not math.isnan(low):  # a single prompt has no interval
             measured["interval"] = [round(low, 4), round(high, 4)]
@@ -270,7 +274,13 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
 
 
 def _rung(rung: Rung) -> dict[str, Any]:
-    return {"added": dict(rung.added), **_row(rung.point), "value": rung.value, "stays": rung.stays}
+    return {
+        "added": dict(rung.added),
+        **_row(rung.point),
+        "value": rung.value,
+        "stays": rung.stays,
+        "raced": rung.raced,
+    }
 
 
 def _row(point: Point) -> dict[str, Any]:
@@ -293,16 +303,24 @@ def _told(found: Found, unit: str, searcher: str) -> str:
     )
 
 
+def _told_parts(rungs: Sequence[Rung]) -> Iterator[str]:
+    for rung in rungs:
+        if rung.raced:
+            yield f"{settings_text(rung.added)}: {rung.raced:.2f}x" + ("" if rung.stays else ", taken back")
+
+
 def _told_race(raced: Sequence[Raced]) -> str:
     best = raced[0]
     low, high = best.interval
-    told = "" if best.finalist.predicted is None else f", predicted {best.finalist.predicted:.2f}x"
+    f = best.finalist
+    told = "" if f.predicted is None else f", predicted {f.predicted:.2f}x"
+    if f.predicted is not None and f.expected is not None:
+        told += f"; expected on other prompts: {f.expected:.2f}x"
     doubt = "; the interval includes 1: no speedup is shown" if low <= 1 <= high else ""
     doubt = "; slower than plain decoding" if high < 1 else doubt
     if best.doubts:
         doubt += f"; in doubt, also after a second race: {'; '.join(best.doubts)}"
-    n = len(best.finalist.times)
     return (
-        f"raced on {n} prompts against plain decoding: skip={best.finalist.point}, {best.speedup:.2f}x "
+        f"raced on {len(f.times)} prompts against plain decoding: skip={f.point}, {best.speedup:.2f}x "
         f"[{low:.2f}, {high:.2f}]{told}{doubt}"
     )

@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build, build_costs, build_training
-from experiments.config.resuming import config_to_resume
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
+from experiments.verbs.resuming import config_to_resume
 from search.costs.round_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec

@@ -41,6 +41,7 @@ class Finalist:
         trial_value: of the trial that brought it here.
         score: on fresh prompts.
         predicted: its speedup over plain decoding by that score; None if the objective predicts none.
+        expected: its value on prompts that nobody has seen, see `search.study.expected`; None where that is unknown.
         times, results: of the race, a prompt each.
         out_after: prompts after which it was out; None if it was not.
     """
@@ -50,6 +51,7 @@ class Finalist:
     trial_value: float
     score: Score | None = None
     predicted: float | None = None
+    expected: float | None = None
     times: list[Timed] = field(default_factory=list)
     results: list[DecodeResult] = field(default_factory=list)
     out_after: int | None = None
@@ -84,6 +86,7 @@ class Raced:
             "trial_value": f.trial_value,
             "fresh_value": None if f.score is None else f.score.value,
             "predicted": f.predicted,
+            "expected": f.expected,
             "speedup": self.speedup,
             "low": low,
             "high": high,

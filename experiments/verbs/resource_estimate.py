@@ -76,7 +76,12 @@ def n_tokens(verb: str, cfg: DictConfig) -> int | None:
     if verb == "evaluate":
         if cfg.n is None or cfg.get("ablation"):
             return None
-        n_arms = 2 + bool(cfg.generate) + len(cfg.arms or ())
+        n_arms = (
+            2
+            + bool(cfg.generate)
+            + len(cfg.arms or ())
+            + 2 * bool(cfg.get("controls") and cfg.get("skip", "none") != "none")
+        )
         return int(cfg.n * cfg.max_new_tokens * cfg.get("samples", 1) * n_arms)
     if verb != "search":
         return None
