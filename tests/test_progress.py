@@ -217,6 +217,6 @@ def test_search_and_evaluate_draw_their_panels(
     shown = "\n".join(screen(ran.err))
     assert "4/4" in shown and f"of {2 * N_LAYERS} sublayers skipped" in shown, shown
     assert "╭" not in ran.out
-    ran = command("evaluate", *toy, "skip=a1", "n=2", "max_new_tokens=6", "generate=false")
+    ran = command("evaluate", *toy, "skip=a1", "controls=false", "n=2", "max_new_tokens=6", "generate=false")
     shown = "\n".join(screen(ran.err))
     assert "4/4" in shown and re.search(r"plain +2 +0 +– +– +\d+\.\d", shown), shown

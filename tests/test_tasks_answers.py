@@ -98,7 +98,7 @@ def test_answers_of_a_run_are_its_rows(toy: list[str], empty_folder: Path) -> No
         "max_new_tokens=8",
     )
     words = [word for word in toy if not word.startswith("data")]
-    ran = command("evaluate", *words, *data, "skip=a1 m2", "arm=mine", "generate=false")
+    ran = command("evaluate", *words, *data, "skip=a1 m2", "arm=mine", "generate=false", "controls=false")
     assert ran.status == 0, ran.err
     assert sorted(path.name for path in (ran.run / "answers").iterdir()) == ["mine.jsonl", "plain.jsonl"]
     found = [json.loads(line) for line in (ran.run / "answers" / "mine.jsonl").read_text(encoding="utf-8").splitlines()]
