@@ -250,7 +250,7 @@ class TestProfile:
         assert first.status == 0, first.err
         assert "measured now" in first.out and "of 3 random skip sets" in first.out
         assert len(read_rows(first.run / "checks.jsonl")) == 3
-        (table,) = (here / "outputs" / "profile").glob("*.json")
+        (table,) = (here / "outputs" / "cache" / "costs").glob("*.json")
         body = json.loads(table.read_text())
         assert body["of"]["dtype"] == "float64" and body["provenance"]["cpu"]
         assert body["costs"]["contexts"] == [8, 24]
@@ -264,7 +264,7 @@ class TestProfile:
     def test_contexts_stay_inside_the_models(self, here: Path, toy: list[str]) -> None:
         ran = command("profile", *toy, "costs.repeats=1", "costs.max_tokens=4", "check=0")
         assert ran.status == 0, ran.err
-        (table,) = (here / "outputs" / "profile").glob("*.json")
+        (table,) = (here / "outputs" / "cache" / "costs").glob("*.json")
         assert max(json.loads(table.read_text())["costs"]["contexts"]) < 96
 
     def test_a_negative_check_is_refused(self, here: Path, toy: list[str]) -> None:
