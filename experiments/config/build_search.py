@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import build, kinds
+from experiments.config.annotations import parameters
 from experiments.config.build_costs import check_given, draft_costs
 from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
@@ -173,7 +174,7 @@ def _check_kinds(dims: Sequence[Dimension], cfg: DictConfig) -> None:
     """Refuse a value of a dimension such as `stop.max_draft` if the class of the run's rule does not take it."""
     for d in dims:
         group, _, name = d.name.partition(".")
-        known = (kinds.parameters(cfg[group].get(TARGET)) if name and group in cfg else None) or {}
+        known = (parameters(cfg[group].get(TARGET)) if name and group in cfg else None) or {}
         for value in d.domain.extremes:
             kinds.read(value, known.get(name, Any), f"space.{d.name}")
 

@@ -2,7 +2,7 @@
 
 A field without a default is in every configuration; a field with a default is in those of some options or versions
 alone. An option that builds a class has no schema here: the annotations of the class are its schema, also if the class
-is the user's own (`experiments.config.kinds`).
+is the user's own (`experiments.config.annotations`).
 """
 
 from __future__ import annotations
