@@ -14,9 +14,10 @@ from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config.composing import options
+from experiments.config.composing import configuration, options
 from experiments.config.kinds import missing, read
 from experiments.config.schema import VERBS as VERBS_OF
+from selfspec.errors import InputError
 from tests.commands import command
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -135,6 +136,17 @@ def test_every_verb_is_in_the_usage() -> None:
 def test_files_that_begin_with_an_underscore_are_no_options() -> None:
     hidden = {path.stem for path in FILES if path.stem.startswith("_")}
     assert hidden and not hidden & {name for path in CONF.iterdir() if path.is_dir() for name in options(path.name)}
+
+
+def test_a_setting_may_be_called_like_a_folder_of_conf() -> None:
+    assert configuration("report", ["published=swift"]).published == "swift"
+
+
+def test_a_setting_that_an_option_passes_on_has_the_kind_of_the_class() -> None:
+    cfg = configuration("decode", ["data=jsonl", "data.path=1_0", "data.prompt_field=2e3", "prompt=${x}"])
+    assert cfg.data.task.path == "1_0" and cfg.data.task.prompt_field == "2e3" and cfg.prompt == "${x}"
+    with pytest.raises(InputError, match=r"data.calibration_fraction=null was asked for, but it must be a number"):
+        configuration("decode", ["data=jsonl", "data.calibration_fraction=null"])
 
 
 def test_a_global_option_sets_all_that_it_says() -> None:

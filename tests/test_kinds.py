@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 
-from experiments.config.kinds import from_word, members, parameters, passed_on, read
+from experiments.config.annotations import members, parameters, passed_on
+from experiments.config.kinds import from_word, read
 from experiments.config.schema_groups import Arm, Bounds, Built, Constraints
 from experiments.config.words import choices
 from selfspec.errors import InputError

@@ -69,6 +69,11 @@ class TestMistakes:
             (["--config-dir=mine", "searcher=tpe"], "unknown setting 'searcher'"),
             (["--config-dir=mine", "stop=mine", "stop.leest=1"], "did you mean 'stop.least'?"),
             (["--config-dir=mine", "stop=mine", "stop.max_draft=many"], "a whole number"),
+            (
+                ["--config-dir=mine", "stop=mine", "stop.least=null"],
+                "stop.least=null was asked for, but it must be a number",
+            ),
+            (["--config-dir=mine", "stop=mine", "+stop.other=1"], "unknown setting 'stop.other'"),
             (["--config-dir=yours"], "--config-dir yours: no such folder"),
             (["--config-dir"], "--config-dir: no such folder"),
             (["-m", "--config-dir=mine", "stop=mine,fixd"], "did you mean 'fixed'?"),

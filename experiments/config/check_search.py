@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from experiments.config import kinds
+from experiments.config.annotations import parameters
 from search.dimensions import Dimension, choices
 from search.draft_of_point import Drafts
 from search.goal import AGREED, Goal
@@ -31,7 +32,7 @@ def _check_kinds(dims: Sequence[Dimension], cfg: DictConfig) -> None:
     """Refuse a value of a dimension such as `stop.max_draft` if the class of the run's rule does not take it."""
     for d in dims:
         group, _, name = d.name.partition(".")
-        known = (kinds.parameters(cfg[group].get(TARGET)) if name and group in cfg else None) or {}
+        known = (parameters(cfg[group].get(TARGET)) if name and group in cfg else None) or {}
         for value in d.domain.extremes:
             kinds.read(value, known.get(name, Any), f"space.{d.name}")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config import kinds
+from experiments.config.annotations import is_nested, members, passed_on
 from experiments.config.schema import VERBS
 from experiments.config.words import Typed
 from selfspec.errors import InputError, unknown_name
@@ -107,11 +108,7 @@ def config_dir() -> Path | None:
 def groups(verb: str) -> set[str]:
     """The groups that a verb chooses from: `model`, `stop`, `searcher`; each is a setting that holds settings."""
     with composing():
-        return {
-            name
-            for name, kind in kinds.members(VERBS[verb], None)[0].items()
-            if kinds.is_nested(kind) and options(name)
-        }
+        return {name for name, kind in members(VERBS[verb], None)[0].items() if is_nested(kind) and options(name)}
 
 
 def options(group: str) -> list[str]:
@@ -157,7 +154,7 @@ def configuration(verb: str, words: Sequence[str], *, folder: Path | None = None
         InputError: for an unknown setting or option, with the nearest known one, and for a value of a wrong kind.
     """
     with composing(folder):
-        cfg = typed(verb, [as_skip(verb, word) for word in words])
+        cfg = unchecked(verb, [as_skip(verb, word) for word in words])
         try:
             tree = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
         except OmegaConfBaseException as error:
@@ -182,8 +179,8 @@ def as_config(tree: Any) -> DictConfig:
     return found
 
 
-def typed(verb: str, words: Sequence[str]) -> DictConfig:
-    """The composed options of a verb, with the settings of these words."""
+def unchecked(verb: str, words: Sequence[str]) -> DictConfig:
+    """The composed options of a verb, with the settings of these words; values of YAML files are not checked."""
     own = groups(verb)
     chosen = [word for word in words if is_choice(word, own)]
     for word in chosen:
@@ -196,10 +193,9 @@ def typed(verb: str, words: Sequence[str]) -> DictConfig:
         cfg = compose(verb, overrides=chosen)
     except (HydraException, OmegaConfBaseException) as error:
         raise _told(error) from None
-    passed = dict(kinds.passed_on(OmegaConf.to_container(cfg, resolve=False)))
     for word in words:
         if word not in chosen:
-            _put(cfg, verb, word, passed)
+            _put(cfg, verb, word)
     return cfg
 
 
@@ -222,14 +218,14 @@ def split(word: str) -> tuple[str, str]:
     return key.lstrip("+~"), value
 
 
-def _put(cfg: DictConfig, verb: str, word: str, passed: Mapping[str, Any]) -> None:
-    """Set what a word says; `passed` holds the kinds of settings that go on to a class."""
+def _put(cfg: DictConfig, verb: str, word: str) -> None:
+    """Set what a word says."""
     key, value = split(word)
     tree = OmegaConf.to_container(cfg, resolve=False)
-    kind = kind_of(verb, tree, key, passed)
+    kind = kind_of(verb, tree, key)
     if word.startswith("~"):
         place, _, name = key.rpartition(".")
-        if not place or kinds.members(kind_of(verb, tree, place, passed), None)[1] is None:
+        if not place or members(kind_of(verb, tree, place), None)[1] is None:
             raise InputError(f"{word}: {key} is a setting and cannot be left out; give it another value")
         with open_dict(cfg):
             OmegaConf.select(cfg, place).pop(name, None)
@@ -243,27 +239,27 @@ def _put(cfg: DictConfig, verb: str, word: str, passed: Mapping[str, Any]) -> No
     OmegaConf.update(cfg, key, _literal(found), merge=True, force_add=True)
 
 
-def kind_of(verb: str, tree: Any, key: str, passed: Mapping[str, Any]) -> Any:
+def kind_of(verb: str, tree: Any, key: str) -> Any:
     """The kind of the setting `key` of a verb.
 
     Args:
         verb: the verb.
         tree: its settings as plain values, with references.
         key: whole name of the setting.
-        passed: kinds of settings that go on to a class, by whole name.
 
     Raises:
         InputError: if there is no such setting, with the nearest one.
     """
     kind, node, before = VERBS[verb], tree, ""
     for part in key.split("."):
-        known, others = kinds.members(kind, node)
+        known, others = members(kind, node)
         node = node.get(part) if isinstance(node, dict) else None
         if part not in known and others is None:
             near = [f"{before}{name}" for name in known if not name.startswith("_")]
             raise unknown_name("setting", key, near if before else sorted(flat(tree)))
         kind, before = known.get(part, others), f"{before}{part}."
-    return passed.get(key, kind) if kind is Any else kind
+    group = key.partition(".")[0]
+    return dict(passed_on(tree.get(group), (group,))).get(key, Any) if kind is Any else kind
 
 
 def _literal(value: Any) -> Any:
@@ -288,7 +284,7 @@ def help_text(verb: str, words: Sequence[str], *, folder: Path | None = None) ->
     """The groups of a verb with their options, and its settings under these words."""
     with composing(folder):
         listed = "\n".join(f"{group}: {', '.join(options(group))}" for group in sorted(groups(verb)))
-        settings = OmegaConf.to_yaml(typed(verb, words)).strip()
+        settings = OmegaConf.to_yaml(unchecked(verb, words)).strip()
     return (
         f"== Configuration groups ==\nOptions are chosen by group=option\n\n{listed}\n\n"
         f"== Config ==\nSettings are changed by setting=value\n\n{settings}\n\n"

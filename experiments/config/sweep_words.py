@@ -15,8 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 
-from experiments.config import kinds
-from experiments.config.composing import check_option, composing, groups, is_choice, kind_of, split, typed
+from experiments.config.composing import check_option, composing, groups, is_choice, kind_of, split, unchecked
 from experiments.config.words import choices
 from selfspec.skipping.skip_set import SYNTAX
 
@@ -45,11 +44,10 @@ def check_sweep(verb: str, words: Sequence[str], *, folder: Path | None = None) 
                 for name in names:
                     check_option(key, name)
                 first.append(f"{word.partition('=')[0]}={names[0]}")  # the first job stands for all
-        tree = OmegaConf.to_container(typed(verb, first), resolve=False)
-        passed = dict(kinds.passed_on(tree))
+        tree = OmegaConf.to_container(unchecked(verb, first), resolve=False)
         for word in words:
             if not is_choice(word, own):
-                kind_of(verb, tree, split(word)[0], passed)
+                kind_of(verb, tree, split(word)[0])
 
 
 def for_hydra(verb: str, words: Sequence[str], *, folder: Path | None = None) -> list[str]:
