@@ -21,8 +21,8 @@ from typing import Any
 
 import optuna
 
-from experiments.config import build
-from experiments.config.build_search import ready
+from experiments.builders import build
+from experiments.builders.build_search import ready
 from experiments.config.composing import composing, configuration
 from search.job import COSTS
 from search.replay.objectives import as_raced

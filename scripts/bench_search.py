@@ -24,7 +24,7 @@ from typing import Any
 import optuna
 from hydra import compose, initialize_config_module
 
-from experiments.config.build_search import ready, searcher
+from experiments.builders.build_search import ready, searcher
 from experiments.results import figures
 from search.job import SearchJob
 from search.objective import Objective, Score, ShouldContinue

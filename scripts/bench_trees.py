@@ -19,7 +19,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 
-from experiments.config import build
+from experiments.builders import build
 from search.replay.references import ReferenceBatch, decode_references
 from search.replay.rule_tuner import calibration
 from search.replay.simulator import simulate

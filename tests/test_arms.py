@@ -116,7 +116,7 @@ def test_nothing_is_fitted_where_no_arm_asks(toy: list[str], tmp_path: Path, mon
     def refuse(*args: Any, **settings: Any) -> None:
         raise AssertionError("calibration prompts were decoded")
 
-    monkeypatch.setattr("experiments.config.build_arms.continued", refuse)
+    monkeypatch.setattr("experiments.builders.build_arms.continued", refuse)
     assert rows(evaluated(toy, tmp_path, "{a: {skip: a1, head: full, precision: same}, b: {skip: a1, draft: skip}}"))
 
 

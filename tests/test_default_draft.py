@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.config.build_ladder import possible
-from experiments.config.build_search import Asked, asked
+from experiments.builders.build_ladder import possible
+from experiments.builders.build_search import Asked, asked
 from experiments.config.composing import composing, configuration
 from search.draft_of_point import Drafts
 from search.ladder import Ladder

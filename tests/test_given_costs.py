@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments.config import build, build_costs, build_search
+from experiments.builders import build, build_costs, build_search
 from search.costs.table import CostTable
 from selfspec.errors import InputError
 from selfspec.skipping.plan import DraftPlan

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.config import build_search
+from experiments.builders import build_search
 from search.fitting.bridge_fitting import BridgeFitter
 from search.fitting.continuations import continued
 from search.fitting.kept_fits import bridge_fitter
@@ -134,8 +134,8 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         "search.replay.references.autoregress",
         "search.fitting.continuations.autoregress",
         "search.fitting.kept_fits.observe",
-        "experiments.config.build_costs.measure",
-        "experiments.config.build_costs.measure_drafts",
+        "experiments.builders.build_costs.measure",
+        "experiments.builders.build_costs.measure_drafts",
     ):
         module, _, name = place.rpartition(".")
         whole = getattr(__import__(module, fromlist=[name]), name)
@@ -174,7 +174,7 @@ def test_a_search_goes_on_that_was_cut_off_before_its_first_trial(
     if is_killed:
         kill_in_calibration(toy)
     else:
-        place = "experiments.config.build_search.draft_costs"
+        place = "experiments.builders.build_search.draft_costs"
         with monkeypatch.context() as patch:
             patch.setattr(place, lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
             cut = command("search", *toy, *SMALL)

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from experiments.config.build_search import _shares
+from experiments.builders.build_search import _shares
 from experiments.config.composing import options
 from experiments.results.run_folder import open_run
 from search.draft_of_point import Drafts, fitted

@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from optuna.samplers import BaseSampler
 
-from experiments.config import build_search
-from experiments.config.build import instance
+from experiments.builders import build_search
+from experiments.builders.build import instance
 from experiments.config.composing import options
 from search.costs.table import CostTable
 from search.replay.references import decode_references

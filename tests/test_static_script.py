@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from experiments.config import build_costs
+from experiments.builders import build_costs
 from search.costs.table import CostTable
 from selfspec.engine.decode import Ending, autoregress
 from selfspec.engine.trace import DecodeResult

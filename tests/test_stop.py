@@ -13,7 +13,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config.build import stop, stop_by_name
+from experiments.builders.build import stop, stop_by_name
 from experiments.config.composing import options
 from search.replay.rule_tuner import variants
 from selfspec.drafters.chain import ModelDraft

@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 
-from experiments.config import build
+from experiments.builders import build
 from experiments.tracking import Loggable, NoTracker, Picture, SafeTracker, Table, Tracker, WandbTracker
 from selfspec.errors import InputError
 from selfspec.records import run_files

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from experiments.config import build
+from experiments.builders import build
 from experiments.tracking import NoTracker
 from experiments.tracking.of_evaluation import positions
 from experiments.tracking.of_search import is_best_of_its_kind

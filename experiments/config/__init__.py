@@ -1,4 +1,4 @@
-"""From configuration to objects: composition, the schema of the settings, and builders of models, drafts and searches.
+"""How a configuration is composed: words, kinds, the schema of the settings, options, sweeps; all of Hydra.
 
-It must not know how runs are shown or judged; `search` and `selfspec` get plain arguments from it.
+Must not know: what is built from it (`experiments.builders`).
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.config import build, build_training
+from experiments.builders import build, build_training
 from experiments.terminal.progress import Progress
 from selfspec.records import run_files
 from selfspec.training.collect import collect as fill

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 
-from experiments.config import build
+from experiments.builders import build
 from experiments.results.locate_draft import locate_draft
 from experiments.terminal.progress import Progress
 from selfspec.data.answer_text import context, is_unfinished, text_after

@@ -14,8 +14,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build
-from experiments.config.build_arms import arms as build_arms
+from experiments.builders import build
+from experiments.builders.build_arms import arms as build_arms
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode

@@ -8,7 +8,7 @@ from statistics import median
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build, build_costs
+from experiments.builders import build, build_costs
 from experiments.results import figures
 from experiments.results.run_writer import open_folder
 from experiments.terminal.progress import Progress

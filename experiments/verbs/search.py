@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build
-from experiments.config.build_search import fitted_facts, ready
+from experiments.builders import build
+from experiments.builders.build_search import fitted_facts, ready
 from experiments.results import figures
 from experiments.results.run_writer import KEPT, Folder, open_folder, reopen_folder
 from experiments.terminal import live_panel

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.config import build, build_costs, build_training
+from experiments.builders import build, build_costs, build_training
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume

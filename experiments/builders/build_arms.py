@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.config import build
-from experiments.config.build_costs import costs, measuring
-from experiments.config.build_search import ALL
+from experiments.builders import build
+from experiments.builders.build_costs import costs, measuring
+from experiments.builders.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.config import build
+from experiments.builders import build
 from search.costs.draft_tables import DraftCosts
 from search.costs.measure import measure, measure_drafts
 from search.costs.table import FORM, CostTable

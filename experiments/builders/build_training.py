@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.config import build
+from experiments.builders import build
 from search.fitting.vocabulary import most_useful
 from selfspec.drafters.lookup import joined
 from selfspec.errors import InputError

@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.config import build
-from experiments.config.build_costs import check_given, draft_costs
-from experiments.config.build_ladder import Part, laddered, possible
-from experiments.config.check_search import check
+from experiments.builders import build
+from experiments.builders.build_costs import check_given, draft_costs
+from experiments.builders.build_ladder import Part, laddered, possible
+from experiments.builders.check_search import check
 from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
 from search.costs.draft_tables import DraftCosts
