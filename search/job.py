@@ -31,7 +31,7 @@ from search.space import Space
 from search.starts import warm_starts
 from search.study.expected import expect
 from search.study.finals import Finalist, Raced, race, rescore, settled
-from search.study.loop import Budget, row_of, run_search, top, values_of
+from search.study.loop import Budget, restore, row_of, run_search, top, values_of
 from search.study.pruning import WilcoxonPruning
 from search.study.study import STUDY_NAME, SearchStudy
 from search.study.workers import Sharing
@@ -153,6 +153,8 @@ class SearchJob:
         study = self.study(folder, sets=self._computed_sets(folder, tell))
         if self.costs and folder:
             self.costs.keep(folder / COSTS)
+        if folder:
+            restore(study, folder / run_files.TRIALS)
         earlier = _rows(study)
         if not earlier:
             # the first trial will tell of errors
@@ -184,7 +186,9 @@ class SearchJob:
         tell.searched(found, verdict, rungs)
         raced: list[Raced] = []
         if self.worker == 0 and self.finals.top and found.ended != "interrupted":
+            study.claim_finals()
             raced = self._finals(study, objective, tell)
+            study.release("the finals are over")
             if folder:
                 (folder / run_files.FINALS).unlink(missing_ok=True)
                 for r in raced:

@@ -134,6 +134,23 @@ class TestKilled:
         rows.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:-1]))  # a trial is told before its row
         self.assert_resumes(stopped, whole)
 
+    @pytest.mark.parametrize("n_lines", [None, 0, 5, -2])
+    def test_and_its_journal_was_lost_or_cut_off(self, n_lines: int | None, stopped: Path, whole: Path) -> None:
+        journal, before = stopped / JOURNAL, rows_of(stopped)
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.unlink() if n_lines is None else journal.write_bytes(b"".join(lines[:n_lines]))
+        objective = Scripted()
+        run(stopped, self.N, objective)
+        assert rows_of(stopped)[: len(before)] == before and len(rows_of(stopped)) == self.N
+        assert not {row["skip"] for row in before} & set(objective.calls), "no trial is run again"
+        self.assert_resumes(stopped, whole)
+
+    def test_rows_of_another_search_are_kept_beside_it(self, stopped: Path) -> None:
+        text = "".join(reversed((stopped / ROWS).read_text(encoding="utf-8").splitlines(keepends=True)))
+        (stopped / ROWS).write_text(text, encoding="utf-8")
+        run(stopped, self.N, Scripted())
+        assert (stopped / f"{ROWS}.1").read_text(encoding="utf-8") == text
+
     def test_and_its_rows_were_taken_from_another_search(self, stopped: Path, whole: Path) -> None:
         rows = stopped / ROWS
         rows.write_bytes(b"".join(reversed(rows.read_bytes().splitlines(keepends=True))))

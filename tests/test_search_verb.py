@@ -86,6 +86,8 @@ class TestSearch:
             r["skip"] for r in rows
         }
         assert "raced on 2 prompts against plain decoding" in ran.out
+        facts = json.loads((ran.run / run_files.PROVENANCE).read_text(encoding="utf-8"))["run"]
+        assert len(facts["seen"]) == len(facts["prompt_ids"]) + len(facts["fresh_ids"])
 
     def test_a_search_that_cannot_pay_ends_with_the_reason_unless_forced(self, here: Path, toy: list[str]) -> None:
         ran = search(toy, "searcher.n_trials=30", "stop=fixed")

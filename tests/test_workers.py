@@ -28,7 +28,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from search.space import Space
+from search.study import workers
 from search.study.loop import run_search
+from search.study.processes import mark_of
 from search.study.study import STUDY_NAME, SearchStudy
 from search.study.workers import Claims, Sharing, open_storage, shown
 from selfspec.errors import InputError
@@ -280,6 +282,23 @@ class TestPlaces:
         joined_before = joined(journal, 3)
         assert joined_before.claim(9) == 0
         assert joined(journal, 3).claim(9) == 0
+
+    @pytest.mark.parametrize("what", ["place", "finals"])
+    def test_two_processes_with_one_number_are_told_so(
+        self, what: str, journal: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first, pid = joined(journal), os.getppid()
+        with monkeypatch.context() as patch:  # a process that is alive and is not this one
+            patch.setattr(workers, "this_process", lambda: mark_of(pid))
+            first.claim(9) if what == "place" else first.claim_finals()
+        for study in (joined(journal), joined(journal)):
+            with pytest.raises(InputError, match=f"worker=0 is at work on this search already .process {pid} on"):
+                study.claim(9)
+            with pytest.raises(InputError, match="worker=0 is at work"):
+                study.claim_finals()
+        assert joined(journal, worker=1).claim(9) == (1 if what == "place" else 0)
+        first.release()
+        assert joined(journal).claim(9) is not None
 
     def test_the_last_places_are_waited_for_until_their_worker_dies(self, journal: Path) -> None:
         dead = Claims(open_storage(journal), STUDY_NAME, Sharing(7, beat_s=100, grace_s=200))

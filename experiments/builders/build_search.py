@@ -25,6 +25,7 @@ from search.replay import rule_tuner
 from search.study.loop import Budget
 from search.study.pruning import WilcoxonPruning
 from selfspec.data.prompts import Prompt
+from selfspec.data.same_prompts import same_digest
 from selfspec.drafters.spec import DraftSpec
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
@@ -66,6 +67,7 @@ class Split:
     search: Mapping[str, list[Prompt]]
     finals: Mapping[str, list[Prompt]]
     rest: list[list[int]]
+    seen: list[str]  # digests of all of these prompts, which no evaluation of the draft may use
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Ready:
             n_prompts=sum(map(len, split.search.values())),
             prompt_ids=[p.example.id for found in split.search.values() for p in found],
             fresh_ids=[p.example.id for found in split.finals.values() for p in found],
+            seen=split.seen,
             seed=cfg.searcher.seed,
             **({"space": [d.name for d in self.asked.dimensions]} if self.asked.dimensions else {}),
             **({"drafter": drafts.drafter[TARGET]} if drafts.drafter else {}),
@@ -258,7 +261,7 @@ def _drafts(cfg: DictConfig) -> Drafts:
 def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> Split:
     """The calibration prompts of every data set, split between search, finals and fitting."""
     o, n_fresh = cfg.objective, cfg.finals.n_prompts if cfg.finals.top else 0
-    split = Split({}, {}, [])
+    split = Split({}, {}, [], [])
     for data in _data_sets(cfg):
         found = build.prompts(
             data,
@@ -271,6 +274,7 @@ def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> Split:
         n, n_finals = o.n_prompts, n_fresh
         if needs_texts:
             n, n_finals = _shares(data.data.name, len(found), n, n_finals)
+        split.seen.extend(same_digest(p.example.prompt) for p in found)
         split.rest.extend(p.ids for p in found[n + n_finals :])
         split.search[data.data.name], split.finals[data.data.name] = found[:n], found[n : n + n_finals]  # type: ignore[index]
     return split

@@ -45,6 +45,7 @@ class Facts(TypedDict):
     objective: NotRequired[Fact]
     n_layers: NotRequired[Annotated[int, Field(ge=1)] | None]
     arms: NotRequired[dict[str, Any] | None]
+    seen: NotRequired[list[str] | None]
 
 
 class Provenance(Session):

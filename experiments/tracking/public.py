@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 MASK = "***"
-LEFT_OUT = ("argv", "diff")  # command lines, which the configuration repeats, and uncommitted code
+# command lines, which the configuration repeats, uncommitted code, and thousands of digests of prompts
+LEFT_OUT = ("argv", "diff", "seen")
 _SECRET_NAME = re.compile(r"(^|[_.-])(token|password|passwd|secret|credentials?|(api_?|private_|access_)?key)$", re.I)
 _LOGIN = re.compile(r"(?<=://)\S*@")  # up to the last @: a password may hold one
 _QUERY = re.compile(r"(\S+://\S*?)\?\S*")

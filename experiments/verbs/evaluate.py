@@ -22,6 +22,7 @@ from experiments.evaluation.conversations import Asked, Encode
 from experiments.evaluation.interleave import Key, alternate, finished, latest
 from experiments.evaluation.predicted import predicted
 from experiments.evaluation.specbench_export import write_answers
+from experiments.evaluation.unseen import unseen
 from experiments.quality import judge
 from experiments.results.find_runs import find_runs
 from experiments.results.run_writer import Folder, open_folder, provenance_of, reopen_folder
@@ -33,7 +34,7 @@ from experiments.tracking.of_evaluation import show_evaluation
 from experiments.verbs.resuming import config_to_resume, resuming
 from selfspec.data.answer_text import text_after
 from selfspec.data.prompts import check_room, encode_turns, fit
-from selfspec.data.task import Example
+from selfspec.data.task import Example, select
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.load import Loaded
@@ -163,7 +164,7 @@ def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
         raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
     loaded = build.model(cfg, phase=phase)
     with phase("prompts", 0):
-        asked_examples = build.examples(cfg, "evaluation", n=cfg.n, seed=cfg.seed)
+        asked_examples = select(_unseen(cfg), n=cfg.n, seed=cfg.seed)
         (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
     examples = fit(
         loaded.tokenizer,
@@ -201,6 +202,14 @@ def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
         speedups=predicted(cfg, arms),
         is_spec_bench=getattr(build.instance(cfg.data.task), "is_spec_bench", False),
     )
+
+
+def _unseen(cfg: DictConfig) -> list[Example]:
+    """The evaluation prompts that the searches of the drafts have not seen."""
+    arms = cfg.arms.values() if isinstance(cfg.arms, DictConfig) else ()
+    named = [str(arm.get("skip", "none")) for arm in arms if isinstance(arm, DictConfig)]
+    every = build.examples(cfg, "evaluation", n=None, seed=cfg.seed)
+    return unseen(every, [str(cfg.skip), *named], Path(cfg.paths.outputs))
 
 
 def encoder(cfg: DictConfig, loaded: Loaded, kept: Path | None = None) -> Encode:

@@ -7,6 +7,7 @@ the study, with the trials of other workers.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import threading
@@ -141,6 +142,8 @@ def run_search(
         KeyboardInterrupt: if Ctrl-C comes before a trial was scored.
     """
     budget = Budget(n_trials, max_s, patience)
+    if rows_path:
+        restore(study, rows_path)
     rows = _Rows(rows_path, study.trials, listener)
     before = max((float(t.user_attrs["elapsed_s"]) for t in study.trials), default=0.0)
     began = stopwatch.now()
@@ -220,16 +223,37 @@ class _Rows:
                 self._listener(row)
 
 
+def restore(study: SearchStudy, path: Path) -> None:
+    """Give a study the trials that only the file of rows holds, since its journal was lost or cut off.
+
+    Workers with a common storage are left alone: their file of rows is a view of the storage.
+    """
+    if study.is_shared or not path.exists():
+        return
+    drop_partial_line(path)
+    rows, n_known = read_rows(path), len(study.trials)
+    if len(rows) > n_known and _are_of(rows[:n_known], study.trials):
+        log.warning("the study lacks %d trials of %s: they are taken from there", len(rows) - n_known, path)
+        for row in rows[n_known:]:
+            study.restore(row)
+
+
+def _are_of(rows: Sequence[dict[str, Any]], trials: Sequence[FrozenTrial]) -> bool:
+    """Whether these are the rows of the first trials, in their order."""
+    same = ("skip", "state", "elapsed_s")
+    known = [row_of(trial, number) for number, trial in enumerate(trials[: len(rows)])]
+    return [[row.get(key) for key in same] for row in rows] == [[row[key] for key in same] for row in known]
+
+
 def _n_written(path: Path, trials: Sequence[FrozenTrial]) -> int:
-    """How many of the trials have their row in the file; a file of other rows is removed."""
+    """How many of the trials have their row in the file; a file of other rows gets another name."""
     drop_partial_line(path)
     rows = read_rows(path) if path.exists() else []
-    same = ("skip", "state", "elapsed_s")
-    known = [tuple(row_of(trial, number)[key] for key in same) for number, trial in enumerate(trials[: len(rows)])]
-    if [tuple(row.get(key) for key in same) for row in rows] == known:
+    if _are_of(rows, trials):
         return len(rows)
-    log.info("%s has not the rows of the study, in its order: it is written anew", path)
-    path.unlink()
+    kept = next(file for n in itertools.count(1) if not (file := path.with_name(f"{path.name}.{n}")).exists())
+    log.warning("%s has not the rows of the study, in its order: it is kept as %s and written anew", path, kept.name)
+    path.rename(kept)
     return 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,6 +140,11 @@ class SearchStudy:
             self._place = place if place < n_trials else None
         return self._place
 
+    def claim_finals(self) -> None:
+        """Claim the finals until `release`, so that no other worker of this number begins meanwhile."""
+        if self._claims:
+            self._claims.take_finals()
+
     def release(self, reason: str = "its worker gave it up") -> None:
         """Release the claimed place for other workers; no effect if its trial is finished."""
         self._place = None
@@ -200,6 +205,19 @@ class SearchStudy:
             self._claims.close()
         self._place = None
         return recorded
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several workers meet in the storage of this study."""
+        return self._claims is not None
+
+    def restore(self, row: Mapping[str, Any]) -> FrozenTrial:
+        """Record a trial again from its row."""
+        scored = {f.name: row[f.name] for f in fields(Score) if row.get(f.name) is not None}
+        scored |= {"values": tuple(row.get("values") or ()), "pruned": row["state"] == "pruned"}
+        score = None if row["state"] == "failed" else Score(**scored)
+        facts = {name: row.get(name) for name in ("elapsed_s", "seed", "reason")}
+        return self.tell(Proposal(Point.from_row(row, self.space.n_layers), row["origin"], None), score, **facts)
 
     def _remember(self, proposal: Proposal, score: Score | None, facts: Mapping[str, Any]) -> FrozenTrial:
         """Add the finished trial to the study in memory, and return it."""

@@ -25,6 +25,7 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBSt
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from search.study.processes import state_of, this_process
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records.run_files import drop_partial_line
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 LOCK_S = 20  # wait for a killed worker's lock on a journal: longer than any write, less than `grace_s`
 SQLITE_LOCK_S = 60  # wait for the writes of other workers; each takes some tenths of a second
 CONNECT_S = 10  # wait for a proxy
+FINALS = -1  # the place of the finals
 N_OPENINGS = 5  # attempts, since workers that create the tables of an empty database at the same time conflict
 
 
@@ -189,6 +191,15 @@ class Claims:
             else:
                 threading.Event().wait(self._sharing.poll_s)
 
+    def take_finals(self) -> None:
+        """Claim the finals, until `release`.
+
+        Raises:
+            InputError: if another process with the number of this worker is at work on this search.
+        """
+        self._free_dead(())
+        self._win(FINALS)
+
     def close(self) -> None:
         """Mark the claimed place as finished, after its trial was written."""
         if self._let_go is not None and self._let_go.detach():
@@ -203,7 +214,7 @@ class Claims:
     def _win(self, place: int) -> bool:
         """Claim `place`; returns whether this is the first claim."""
         worker = self._sharing.worker
-        attrs = {"place": place, "worker": worker, "beats": 0}
+        attrs = {"place": place, "worker": worker, "beats": 0, "process": this_process()}
         claim_id = self._storage.create_new_trial(
             self._study_id, template_trial=create_trial(state=TrialState.RUNNING, user_attrs=attrs)
         )
@@ -221,7 +232,11 @@ class Claims:
         return True
 
     def _free_dead(self, done: Container[int]) -> None:
-        """Release places of workers that were silent for `grace_s`, and those of an earlier run of this worker."""
+        """Release places of workers that were silent for `grace_s`, and those of an earlier life of this worker.
+
+        Raises:
+            InputError: if another process with the number of this worker is alive.
+        """
         now, seen, self._seen = self._watch.now(), self._seen, {}
         for claim in self._all():
             if claim.state != TrialState.RUNNING:
@@ -232,10 +247,26 @@ class Claims:
             self._seen[claim._trial_id] = (beats, since)
             if place in done:  # killed after its trial was written
                 _close(self._storage, claim._trial_id, place)
-            elif worker == self._sharing.worker:
+            elif worker == self._sharing.worker and self._is_free(claim.user_attrs):
                 _free(self._storage, claim._trial_id, f"worker {worker} was started again")
             elif now - since > self._sharing.grace_s:
                 _free(self._storage, claim._trial_id, f"worker {worker} died: silent for {now - since:.0f} s")
+
+    def _is_free(self, claim: Mapping[str, Any]) -> bool:
+        """Whether the claim of a worker with the number of this one was left by an earlier life of it.
+
+        Raises:
+            InputError: if that worker is alive: two with one number would take each other's places.
+        """
+        process: Mapping[str, Any] = claim.get("process") or {}
+        state = state_of(process)
+        if state == "alive":
+            raise InputError(
+                f"worker={claim['worker']} is at work on this search already (process {process['pid']} on "
+                f"{process['host']}); wait for its end, or give this one another number: worker=N"
+            )
+        # earlier versions left no mark; one on another host may be alive, and its signs of life tell
+        return not process or state != "unknown"
 
     def _all(self) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._study_id, deepcopy=False)

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from selfspec.data.rows import as_object, good_ones, read_lines, tell_left_out, text
+from selfspec.data.same_prompts import group_digests, same_key, tell_alike
 from selfspec.data.task import Example, Part, checked
 from selfspec.errors import InputError
 
@@ -75,8 +76,11 @@ class Jsonl:
         tell_left_out(path, bad)
         self._about = {"source": path, "n_left_out": len(bad)}
         digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode())
-        self.version = f"1-{digest.hexdigest()[:12]}"
-        self._parts = _split(list(examples.values()), calibration_fraction)
+        prompts = {example.prompt for example in examples.values()}
+        # 1: prompts that differ in white space alone were taken for different ones
+        form = 1 if len({same_key(prompt) for prompt in prompts}) == len(prompts) else 2
+        self.version = f"{form}-{digest.hexdigest()[:12]}"
+        self._parts = _split(path, list(examples.values()), calibration_fraction)
 
     def examples(self, part: Part) -> list[Example]:
         """The rows of one part, ordered by the hash of their prompts.
@@ -98,17 +102,19 @@ class Jsonl:
         return dict(self._about)
 
 
-def _split(examples: list[Example], fraction: float) -> dict[Part, list[Example]]:
+def _split(path: str, examples: list[Example], fraction: float) -> dict[Part, list[Example]]:
     # by distinct prompt, so that rows with the same prompt are in the same part
-    digests = {example.prompt: hashlib.sha256(example.prompt.encode()).hexdigest() for example in examples}
-    ranked = sorted(digests, key=digests.__getitem__)
+    digests = group_digests(example.prompt for example in examples)
+    ranked = sorted(set(digests.values()))
     # 1e-9: 0.29 * 100 is 28.999999999999996 in floats
     chosen = set(ranked[: math.floor(fraction * len(ranked) + 1e-9)])
     ordered = sorted(examples, key=lambda example: digests[example.prompt])
-    return {
-        "calibration": [example for example in ordered if example.prompt in chosen],
-        "evaluation": [example for example in ordered if example.prompt not in chosen],
+    parts: dict[Part, list[Example]] = {
+        "calibration": [example for example in ordered if digests[example.prompt] in chosen],
+        "evaluation": [example for example in ordered if digests[example.prompt] not in chosen],
     }
+    tell_alike(path, *([example.prompt for example in part] for part in parts.values()))
+    return parts
 
 
 def _name(row: dict[str, Any], field: str, where: str) -> str:

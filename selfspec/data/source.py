@@ -4,7 +4,6 @@ Evaluation and calibration prompts come from different splits or files. If there
 determines its part, which then depends neither on its place in the file nor on a seed.
 """
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from selfspec.data.rows import as_object, good_ones, read_lines, tell_left_out
+from selfspec.data.same_prompts import group_digests, same_key, tell_alike
 from selfspec.data.task import Example, Part, checked
 from selfspec.errors import InputError
 from selfspec.hub import cache_unless_answering
@@ -128,9 +128,10 @@ class Source:
         if self.calibration_path is None and other is None:
             calibration, evaluation = _by_hash(evaluation, self.calibration_n)
         else:
-            known = {example.prompt for example in evaluation}
+            known = {same_key(example.prompt) for example in evaluation}
             path, split = self.calibration_path or self.path, origin.calibration_split or "train"
             calibration = self._examples(origin, path, split, bad, n=self.calibration_n, known=known)
+        tell_alike(str(self.path or origin.hub_id), (e.prompt for e in calibration), (e.prompt for e in evaluation))
         about = {
             "source": self.path or origin.hub_id,
             "calibration_source": self.calibration_path or self.path or origin.hub_id,
@@ -152,7 +153,7 @@ class Source:
         n: int | None = None,
         known: Collection[str] = (),
     ) -> list[Example]:
-        """The first n examples of a source whose prompts are not in `known`; reasons of bad rows go to `bad`."""
+        """The first n examples of a source whose prompts have no key in `known`; reasons of bad rows go to `bad`."""
         seen: set[str] = set()
 
         def read(item: Item) -> Example | None:
@@ -170,7 +171,7 @@ class Source:
         n_before = len(bad)
         # lazily, so that only the needed rows of a large split are read
         examples = good_ones(items, read, repair=self.repair, bad=bad)
-        found = list(islice((e for e in examples if e is not None and e.prompt not in known), n))
+        found = list(islice((e for e in examples if e is not None and same_key(e.prompt) not in known), n))
         tell_left_out(path or str(origin.hub_id), bad[n_before:])
         if not found and n != 0:
             besides = " besides those of the evaluation part" if known else ""
@@ -180,9 +181,12 @@ class Source:
 
 def _by_hash(examples: list[Example], n: int) -> tuple[list[Example], list[Example]]:
     """The examples of n distinct prompts, and the remaining examples."""
-    ranked = sorted({e.prompt for e in examples}, key=lambda prompt: hashlib.sha256(prompt.encode()).hexdigest())
-    chosen = set(ranked[:n])
-    return [e for e in examples if e.prompt in chosen], [e for e in examples if e.prompt not in chosen]
+    digests = group_digests(e.prompt for e in examples)
+    chosen = set(sorted(set(digests.values()))[:n])
+    return (
+        [e for e in examples if digests[e.prompt] in chosen],
+        [e for e in examples if digests[e.prompt] not in chosen],
+    )
 
 
 def _order(n: int, seed: int) -> list[int]:

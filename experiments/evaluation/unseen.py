@@ -1,0 +1,52 @@
+"""Evaluation prompts without those that the search of a draft has seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from experiments.results.locate_draft import locate_draft
+from experiments.results.run_facts import read_provenance
+from selfspec.data.same_prompts import same_digest
+from selfspec.data.task import Example
+from selfspec.drafters.spec_files import find_draft
+from selfspec.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+def unseen(examples: Sequence[Example], drafts: Iterable[str], outputs: Path) -> list[Example]:
+    """The examples that no search of these drafts used for its trials, its finals or its fits.
+
+    Runs of earlier versions do not tell what they used.
+
+    Args:
+        examples: evaluation prompts.
+        drafts: names of drafts, as users give them.
+        outputs: folder of the runs.
+
+    Raises:
+        InputError: if no example is left.
+    """
+    seen = {digest for draft in set(drafts) for digest in _seen(draft, outputs)}
+    kept = [example for example in examples if same_digest(example.prompt) not in seen]
+    n = len(examples) - len(kept)
+    if n and not kept:
+        raise InputError(
+            f"the search of the draft has seen all {n} evaluation prompts; evaluate on other data, or search with "
+            "fewer calibration prompts"
+        )
+    if n:
+        log.warning("%d of %d evaluation prompts are left out: the draft's search has seen them", n, len(examples))
+    return kept
+
+
+def _seen(draft: str, outputs: Path) -> list[str]:
+    """The digests of the prompts that the search of a draft used; empty if the draft is of no search."""
+    try:
+        file = find_draft(locate_draft(draft, outputs)).file
+        facts = read_provenance(file.parent)["run"] if file else {}
+    except ValueError:  # what is wrong with a draft is told where it is loaded
+        return []
+    return list(facts.get("seen") or ())
