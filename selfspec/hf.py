@@ -13,18 +13,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
-from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
+from transformers import StoppingCriteriaList, StopStringCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from selfspec.data.answer_text import text_after
-from selfspec.engine.decode import Ending, Kind
+from selfspec.engine.decode import Kind
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
-from selfspec.models.decoder import Decoder
+from selfspec.hf_checks import check_arguments, check_mask, check_settings, check_streamer, kept_tokens
+from selfspec.hf_rows import Ends, padded, row_warp, views
+from selfspec.models.context import tell_full
 from selfspec.speculator import DraftLike, kept
 from selfspec.stopping import StopPolicy
 
-_UNSUPPORTED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_NOT_HERE = {
+    "assistant_model": "the draft is its assistant",
+    "assistant_tokenizer": "the draft has the model's tokenizer",
+    "custom_generate": "it is one itself; use model.generate with as_custom_generate",
+    "synced_gpus": "each process decodes for itself",
+    "token_streamer": "pass streamer=",
+}
 
 
 def generate(
@@ -54,16 +62,18 @@ def generate(
     Raises:
         InputError: if there is no such draft, a setting is not supported, or a tokenizer is missing.
     """
+    for name in _NOT_HERE:
+        if settings.get(name) is not None:
+            raise InputError(f"selfspec.generate takes no {name}: {_NOT_HERE[name]}")
     if isinstance(inputs, str):
         if tokenizer is None:
             raise InputError("generate was given a text; it needs tokenizer=... to encode it")
         ids_BT = tokenizer(inputs, return_tensors="pt").input_ids
+        settings.setdefault("attention_mask", torch.ones_like(ids_BT))  # a text has no padding
     else:
         ids_BT = inputs if isinstance(inputs, Tensor) else torch.tensor([list(inputs)])
     ids_BT = ids_BT.to(model.device)
-    settings.setdefault("attention_mask", torch.ones_like(ids_BT))
-    if settings.get("stop_strings") is not None:
-        settings["stopping_criteria"] = _with_stop_strings(settings, tokenizer)
+    _hand_over_stop_strings(model, settings, tokenizer)
     output = model.generate(
         ids_BT,
         custom_generate=as_custom_generate(draft, stop=stop, lookup=lookup),
@@ -102,55 +112,45 @@ def as_custom_generate(
         token_streamer: Any = None,
         **model_kwargs: Any,
     ) -> Any:
-        config = generation_config
-        asked = [name for name in _UNSUPPORTED if getattr(config, name, None)]
-        if asked or (config.num_beams or 1) > 1:
-            what = asked[0] if asked else f"num_beams={config.num_beams}"
-            raise InputError(f"self-speculative decoding does not offer {what}; leave it out, or decode without")
+        config, processors = generation_config, list(logits_processor or ())
+        kept_BT = kept_tokens(input_ids, model_kwargs.get("attention_mask"))
+        check_settings(config, processors)
+        check_arguments(model_kwargs, kept_BT)
+        check_streamer(token_streamer, len(input_ids))
         speculator = kept(model, draft, stop=stop, lookup=lookup, sample_draft=sample_draft)
-        prompts = _without_padding(input_ids, model_kwargs.get("attention_mask"))
+        check_mask(kept_BT, speculator.decoder.config)
+        rows = views(input_ids, kept_BT)
+        ends = Ends(stopping_criteria, n_rows=len(rows), n_prompt=input_ids.shape[1])
+        asked, room = ends.max_new_tokens, speculator.decoder.context_length - max(len(row.prompt) for row in rows)
+        # all rows end with the longest, so that no row is filled up where there is no pad token
+        ends.max_new_tokens = max(1, min(asked, room))
+        # from torch's own stream, so that torch.manual_seed determines the output
+        seed = int(torch.randint(2**31, ())) if config.do_sample else 0
         if token_streamer is not None:
             token_streamer.put(input_ids.cpu())
         results = speculator(
-            prompts,
-            ending=_ending(config, stopping_criteria, input_ids),
-            sampling=Sampling(
-                do_sample=bool(config.do_sample),
-                warps=tuple(logits_processor or ()),
-                # From torch's own stream, so that torch.manual_seed determines the output.
-                seed=int(torch.randint(2**31, ())) if config.do_sample else 0,
-            ),
+            [row.prompt for row in rows],
+            ending=[ends.of(row) for row in rows],
+            sampling=[
+                Sampling(
+                    do_sample=bool(config.do_sample),
+                    warps=(row_warp(row, processors, ends.eos_ids),) if processors else (),
+                    seed=seed,
+                )
+                for row in rows
+            ],
             listener=_listener(token_streamer),
         )
         if token_streamer is not None:
             token_streamer.end()
-        sequences = _padded(input_ids, [r.tokens for r in results], _pad_id(config, speculator.decoder))
+        if room < asked and any(result.finish == "length" for result in results):
+            tell_full(speculator.decoder.config, asked)
+        sequences = padded(input_ids, [ends.cut(result.tokens) for result in results], _pad_id(config))
         if config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=sequences)
         return sequences
 
     return custom_generate
-
-
-def _without_padding(ids_BT: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    if attention_mask is None:
-        return [[int(i) for i in row] for row in ids_BT.tolist()]
-    return [row[keep].tolist() for row, keep in zip(ids_BT, attention_mask.bool(), strict=True)]
-
-
-def _ending(config: Any, criteria: Any, input_ids: Tensor) -> Ending:
-    eos = config.eos_token_id
-    if isinstance(eos, Tensor):
-        eos = eos.flatten().tolist()
-    eos_ids = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
-    # The engine checks length and end tokens itself; a criterion would need a tensor for every token.
-    own = (MaxLengthCriteria, EosTokenCriteria)
-    others = StoppingCriteriaList([c for c in criteria or () if not isinstance(c, own)])
-
-    def criterion(ids: list[int]) -> bool:
-        return bool(others(torch.tensor([ids], device=input_ids.device), None).all())
-
-    return Ending(config.max_length - input_ids.shape[1], eos_ids, criterion if len(others) else None)
 
 
 def _listener(streamer: Any) -> Callable[[int, list[int], list[Kind]], None] | None:
@@ -159,25 +159,25 @@ def _listener(streamer: Any) -> Callable[[int, list[int], list[Kind]], None] | N
     return lambda row, tokens, kinds: streamer.put(torch.tensor(tokens))
 
 
-def _pad_id(config: Any, decoder: Decoder) -> int:
-    pad = config.pad_token_id
-    if isinstance(pad, Tensor):
-        pad = int(pad)
-    return int(pad) if pad is not None else min(decoder.eos_ids, default=0)
+def _pad_id(config: Any) -> int:
+    """The token that fills up rows: as in `generate` the first end token if there is no pad token."""
+    for token in (config.pad_token_id, config.eos_token_id):
+        if token is not None:
+            return int(torch.as_tensor(token).flatten()[0])
+    return 0  # without an end token no row is shorter than another
 
 
-def _padded(input_ids: Tensor, outputs: list[list[int]], pad_id: int) -> Tensor:
-    longest = max(len(tokens) for tokens in outputs)
-    rows = [tokens + [pad_id] * (longest - len(tokens)) for tokens in outputs]
-    return torch.cat([input_ids, torch.tensor(rows, device=input_ids.device, dtype=input_ids.dtype)], dim=1)
-
-
-def _with_stop_strings(settings: dict[str, Any], tokenizer: Any) -> StoppingCriteriaList:
-    """Stopping criteria with the stop strings: `generate` gives a callable no tokenizer for its own."""
-    from transformers import StopStringCriteria
-
+def _hand_over_stop_strings(model: Any, settings: dict[str, Any], tokenizer: Any) -> None:
+    """Make a stopping criterion of stop strings: `generate` has no tokenizer for its own if it calls a callable."""
+    config = settings.get("generation_config")
+    strings = next((c.stop_strings for c in (config, model.generation_config) if c and c.stop_strings), None)
+    strings = settings.pop("stop_strings", strings)
+    if strings is None:
+        return
     if tokenizer is None:
-        raise InputError("stop_strings need tokenizer=...")
+        raise InputError(f"stop_strings={strings!r} need tokenizer=...")
+    settings["stop_strings"] = None  # also of the model's own generation config
     criteria = StoppingCriteriaList(settings.get("stopping_criteria") or [])
-    criteria.append(StopStringCriteria(tokenizer, settings.pop("stop_strings")))
-    return criteria
+    if not any(type(criterion) is StopStringCriteria for criterion in criteria):
+        criteria.append(StopStringCriteria(tokenizer, strings))
+    settings["stopping_criteria"] = criteria

@@ -235,6 +235,10 @@ class TestGenerate:
         ran = evaluated(toy, tmp_path, "{hf lookup: {generate: {prompt_lookup_num_tokens: 10}}}")
         assert [row["verdict"] for row in rows(ran) if row["arm"] == "hf lookup"] == ["identical"] * 2
 
+    def test_is_not_compared_if_it_is_asked_for_other_tokens(self, toy: list[str], tmp_path: Path) -> None:
+        ran = evaluated(toy, tmp_path, "{hf: {generate: {no_repeat_ngram_size: 1}}}")
+        assert [row["verdict"] for row in rows(ran) if row["arm"] == "hf"] == ["not compared"] * 2
+
 
 @pytest.mark.parametrize(
     ("words", "controls"),

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
+    SynthIDTextWatermarkingConfig,
 )
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 import selfspec
@@ -110,10 +118,146 @@ def test_return_dict_holds_the_same_sequences(model: PreTrainedModel) -> None:
     assert torch.equal(output.sequences, model.generate(IDS, **SETTINGS))
 
 
-@pytest.mark.parametrize("asked", [{"output_scores": True, "return_dict_in_generate": True}, {"output_logits": True}])
-def test_what_is_not_offered_is_refused(model: PreTrainedModel, asked: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="does not offer"):
+FILLED = DynamicCache()
+FILLED.update(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8), 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores"),
+        ({"output_logits": True}, "output_logits"),
+        ({"num_beams": 3}, "num_beams=3"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha=0.6"),
+        ({"dola_layers": "low"}, "dola_layers='low'"),
+        ({"force_words_ids": [[1]]}, "force_words_ids"),
+        ({"prompt_lookup_num_tokens": 3}, "lookup=True"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
+        ({"watermarking_config": SynthIDTextWatermarkingConfig(ngram_len=3, keys=[1, 2])}, "watermarking_config"),
+        ({"cache_implementation": "offloaded"}, "cache_implementation='offloaded'"),
+        ({"past_key_values": FILLED}, "past_key_values"),
+        ({"position_ids": 2 * torch.arange(5)[None]}, "position_ids"),
+        ({"inputs_embeds": torch.zeros(1, 5, 32)}, "inputs_embeds"),
+        ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0]])}, "pad on the left"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_not_offered_is_refused_by_name(model: PreTrainedModel, asked: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError, match=named):
         drafted(model, **asked)
+
+
+def test_a_model_that_takes_more_than_ids_gets_them_or_a_refusal() -> None:
+    gpt2 = toy("gpt2")
+    with pytest.raises(InputError, match="does not offer token_type_ids: it reads token ids"):
+        drafted(gpt2, token_type_ids=torch.zeros_like(IDS))
+    counted = torch.arange(5)[None]  # what generate gives by itself is no wish
+    assert torch.equal(drafted(gpt2, position_ids=counted), gpt2.generate(IDS, position_ids=counted, **SETTINGS))
+
+
+def test_a_window_counts_masked_tokens_and_other_models_do_not(model: PreTrainedModel) -> None:
+    asked = {**SETTINGS, "attention_mask": torch.tensor([[1, 1, 0, 1, 1]])}
+    assert torch.equal(drafted(model, **asked), model.generate(IDS, **asked))
+    with pytest.raises(InputError, match="row 0 behind its first, which a model with sliding_window counts"):
+        drafted(toy("mistral-window"), **asked)
+
+
+def test_padding_without_a_mask_is_found_as_generate_finds_it() -> None:
+    model = toy("llama", "sdpa")  # transformers' eager kernel gives nan for padded rows in float64
+    ids = torch.tensor([[0, 0, 0, 5, 6], [1, 2, 3, 4, 5]])
+    expected = model.generate(ids, pad_token_id=0, **SETTINGS)
+    assert torch.equal(selfspec.generate(model, ids, draft="a1", pad_token_id=0, **SETTINGS), expected)
+
+
+@pytest.mark.parametrize("criterion", [MaxLengthCriteria(12), EosTokenCriteria([3, 17])], ids=["length", "end"])
+def test_a_criterion_of_the_user_replaces_that_of_generate(model: PreTrainedModel, criterion: Any) -> None:
+    asked = {"stopping_criteria": [criterion], "eos_token_id": 40, "pad_token_id": 63, **SETTINGS}
+    ids = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
+    expected = model.generate(ids, **asked)
+    assert expected.shape[1] < 5 + SETTINGS["max_new_tokens"]
+    assert torch.equal(drafted(model, ids, **asked), expected)
+
+
+def test_no_constraint_is_asked_what_comes_behind_an_end(model: PreTrainedModel) -> None:
+    end = int(model.generate(IDS, **SETTINGS)[0, 9])
+    heard: list[list[int]] = []
+
+    def allowed(row: int, ids: torch.Tensor) -> list[int]:
+        heard.append(ids.tolist()[5:])
+        return list(range(64))
+
+    asked: dict[str, Any] = {"prefix_allowed_tokens_fn": allowed, "eos_token_id": end}
+    assert drafted(model, skip="none", **asked)[0, -1] == end
+    assert [ids for ids in heard if end in ids] == []
+
+
+def test_answers_that_the_context_ends_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    small = toy("llama", "sdpa", max_position_embeddings=11)
+    ids = torch.tensor([[0, 0, 3, 4, 5], [9, 8, 7, 6, 5]])
+    mask = (ids > 0).long()
+    output = drafted(small, ids, attention_mask=mask)
+    assert torch.equal(output, small.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False))
+    assert "answers end before 24 new tokens where the model's context is full: it holds 11 tokens" in caplog.text
+    assert "(max_position_embeddings)" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "holds"), [("yarn", 64), ("linear", 16)])
+def test_yarn_extends_a_context_and_other_scalings_are_named(kind: str, holds: int) -> None:
+    rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 10000.0}
+    if kind == "yarn":
+        rope["original_max_position_embeddings"] = 16
+    scaled = toy("llama", max_position_embeddings=16, rope_parameters=rope)
+    assert selfspec.Decoder(scaled).context_length == holds
+    ids = torch.arange(1, 31)[None]
+    if kind == "yarn":
+        assert torch.equal(drafted(scaled, ids), scaled.generate(ids, **SETTINGS))
+    else:
+        with pytest.raises(
+            InputError, match=r"holds 16 .*linear scaling by 4 does not extend: raise it in config\.json"
+        ):
+            drafted(scaled, ids)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(model_folder)
+
+
+@pytest.mark.parametrize("where", ["argument", "config", "model"])
+def test_stop_strings_end_an_answer_wherever_they_stand(where: str, tokenizer: Any, model_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64).eval()
+    model.generation_config.eos_token_id = None
+    plain = model.generate(IDS, **SETTINGS)
+    letters = [text for token in plain[0, 7:-2] if (text := tokenizer.decode(token)).isascii() and text.isalnum()]
+    asked: dict[str, Any] = {"stop_strings": letters[:1]}
+    expected = model.generate(IDS, tokenizer=tokenizer, **asked, **SETTINGS)
+    assert expected.shape[1] < plain.shape[1]
+    if where == "model":
+        model.generation_config.stop_strings = asked.pop("stop_strings")
+    if where == "config":
+        asked = {"generation_config": GenerationConfig(**asked)}
+    with pytest.raises(InputError, match="need tokenizer="):
+        selfspec.generate(model, IDS, draft="a1", **asked, **SETTINGS)
+    found = selfspec.generate(model, IDS, draft="a1", tokenizer=tokenizer, **asked, **SETTINGS)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["assistant_model", "custom_generate", "token_streamer"])
+def test_arguments_that_would_be_lost_on_the_way_are_refused(model: PreTrainedModel, name: str) -> None:
+    with pytest.raises(InputError, match=f"takes no {name}: "):
+        selfspec.generate(model, IDS, draft="a1", **{name: model})
+
+
+def test_a_streamer_hears_one_prompt(model: PreTrainedModel) -> None:
+    with pytest.raises(InputError, match="hears one prompt, not 2 at once"):
+        drafted(model, IDS.repeat(2, 1), token_streamer=BaseStreamer())
+
+
+def test_the_table_names_every_argument_of_generate() -> None:
+    named = set(re.findall(r"`(\w+)`", (Path(__file__).parents[1] / "docs" / "generate.md").read_text()))
+    settings = {name for name in vars(GenerationConfig()) if not name.startswith("_")} - {"transformers_version"}
+    arguments = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
+    assert sorted((settings | arguments) - named) == []
 
 
 def test_streamer_hears_the_prompt_and_every_token_once(model: PreTrainedModel) -> None:

@@ -50,8 +50,18 @@ def feature_layers(decoder: Decoder) -> list[int]:
     return sorted({int(fraction * (decoder.n_layers - 1)) for fraction in FEATURES})
 
 
-def new_store(cfg: DictConfig, loaded: Loaded, prompts: Sequence[Sequence[int]], how: Collecting) -> Store:
-    """The store of these prompts and settings, which may hold shards already."""
+def new_store(
+    cfg: DictConfig, loaded: Loaded, prompts: Sequence[Sequence[int]], how: Collecting, *, seen: Sequence[str]
+) -> Store:
+    """The store of these prompts and settings, which may hold shards already.
+
+    Args:
+        cfg: configuration of the run.
+        loaded: the model.
+        prompts: token ids.
+        how: settings of the collection.
+        seen: digests of the prompts, which no evaluation of a draft that is trained on them may use.
+    """
     content: dict[str, Any] = {
         "weights": loaded.facts["weights"],
         "dtype": loaded.facts["dtype"],
@@ -61,7 +71,7 @@ def new_store(cfg: DictConfig, loaded: Loaded, prompts: Sequence[Sequence[int]],
     content |= {"layers": list(how.layers), "temperatures": list(how.temperatures)}
     folder = Path(cfg.paths.outputs) / STORES
     facts = build.facts(cfg, loaded, n_prompts=len(prompts))
-    return Store.create(folder, f"{cfg.model.name}-{cfg.data.name}", content, facts=facts)
+    return Store.create(folder, f"{cfg.model.name}-{cfg.data.name}", content, facts=facts, seen=list(seen))
 
 
 def stores(cfg: DictConfig, loaded: Loaded) -> list[Store]:

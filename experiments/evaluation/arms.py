@@ -25,6 +25,11 @@ from selfspec.speculator import Speculator
 from selfspec.stopping import Fixed
 
 PLAIN, GENERATE = "plain", "generate"
+_SAME_TOKENS = {  # settings of `generate` that change its speed alone
+    *("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule"),
+    *("assistant_early_exit", "assistant_confidence_threshold", "use_cache", "prefill_chunk_size"),
+    *("compile_config", "disable_compile", "max_cache_len"),
+}
 
 
 class Arm(Protocol):
@@ -33,7 +38,11 @@ class Arm(Protocol):
     name: str
     skip: SkipSet | None
     stop: str | None
-    is_lossless: ClassVar[bool]  # its greedy output equals that of plain decoding
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether its greedy output equals that of plain decoding."""
+        ...
 
     @property
     def about(self) -> dict[str, Any]:
@@ -145,7 +154,11 @@ class GenerateArm:
     skip: SkipSet | None = None
     stop: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    is_lossless: ClassVar[bool] = True
+
+    @property
+    def is_lossless(self) -> bool:
+        """See `Arm`: without a setting of its own that may choose other tokens."""
+        return self.settings.keys() <= _SAME_TOKENS
 
     @property
     def about(self) -> dict[str, Any]:

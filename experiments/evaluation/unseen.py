@@ -34,11 +34,13 @@ def unseen(examples: Sequence[Example], drafts: Iterable[str], outputs: Path) ->
     n = len(examples) - len(kept)
     if n and not kept:
         raise InputError(
-            f"the search of the draft has seen all {n} evaluation prompts; evaluate on other data, or search with "
+            f"the draft was made of all {n} evaluation prompts; evaluate on other data, or search with "
             "fewer calibration prompts"
         )
     if n:
-        log.warning("%d of %d evaluation prompts are left out: the draft's search has seen them", n, len(examples))
+        log.warning(
+            "%d of %d evaluation prompts are left out: the draft's search or training has seen them", n, len(examples)
+        )
     return kept
 
 

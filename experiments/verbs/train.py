@@ -48,6 +48,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
     facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
+    facts |= {"seen": sorted({digest for s in held for digest in s.about.get("seen", ())})}
     with ExitStack() as stack:
         if resumed is not None:
             folder = stack.enter_context(reopen_folder(resumed))

@@ -26,6 +26,7 @@ from selfspec.engine.trace import DecodeResult
 from selfspec.engine.verify import Exact
 from selfspec.errors import InputError, PromptError
 from selfspec.measure.stopwatch import Stopwatch
+from selfspec.models.context import context_source, tell_full
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import Fixed, StopState
 
@@ -38,8 +39,8 @@ def autoregress(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
-    ending: Ending,
-    sampling: Sampling | None = None,
+    ending: Ending | Sequence[Ending],
+    sampling: Sampling | Sequence[Sampling] | None = None,
     first_row: int = 0,
     listener: Listener | None = None,
     stopwatch: Stopwatch | None = None,
@@ -67,8 +68,8 @@ def speculate(
     *,
     drafter: Drafter,
     stops: Sequence[StopState],
-    ending: Ending,
-    sampling: Sampling | None = None,
+    ending: Ending | Sequence[Ending],
+    sampling: Sampling | Sequence[Sampling] | None = None,
     first_row: int = 0,
     listener: Listener | None = None,
     stopwatch: Stopwatch | None = None,
@@ -83,8 +84,8 @@ def speculate(
         prompts: token ids, at least one each. They are decoded as one batch, and each row ends on its own.
         drafter: proposes tokens.
         stops: for each prompt a fresh state of the stop rule.
-        ending: when a sequence is over.
-        sampling: how tokens are chosen; greedy if None.
+        ending: when a sequence is over; one for all prompts, or one for each.
+        sampling: how tokens are chosen; one for all prompts, or one for each, alike in `by_block`. Greedy if None.
         first_row: number of the first prompt. Prompt i uses the random streams of row first_row + i, so its output does
             not depend on the other prompts of the batch.
         listener: called with tokens when they are committed.
@@ -102,10 +103,13 @@ def speculate(
     if len(prompts) > 1:
         check_batches(decoder.config)
     watch = stopwatch or Stopwatch(decoder.device)
-    how = sampling or Sampling()
+    endings = [ending] * len(prompts) if isinstance(ending, Ending) else ending
+    how = [sampling or Sampling()] * len(prompts) if isinstance(sampling, Sampling | None) else sampling
+    by_block = any(each.by_block for each in how)
+    assert by_block == all(each.by_block for each in how) or not how, "one verifier judges all rows"
     requests = [
-        _request(decoder, i, prompt, stop, ending, Chooser(how, row=first_row + i))
-        for i, (prompt, stop) in enumerate(zip(prompts, stops, strict=True))
+        _request(decoder, i, prompt, stop, end, Chooser(chosen, row=first_row + i))
+        for i, (prompt, stop, end, chosen) in enumerate(zip(prompts, stops, endings, how, strict=True))
     ]
     tell = listener or (lambda row, tokens, kinds: None)
     known = None if drafter.needs.hidden else prefix
@@ -114,8 +118,11 @@ def speculate(
     if live:
         cache = ClockCache.stack([c for c, r in zip(caches, requests, strict=True) if r.finish is None])
         del caches
-        session = Session(decoder, drafter, verifier or Exact(how.by_block), live, cache, watch, tell)
+        session = Session(decoder, drafter, verifier or Exact(by_block), live, cache, watch, tell)
         (schedule or Sequential()).run(session)
+    for request, end in zip(requests, endings, strict=True):
+        if request.finish == "length" and request.n_max < end.max_new_tokens:
+            tell_full(decoder.config, end.max_new_tokens)
     return [request.result() for request in requests]
 
 
@@ -125,8 +132,8 @@ def _request(
     room = decoder.context_length - len(prompt)
     if not prompt or room < 1:
         raise InputError(
-            f"prompt {index} has {len(prompt)} tokens, and the model's context holds {decoder.context_length}; "
-            + ("shorten it" if prompt else "give it at least one token")
+            f"prompt {index} has {len(prompt)} tokens, and the model's context holds {decoder.context_length} "
+            f"({context_source(decoder.config)}); " + ("shorten it" if prompt else "give it at least one token")
         )
     if not 0 <= min(prompt) <= max(prompt) < decoder.n_vocab:
         alien = next(token for token in prompt if not 0 <= token < decoder.n_vocab)

@@ -123,7 +123,9 @@ class Chooser:
             return check_choice(int(choices(logits_V)))
         warped_V = self.warp(ids, logits_V)
         token = int(largest(warped_V))
-        probability(warped_V, token)  # refuses nan; a processor may use infinity to force a token
+        if bool(warped_V[token].isnan()):  # a processor may use infinity to force a token
+            check_choice(int(choices(logits_V)))
+            raise PromptError("the logits processors of the call made nan of the model's logits; leave one of them out")
         return token
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.forward import BoundForward, Forward
 from selfspec.errors import InputError
+from selfspec.models.context import context_length
 from selfspec.models.packing import n_bytes
 from selfspec.models.sublayers import Patch, Sublayers, find_sublayers
 from selfspec.skipping.bridges import stand_in
@@ -63,12 +64,7 @@ class Decoder:
     @property
     def context_length(self) -> int:
         """Length of the longest sequence that the model supports, in tokens."""
-        longest = int(getattr(self.config, "max_position_embeddings", 0) or 1 << 30)
-        rope = getattr(self.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") == "longrope":
-            # Beyond this length the model rotates all positions by other angles, so cached keys would be wrong.
-            longest = min(longest, int(rope["original_max_position_embeddings"]))
-        return longest
+        return context_length(self.config)
 
     @property
     def n_vocab(self) -> int:
