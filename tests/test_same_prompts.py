@@ -96,5 +96,5 @@ class TestUnseen:
 
     def test_nothing_is_left_is_told(self, tmp_path: Path) -> None:
         run = self.search(tmp_path, PROMPTS)
-        with pytest.raises(InputError, match="has seen all 20 evaluation prompts"):
+        with pytest.raises(InputError, match="made of all 20 evaluation prompts"):
             unseen(self.EXAMPLES, [run], tmp_path)

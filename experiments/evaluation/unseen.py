@@ -38,9 +38,7 @@ def unseen(examples: Sequence[Example], drafts: Iterable[str], outputs: Path) ->
             "fewer calibration prompts"
         )
     if n:
-        log.warning(
-            "%d of %d evaluation prompts are left out: the draft's search or training has seen them", n, len(examples)
-        )
+        log.warning("%d of %d evaluation prompts are left out: the draft was made of them", n, len(examples))
     return kept
 
 
