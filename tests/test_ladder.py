@@ -195,6 +195,6 @@ def test_draft_auto_says_what_each_part_gave_and_races_its_controls(toy: list[st
     raced = run_files.read_rows(ran.run / run_files.FINALS)
     settings = summary["winner"]["settings"]
     assert any(row["skip"] == "none" and row["settings"]["lookup"] == "only" for row in raced)
-    assert any(row["skip"] == "none" and row["settings"].get("precision") == settings.get("precision") for row in raced)
+    assert any(row["skip"] == "none" and row["settings"] == settings for row in raced)
     evaluated = command("evaluate", *toy, f"paths.outputs={tmp_path}", f"skip={ran.run}", "stop=searched", "n=1")
     assert evaluated.status == 0, evaluated.err

@@ -27,7 +27,7 @@ def test_a_name_that_has_not_moved_stays() -> None:
 
 
 def age(folder: Path) -> None:
-    """Make a run's configuration name its classes as the first version did."""
+    """Make a run's configuration what the first version wrote: former names of classes, fewer settings."""
     file = folder / run_files.CONFIG
 
     def old(value: object) -> object:
@@ -36,6 +36,8 @@ def age(folder: Path) -> None:
         return value
 
     body = old(yaml.safe_load(file.read_text()))
+    assert isinstance(body, dict)
+    body.pop("controls", None)
     assert "selfspec.stop.Threshold" in str(body)
     file.write_text(yaml.safe_dump(body, sort_keys=False))
     (folder / run_files.SUMMARY).unlink()
@@ -52,7 +54,15 @@ def test_a_search_of_before_is_resumed(toy: list[str], tmp_path: Path) -> None:
 
 
 def test_an_evaluation_of_before_is_resumed(toy: list[str], tmp_path: Path) -> None:
-    words = (f"paths.outputs={tmp_path}", "n=3", "max_new_tokens=6", "skip=a1", "stop=threshold", "generate=false")
+    words = (
+        f"paths.outputs={tmp_path}",
+        "n=3",
+        "max_new_tokens=6",
+        "skip=a1",
+        "stop=threshold",
+        "generate=false",
+        "controls=false",
+    )
     ran = command("evaluate", *toy, *words)
     assert ran.status == 0, ran.err
     rows = (ran.run / run_files.RECORDS).read_text().splitlines(keepends=True)
