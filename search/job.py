@@ -239,7 +239,8 @@ class SearchJob:
         ending = Ending(self.goal.max_new_tokens)
         batches = decode_references(self.decoder, ids, ending=ending, cache=self.cache, phase=tell.phase)
         texts = [r for batch in batches for r in batch.references]
-        sets = self.searcher.compute(self.decoder, texts, self.costs.table if self.costs else None)
+        with tell.phase("sets", 0):
+            sets = self.searcher.compute(self.decoder, texts, self.costs.table if self.costs else None)
         assert sets is not None
         if path:
             run_files.write_json(path, {"sets": [str(skip) for skip in sets]})
