@@ -32,7 +32,8 @@ def _check_kinds(dims: Sequence[Dimension], cfg: DictConfig) -> None:
     """Refuse a value of a dimension such as `stop.max_draft` if the class of the run's rule does not take it."""
     for d in dims:
         group, _, name = d.name.partition(".")
-        known = (parameters(cfg[group].get(TARGET)) if name and group in cfg else None) or {}
+        target = cfg[group].get(TARGET) if name and group in cfg else None
+        known = (parameters(target) if target else None) or {}
         for value in d.domain.extremes:
             kinds.read(value, known.get(name, Any), f"space.{d.name}")
 

@@ -14,10 +14,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from hydra.utils import get_object
-
 from experiments.config.schema_groups import Bounds, Built, Open
-from selfspec.targets import TARGET, current
+from selfspec.targets import TARGET, imported
 
 PLAIN = (bool, int, float, str, NoneType)
 
@@ -40,7 +38,7 @@ def members(kind: Any, value: Any) -> tuple[dict[str, Any], Any]:
             taken = parameters(value[TARGET])
             return ({**present, **hidden}, Any) if taken is None else ({**taken, **hidden}, None)
         if option is Built:
-            return present, None
+            return {**present, TARGET: str}, None
         if is_dict(option):
             return {}, get_args(option)[1] if get_args(option) else Any
         if option is Any and isinstance(value, dict):
@@ -51,7 +49,7 @@ def members(kind: Any, value: Any) -> tuple[dict[str, Any], Any]:
 def parameters(target: Any) -> dict[str, Any] | None:
     """The kinds of what a class or function takes, by name; None if it takes any name, or cannot be imported."""
     try:
-        built = get_object(current(str(target)))
+        built = imported(str(target), called="the class")
         taken = inspect.signature(built).parameters.values()
     except Exception:  # what builds it tells the reason
         return None
