@@ -17,7 +17,7 @@ import pytest
 
 from experiments.evaluation.conversations import Asked, Conversations, why_none
 from experiments.evaluation.interleave import alternate, latest
-from experiments.evaluation.predicted import predicted_value
+from experiments.results.named_drafts import predicted_value
 from selfspec.data.task import Example
 from selfspec.drafters.spec_files import find_draft
 from selfspec.engine.trace import DecodeResult, Round

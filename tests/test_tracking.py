@@ -276,3 +276,13 @@ def test_no_tracker_is_the_default() -> None:
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("search")
     assert isinstance(build.tracker(cfg, verb="search", folder=Path()), NoTracker)
+
+
+def test_the_earlier_part_of_a_run_is_where_no_sync_finds_it(home: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    part, other = (tmp_path / "wandb" / f"offline-run-20260101_000000-{name}" for name in ("mine", "other"))
+    part.mkdir(parents=True), other.mkdir()
+    tracker = wandb_tracker(tmp_path, run_id="mine")
+    line = tracker.finish()
+    left = sorted(path.name for path in (tmp_path / "wandb").glob("offline-run-*"))
+    assert left == sorted([other.name, Path(str(line)).name]) and part.name not in left
+    assert [path.name for path in (tmp_path / "wandb" / "earlier").iterdir()] == [part.name]

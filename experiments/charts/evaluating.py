@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from experiments.charts.theme import BLUE, GREY, ORANGE, PURPLE, Row, look, styled
 from experiments.results import figure_data
-from experiments.results.figure_data import answered_by_arm
+from experiments.results.figure_data import answered_by_arm, seconds_by_part
 from selfspec.measure.metrics import ratio
 
 PARTS = (("prefill", "prefill_s", PURPLE), ("draft", "draft_s", BLUE), ("verify", "verify_s", ORANGE))
@@ -70,13 +70,12 @@ def time_split(rows: Sequence[Row]) -> go.Figure:
     }
     grouped = {arm: ours for arm, ours in grouped.items() if ours}
     n_tokens = {arm: sum(row["n_tokens"] for row in ours) for arm, ours in grouped.items()}
-    for name, key, colour in (*PARTS, ("other", "", GREY)):
-        spent = []
-        for arm, ours in grouped.items():
-            # `other` holds the time between the parts, and all seconds of an arm without parts
-            parts = sum(row[k] for row in ours for _, k, _ in PARTS)
-            seconds = sum(row[key] for row in ours) if key else max(0.0, sum(row["total_s"] for row in ours) - parts)
-            spent.append(100 * ratio(seconds, n_tokens[arm]))
+    seconds = {arm: {part: s or 0.0 for part, s in seconds_by_part(ours).items()} for arm, ours in grouped.items()}
+    for s in seconds.values():
+        # `other` holds the time between the parts, and all seconds of an arm without parts
+        s["other_s"] = max(0.0, s["total_s"] - sum(s[part] for _, part, _ in PARTS))
+    for name, part, colour in (*PARTS, ("other", "other_s", GREY)):
+        spent = [100 * ratio(s[part], n_tokens[arm]) for arm, s in seconds.items()]
         hover = f"{name}: %{{x:.3f}} s per 100 tokens<extra></extra>"
         figure.add_bar(
             y=list(grouped), x=spent, name=name, orientation="h", marker={"color": colour}, hovertemplate=hover

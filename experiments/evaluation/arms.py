@@ -69,11 +69,11 @@ class PlainArm:
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Arm`."""
+        """No draft and no stop rule."""
         return {"skip": None, "stop": None}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
-        """See `Arm`."""
+        """Decode the prompts without drafts; one result for each."""
         return speculate(
             self.decoder,
             prompts,
@@ -105,7 +105,7 @@ class DraftArm:
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Arm`. `memory`: number of tokens that prompt lookup searches in addition to the row's own."""
+        """The draft's settings; `memory`: tokens that prompt lookup searches in addition to the row's own."""
         spec = self.speculator.spec
         memory = None if spec.plan.memory is None or not spec.lookup else len(spec.plan.memory)
         draft = None if spec.lookup == "only" else str(spec.plan)
@@ -121,7 +121,7 @@ class DraftArm:
         }
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
-        """See `Arm`."""
+        """Decode the prompts with drafts, and keep the state of the stop rule; one result for each."""
         states = self.speculator.begin(len(prompts))
         results = speculate(
             self.decoder,
@@ -162,11 +162,11 @@ class GenerateArm:
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Arm`."""
+        """The further settings of `generate`."""
         return {"skip": None, "stop": None, "generate": dict(self.settings)}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
-        """See `Arm`. A batch is padded on the left; each of its rows gets an equal share of its seconds."""
+        """Decode the prompts as one batch, padded on the left; each result has an equal share of its seconds."""
         model: Any = self.decoder.model
         eos_ids = sorted(self.decoder.eos_ids if self.ending.eos_ids is None else self.ending.eos_ids)
         config = GenerationConfig(

@@ -39,11 +39,11 @@ class DraftOnlyArm:
 
     @property
     def about(self) -> dict[str, Any]:
-        """See `Arm`."""
+        """The draft, marked as not verified."""
         return {"skip": str(self.plan.skip), "stop": None, "draft": str(self.plan), "draft_only": True}
 
     def __call__(self, prompts: Sequence[list[int]], *, first_row: int = 0) -> list[DecodeResult]:
-        """See `Arm`."""
+        """Decode the prompts with the draft alone; one result for each."""
         return autoregress(
             alone(self.decoder, self.plan),
             prompts,

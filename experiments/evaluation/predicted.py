@@ -10,11 +10,10 @@ from omegaconf import DictConfig
 
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm
 from experiments.results.locate_draft import locate_draft
+from experiments.results.named_drafts import predicted_value
 from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
 from selfspec.stopping import PauseWhenUnprofitable, StopRule
-
-UNIT = "x plain decoding"
 
 
 def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
@@ -51,13 +50,6 @@ def _is_as_searched(arm: Arm, body: Mapping[str, Any]) -> bool:
         return False
     spec = arm.speculator.spec
     return spec.stop in rules and spec.lookup == body.get("lookup")
-
-
-def predicted_value(body: Mapping[str, Any]) -> float | None:
-    """The predicted speedup that the file of a draft holds; None if it holds none."""
-    # The value on the search's own prompts is too high, that on its fresh ones a little.
-    value = next((body[name] for name in ("expected", "fresh_value", "value") if body.get(name) is not None), None)
-    return float(value) if body.get("unit") == UNIT and value is not None else None
 
 
 def _saved(draft: str, outputs: Path) -> Mapping[str, Any]:

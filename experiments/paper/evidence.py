@@ -76,7 +76,7 @@ class Measured:
 
     @property
     def about(self) -> Row:
-        """See `Run.about`."""
+        """The settings of the arm that the run recorded; empty if it recorded none."""
         return self.run.about(self.row.arm)
 
     @property

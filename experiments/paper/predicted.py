@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.evaluation.predicted import UNIT
 from experiments.paper.evidence import Evidence, label
 from experiments.paper.section import Cell, Section, Table, Value
 from experiments.results.figure_data import prediction
 from experiments.results.figures import BLUE, GREY, KEPT, ORANGE, canvas, legend_below, plain_axes
+from experiments.results.named_drafts import UNIT
 
 COLUMNS = ["model", "searched on", "measured on", "what", "predicted", "speedup", "error", "run"]
 FINALIST = "finalist"

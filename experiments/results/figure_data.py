@@ -283,6 +283,15 @@ def predictions(rows: Sequence[Row]) -> list[Prediction]:
     ]
 
 
+TIMES = ("prefill_s", "draft_s", "verify_s", "other_s", "total_s")
+
+
+def seconds_by_part(rows: Sequence[Row]) -> dict[str, float | None]:
+    """Seconds of all answers by `TIMES`; None where an answer does not record its own."""
+    known = {part: [row[part] for row in rows if row.get(part) is not None] for part in TIMES}
+    return {part: sum(seconds) if len(seconds) == len(rows) else None for part, seconds in known.items()}
+
+
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 

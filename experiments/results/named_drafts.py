@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.evaluation.predicted import predicted_value
 from experiments.results import skip_sets
 from experiments.results.find_runs import list_runs
 from experiments.results.run_folder import Run
@@ -23,6 +22,15 @@ from selfspec.errors import InputError
 from selfspec.records import run_files
 from selfspec.skipping import plan_files
 from selfspec.skipping.skip_set_files import unknown_draft
+
+UNIT = "x plain decoding"  # of a value that predicts a speedup
+
+
+def predicted_value(body: Mapping[str, Any]) -> float | None:
+    """The predicted speedup that the file of a draft holds; None if it holds none."""
+    # The value on the search's own prompts is too high, that on its fresh ones a little.
+    value = next((body[name] for name in ("expected", "fresh_value", "value") if body.get(name) is not None), None)
+    return float(value) if body.get("unit") == UNIT and value is not None else None
 
 
 @dataclass(frozen=True, slots=True)

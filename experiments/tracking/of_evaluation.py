@@ -18,7 +18,6 @@ from selfspec.skipping.skip_set import SkipSet
 
 Row = Mapping[str, Any]
 
-PARTS = ("prefill_s", "draft_s", "verify_s", "other_s", "total_s")
 DRAFT = ("skip", "stop", "acceptance", "tokens_per_round", "tokens_per_s", "speedup", "low", "high", "n_identical", "n")
 
 
@@ -35,7 +34,7 @@ def show_evaluation(tracker: Tracker, arms: Sequence[ArmRow], rows: Sequence[Row
         if row["error"] is None:
             answered[row["arm"]].append(row)
     places = {arm: positions(ours) for arm, ours in answered.items()}
-    seconds = {arm: time_split(ours) for arm, ours in answered.items() if ours}
+    seconds = {arm: figure_data.seconds_by_part(ours) for arm, ours in answered.items() if ours}
     tracker.show({"arms": Table([asdict(arm) for arm in arms])})
     tracker.show({"positions": Table([{"arm": arm, **place} for arm, found in places.items() for place in found])})
     tracker.show({"time_split": Table([{"arm": arm, **split} for arm, split in seconds.items()])})
@@ -56,11 +55,6 @@ def positions(rows: Sequence[Row]) -> list[dict[str, float]]:
         {"number": p.number, "judged": p.judged, "accepted": p.accepted, "acceptance": p.acceptance}
         for p in figure_data.positions(rows)
     ]
-
-
-def time_split(rows: Sequence[Row]) -> dict[str, float | None]:
-    """Seconds of each part of decoding, over all answers of an arm; None if the arm does not record it."""
-    return {part: sum(times) if None not in (times := [row[part] for row in rows]) else None for part in PARTS}
 
 
 def _set_row(arm: ArmRow) -> Row:

@@ -60,13 +60,13 @@ class NoTracker:
     """Ignores all calls, so that no caller checks whether there is a tracker."""
 
     def show(self, values: Mapping[str, Loggable]) -> None:
-        """See `Tracker`."""
+        """Show nothing."""
 
     def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
-        """See `Tracker`."""
+        """Keep nothing."""
 
     def finish(self, *, failed: bool = False) -> str | None:
-        """See `Tracker`."""
+        """Leave nothing to do."""
         return None
 
 
@@ -83,15 +83,15 @@ class SafeTracker:
             self._give_up(error)
 
     def show(self, values: Mapping[str, Loggable]) -> None:
-        """See `Tracker`."""
+        """Show the values, unless the tracker has failed."""
         self._try(lambda: self._tracker.show(values))
 
     def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
-        """See `Tracker`."""
+        """Keep the files, unless the tracker has failed."""
         self._try(lambda: self._tracker.keep(name, files, kind=kind, is_best=is_best))
 
     def finish(self, *, failed: bool = False) -> str | None:
-        """See `Tracker`."""
+        """End the run, unless the tracker has failed; returns the tracker's line for the user."""
         return self._try(lambda: self._tracker.finish(failed=failed))
 
     def _try(self, call: Callable[[], str | None]) -> str | None:

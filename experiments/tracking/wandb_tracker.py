@@ -63,6 +63,7 @@ class WandbTracker:
         if mode not in (None, *get_args(Mode)):
             raise InputError(f"tracker.mode={mode}; it is {', '.join(get_args(Mode))} or null")
         self._wandb = wandb
+        _set_aside(folder / "wandb", run_id)
         os.environ.setdefault("WANDB_SILENT", "true")
         settings = wandb.Settings(
             console="off",  # a progress bar needs the terminal, and the run folder holds the log lines
@@ -103,20 +104,20 @@ class WandbTracker:
             self._run.define_metric(f"{axis}/*", step_metric=f"{axis}/number")
 
     def show(self, values: Mapping[str, Loggable]) -> None:
-        """See `Tracker`."""
+        """Log the values as one step; W&B has no missing values, so those are left out."""
         shown = {name: self._as_wandb(value) for name, value in values.items() if not _is_nothing(value)}
         if shown:
             self._run.log(shown)
 
     def keep(self, name: str, files: Sequence[Path], *, kind: str, is_best: bool) -> None:
-        """See `Tracker`."""
+        """Log the files as a version of an artifact; characters that W&B refuses in its name become hyphens."""
         artifact = self._wandb.Artifact(re.sub(r"[^\w.-]", "-", name), type=kind)
         for file in files:
             artifact.add_file(str(file))
         self._run.log_artifact(artifact, aliases=["latest", *(["best"] if is_best else [])])
 
     def finish(self, *, failed: bool = False) -> str | None:
-        """See `Tracker`."""
+        """End the run; returns the command that uploads it if it is offline or the upload takes too long."""
         if self._run is None:
             return None
         run, self._run = self._run, None
@@ -137,6 +138,18 @@ class WandbTracker:
             cells = [[None if _is_nothing(row[c]) else row[c] for c in columns] for row in value.rows]
             return self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
         return value
+
+
+def _set_aside(folder: Path, run_id: str) -> None:
+    """Move the files of earlier sessions of a run, which is shown again as a whole, to where `wandb sync` finds none.
+
+    Otherwise `wandb sync --sync-all` would send the parts of the run and the whole run under one id.
+    """
+    for part in sorted(folder.glob(f"offline-run-*-{run_id}")):
+        aside = folder / "earlier"
+        aside.mkdir(exist_ok=True)
+        part.rename(aside / part.name)
+        log.info("W&B: this run is shown again as a whole; its earlier part is moved to %s", aside / part.name)
 
 
 def _is_nothing(value: Any) -> bool:

@@ -27,7 +27,7 @@ class Never(StopRule):
     max_draft: int = 1
 
     def begin(self, after: StopState | None = None) -> StopState:
-        """See `StopPolicy`."""
+        """The state of a new prompt, which never drafts."""
         return _NeverState()
 
 

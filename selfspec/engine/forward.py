@@ -139,7 +139,7 @@ class BoundForward:
         n_logits: int = 0,
         text_rows: TextRows | None = None,
     ) -> Tensor:
-        """See `Forward`."""
+        """The logits after the last `n_logits` tokens of each row, or after all of them."""
         placed = self._placed(ids_BT, starts, cache, n_logits, text_rows)
         logits_BTV: Tensor = self.module(input_ids=ids_BT, **placed).logits
         return logits_BTV
@@ -154,7 +154,7 @@ class BoundForward:
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """See `Forward`."""
+        """The same logits, and the hidden states of some layers."""
         placed = self._placed(ids_BT, starts, cache, n_logits, text_rows)
         with self._caught(hidden) as states:
             return Output(self.module(input_ids=ids_BT, **placed).logits, states)
@@ -175,7 +175,7 @@ class BoundForward:
         text_rows: TextRows | None = None,
         hidden: Sequence[int] = (),
     ) -> Output:
-        """See `Forward`."""
+        """The logits and hidden states of the nodes of trees."""
         placed = self._placed_in_tree(positions_BT, seen_BTS, key_positions_BS, cache, text_rows)
         with self._caught(hidden) as states:
             return Output(self.module(input_ids=ids_BT, **placed).logits, states)

@@ -45,7 +45,7 @@ class Sequential:
     """Drafts for all rows, verifies all drafts in one forward, then commits the accepted tokens."""
 
     def run(self, session: Session) -> None:
-        """See `Schedule`."""
+        """Decode in rounds until every request has finished."""
         decoder, drafter, cache, watch = session.decoder, session.drafter, session.cache, session.watch
         end = watch.now()
         while session.live:
