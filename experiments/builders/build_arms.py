@@ -199,6 +199,8 @@ def _in_short(spec: DraftSpec) -> str:
     """A name for an arm without a name: `skip 5`, or the class of the user's drafter."""
     if spec.drafter:
         return str(spec.drafter[TARGET]).rpartition(".")[2]
+    if spec.plan.trained is not None and spec.lookup != "only":
+        return f"trained {spec.plan.trained.kind}"
     return f"skip {len(spec.skip)}" if len(spec.skip) else "skip nothing"
 
 
@@ -206,7 +208,7 @@ def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibrat
     """The plan that an arm names; the arm's settings replace parts of the plan."""
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
     if settings.get("unskipped"):  # the control of a skip set: the draft without its skip set
-        plan = replace(plan, skip=SkipSet(plan.skip.n_layers), bridges={}, kind=SKIP)
+        plan = replace(plan, skip=SkipSet(plan.skip.n_layers), bridges={}, kind=SKIP, trained=None)
     if kind is not None:
         d = option("draft", kind)
         made = DraftPlan.from_skip_set(plan.skip)

@@ -204,6 +204,34 @@ def cost_check(pairs: Sequence[tuple[float, float]], *, title: str = "") -> Figu
     return figure
 
 
+def training_curve(rows: Sequence[Row], *, title: str = "") -> Figure:
+    """Loss of each step, and acceptance by depth at each look at held-out texts.
+
+    Args:
+        rows: rows of `curve.jsonl`.
+        title: text above the axes, if any.
+    """
+    figure, axes = canvas(6.5, 4)
+    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="0.75", linewidth=0.8)
+    axes.set(ylabel="loss", title=title)
+    plain_axes(axes, "step")
+    looks = [row for row in rows if "conditional" in row]
+    beside = axes.twinx()
+    colours = (BLUE, ORANGE, GREEN, RED, DARK)
+    for depth in range(max((len(row["conditional"]) for row in looks), default=0)):
+        seen = [row for row in looks if depth < len(row["conditional"])]
+        beside.plot(
+            [row["step"] for row in seen],
+            [row["conditional"][depth] for row in seen],
+            color=colours[depth % len(colours)],
+            dashes=(1, 0) if depth < len(colours) else (2, 1),
+            label=f"depth {depth + 1}",
+        )
+    beside.set(ylim=(0, 1), ylabel="accepted, if all before were")
+    beside.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def race_curves(races: Mapping[str, Sequence[Sequence[Row]]], *, x: Spent, objective: str, title: str = "") -> Figure:
     """The best value so far of several searchers: the mean over seeds, and a band from the least to the greatest.
 

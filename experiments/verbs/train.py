@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders import build, build_costs, build_training
+from experiments.results import figures
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume
@@ -123,6 +124,8 @@ def _finish(
         run=folder.id,
         conditional=[round(a, 4) for a in found.conditional],
     )
+    curve = run_files.read_rows(folder.path / CURVE)
+    figures.save(figures.training_curve(curve, title=f"{cfg.drafter.name}, {cfg.model.name}"), folder.path / "curve")
     row = {"expected_speedup": speedup, "draft_length": length}
     folder.finish(
         {

@@ -91,6 +91,8 @@ class Decoder:
                 takes none, or its precision has no kernel here.
         """
         plan = _plan(draft)
+        if plan.trained is not None:
+            raise InputError(f"{plan} drafts with a trained head, not with layers; build_drafter makes its drafter")
         if plan.skip.n_layers != self.n_layers:
             raise InputError(
                 f"the skip set is for a model of {plan.skip.n_layers} layers, but this model has {self.n_layers}; "
