@@ -52,23 +52,31 @@ VERBS = (
 FLAGS = {"--repair": "data.repair=true"}  # short forms of settings
 
 
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Turn a user's mistake or a full disk into one line and exit status 2, an interruption into exit status 130."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        told = error if isinstance(error, InputError) else refused_write(error)
+        if told is None:
+            raise
+        print(f"selfspec: {one_line(str(told))}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as end:
+        print("; ".join(["selfspec: interrupted", *getattr(end, "__notes__", [])[:1]]), file=sys.stderr)
+        sys.exit(130)
+
+
+@_ending_well()
 def main() -> None:
     """The console script."""
     sys.argv[1:] = argv = [FLAGS.get(word, word) for word in sys.argv[1:]]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return
-    with _ending_well():
-        _check_words(argv)
-        _run(*argv)
-
-
-def _run(verb: str, *words: str) -> None:
-    """Run a verb with the words behind it.
-
-    Raises:
-        InputError: if a word is wrong.
-    """
+    _check_words(argv)
+    verb, *words = argv
     if verb not in VERBS:
         raise unknown_name("verb", verb, list(VERBS))
     if verb in ("runs", "doctor"):  # their words are names, not settings
@@ -109,22 +117,6 @@ def _run(verb: str, *words: str) -> None:
     check_names(cfg)
     with composing(folder):
         run(cfg, typed, say)
-
-
-@contextmanager
-def _ending_well() -> Iterator[None]:
-    """Turn a user's mistake or a full disk into one line and exit status 2, an interruption into exit status 130."""
-    try:
-        yield
-    except (InputError, OSError) as error:
-        told = error if isinstance(error, InputError) else refused_write(error)
-        if told is None:
-            raise
-        print(f"selfspec: {one_line(str(told))}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as end:
-        print("; ".join(["selfspec: interrupted", *getattr(end, "__notes__", [])[:1]]), file=sys.stderr)
-        sys.exit(130)
 
 
 def _check_words(words: Sequence[str]) -> None:

@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,12 +31,31 @@ class NoDraft(BaseDrafter):
         return [Draft() for _ in rows]
 
 
-NextLogits = Callable[[Sequence[int], Sequence[bool], int], Tensor]
-"""From each row's last token, which rows still draft, and the number of tokens drafted, to logits [B, V]."""
+@dataclass(slots=True)
+class Chains:
+    """The chains of a batch while they grow.
+
+    Attributes:
+        rows: the rows.
+        drafts: what was drafted for each row so far.
+        limits: the longest chain of each row.
+        active: rows that draft another token.
+        last: the last token of each row, drafted or not.
+        step: tokens drafted for the rows that are active.
+    """
+
+    rows: Sequence[Row]
+    drafts: list[Draft]
+    limits: list[int]
+    active: list[bool]
+    last: list[int]
+    step: int = 0
 
 
 class ChainDraft(BaseDrafter, ABC):
-    """Drafts chains token by token, with each row's stop rule; a subclass says where logits come from.
+    """Drafts chains token by token, with each row's stop rule; a subclass computes the logits.
+
+    A stopped row stays in the batch until the last one stops, with unused results.
 
     Attributes:
         sample: draw from the draft's distribution if the target samples; otherwise take its maximum.
@@ -48,16 +67,12 @@ class ChainDraft(BaseDrafter, ABC):
     needs_confidence: bool
     max_depth: int | None = None
 
-    @abstractmethod
-    def next_logits(self, rows: Sequence[Row], cache: ClockCache) -> NextLogits:
-        """Begin a draft; the function is called once for each token of the longest chain."""
-
     def can_draft(self, row: Row) -> bool:
         """Whether it knows enough of a row to draft for it."""
         return True
 
-    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """A chain for each row; a stopped row stays in the batch until the last one stops, with unused results."""
+    def begin_chains(self, rows: Sequence[Row]) -> Chains:
+        """Empty chains; the rows that draft at all are active."""
         drafts = [
             Draft(confidences=[], probabilities=[] if self.sample and row.chooser.do_sample else None, source=self.name)
             for row in rows
@@ -66,24 +81,21 @@ class ChainDraft(BaseDrafter, ABC):
         active = [
             limit > 0 and self.can_draft(row) and row.stop.begins() for row, limit in zip(rows, limits, strict=True)
         ]
-        if not any(active):
-            return drafts
-        last = [row.ids[-1] for row in rows]
-        following = self.next_logits(rows, cache)
-        step = 0
-        while any(active):
-            chosen = self._choose(rows, drafts, active, following(last, active, step))
-            step += 1
-            for b, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-                if active[b]:
-                    token, confidence = chosen[b]
-                    draft.tokens.append(token)
-                    draft.n_forwards += 1
-                    if self.needs_confidence:
-                        draft.confidences = [*draft.confidences, confidence]
-                    last[b] = token
-                    active[b] = step < limits[b] and row.stop.more(step, confidence)
-        return drafts
+        return Chains(rows, drafts, limits, active, [row.ids[-1] for row in rows])
+
+    def grow(self, chains: Chains, logits_BV: Tensor) -> None:
+        """Choose the next token of each active row, and ask its stop rule whether it goes on."""
+        chosen = self._choose(chains.rows, chains.drafts, chains.active, logits_BV)
+        chains.step += 1
+        for b, (row, draft) in enumerate(zip(chains.rows, chains.drafts, strict=True)):
+            if chains.active[b]:
+                token, confidence = chosen[b]
+                draft.tokens.append(token)
+                draft.n_forwards += 1
+                if self.needs_confidence:
+                    draft.confidences = [*draft.confidences, confidence]
+                chains.last[b] = token
+                chains.active[b] = chains.step < chains.limits[b] and row.stop.more(chains.step, confidence)
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
         """Pass verdicts on this drafter's own drafts to the stop rule of the row."""
@@ -136,19 +148,19 @@ class ModelDraft(ChainDraft):
     name: str = LAYER_SKIP
     is_replayable: ClassVar[bool] = True
 
-    def next_logits(self, rows: Sequence[Row], cache: ClockCache) -> NextLogits:
-        """Logits of the draft's forward."""
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
+        """A chain for each row."""
+        chains = self.begin_chains(rows)
         starts = [len(row.ids) - 1 for row in rows]
         # Every drafted token is of the row's text or of the head's own, so these rows serve the whole draft.
-        text_rows = self.forward.text_rows([row.ids for row in rows])
-
-        def following(last: Sequence[int], active: Sequence[bool], step: int) -> Tensor:
-            ids_B1 = torch.tensor(last, device=cache.device).unsqueeze(1)
+        text_rows = self.forward.text_rows([row.ids for row in rows]) if any(chains.active) else None
+        while any(chains.active):
+            ids_B1 = torch.tensor(chains.last, device=cache.device).unsqueeze(1)
             # A stopped row keeps its position, so that its clock stays within the cache.
-            at = [start + step if on else start for start, on in zip(starts, active, strict=True)]
-            return self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)[:, -1]
-
-        return following
+            at = [start + chains.step if on else start for start, on in zip(starts, chains.active, strict=True)]
+            logits_BTV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)
+            self.grow(chains, logits_BTV[:, -1])
+        return chains.drafts
 
 
 def confidences_of(logits: Tensor, tokens: Tensor) -> Tensor:

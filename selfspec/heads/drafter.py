@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfspec.drafters.chain import ChainDraft, NextLogits
+from selfspec.drafters.chain import ChainDraft
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.protocols import Draft, Needs, Output, Row, Verdict
 from selfspec.heads.modules import DraftModule, module_of
@@ -91,31 +91,29 @@ class HeadDraft(ChainDraft):
         slots = self.slots.get(row.key)
         return slots is not None and slots.n_read + len(slots.tokens) == len(row.ids) - 1
 
-    def next_logits(self, rows: Sequence[Row], cache: ClockCache) -> NextLogits:
-        """Logits of the head: depth 0 reads the hidden states of the accepted tokens, later ones the head's own."""
-        text_rows = self.output.text_rows([row.ids for row in rows])
-        slots = [self.slots.get(row.key) for row in rows]
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
+        """A chain for each row: depth 0 reads the hidden states of the accepted tokens, later ones the head's own."""
+        chains = self.begin_chains(rows)
+        text_rows = self.output.text_rows([row.ids for row in rows]) if any(chains.active) else None
+        while any(chains.active):
+            hidden = {
+                b: self._next(self.slots[row.key], chains.last[b], chains.step)
+                for b, (row, on) in enumerate(zip(rows, chains.active, strict=True))
+                if on
+            }
+            unused_1D = next(iter(hidden.values()))  # of the stopped rows
+            hidden_BD = torch.cat([hidden.get(b, unused_1D) for b in range(len(rows))])
+            self.grow(chains, self.output.logits(hidden_BD, text_rows))
+        return chains.drafts
 
-        def following(last: Sequence[int], active: Sequence[bool], step: int) -> Tensor:
-            found: list[Tensor | None] = [None] * len(rows)
-            for b, (token, on) in enumerate(zip(last, active, strict=True)):
-                own = slots[b]
-                if on and own is not None:
-                    found[b] = self._next(own, token, step) if step else self._extended(own)
-            any_1D = next(h for h in found if h is not None)  # stopped rows need some input; their logits are unused
-            return self.output.logits(torch.cat([any_1D if h is None else h for h in found]), text_rows)
-
-        return following
-
-    def _extended(self, slots: _Slots) -> Tensor:
+    def _next(self, slots: _Slots, token: int, depth: int) -> Tensor:
+        if depth:
+            return self.module.step(slots.state, self.output.embed([token])[0], depth)
         features = [torch.cat(parts, 1) for parts in zip(*slots.features, strict=True)]
         hidden_1D = self.module.extend(slots.state, features, self.output.embed(slots.tokens))
         slots.n_read += len(slots.tokens)
         slots.features, slots.tokens = [], []
         return hidden_1D
-
-    def _next(self, slots: _Slots, token: int, step: int) -> Tensor:
-        return self.module.step(slots.state, self.output.embed([token])[0], step)
 
 
 def build_head_draft(plan: DraftPlan, decoder: Decoder, *, sample: bool, needs_confidence: bool) -> HeadDraft:
