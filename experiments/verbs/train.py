@@ -24,6 +24,7 @@ from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.trainer import Trainer
@@ -114,7 +115,10 @@ def _finish(
 ) -> None:
     """Save the draft and the summary, and say what was reached."""
     speedup, length = costs.best(found)
-    spec = DraftSpec(plan, build.stop(cfg), lookup=cfg.lookup)
+    rule = build.stop(cfg)
+    if isinstance(rule, Optimal):
+        rule = replace(rule, draft_cost=costs.draft, verify_cost=costs.one_more)
+    spec = DraftSpec(plan, rule, lookup=cfg.lookup)
     save_spec(
         folder.path,
         spec,
@@ -141,5 +145,6 @@ def _finish(
     )
     say(
         f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup\nrun: {folder.path}\n"
-        f"try it: selfspec evaluate drafter={folder.path} model={cfg.model.name} data={cfg.data.name}"
+        f"try it: selfspec evaluate drafter={folder.path} stop=searched lookup=searched model={cfg.model.name} "
+        f"data={cfg.data.name}"
     )

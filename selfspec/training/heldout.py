@@ -45,6 +45,12 @@ class RoundCosts:
     draft: float
     verify: tuple[float, ...]
 
+    @property
+    def one_more(self) -> float:
+        """Cost of verifying one more token, the mean over drafts of up to four tokens."""
+        n = min(4, len(self.verify) - 1)
+        return (self.verify[n] - self.verify[0]) / n
+
     def best(self, held: HeldOut) -> tuple[float, int]:
         """The largest expected speedup over plain decoding, and the draft length that gives it."""
         lengths = range(1, min(len(held.conditional), len(self.verify) - 1) + 1)
