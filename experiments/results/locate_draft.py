@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.results.find_runs import list_runs
 from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
+from selfspec.skipping.plan_files import NAME as PLAN
 from selfspec.skipping.skip_set_files import unknown_draft
 
 
@@ -26,9 +27,9 @@ def locate_draft(name: str, outputs: Path) -> str:
     except InputError:
         if os.path.exists(Path(name).expanduser()):
             raise
-        runs = [run for run in list_runs(None, outputs) if run.is_readable and run.verb in ("search", "train")]
-        found = next((run for run in runs if run.id == name), None)
-        if found is None:
-            raise unknown_draft(name, runs=[run.id for run in runs]) from None
-        return str(found.path)
+        searches = {run.id: run.path for run in list_runs(None, outputs) if run.is_readable and run.verb == "search"}
+        trained = {file.parent.name: file.parent for file in outputs.glob(f"train/*/*/{PLAN}")}
+        if name not in searches | trained:
+            raise unknown_draft(name, runs=sorted(searches | trained)) from None
+        return str((searches | trained)[name])
     return name
