@@ -299,7 +299,8 @@ def _told(found: Found, unit: str, searcher: str) -> str:
     }[found.ended]
     return (
         f"best of {found.n_trials} trials in {found.elapsed_s:.0f} s{why}: skip={found.point} "
-        f"({len(found.skip)} of {2 * found.skip.n_layers} sublayers), {found.value:.2f} {unit}{compared}"
+        f"({len(found.skip)} of {2 * found.skip.n_layers} sublayers), {found.value:.2f} {unit} on the prompts of the "
+        f"search{compared}"
     )
 
 
