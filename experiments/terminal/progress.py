@@ -134,6 +134,8 @@ class Progress:
             yield phase
         finally:
             with self._lock:
+                if self._live and not phase.is_counted:
+                    self._draw()  # its last steps may have been too short for a picture
                 self._phases.remove(phase)
                 if not self._phases:
                     self._ended.set()

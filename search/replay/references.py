@@ -76,7 +76,7 @@ def decode_references(
     Args:
         decoder: the model.
         prompts: token ids.
-        ending: end of each answer, without a criterion.
+        ending: end of each answer; without a criterion if there is a cache.
         batch_starts: largest number of starts in one batch; it bounds the memory of a forward.
         cache: of this model: holds references that were decoded before, and keeps those that are decoded now.
         phase: is told how the decoding goes on.
@@ -84,7 +84,7 @@ def decode_references(
     Raises:
         InputError: if the model takes no explicit mask, which is necessary to separate chains.
     """
-    assert ending.criterion is None, "a function cannot be part of what determines an entry"
+    assert cache is None or ending.criterion is None, "a function cannot determine an entry"
     try:
         check_batches(decoder.config)
     except InputError as error:
