@@ -242,6 +242,18 @@ def test_stop_strings_end_an_answer_wherever_they_stand(where: str, tokenizer: A
     assert torch.equal(found, expected)
 
 
+def test_several_answers_to_a_text_are_a_list(tokenizer: Any, model_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64).eval()
+    asked: dict[str, Any] = {"max_new_tokens": 6, "do_sample": True, "num_return_sequences": 2, "eos_token_id": None}
+    torch.manual_seed(0)
+    texts = selfspec.generate(model, "ab", draft="a1", tokenizer=tokenizer, **asked)
+    ids = tokenizer("ab", return_tensors="pt").input_ids
+    torch.manual_seed(0)
+    output = selfspec.generate(model, ids, draft="a1", **asked)
+    assert ["ab" + text for text in texts] == tokenizer.batch_decode(output, skip_special_tokens=True)
+    assert len({*texts}) == 2
+
+
 @pytest.mark.parametrize("name", ["assistant_model", "custom_generate", "token_streamer"])
 def test_arguments_that_would_be_lost_on_the_way_are_refused(model: PreTrainedModel, name: str) -> None:
     with pytest.raises(InputError, match=f"takes no {name}: "):
