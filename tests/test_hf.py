@@ -28,6 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 import selfspec
 from selfspec import Fixed, InputError, SkipSet, as_custom_generate, load_skip_set, save_skip_set
 from selfspec.drafters.lookup import joined
+from selfspec.errors import PromptError
 from selfspec.skipping.bridges import Bridge
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set_files import published
@@ -95,6 +96,15 @@ def test_logits_processors_are_applied_to_every_token(model: PreTrainedModel) ->
     expected = model.generate(IDS, logits_processor=processors, **SETTINGS)
     assert torch.equal(drafted(model, logits_processor=processors), expected)
     assert all(token % 2 for token in expected[0, 5:].tolist())
+
+
+def test_a_processor_that_makes_nan_is_told_from_broken_weights(model: PreTrainedModel) -> None:
+    class Spoil(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores * torch.nan
+
+    with pytest.raises(PromptError, match="the logits processors of the call made nan"):
+        drafted(model, logits_processor=[Spoil()])
 
 
 def test_generation_config_and_penalty_are_honoured(model: PreTrainedModel) -> None:
