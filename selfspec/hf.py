@@ -57,7 +57,7 @@ def generate(
         **settings: as in `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
 
     Returns:
-        The return value of `model.generate`; for a text, the text after it.
+        The return value of `model.generate`; for a text, the text after it, or a list of `num_return_sequences` texts.
 
     Raises:
         InputError: if there is no such draft, a setting is not supported, or a tokenizer is missing.
@@ -83,7 +83,9 @@ def generate(
     if not isinstance(inputs, str):
         return output
     sequences = output if isinstance(output, Tensor) else output.sequences
-    return text_after(tokenizer, ids_BT[0].tolist(), sequences[0, ids_BT.shape[1] :].tolist())
+    prompt, answers = ids_BT[0].tolist(), sequences[:, ids_BT.shape[1] :].tolist()
+    texts = [text_after(tokenizer, prompt, answer) for answer in answers]
+    return texts if len(texts) > 1 else texts[0]
 
 
 def as_custom_generate(
@@ -97,7 +99,7 @@ def as_custom_generate(
 
     The first call binds the draft to the model; later calls reuse it and the state of its stop rule
     (`speculator.kept`). `generate` drops `streamer` if it gets a callable: pass `token_streamer=` instead. In sampling,
-    `torch.manual_seed` makes the output reproducible.
+    `torch.manual_seed` makes the output reproducible. docs/generate.md lists what happens to each argument.
 
     Args:
         draft, stop, lookup, sample_draft: as in `Speculator`.

@@ -28,6 +28,7 @@ from transformers.generation.streamers import BaseStreamer
 import selfspec
 from selfspec import Fixed, InputError, SkipSet, as_custom_generate, load_skip_set, save_skip_set
 from selfspec.drafters.lookup import joined
+from selfspec.errors import PromptError
 from selfspec.skipping.bridges import Bridge
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set_files import published
@@ -95,6 +96,15 @@ def test_logits_processors_are_applied_to_every_token(model: PreTrainedModel) ->
     expected = model.generate(IDS, logits_processor=processors, **SETTINGS)
     assert torch.equal(drafted(model, logits_processor=processors), expected)
     assert all(token % 2 for token in expected[0, 5:].tolist())
+
+
+def test_a_processor_that_makes_nan_is_told_from_broken_weights(model: PreTrainedModel) -> None:
+    class Spoil(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return scores * torch.nan
+
+    with pytest.raises(PromptError, match="the logits processors of the call made nan"):
+        drafted(model, logits_processor=[Spoil()])
 
 
 def test_generation_config_and_penalty_are_honoured(model: PreTrainedModel) -> None:
@@ -240,6 +250,18 @@ def test_stop_strings_end_an_answer_wherever_they_stand(where: str, tokenizer: A
         selfspec.generate(model, IDS, draft="a1", **asked, **SETTINGS)
     found = selfspec.generate(model, IDS, draft="a1", tokenizer=tokenizer, **asked, **SETTINGS)
     assert torch.equal(found, expected)
+
+
+def test_several_answers_to_a_text_are_a_list(tokenizer: Any, model_folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64).eval()
+    asked: dict[str, Any] = {"max_new_tokens": 6, "do_sample": True, "num_return_sequences": 2, "eos_token_id": None}
+    torch.manual_seed(0)
+    texts = selfspec.generate(model, "ab", draft="a1", tokenizer=tokenizer, **asked)
+    ids = tokenizer("ab", return_tensors="pt").input_ids
+    torch.manual_seed(0)
+    output = selfspec.generate(model, ids, draft="a1", **asked)
+    assert ["ab" + text for text in texts] == tokenizer.batch_decode(output, skip_special_tokens=True)
+    assert len({*texts}) == 2
 
 
 @pytest.mark.parametrize("name", ["assistant_model", "custom_generate", "token_streamer"])
