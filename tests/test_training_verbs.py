@@ -40,18 +40,8 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     )
     assert used.status == 2 and "float32" in used.err  # trained for another dtype
     assert plan["stop"]["draft_cost"] == summary["draft_cost"]  # the rule's costs are this head's
-    used = command(
-        *(
-            "evaluate",
-            *toy,
-            f"drafter={ran.run.name}",
-            "arm=eagle",
-            "stop=searched",
-            "lookup=front",
-            "max_new_tokens=8",
-        ),
-        *("generate=false", f"paths.outputs={outputs}"),
-    )
+    words = ("arm=eagle", "stop=searched", "lookup=front", "max_new_tokens=8", "generate=false")
+    used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
     assert used.status == 0, used.err
     assert "| eagle |" in used.out
     assert command("runs", "list", str(outputs)).status == 0
