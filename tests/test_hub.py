@@ -229,7 +229,7 @@ def test_offline_mode_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.
         locate.locate(HUB_ID)
 
 
-def test_data_of_a_silent_hub_is_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_a_silent_hub_is_looked_up_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
