@@ -145,6 +145,14 @@ class TestKilled:
         assert not {row["skip"] for row in before} & set(objective.calls), "no trial is run again"
         self.assert_resumes(stopped, whole)
 
+    @pytest.mark.parametrize("text", [b"garbage\n", b"[" * 50_000 + b"\n", b"{}\n", b"5\n", b'{"op_code": 99}\n'])
+    def test_and_its_journal_was_damaged(self, text: bytes, stopped: Path) -> None:
+        rows, journal = rows_of(stopped), (stopped / JOURNAL).read_bytes()
+        (stopped / JOURNAL).write_bytes(text + journal)
+        with pytest.raises(InputError, match=r"study.journal is damaged .*trials\.jsonl"):
+            run(stopped, self.N, Scripted())
+        assert rows_of(stopped) == rows and (stopped / JOURNAL).read_bytes() == text + journal
+
     def test_rows_of_another_search_are_kept_beside_it(self, stopped: Path) -> None:
         text = "".join(reversed((stopped / ROWS).read_text(encoding="utf-8").splitlines(keepends=True)))
         (stopped / ROWS).write_text(text, encoding="utf-8")

@@ -337,6 +337,11 @@ def _journal(path: Path, lock_s: int) -> BaseStorage:
             return JournalStorage(JournalFileBackend(str(path), _MendingLock(path, lock_s)))
         except OSError as error:
             raise InputError(f"cannot open the journal {path} ({error.strerror}); choose another storage") from None
+        except (ValueError, LookupError, TypeError, RecursionError, AssertionError) as error:  # Optuna's, of its lines
+            raise InputError(
+                f"the journal {path} is damaged ({type(error).__name__}: {error}); restore it, or move it away: a run "
+                "then takes its trials from trials.jsonl"
+            ) from None
 
 
 def _database(url: str, scheme: str) -> BaseStorage:

@@ -140,6 +140,6 @@ def refused_write(error: OSError) -> InputError | None:
     if error.errno not in _REFUSALS:
         return None
     return InputError(
-        f"{error.filename or 'a file'}: {error.strerror}; what was written before is whole: make room or give the "
-        "right to write there, then resume=RUN goes on"
+        f"cannot use {error.filename or 'a file of the run'} ({error.strerror}); what was written is whole: make "
+        "room or give the right to write there, then resume=RUN goes on"
     )
