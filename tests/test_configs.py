@@ -172,3 +172,9 @@ def flat(body: Any, before: str = "") -> Iterator[tuple[str, Any]]:
 def at(cfg: DictConfig, key: str) -> Any:
     found = OmegaConf.select(cfg, key)
     return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+
+def test_a_typed_map_is_merged_and_its_lists_replace() -> None:
+    cfg = configuration("search", ["draft=auto", "space={precision: [same, int8], stop.max_draft: {low: 1, high: 4}}"])
+    assert cfg.space["precision"] == ["same", "int8"] and cfg.space["stop.max_draft"]["high"] == 4
+    assert cfg.space["memory"]["values"] == [0, 8192]

@@ -134,7 +134,7 @@ class TestSearch:
             return score(*args, **kwargs)
 
         monkeypatch.setattr(ReplayObjective, "__call__", interrupted)
-        cut = command("search", *toy, *SMALL, "searcher.n_trials=12", "finals.top=0", "searcher=tpe")
+        cut = command("search", *toy, *SMALL, "draft=skip", "searcher.n_trials=12", "finals.top=0", "searcher=tpe")
         assert cut.status == 130 and cut.err.endswith(f"interrupted; what was finished is in {cut.run}\n"), cut.err
         assert open_run(cut.run, here).state == "interrupted" and not run_files.is_finished(cut.run)
         assert summary(cut)["ended"] == "interrupted" and len(trials(cut)) == 6

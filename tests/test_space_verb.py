@@ -111,7 +111,7 @@ class TestSpace:
             return score(*args, **kwargs)
 
         monkeypatch.setattr(ReplayObjective, "__call__", interrupted)
-        cut = command("search", *toy, *SMALL, *words)
+        cut = command("search", *toy, *SMALL, "draft=skip", *words)
         assert cut.status == 130, cut.err
         assert len(rows_of(cut.run)) < 13
         resumed = command("search", f"resume={cut.run}")

@@ -37,7 +37,8 @@ def story(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Story:
         search = command("search", "draft=skip", *toy, *small, "searcher.n_trials=3", "name=a tiny one")
         assert search.status == 0, search.err
         arms = 'arms={odd: {skip: "a1,3 m2", stop: fixed}}'
-        evaluate = command("evaluate", *toy, f"skip={search.run}", "max_new_tokens=12", "arm=found", arms)
+        words = (f"skip={search.run}", "max_new_tokens=12", "arm=found", arms, "controls=false")
+        evaluate = command("evaluate", *toy, *words)
         report = command("report", f"runs={evaluate.run},{search.run}")
         decode = command("decode", *toy, "prompt=what, [is] this?", "skip=a1,3 m2", "max_new_tokens=12")
     return Story(search, evaluate, report, decode, folder)
@@ -151,7 +152,7 @@ class TestResume:
         rows = read_rows(run / run_files.TRIALS)
         assert rows[:3] == before and [row["number"] for row in rows] == list(range(5))
         assert json.loads((run / run_files.SUMMARY).read_text())["n_trials"] == 5
-        assert not Path("outputs").exists()
+        assert not Path("outputs/search").exists()
 
     def test_a_finished_search_is_finished_again_without_a_trial(self, run: Path) -> None:
         before = (run / run_files.TRIALS).read_bytes()

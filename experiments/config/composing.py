@@ -236,7 +236,17 @@ def _put(cfg: DictConfig, verb: str, word: str) -> None:
         if error.name != key:
             raise
         raise InputError(f"{error}; its default is {kinds.shown(flat(tree).get(key))}") from None
-    OmegaConf.update(cfg, key, _literal(found), merge=True, force_add=True)
+    before = tree
+    for part in key.split("."):
+        before = before.get(part) if isinstance(before, dict) else None
+    OmegaConf.update(cfg, key, _over(before, _literal(found)), merge=False, force_add=True)
+
+
+def _over(before: Any, new: Any) -> Any:
+    """A new value in the place of another: maps are merged, also those below; all else is replaced."""
+    if not (isinstance(before, dict) and isinstance(new, dict)):
+        return new
+    return {**before, **{key: _over(before.get(key), value) for key, value in new.items()}}
 
 
 def kind_of(verb: str, tree: Any, key: str) -> Any:
