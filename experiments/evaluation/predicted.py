@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm
 from experiments.results.locate_draft import locate_draft
 from experiments.results.named_drafts import predicted_value
@@ -16,19 +14,23 @@ from selfspec.errors import InputError
 from selfspec.stopping import PauseWhenUnprofitable, StopRule
 
 
-def predicted(cfg: DictConfig, arms: Sequence[Arm]) -> dict[str, float]:
+def predicted(arms: Sequence[Arm], drafts: Mapping[str, str], *, own: str, outputs: Path) -> dict[str, float]:
     """Arm name to predicted speedup, for arms with a draft from a search that predicted speedups.
 
     A prediction holds for the machine and the data of that search. An arm with a different stop rule or lookup has no
     prediction.
+
+    Args:
+        arms: the arms of an evaluation.
+        drafts: name of the draft by arm, for arms with one of their own.
+        own: name of the draft of the other arms.
+        outputs: folder of the runs.
     """
-    own = cfg.arms or {}
     found = {}
     for arm in arms:
         if arm.name in (PLAIN, GENERATE):
             continue
-        name = str(own[arm.name].get("skip", "none") if arm.name in own else cfg.skip)
-        body = _saved(name, Path(cfg.paths.outputs))
+        body = _saved(drafts.get(arm.name, own), outputs)
         value = predicted_value(body)
         if value is not None and _is_as_searched(arm, body):
             found[arm.name] = value

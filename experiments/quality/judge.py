@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from experiments.quality import last_number
 from experiments.quality.code import Problem, pass_at_k
 from experiments.quality.rouge import rouge
@@ -49,21 +47,28 @@ class Quality:
     n_samples: int
 
 
-def measure(cfg: DictConfig, examples: Iterable[Example]) -> Measure | None:
-    """The measure for the answers to `examples`; None if the data or the user switches judging off.
+def measure(
+    name: str | None, examples: Iterable[Example], *, chat: bool = False, may_run_code: bool = False
+) -> Measure | None:
+    """The measure for the answers to `examples`; None without a name, or if it needs code to run that may not.
+
+    Args:
+        name: `rouge`, `gsm8k`, `pass`, or None.
+        examples: the questions with what judging needs.
+        chat: whether the answers are of a chat, with code in blocks.
+        may_run_code: whether the model's code may run in a sandbox.
 
     Raises:
         InputError: before the run, if an example lacks a reference or tests, or code cannot run here.
     """
-    name = OmegaConf.select(cfg, "data.metric")
-    if name is None or not cfg.quality:
+    if name is None:
         return None
     if name == "pass":
-        if not cfg.allow_code_execution:
+        if not may_run_code:
             log.warning("pass@k is left out: code that a model wrote runs only with allow_code_execution=true")
             return None
         problems = {example.id: _problem(example) for example in examples}
-        sandbox, chat = find_sandbox(), cfg.data.chat
+        sandbox = find_sandbox()
         return lambda answers: _passed(sandbox, [problems[e.id].program(text, chat=chat) for e, text in answers])
     if name not in MEASURES:
         raise unknown_name("data.metric", str(name), [*MEASURES, "pass"])

@@ -198,8 +198,18 @@ def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
         asked,
         warm_up_ids[:room],
         facts,
-        judge.measure(cfg, examples),
-        speedups=predicted(cfg, arms),
+        judge.measure(
+            cfg.data.get("metric") if cfg.quality else None,
+            examples,
+            chat=cfg.data.chat,
+            may_run_code=cfg.allow_code_execution,
+        ),
+        speedups=predicted(
+            arms,
+            {str(name): str(arm.get("skip", "none")) for name, arm in (cfg.arms or {}).items()},
+            own=str(cfg.skip),
+            outputs=Path(cfg.paths.outputs),
+        ),
         is_spec_bench=getattr(build.instance(cfg.data.task), "is_spec_bench", False),
     )
 
