@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from experiments.quality import last_number
 from experiments.quality.code import Problem, pass_at_k
@@ -64,12 +63,6 @@ FOUND = {
     "a value": block("f = lambda: 1"),
     "tabs": block("def f():", "\treturn 1"),
 }
-
-
-def settings(metric: str | None, **more: Any) -> Any:
-    return OmegaConf.create(
-        {"quality": True, "allow_code_execution": False, "data": {"metric": metric, "chat": False}, **more}
-    )
 
 
 def answer(prompt: str, arm: str, text: str, **more: Any) -> dict[str, Any]:
@@ -236,7 +229,7 @@ class TestOfARun:
         ]
 
     def test_each_answer_has_a_row_per_number_and_a_failed_prompt_none(self, tmp_path: Path) -> None:
-        write_quality(tmp_path, measure(settings("rouge"), self.EXAMPLES), self.EXAMPLES, self.rows())
+        write_quality(tmp_path, measure("rouge", self.EXAMPLES), self.EXAMPLES, self.rows())
         rows = quality_rows(tmp_path)
         keys = sorted((r["prompt_id"], r["arm"]) for r in rows if r["metric"] == "rouge2")
         assert keys == [("p1", "odd"), ("p1", "plain"), ("p2", "plain")]
@@ -248,7 +241,7 @@ class TestOfARun:
         assert "| plain | rouge2 | 0.500 [" in quality_table(summary(rows))
 
     def test_a_run_that_was_not_judged_has_no_quality(self, tmp_path: Path) -> None:
-        write_quality(tmp_path, measure(settings(None), self.EXAMPLES), self.EXAMPLES, self.rows())
+        write_quality(tmp_path, measure(None, self.EXAMPLES), self.EXAMPLES, self.rows())
         assert quality_rows(tmp_path) == []
         assert list(tmp_path.iterdir()) == []
 
@@ -268,7 +261,7 @@ class TestOfARun:
 
     def test_a_row_written_twice_counts_once_and_a_later_turn_not_at_all(self) -> None:
         rows = [answer("p1", "plain", "x"), answer("p1", "plain", "a b c"), answer("p1", "plain", "y", turn=1)]
-        judge = measure(settings("rouge"), self.EXAMPLES)
+        judge = measure("rouge", self.EXAMPLES)
         assert judge is not None
         assert [r["value"] for r in assess(judge, self.EXAMPLES, rows)] == [1.0] * 3
 
@@ -294,7 +287,7 @@ class TestOfARun:
 class TestMistakes:
     def told(self, metric: str, example: Example, *pieces: str, **more: Any) -> None:
         with pytest.raises(InputError) as error:
-            measure(settings(metric, **more), [example])
+            measure(metric, [example], **more)
         assert "\n" not in str(error.value)
         assert [piece for piece in pieces if piece not in str(error.value)] == [], error.value
 
@@ -306,11 +299,11 @@ class TestMistakes:
         self.told("gsm8k", Example("p", "?", "four"), "no number after ####")
 
     def test_code_without_tests_is_told_before_the_run(self) -> None:
-        self.told("pass", Example("p", "?", "a"), "prompt 'p' has no tests", allow_code_execution=True)
+        self.told("pass", Example("p", "?", "a"), "prompt 'p' has no tests", may_run_code=True)
 
     def test_code_is_not_run_unless_it_was_allowed(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert measure(settings("pass"), [Example("p", "?", extra=HUMANEVAL)]) is None
+        assert measure("pass", [Example("p", "?", extra=HUMANEVAL)]) is None
         assert "allow_code_execution=true" in caplog.text
 
     def test_quality_can_be_left_out(self) -> None:
-        assert measure(settings("rouge", quality=False), [Example("p", "?")]) is None
+        assert measure(None, [Example("p", "?")]) is None
