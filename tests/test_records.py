@@ -175,6 +175,7 @@ class TestProvenance:
         assert "PackageNotFoundError" in provenance.environment()["packages"]["no-such-package"]["error"]
 
     def test_without_git_the_rest_is_recorded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        provenance._code.cache_clear()
         monkeypatch.setenv("PATH", "")
         environment = provenance.environment()
         assert set(environment["code"]) == {"error"}

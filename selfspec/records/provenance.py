@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def _try(read: Callable[[], Any]) -> Any:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
+@cache  # what runs is what was imported, whatever happens to the files later
 def _code() -> dict[str, Any]:
     """Commit of the checkout that holds this package, and its uncommitted changes."""
     folder = Path(__file__).resolve().parent
