@@ -178,6 +178,7 @@ class TestProvenance:
         provenance._code.cache_clear()
         monkeypatch.setenv("PATH", "")
         environment = provenance.environment()
+        provenance._code.cache_clear()
         assert set(environment["code"]) == {"error"}
         assert environment["packages"]["torch"]
 
