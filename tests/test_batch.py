@@ -57,7 +57,7 @@ def test_seconds_of_a_batch_are_shared(model_folder: Path, prompts_file: Path, t
 
 
 def test_a_batch_of_none_is_refused(model_folder: Path, prompts_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="batch=0; it is a whole number from 1 on"):
+    with pytest.raises(AssertionError, match="batch=0 was asked for, but it must be a whole number from 1 on"):
         evaluated(model_folder, tmp_path, prompts_file, "batch=0")
 
 

@@ -164,7 +164,7 @@ def test_an_unreadable_skip_set_is_refused_and_quoted_in_short(text: str, said: 
 
 def test_written_set_goes_before_a_folder_of_its_name(toy: list[str], empty_folder: Path) -> None:
     Path("m2").mkdir()
-    ran = command("evaluate", *toy, "skip=m2", "n=1", "max_new_tokens=4", "generate=false")
+    ran = command("evaluate", *toy, "skip=m2", "n=1", "max_new_tokens=4", "generate=false", "controls=false")
     assert ran.status == 0, ran.err
     assert {row["skip"] for row in read_rows(ran.run / "records.jsonl")} == {None, "m2"}
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from experiments.quality import sandbox as module
 from experiments.quality.code import Problem
@@ -203,9 +202,8 @@ def test_a_machine_on_which_nothing_runs_is_told(monkeypatch: pytest.MonkeyPatch
 
 
 def test_samples_are_judged_one_by_one_by_running_them() -> None:
-    cfg = OmegaConf.create({"quality": True, "allow_code_execution": True, "data": {"metric": "pass", "chat": False}})
     examples = [Example("x/0", ROW["prompt"], extra=ROW)]
-    judge = measure(cfg, examples)
+    judge = measure("pass", examples, may_run_code=True)
     assert judge is not None
     texts = ["    return 1", "    return 2"]
     rows = [{"prompt_id": "x/0", "arm": "plain", "sample": i, "text": text} for i, text in enumerate(texts)]

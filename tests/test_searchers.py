@@ -73,7 +73,7 @@ class Configured(SearcherContract):
     def make_sampler(self, seed: int) -> BaseSampler:
         cfg = configured(self.name)
         assert self.encoding == cfg.encoding
-        computed = {"sets": computed_sets(self.name, self.promised)} if cfg.computed else {}
+        computed = {"sets": computed_sets(self.name, self.promised)} if cfg.get("computed") else {}
         sampler: BaseSampler = instance(cfg.sampler)(seed=seed, **computed)
         return sampler
 
