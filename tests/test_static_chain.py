@@ -71,7 +71,9 @@ def told(results: list[DecodeResult]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("family", "attention"), FAMILIES)
-@pytest.mark.parametrize("prompts", [[LONG], RAGGED], ids=["one", "ragged"])
+@pytest.mark.parametrize(
+    "prompts", [pytest.param([LONG], id="one", marks=pytest.mark.slow), pytest.param(RAGGED, id="ragged")]
+)
 def test_a_chain_drafts_what_the_model_draft_drafts(family: str, attention: str, prompts: list[list[int]]) -> None:
     decoder, graphed = decoders(family, attention)
     for plan in plans(decoder).values():
