@@ -34,6 +34,8 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     assert summary["verb"] == "train" and plan["trained"]["kind"] == "eagle" and plan["head_size"] == 48
     assert len((ran.run / "curve.jsonl").read_text().splitlines()) == summary["steps"] > 4
 
+    fixed = command("train", f"resume={ran.run}", "train.lr=1.0")
+    assert fixed.status == 2 and "train.lr=1.0 cannot change: leave it out" in fixed.err
     used = command(
         *("evaluate", *toy, f"drafter={ran.run}", "arm=eagle", "stop=fixed", "max_new_tokens=8"),
         *("model.dtype=float32", f"paths.outputs={outputs}"),

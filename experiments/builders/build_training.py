@@ -150,7 +150,7 @@ def vocabulary(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> Tens
 
 
 def memory(cfg: DictConfig, held: Sequence[Store]) -> Tensor | None:
-    """The memory of prompt lookup: the last answers of the stores, up to `cfg.memory` tokens."""
+    """The memory of prompt lookup: the first answers of the stores, in their order, up to `cfg.memory` tokens."""
     if cfg.memory is None:
         return None
     texts: list[list[int]] = []

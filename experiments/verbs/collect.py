@@ -17,7 +17,8 @@ from selfspec.training.collect import collect as fill
 def collect(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Collect what the store lacks, and return its folder."""
     run_files.make_writable(Path(cfg.paths.outputs))
-    loaded = build.model(cfg)
+    progress = Progress()
+    loaded = build.model(cfg, phase=progress)
     how = build_training.collecting(cfg, loaded.decoder)
     found = build.prompts(cfg, loaded, "calibration", n=cfg.n, seed=cfg.seed, max_new_tokens=how.max_new_tokens)
     prompts = [prompt.ids for prompt in found]
@@ -27,7 +28,7 @@ def collect(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     n_done = len(store.shards)
     if n_done:
         say(f"found again: {n_done} of {n_shards} shards")
-    with Progress().steps("shard", n_shards, done=n_done) as advance:
+    with progress.steps("shard", n_shards, done=n_done) as advance:
         fill(loaded.decoder, store, prompts, how, told=lambda n_tokens: advance())
     say(
         f"{store.n_tokens} answer tokens of {len(prompts)} prompts, hidden states of layers "

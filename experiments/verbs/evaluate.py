@@ -31,7 +31,7 @@ from experiments.terminal import live_panel
 from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
-from experiments.verbs.resuming import config_to_resume, resuming
+from experiments.verbs.resuming import config_to_resume, make_ready, resuming
 from selfspec.data.answer_text import text_after
 from selfspec.data.prompts import check_room, encode_turns, fit
 from selfspec.data.task import Example, select
@@ -51,11 +51,8 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             prompt could be decoded.
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
-    cfg = _resumed(resumed, overrides) if resumed else cfg
-    if resumed:
-        run_files.make_writable(resumed, hint="give the right to write there, or make room")
-    else:
-        run_files.make_writable(Path(cfg.paths.outputs))
+    cfg = config_to_resume(resumed, "evaluate", overrides) if resumed else cfg
+    make_ready(resumed, cfg)
     progress = Progress()
     with resuming(resumed):
         setup = set_up(cfg, phase=progress)
@@ -100,14 +97,6 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             _judge(setup, folder)
         _finish(cfg, setup, folder, tracker, say)
     return folder.path
-
-
-def _resumed(path: Path, overrides: list[str]) -> DictConfig:
-    """The configuration of the run to resume."""
-    fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") != "resume"]
-    if fixed:
-        raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change: leave it out")
-    return config_to_resume(path, "evaluate")
 
 
 def _drop_partial(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,19 +15,46 @@ from experiments.results.run_writer import provenance_of
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
-SETTING_OF: Mapping[str, str] = {
-    "evaluate": "samples",
-    "search": "searcher",
-    "train": "vocabulary",
-}  # a setting that no other verb has
+RESUME = "resume"
+# a setting that no other verb has
+SETTING_OF: Mapping[str, str] = {"evaluate": "samples", "search": "searcher", "train": "vocabulary"}
 
 
-def config_to_resume(path: Path, verb: str) -> DictConfig:
-    """The configuration of the run of `verb` in a folder.
+def make_ready(resumed: Path | None, cfg: DictConfig) -> None:
+    """Check that a run can write: to the folder of the run that goes on, or else to the outputs.
 
     Raises:
-        InputError: if the folder holds no such run, or its files are damaged.
+        InputError: if it cannot.
     """
+    if resumed:
+        run_files.make_writable(resumed, hint="give the right to write there, or make room")
+    else:
+        run_files.make_writable(Path(cfg.paths.outputs))
+
+
+def config_to_resume(
+    path: Path,
+    verb: str,
+    overrides: Sequence[str],
+    *,
+    may_change: Sequence[str] = (RESUME,),
+    hint: str = ": leave it out",
+) -> DictConfig:
+    """The configuration of the run of `verb` in a folder.
+
+    Args:
+        path: the folder.
+        verb: verb of the run.
+        overrides: settings from the command line.
+        may_change: settings that these may name.
+        hint: end of the line that refuses another setting.
+
+    Raises:
+        InputError: if a setting cannot change, the folder holds no such run, or its files are damaged.
+    """
+    fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") not in may_change]
+    if fixed:
+        raise InputError(f"resume goes on with the settings of {path}; {fixed[0]} cannot change{hint}")
     for file in (run_files.CONFIG, run_files.PROVENANCE):
         if not (path / file).is_file():
             raise InputError(f"resume={path}: no run of {verb} there (no {file}); give the folder of one")

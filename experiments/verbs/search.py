@@ -19,7 +19,7 @@ from experiments.terminal import live_panel
 from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
-from experiments.verbs.resuming import config_to_resume, resuming
+from experiments.verbs.resuming import config_to_resume, make_ready, resuming
 from search.importance import Importance, SpeedupBound
 from search.job import COSTS, SearchJob, SearchListener, SearchResult
 from search.ladder import Rung
@@ -50,10 +50,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = _resumed(resumed, cfg, overrides) if resumed else cfg
-    if resumed:
-        run_files.make_writable(resumed, hint="give the right to write there, or make room")
-    else:
-        run_files.make_writable(Path(cfg.paths.outputs))
+    make_ready(resumed, cfg)
     progress = Progress()
     with resuming(resumed):
         begun = ready(cfg, phase=progress)
@@ -93,12 +90,8 @@ def _naming(folder: Folder, say: Callable[[str], None]) -> Iterator[None]:
 
 def _resumed(path: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run to resume, with the settings that may change."""
-    fixed = [o for o in overrides if o.partition("=")[0].lstrip("+") not in MAY_CHANGE]
-    if fixed:
-        raise InputError(
-            f"resume goes on with the settings of {path}; {fixed[0]} cannot change (searcher.n_trials can)"
-        )
-    old = config_to_resume(path, "search")
+    hint = " (searcher.n_trials can)"
+    old = config_to_resume(path, "search", overrides, may_change=MAY_CHANGE, hint=hint)
     for key in MAY_CHANGE[1:]:
         if any(o.startswith(f"{key}=") for o in overrides):
             OmegaConf.update(old, key, OmegaConf.select(cfg, key))

@@ -14,7 +14,7 @@ from experiments.builders import build, build_costs, build_training
 from experiments.results import figures
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
-from experiments.verbs.resuming import config_to_resume
+from experiments.verbs.resuming import config_to_resume, make_ready
 from search.costs.round_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
@@ -39,12 +39,12 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         InputError: if the settings are impossible, or the head cannot learn.
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
-    if resumed is not None:
-        cfg = config_to_resume(resumed, "train")
+    cfg = config_to_resume(resumed, "train", overrides) if resumed else cfg
     outputs = Path(cfg.paths.outputs)
-    run_files.make_writable(resumed or outputs)
+    make_ready(resumed, cfg)
     build_training.head_settings(cfg)
-    loaded = build.model(cfg)
+    progress = Progress()
+    loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
     module, how = build_training.module(cfg, decoder), build_training.training(cfg)
     n_weights = sum(p.numel() for p in module.parameters())
@@ -73,10 +73,10 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             memory=build_training.memory(cfg, held),
             trained=module.value(),
         )
-        costs = _costs(cfg, loaded, plan)
+        costs = _costs(cfg, loaded, plan, progress)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
-        with Progress().steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
+        with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
             def told(row: Mapping[str, Any]) -> None:
                 run_files.append_row(folder.path / CURVE, row)
@@ -91,8 +91,8 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     return folder.path
 
 
-def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan) -> RoundCosts:
-    table, *_ = build_costs.costs(cfg, loaded)
+def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
+    table, *_ = build_costs.costs(cfg, loaded, phase=progress)
     drafter = build_head_draft(plan, loaded.decoder, sample=False, needs_confidence=False)
     watch = Stopwatch(loaded.decoder.device)
     return round_costs(loaded.decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=watch)

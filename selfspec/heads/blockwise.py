@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu, silu
+from torch.nn.functional import relu, silu
 
 from selfspec.errors import InputError
-from selfspec.heads.layer import LayerSize
+from selfspec.heads.layer import LayerSize, shifted
 from selfspec.heads.modules import DraftModule, Predicted
 
 
@@ -73,14 +73,9 @@ class Blockwise(DraftModule):
     def unroll(self, features: Sequence[Tensor], embeds_BTD: Tensor, n_depths: int) -> list[Predicted]:
         """See `DraftModule.unroll`."""
         return [
-            Predicted(_later(self._head(depth, features[0]), depth)) for depth in range(min(n_depths, len(self.inner)))
+            Predicted(shifted(self._head(depth, features[0]), depth)) for depth in range(min(n_depths, len(self.inner)))
         ]
 
     def _head(self, depth: int, h: Tensor) -> Tensor:
         x = self.inner[depth](h)
         return h + (self.outer[depth](relu(x)) if self.form == "stern" else silu(x))
-
-
-def _later(x_BTD: Tensor, n: int) -> Tensor:
-    """Slot i holds what slot i - n held."""
-    return pad(x_BTD, (0, 0, n, 0))[:, : x_BTD.shape[1]]

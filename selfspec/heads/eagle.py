@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, silu
+from torch.nn.functional import silu
 
 from selfspec.errors import InputError
-from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Norm, Unrolled
+from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Norm, Unrolled, shifted
 from selfspec.heads.modules import DraftModule, Predicted
 
 FUSIONS = ("linear", "attention", "gated")
@@ -119,7 +119,7 @@ class Eagle(DraftModule):
             hidden_BTD = self.layer.unroll(x, residual, before)
             out = self.to_feature(hidden_BTD)
             found.append(Predicted(self.output_norm(self.to_head(hidden_BTD)), out))
-            feature_BTD = pad(out, (0, 0, 1, 0))[:, :-1]
+            feature_BTD = shifted(out, 1)
         return found
 
     def _joined(self, features: Sequence[Tensor]) -> Tensor:

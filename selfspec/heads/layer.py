@@ -154,7 +154,7 @@ class DraftLayer(nn.Module):
         if lag:
             is_hidden = is_hidden & (at[None, :] != at[:, None])
         scores = scores.masked_fill(is_hidden, -torch.inf)
-        own = [_shifted(keys[j], depth - j) for j in range(1, depth + 1)]
+        own = [shifted(keys[j], depth - j) for j in range(1, depth + 1)]
         more = [(q * key).sum(-1, keepdim=True) * self.size.head_size**-0.5 for key in own]
         for j, score in enumerate(more, start=1):  # slots before the text's first do not exist
             score[:, :, : depth - j] = -torch.inf
@@ -164,7 +164,7 @@ class DraftLayer(nn.Module):
         weights = weights.softmax(-1, dtype=wide).nan_to_num(0).to(v.dtype)
         seen = weights[..., :n] @ values[0]
         for j in range(1, depth + 1):
-            seen = seen + weights[..., n + j - 1 : n + j] * _shifted(values[j], depth - j)
+            seen = seen + weights[..., n + j - 1 : n + j] * shifted(values[j], depth - j)
         return self._after(seen, residual_BTD)
 
     def _projected(self, x_BTW: Tensor, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,6 +187,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
 
-def _shifted(x_BHTC: Tensor, n: int) -> Tensor:
-    """Slot i holds what slot i - n held; the first n slots hold zeros."""
-    return x_BHTC if n == 0 else pad(x_BHTC, (0, 0, n, 0))[:, :, :-n]
+def shifted(x: Tensor, n: int) -> Tensor:
+    """Of [..., T, D]: slot i holds what slot i - n held; the first n slots hold zeros."""
+    return pad(x, (0, 0, n, 0))[..., : x.shape[-2], :] if n else x

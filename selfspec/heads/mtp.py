@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from selfspec.errors import InputError
-from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Norm, Unrolled
+from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Norm, Unrolled, shifted
 from selfspec.heads.modules import DraftModule, Predicted
 
 
@@ -119,7 +119,7 @@ class Mtp(DraftModule):
                 ahead_BTD = pad(embeds_BTD[:, depth:], (0, 0, 0, depth))
                 joined = self._joined(depth, x_BTD, ahead_BTD)
                 out = x_BTD = block.unroll(joined, joined, Unrolled(), lag=depth)
-            found.append(Predicted(pad(self.output_norm(out), (0, 0, depth, 0))[:, : out.shape[1]]))
+            found.append(Predicted(shifted(self.output_norm(out), depth)))
         return found
 
     def _blocks(self) -> list[DraftLayer]:

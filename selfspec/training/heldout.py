@@ -12,6 +12,7 @@ from operator import mul
 import torch
 from torch import Tensor
 
+from selfspec.heads.layer import shifted
 from selfspec.heads.modules import DraftModule
 from selfspec.training.batches import Batch
 
@@ -88,7 +89,7 @@ def held_out(
             right_BT = chosen_BT == batch.goal_BT
             counted_BT = batch.counts(depth)
             # a draft reaches depth d at slot i if it began at slot i - d and was right at the slots between
-            reached_BT = counted_BT if alive is None else counted_BT & _later(alive)
+            reached_BT = counted_BT if alive is None else counted_BT & shifted(alive.unsqueeze(-1), 1).squeeze(-1)
             alive = reached_BT & right_BT
             n_reached[depth] += int(reached_BT.sum())
             n_right[depth] += int(alive.sum())
@@ -98,7 +99,3 @@ def held_out(
 
 def _n_real(n_reached: Sequence[int]) -> int:
     return sum(n > 0 for n in n_reached)
-
-
-def _later(alive_BT: Tensor) -> Tensor:
-    return torch.nn.functional.pad(alive_BT, (1, 0))[:, :-1]

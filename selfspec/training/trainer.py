@@ -184,7 +184,7 @@ class Trainer:
         vocabulary_V: ids of the tokens that the draft scores, in rising order.
         how: settings.
         costs: what a round costs, for the expected speedup.
-        folder: where the checkpoint lies; None: none is written.
+        folder: where the checkpoint lies, from which training goes on; None: none is written.
 
     Raises:
         InputError: if the stores lack a layer that the head reads, hold too little text, or the vocabulary is foreign.
@@ -218,6 +218,8 @@ class Trainer:
         self.steps_an_epoch = min(
             len(self._groups(self.texts, seed)) for seed in range(how.seed, how.seed + how.epochs)
         )
+        if self._file is not None and self._file.is_file():
+            self._load(self._file)
 
     @property
     def n_steps(self) -> int:
@@ -230,8 +232,6 @@ class Trainer:
         Raises:
             InputError: if a loss is nan; the checkpoint holds the last good weights.
         """
-        if self._file is not None and self._file.is_file():
-            self._load(self._file)
         tell, watch = told or (lambda row: None), Stopwatch(self.decoder.device)
         while not self._is_over():
             for batch in self._rest_of_epoch():
