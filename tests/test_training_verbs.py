@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from omegaconf import DictConfig
 
+from experiments.builders import build_training
+from selfspec.records import run_files
+from selfspec.training.batches import split
+from selfspec.training.store import Store, StoredText
 from tests.commands import command
 
 STORE = ("samples=2", "temperatures=[0.0,1.0]", "max_new_tokens=10", "batch=4")
@@ -61,3 +70,70 @@ def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_p
         assert ran.status == 2 and said in ran.err and ran.err.count("\n") <= 3, ran.err
     ran = command("evaluate", *toy, "drafter=eagle", f"paths.outputs={outputs}")
     assert ran.status == 2 and "selfspec train drafter=eagle" in ran.err
+
+
+def test_a_resumed_training_has_each_step_once(toy: list[str], outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill after step 6 leaves the checkpoint of step 4; steps 5 and 6 are taken again."""
+    append = run_files.append_row
+
+    def killed(path: Path, row: dict[str, object]) -> None:
+        append(path, row)
+        if row.get("step") == 6:
+            raise KeyboardInterrupt
+
+    words = ("train", *toy, *SHORT, *COSTS, "drafter=eagle", "check_overfit=false", f"paths.outputs={outputs}")
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.verbs.train.run_files.append_row", killed)
+        assert command(*words).status == 130
+    folder = max((outputs / "train").glob("*/*"))
+    assert [row["step"] for row in run_files.read_rows(folder / "curve.jsonl")] == [1, 2, 3, 4, 5, 6]
+    again = command("train", f"resume={folder}")
+    assert again.status == 0, again.err
+    rows = run_files.read_rows(folder / "curve.jsonl")
+    assert [row["step"] for row in rows] == [*range(1, len(rows) + 1)] and len(rows) > 6
+
+
+def test_a_full_disk_ends_collection_and_training_in_one_line(
+    toy: list[str], outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "shard")
+
+    monkeypatch.setattr("selfspec.training.store.write_bytes", full)
+    monkeypatch.setattr("selfspec.training.trainer.torch.save", full)
+    train = (*SHORT, *COSTS, "drafter=eagle", "check_overfit=false", f"paths.outputs={outputs}")
+    for words in (("collect", *toy, *STORE, f"paths.outputs={tmp_path}"), ("train", *toy, *train)):
+        ran = command(*words)
+        assert ran.status == 2 and "No space left" in ran.error_lines[-1] and "Traceback" not in ran.err
+    assert not [*tmp_path.glob("store/*/*.safetensors")] and not [*outputs.glob("train/*/*/.checkpoint*")]
+
+
+def made_up(folder: Path, name: str, answers: dict[int, list[int]]) -> Store:
+    """A store of one answer to each prompt of one token."""
+    store = Store.create(folder, name, {"layers": []})
+    texts = [
+        StoredText(torch.tensor([prompt, *answer]), 1, {}, *torch.zeros(2, len(answer) + 1, 1))
+        for prompt, answer in answers.items()
+    ]
+    store.write(0, texts)
+    return store
+
+
+def test_the_vocabulary_is_of_the_texts_that_are_trained_on(tmp_path: Path) -> None:
+    store = made_up(tmp_path, "a", {prompt: [30 + prompt] * 4 for prompt in range(20)})
+    train, held = split([store])
+    decoder: Any = SimpleNamespace(n_vocab=60, eos_ids=())
+    found = build_training.vocabulary(DictConfig({"vocabulary": len(train)}), decoder, [store]).tolist()
+    said = {side: {store.text(i, ()).tokens[0] for _, i in texts} for side, texts in (("train", train), ("held", held))}
+    assert set(found) == said["train"] and not said["held"] & set(found)
+
+
+def test_a_memory_of_several_stores_holds_text_of_each(tmp_path: Path) -> None:
+    stores = [
+        made_up(tmp_path, name, {prompt: [first + prompt] * 4 for prompt in range(n)})
+        for name, first, n in (("a", 20, 9), ("b", 40, 2))
+    ]
+    found = build_training.memory(DictConfig({"memory": 23}), stores)
+    assert found is not None
+    tokens = [token for token in found.tolist() if token >= 0]
+    assert tokens == [20] * 4 + [40] * 4 + [21] * 4 + [41] * 4 + [22] * 4 + [23] * 3

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.results.locate_draft import locate_draft
 from experiments.results.run_facts import read_provenance
-from selfspec.data.same_prompts import same_digest
+from selfspec.data.same_prompts import example_digests
 from selfspec.data.task import Example
 from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
@@ -30,7 +30,7 @@ def unseen(examples: Sequence[Example], drafts: Iterable[str], outputs: Path) ->
         InputError: if no example is left.
     """
     seen = {digest for draft in set(drafts) for digest in _seen(draft, outputs)}
-    kept = [example for example in examples if same_digest(example.prompt) not in seen]
+    kept = [example for example in examples if seen.isdisjoint(example_digests(example))]
     n = len(examples) - len(kept)
     if n and not kept:
         raise InputError(

@@ -54,7 +54,6 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     with ExitStack() as stack:
         if resumed is not None:
             folder = stack.enter_context(reopen_folder(resumed))
-            run_files.drop_partial_line(resumed / CURVE)
         else:
             config = OmegaConf.to_yaml(cfg, resolve=True)
             folder = stack.enter_context(
@@ -76,6 +75,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         costs = _costs(cfg, loaded, plan, progress)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
+        run_files.keep_rows(folder.path / CURVE, lambda row: row["step"] <= trainer.progress.step)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
             def told(row: Mapping[str, Any]) -> None:

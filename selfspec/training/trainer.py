@@ -23,6 +23,7 @@ from selfspec.errors import InputError
 from selfspec.heads.modules import DraftModule
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
+from selfspec.records.run_files import write_file
 from selfspec.training.batches import Batch, groups, read, split
 from selfspec.training.heldout import HeldOut, RoundCosts, held_out
 from selfspec.training.losses import LOSSES, OUTSIDE, Slots
@@ -117,21 +118,25 @@ class Learner:
         """Change the weights once; returns the losses.
 
         Raises:
-            InputError: if the loss is not finite; the weights then stay as they were.
+            InputError: if loss or gradient are not finite; the weights then stay as they were.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total, parts = self._losses(batch, number)
-        if not math.isfinite(total.item()):
-            raise InputError(
-                f"the loss of step {number} is {total.item()}; the checkpoint before it is kept: go on with "
-                f"resume=RUN, or train again with a smaller lr (now {self.how.lr})"
-            )
+        self._check(number, "loss", total.item())
         self.optimizer.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.how.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.how.clip)
+        self._check(number, "gradient", norm.item())
         self.optimizer.step()
         return parts
+
+    def _check(self, number: int, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise InputError(
+                f"the {what} of step {number} is {value}; the last checkpoint is kept: train again with a smaller lr "
+                f"(now {self.how.lr})"
+            )
 
     def _losses(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, float]]:
         how = self.how
@@ -306,9 +311,7 @@ class Trainer:
             "best": self.best_weights,
             "progress": {name: getattr(self.progress, name) for name in _Progress.__slots__},
         }
-        hidden = file.with_name(f".{file.name}")
-        torch.save(state, hidden)
-        hidden.replace(file)
+        write_file(file, lambda opened: torch.save(state, opened))  # to a path, torch hides why a disk refuses it
 
     def _load(self, file: Path) -> None:
         state = torch.load(file, weights_only=True)
