@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import socket
+import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +62,48 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     assert command("runs", "list", str(outputs)).status == 0
 
 
+def test_an_exported_run_is_evaluated_by_its_folder(toy: list[str], model_folder: Path, outputs: Path) -> None:
+    """It drafts what the run drafts, and the prompts that the run has seen are left out."""
+    there = f"paths.outputs={outputs}"
+    short = (*SHORT, "train.epochs=1", "train.depths=2", "check_overfit=false")
+    run = command("train", *toy, *short, *COSTS, "drafter=eagle3", there).run
+    ran = command("export", run.name, "format=speculators", there)
+    assert ran.status == 0, ran.err
+    folder = run / "speculators"
+    assert f"vllm serve {folder}" in ran.out
+    body = json.loads((folder / "config.json").read_text())
+    assert body["draft_vocab_size"] == 48
+    assert body["speculators_config"]["verifier"]["name_or_path"] == str(model_folder.resolve())
+    counts = []
+    for draft in (run, folder):
+        words = (
+            f"drafter={draft}",
+            "stop=fixed",
+            "max_new_tokens=6",
+            "generate=false",
+            "data.calibration_fraction=0.25",
+        )
+        ran = command("evaluate", *toy, *words, there)
+        assert ran.status == 0 and "2 of 6 evaluation prompts are left out" in ran.err, ran.err
+        rows = [
+            row
+            for row in run_files.read_rows(ran.run / "records.jsonl")
+            if row["arm"] not in ("plain", "nothing skipped")
+        ]
+        counts.append([(row["prompt_id"], row["drafted"], row["accepted"]) for row in rows])
+    assert counts[0] == counts[1] and len(counts[0]) == 4
+
+    for words, said in (
+        ((run.name, "format=gguf"), "gguf"),
+        ((run.name, "form=speculators"), "format"),
+        (("20261128T000000Z-00000000",), "20261128T000000Z-00000000"),
+        ((), "0 runs were named"),
+        (("a1 m2",), "is no training"),
+    ):
+        ran = command("export", *words, there)
+        assert ran.status == 2 and said in ran.err and ran.err.count("\n") == 1, ran.err
+
+
 def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_path: Path) -> None:
     for words, said in (
         (("drafter=layer_skip",), "not trained"),
@@ -70,6 +116,60 @@ def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_p
         assert ran.status == 2 and said in ran.err and ran.err.count("\n") <= 3, ran.err
     ran = command("evaluate", *toy, "drafter=eagle", f"paths.outputs={outputs}")
     assert ran.status == 2 and "selfspec train drafter=eagle" in ran.err
+
+
+def in_two_processes(*words: str) -> list[int]:
+    """The exit statuses of a command in two processes, as `torchrun` starts them; forked, since starting is slow."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if child:
+            children.append(child)
+            continue
+        status = 1
+        try:
+            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+            ran = command(*words)
+            status = ran.status
+            sys.stderr.write(ran.err if status else "")
+            assert ran.out if rank == 0 else not ran.out, ran.out  # the first one alone speaks
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        finally:
+            os._exit(status)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def test_two_processes_train_like_one(toy: list[str], outputs: Path, tmp_path: Path) -> None:
+    """The curve of the same total batch, one run folder; and it goes on in two processes after a stop."""
+    words = (*SHORT, *COSTS, "drafter=eagle", "check_overfit=false", "train.epochs=2", "train.patience=null")
+    store = next((outputs / "store").iterdir())
+    folders = [tmp_path / "one", tmp_path / "two"]
+    train = [("train", *toy, *words, f"store={store}", f"paths.outputs={folder}") for folder in folders]
+    assert command(*train[0]).status == 0
+    assert in_two_processes(*train[1]) == [0, 0]
+    runs = [run for folder in folders for run in folder.glob("train/*/*")]
+    assert len(runs) == 2
+    curves = [run_files.read_rows(run / "curve.jsonl") for run in runs]
+    assert [row["step"] for row in curves[1]] == [*range(1, len(curves[0]) + 1)]
+    for one, two in zip(*curves, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    weights = [torch.load(run / "checkpoint.pt", weights_only=True)["module"] for run in runs]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-5)
+
+    (runs[1] / "summary.json").unlink()  # as after a kill behind the checkpoint of step 4
+    checkpoint = torch.load(runs[1] / "checkpoint.pt", weights_only=True)
+    checkpoint["progress"]["step"] = 4
+    torch.save(checkpoint, runs[1] / "checkpoint.pt")
+    assert in_two_processes("train", f"resume={runs[1]}") == [0, 0]
+    again = run_files.read_rows(runs[1] / "curve.jsonl")
+    assert [row["step"] for row in again] == [row["step"] for row in curves[0]]
 
 
 def test_a_resumed_training_has_each_step_once(toy: list[str], outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def module(cfg: DictConfig, decoder: Decoder) -> DraftModule:
     """A new head."""
     kind, settings = head_settings(cfg, decoder)
     torch.manual_seed(cfg.train.seed)
-    return build_module(kind, size_of(decoder, settings.get("mlp")), settings)
+    return build_module(kind, size_of(decoder, settings), settings)
 
 
 def training(cfg: DictConfig) -> Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from selfspec.data.same_prompts import example_digests
 from selfspec.data.task import Example
 from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
+from selfspec.heads.published import BESIDE
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,11 @@ def unseen(examples: Sequence[Example], drafts: Iterable[str], outputs: Path) ->
 def _seen(draft: str, outputs: Path) -> list[str]:
     """The digests of the prompts that the search of a draft used; empty if the draft is of no search."""
     try:
-        file = find_draft(locate_draft(draft, outputs)).file
-        facts = read_provenance(file.parent)["run"] if file else {}
-    except ValueError:  # what is wrong with a draft is told where it is loaded
+        found = find_draft(locate_draft(draft, outputs))
+        if found.file is None:
+            return []
+        if found.kind == "head":  # which an export may have written
+            return list(json.loads(found.file.with_name(BESIDE).read_text(encoding="utf-8"))["seen"])
+        return list(read_provenance(found.file.parent)["run"].get("seen") or ())
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with a draft is told where it is loaded
         return []
-    return list(facts.get("seen") or ())

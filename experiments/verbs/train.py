@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from experiments.builders import build, build_costs, build_training
 from experiments.results import figures
@@ -27,6 +29,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
+from selfspec.training.peers import Peers, peers
 from selfspec.training.trainer import Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
@@ -35,18 +38,27 @@ CURVE = "curve.jsonl"  # a row for each step
 def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Train the head of `cfg`, or go on with the training that `cfg.resume` names; return the run folder.
 
+    Started by `accelerate launch` or `torchrun`, several processes train it together, and the first one speaks.
+
     Raises:
         InputError: if the settings are impossible, or the head cannot learn.
     """
+    together = peers()
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = config_to_resume(resumed, "train", overrides) if resumed else cfg
     outputs = Path(cfg.paths.outputs)
     make_ready(resumed, cfg)
     build_training.head_settings(cfg)
-    progress = Progress()
+    progress = Progress(None if together.is_first else Console(quiet=True))
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
     module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    if not together.is_first:  # the first process checks, measures, judges and writes
+        vocabulary = build_training.vocabulary(cfg, decoder, held)
+        costs = together.first(lambda: RoundCosts(0.0, ()))
+        _share_threads(together)
+        Trainer(decoder, module, held, vocabulary, how, costs, resumed, together).run()
+        return outputs
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
     facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
@@ -72,9 +84,10 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             memory=build_training.memory(cfg, held),
             trained=module.value(),
         )
-        costs = _costs(cfg, loaded, plan, progress)
+        costs = together.first(lambda: _costs(cfg, loaded, plan, progress))
+        _share_threads(together)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens")
-        trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
+        trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)
         run_files.keep_rows(folder.path / CURVE, lambda row: row["step"] <= trainer.progress.step)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
@@ -89,6 +102,12 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             found = trainer.run(told)
         _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
     return folder.path
+
+
+def _share_threads(together: Peers) -> None:
+    """Leave each process its share of the threads, once costs were measured with all of them."""
+    if together.n > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // together.n))
 
 
 def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
