@@ -228,12 +228,26 @@ def test_the_vocabulary_is_of_the_texts_that_are_trained_on(tmp_path: Path) -> N
     assert set(found) == said["train"] and not said["held"] & set(found)
 
 
+def test_stores_of_other_weights_and_of_nothing_are_one_line(toy: list[str], outputs: Path, tmp_path: Path) -> None:
+    (store,) = (outputs / "store").iterdir()
+    other, nothing = tmp_path / "other", tmp_path / "nothing"
+    for folder in (other, nothing):
+        folder.mkdir()
+        (folder / "store.json").write_text((store / "store.json").read_text(encoding="utf-8"), encoding="utf-8")
+    about = json.loads((store / "store.json").read_text(encoding="utf-8"))
+    about["content"]["weights"]["sha256"] = "0" * 64
+    (other / "store.json").write_text(json.dumps(about), encoding="utf-8")
+    for stores, said in ((f"[{store},{other}]", "is of other weights"), (f"[{nothing}]", "collect")):
+        ran = command("train", *toy, "drafter=eagle", f"store={stores}", f"paths.outputs={tmp_path}")
+        assert ran.status == 2 and said in ran.error_lines[-1] and "Traceback" not in ran.err, ran.err
+
+
 def test_a_memory_of_several_stores_holds_text_of_each(tmp_path: Path) -> None:
     stores = [
         made_up(tmp_path, name, {prompt: [first + prompt] * 4 for prompt in range(n)})
         for name, first, n in (("a", 20, 9), ("b", 40, 2))
     ]
     found = build_training.memory(DictConfig({"memory": 23}), stores)
-    assert found is not None
+    assert found is not None and {s for s, _ in split(stores)[0]} == {0, 1}  # and training draws from both
     tokens = [token for token in found.tolist() if token >= 0]
     assert tokens == [20] * 4 + [40] * 4 + [21] * 4 + [41] * 4 + [22] * 4 + [23] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -38,12 +39,14 @@ CURVE = "curve.jsonl"  # a row for each step
 def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Train the head of `cfg`, or go on with the training that `cfg.resume` names; return the run folder.
 
-    Started by `accelerate launch` or `torchrun`, several processes train it together, and the first one speaks.
+    Started by `torchrun`, or `accelerate launch` on GPUs, several processes train it together; the first one speaks.
 
     Raises:
         InputError: if the settings are impossible, or the head cannot learn.
     """
     together = peers()
+    if not together.is_first:  # the first process checks, measures, judges, speaks and writes
+        logging.disable(logging.WARNING)
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = config_to_resume(resumed, "train", overrides) if resumed else cfg
     outputs = Path(cfg.paths.outputs)
@@ -53,7 +56,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
     module, how = build_training.module(cfg, decoder), build_training.training(cfg)
-    if not together.is_first:  # the first process checks, measures, judges and writes
+    if not together.is_first:
         vocabulary = build_training.vocabulary(cfg, decoder, held)
         costs = together.first(lambda: RoundCosts(0.0, ()))
         _share_threads(together)

@@ -1,4 +1,4 @@
-"""Processes that train one head together, as `accelerate launch` or `torchrun` starts them.
+"""Processes that train one head together, as `torchrun` starts them, or `accelerate launch` on GPUs.
 
 Each takes its part of every batch; losses and gradients are added, so that all of them take the step that one process
 with the whole batch would take. Only the first one judges held-out texts and writes files.

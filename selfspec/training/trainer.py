@@ -102,12 +102,13 @@ class Learner:
     def __init__(
         self, decoder: Decoder, module: DraftModule, vocabulary_V: Tensor, how: Training, peers: Peers = ALONE
     ) -> None:
-        self.module, self.how, self.peers = module.float(), how, peers
+        self.module, self.how, self.peers, self.device = module.to(decoder.device).float(), how, peers, decoder.device
         model: Any = decoder.model
         self._embedding: Any = model.get_input_embeddings()
         self.rows_VD: Tensor = model.get_output_embeddings().weight.detach()[vocabulary_V].float()
-        self._place = torch.full((decoder.n_vocab + 1,), OUTSIDE)  # the last one is that of goal -1
-        self._place[vocabulary_V] = torch.arange(len(vocabulary_V))
+        place = torch.full((decoder.n_vocab + 1,), OUTSIDE)  # the last one is that of goal -1
+        place[vocabulary_V] = torch.arange(len(vocabulary_V))
+        self._place = place.to(decoder.device)
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay
         )
@@ -155,7 +156,7 @@ class Learner:
         counts = [0.0 if batch is None else float(batch.counts(depth).sum()) for depth in range(how.depths)]
         shares = [own / max(n, 1) for own, n in zip(counts, self.peers.sum(counts), strict=True)]
         if batch is not None:
-            total, sums = self._own_losses(batch, number, shares)
+            total, sums = self._own_losses(batch.to(self.device), number, shares)
         loss, *parts = self.peers.sum([total.item(), *sums.values()])
         return total, {"loss": loss, **{f"loss_{name}": part for name, part in zip(sums, parts, strict=True)}}
 
@@ -165,11 +166,11 @@ class Learner:
         features = [f.float() for f in batch.features]
         if how.noise:
             rng = torch.Generator().manual_seed(how.seed * 1_000_003 + number + 7_919 * self.peers.rank)
-            features = [f + (torch.rand(f.shape, generator=rng) - 0.5) * how.noise for f in features]
-        context = torch.autocast("cpu", torch.bfloat16) if how.bf16 else nullcontext()
+            features = [f + ((torch.rand(f.shape, generator=rng) - 0.5) * how.noise).to(f) for f in features]
+        context = torch.autocast(self.device.type, torch.bfloat16) if how.bf16 else nullcontext()
         with context:
             predicted = self.module.unroll(features, self.embed(batch.next_BT), how.depths)
-        total, sums = torch.zeros(()), dict.fromkeys(how.losses, 0.0)
+        total, sums = torch.zeros((), device=self.device), dict.fromkeys(how.losses, 0.0)
         weights = [how.decay**depth for depth in range(len(predicted))]
         weights = [weight / sum(weights) * share for weight, share in zip(weights, shares, strict=False)]
         for depth, (one, weight) in enumerate(zip(predicted, weights, strict=True)):
@@ -344,7 +345,7 @@ class Trainer:
         write_file(file, lambda opened: torch.save(state, opened))  # to a path, torch hides why a disk refuses it
 
     def _load(self, file: Path) -> None:
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location="cpu")
         self.module.load_state_dict(state["module"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.best_weights, self.progress = state["best"], _Progress(**state["progress"])
