@@ -63,7 +63,7 @@ class OutputHead:
         own = {name: tensor.to(decoder.device, decoder.dtype) for name, tensor in (own or {}).items()}
         self._embedding = decoder.model.get_input_embeddings()  # type: ignore[operator]
         if EMBEDDING in own:
-            self._embedding = nn.Embedding(*own[EMBEDDING].shape, _weight=own[EMBEDDING])
+            self._embedding = nn.Embedding(len(own[EMBEDDING]), own[EMBEDDING].shape[1], _weight=own[EMBEDDING])
         if ROWS in own:
             self._head: nn.Module = _OwnHead(own[ROWS], ids_N, self.n_vocab, precision)
         else:

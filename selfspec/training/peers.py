@@ -54,7 +54,7 @@ class Peers:
         weights = [weight for weight in module.parameters() if weight.requires_grad]
         flat = torch.cat([_gradient(weight).flatten().to(_device()) for weight in weights])
         distributed.all_reduce(flat)
-        for weight, gradient in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+        for weight, gradient in zip(weights, torch.split(flat, [w.numel() for w in weights]), strict=True):
             weight.grad = gradient.view_as(weight).to(weight)
 
     def first(self, compute: Callable[[], T]) -> T:
