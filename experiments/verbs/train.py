@@ -31,7 +31,7 @@ from selfspec.stopping import Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
-from selfspec.training.trainer import Trainer
+from selfspec.training.trainer import Trainer, check_layers
 
 CURVE = "curve.jsonl"  # a row for each step
 
@@ -56,6 +56,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
     module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    check_layers(module.layers, held)
     if not together.is_first:
         vocabulary = build_training.vocabulary(cfg, decoder, held)
         costs = together.first(lambda: RoundCosts(0.0, ()))
