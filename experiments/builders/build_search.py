@@ -19,7 +19,7 @@ from search.caps import capped_space
 from search.costs.draft_tables import DraftCosts
 from search.dimensions import Dimension, dimensions
 from search.draft_of_point import Drafts, check_texts, fitted
-from search.goal import Goal
+from search.goal import TIMED, Goal
 from search.job import Finals, Searcher, SearchJob
 from search.replay import rule_tuner
 from search.study.loop import Budget
@@ -230,7 +230,7 @@ def asked(cfg: DictConfig) -> Asked:
         drafts,
         Budget(s.n_trials, s.max_s, s.patience),
         WilcoxonPruning(**cfg.prune) if cfg.prune else None,
-        Finals(cfg.finals.top, cfg.finals.race, cfg.pause),
+        Finals(cfg.finals.top, cfg.finals.race, cfg.pause, cfg.finals.n_prompts),
         searcher(s),
     )
 
@@ -261,19 +261,22 @@ def _drafts(cfg: DictConfig) -> Drafts:
 def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> Split:
     """The calibration prompts of every data set, split between search, finals and fitting."""
     o, n_fresh = cfg.objective, cfg.finals.n_prompts if cfg.finals.top else 0
+    is_replayed = n_fresh and o.name != TIMED
+    n_scored = max(n_fresh, cfg.finals.get("n_scored", 0)) if is_replayed else n_fresh  # earlier runs lack it
     split = Split({}, {}, [], [])
     for data in _data_sets(cfg):
         found = build.prompts(
             data,
             loaded,
             "calibration",
-            n=ALL if needs_texts else o.n_prompts + n_fresh,
+            n=ALL if needs_texts else o.n_prompts + n_scored,
             seed=cfg.searcher.seed,
             max_new_tokens=max(o.max_new_tokens, cfg.calibration.max_new_tokens if needs_texts else 0),
         )
-        n, n_finals = o.n_prompts, n_fresh
+        n, n_finals = o.n_prompts, n_scored
         if needs_texts:
-            n, n_finals = _shares(data.data.name, len(found), n, n_finals)
+            n, n_finals = _shares(data.data.name, len(found), n, n_fresh)
+            n_finals += min(n_scored - n_fresh, (len(found) - n - n_finals) // 4)
         split.seen.extend(same_digest(p.example.prompt) for p in found)
         split.rest.extend(p.ids for p in found[n + n_finals :])
         split.search[data.data.name], split.finals[data.data.name] = found[:n], found[n : n + n_finals]  # type: ignore[index]

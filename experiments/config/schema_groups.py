@@ -217,6 +217,7 @@ class Finals:
     top: Natural
     race: Count
     n_prompts: Count
+    n_scored: Count
 
 
 @dataclass
