@@ -15,11 +15,9 @@ from experiments.results import figures
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume, make_ready
-from search.costs.round_costs import round_costs
+from search.costs.head_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
-from selfspec.heads.drafter import build_head_draft
-from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
@@ -74,7 +72,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             trained=module.value(),
         )
         costs = _costs(cfg, loaded, plan, progress)
-        say(f"a drafted token costs {costs.draft:.3f} plain tokens")
+        say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
@@ -93,9 +91,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
 
 def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
     table, *_ = build_costs.costs(cfg, loaded, phase=progress)
-    drafter = build_head_draft(plan, loaded.decoder, sample=False, needs_confidence=False)
-    watch = Stopwatch(loaded.decoder.device)
-    return round_costs(loaded.decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=watch)
+    return round_costs(build_costs.head_costs(cfg, loaded, plan, table, phase=progress), plan)
 
 
 def _text(conditional: list[float], row: Mapping[str, Any]) -> str:
@@ -140,6 +136,7 @@ def _finish(
             "conditional": list(found.conditional),
             "n_held_out": found.n,
             "draft_cost": costs.draft,
+            "round_cost": costs.overhead,
             **row,
         }
     )
