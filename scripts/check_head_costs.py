@@ -2,9 +2,9 @@
 
     python scripts/check_head_costs.py RUN [--n 8] [--tokens 96] [KEY=VALUE ...]
 
-RUN is the folder of a training; KEY=VALUE are settings of `selfspec evaluate` (model, data, threads, ...). The head drafts
-without lookup: 1, 3 and 5 tokens a round, and by its own stop rule. Each prompt is decoded plainly and with each rule in
-turn. Run it on a quiet machine.
+RUN is the folder of a training; KEY=VALUE are settings of `selfspec evaluate` (model, data, threads, ...). The head
+drafts without lookup: 1, 3 and 5 tokens a round, and by its own stop rule. Each prompt is decoded plainly and with each
+rule in turn. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main() -> None:
     specs = {f"{k} a round": DraftSpec(plan, Fixed(k)) for k in (1, 3, 5)} | {"its own": replace(own, plan=plan)}
     context = table.contexts[0]
     print(
-        f"plain token {1000 * table.plain_s(context):.2f} ms, drafted token {1000 * table.draft_s(plan, context):.2f} ms, "
-        f"besides {1000 * table.overhead_s:.2f} ms a round"
+        f"plain token {1000 * table.plain_s(context):.2f} ms, drafted token "
+        f"{1000 * table.draft_s(plan, context):.2f} ms, besides {1000 * table.overhead_s:.2f} ms a round"
     )
     _compare(loaded.decoder, [p.ids for p in prompts], specs, table, args.tokens)
 

@@ -154,6 +154,7 @@ class Search(Run):
     pause: bool
     storage: str | None
     worker: Natural
+    trained: str | None = None
     recipe: dict[str, Any] | None = None  # only sets values of other groups
 
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders import build, build_costs, build_training
 from experiments.results import figures
+from experiments.results.named_drafts import UNIT
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume, make_ready
@@ -123,6 +124,7 @@ def _finish(
         facts=loaded.facts,
         run=folder.id,
         conditional=[round(a, 4) for a in found.conditional],
+        **({"expected": round(speedup, 4), "unit": UNIT} if cfg.lookup is None else {}),  # lookup is not in it
     )
     curve = run_files.read_rows(folder.path / CURVE)
     figures.save(figures.training_curve(curve, title=f"{cfg.drafter.name}, {cfg.model.name}"), folder.path / "curve")

@@ -44,7 +44,7 @@ class DraftCosts:
         self._path: Path | None = None
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
-        """The table for a plan's head, precision and trained head; it is measured at its first use, on a quiet machine."""
+        """The table for a plan's head, precision and trained head; measured at its first use, on a quiet machine."""
         name = _name(plan)
         if name == self._own:
             return self.table

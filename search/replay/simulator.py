@@ -78,7 +78,7 @@ class _Replayed:
         return stands
 
     def output(self, draft: Draft, stands: Verdict, start: int) -> Output:
-        """What the drafter may observe of the target: hidden states from the token at `start` on; of rejected nodes nan."""
+        """What the drafter may observe: hidden states from the token at `start` on, nan for rejected nodes."""
         n_nodes, hidden = 1 + len(draft.tokens), {}
         for layer, states_1TD in self.hidden.items():
             found_1ND = states_1TD.new_full((1, n_nodes, states_1TD.shape[-1]), math.nan)
