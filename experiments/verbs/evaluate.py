@@ -26,7 +26,8 @@ from experiments.evaluation.unseen import unseen
 from experiments.quality import judge
 from experiments.results.find_runs import find_runs
 from experiments.results.run_writer import Folder, open_folder, provenance_of, reopen_folder
-from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
+from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text
+from experiments.results.verdicts import verdict_sentences
 from experiments.terminal import live_panel
 from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
