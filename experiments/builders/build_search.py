@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.builders import build
 from experiments.builders.build_costs import check_given, draft_costs
 from experiments.builders.build_ladder import Part, laddered, possible
-from experiments.builders.build_trained import Trained, find_trained, refuse_seen, with_trained
+from experiments.builders.build_trained import Trained, find_trained, pinned, refuse_seen, with_trained
 from experiments.builders.check_search import check
 from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
@@ -202,9 +202,7 @@ def ready(cfg: DictConfig, *, phase: Phases = unwatched) -> Ready:
     if trained:
         drafts, dims, ladder = with_trained(trained, a.drafts, dims, ladder)
         a = replace(a, drafts=drafts, dimensions=dims, ladder=ladder)
-    if "trained" in cfg:
-        cfg = OmegaConf.merge(cfg, {"trained": str(trained.path) if trained else None})  # type: ignore[assignment]
-    return Ready(cfg, a, loaded, split, trained)
+    return Ready(pinned(cfg, trained), a, loaded, split, trained)
 
 
 def fitted_facts(job: SearchJob) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The trained draft that a search tries after the other parts of its ladder: one that is there already.
+"""The trained draft that a search or an ablation tries after the other parts: one that is there already.
 
 A search trains nothing. It takes the newest training of the model's own weights, or the one that the run names, and
 judges it on calibration prompts that the training has not seen.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders.build_costs import given_table
 from experiments.builders.build_ladder import Part
@@ -67,7 +67,7 @@ def find_trained(cfg: DictConfig, loaded: Loaded, drafts: Drafts, goal: Goal) ->
     Raises:
         InputError: if the run names a training that cannot be tried.
     """
-    asked, outputs = cfg.get(TRAINED), Path(cfg.paths.outputs)
+    asked = cfg.get(TRAINED)
     if not asked:
         return None
     if why := _impossible(cfg, drafts, goal):
@@ -75,8 +75,18 @@ def find_trained(cfg: DictConfig, loaded: Loaded, drafts: Drafts, goal: Goal) ->
             raise InputError(f"trained={asked} cannot be tried: {why}; leave one of them out")
         log.info("no trained draft is tried: %s", why)
         return None
-    if asked != AUTO:
-        return _opened(Path(locate_draft(str(asked), outputs)), loaded)
+    return named_trained(cfg, loaded)
+
+
+def named_trained(cfg: DictConfig, loaded: Loaded) -> Trained | None:
+    """The training that `cfg.trained` names, or the newest one of these weights; None if there is none.
+
+    Raises:
+        InputError: if the named one is no training of these weights.
+    """
+    outputs = Path(cfg.paths.outputs)
+    if cfg.trained != AUTO:
+        return _opened(Path(locate_draft(str(cfg.trained), outputs)), loaded)
     for file in sorted(outputs.glob(f"train/*/*/{PLAN}"), key=lambda file: file.parent.name, reverse=True):
         try:
             return _opened(file.parent, loaded)
@@ -89,6 +99,15 @@ def find_trained(cfg: DictConfig, loaded: Loaded, drafts: Drafts, goal: Goal) ->
         *(outputs, of, cfg.data.name, of),
     )
     return None
+
+
+def pinned(cfg: DictConfig, trained: Trained | None) -> DictConfig:
+    """The configuration that names this training, so that a resumed run takes the same one."""
+    if TRAINED not in cfg:  # a run of an earlier version
+        return cfg
+    found = OmegaConf.merge(cfg, {TRAINED: str(trained.path) if trained else None})
+    assert isinstance(found, DictConfig)
+    return found
 
 
 def refuse_seen(cfg: DictConfig, trained: Trained, n_seen: int) -> None:

@@ -86,6 +86,7 @@ class Evaluate(Run):
     quality: bool
     allow_code_execution: bool
     resume: str | None
+    trained: str | None = None
 
 
 @dataclass

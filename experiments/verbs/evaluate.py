@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders import build
 from experiments.builders.build_arms import arms as build_arms
+from experiments.builders.build_trained import named_trained, pinned
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
@@ -59,6 +60,7 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
     progress = Progress()
     with resuming(resumed):
         begun = begin(cfg, phase=progress)
+    cfg = begun.cfg
     with ExitStack() as stack:
         if resumed:
             with resuming(resumed):
@@ -141,6 +143,7 @@ def _check_own(rows: Mapping[Key, Mapping[str, Any]], setup: Setup, path: Path) 
 class Begun:
     """A run whose settings are checked, with its model and prompts; no draft is fitted yet."""
 
+    cfg: DictConfig  # names the trained draft that an ablation tries
     loaded: Loaded
     examples: Sequence[Example]
     warm_up: Example
@@ -170,6 +173,8 @@ def begin(cfg: DictConfig, *, phase: Phases = unwatched) -> Begun:
     if cfg.samples > 1 and not cfg.sampling.do_sample:
         raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
     loaded = build.model(cfg, phase=phase)
+    trained = named_trained(cfg, loaded) if cfg.ablation and cfg.get("trained") else None
+    cfg = pinned(cfg, trained)
     with phase("prompts", 0):
         asked_examples = select(_unseen(cfg), n=cfg.n, seed=cfg.seed)
         (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
@@ -193,7 +198,7 @@ def begin(cfg: DictConfig, *, phase: Phases = unwatched) -> Begun:
         prompts=provenance.digest(str([asdict(e) for e in examples])),
         warm_up=f"each arm decoded {warm_up.id!r} once before; not counted",
     )
-    return Begun(loaded, examples, warm_up, facts)
+    return Begun(cfg, loaded, examples, warm_up, facts)
 
 
 def set_up(cfg: DictConfig, begun: Begun, *, phase: Phases = unwatched) -> Setup:
@@ -237,6 +242,7 @@ def _unseen(cfg: DictConfig) -> list[Example]:
     """The evaluation prompts that the searches of the drafts have not seen."""
     arms = cfg.arms.values() if isinstance(cfg.arms, DictConfig) else ()
     named = [str(arm.get("skip", "none")) for arm in arms if isinstance(arm, DictConfig)]
+    named += [str(cfg.get(name)) for name in ("ablation", "trained") if cfg.get(name)]
     every = build.examples(cfg, "evaluation", n=None, seed=cfg.seed)
     return unseen(every, [str(cfg.skip), *named], Path(cfg.paths.outputs))
 
