@@ -145,7 +145,7 @@ def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     except InputError as error:
         log.warning("the ablation has no step + int8: %s", error)
         has_int8 = False
-    steps = ablation.steps(str(cfg.ablation), plan, has_int8=has_int8)
+    steps = ablation.steps(str(cfg.ablation), plan, has_int8=has_int8, trained=cfg.get("trained"))
     return _joined(own if str(cfg.skip) != "none" else {}, steps, more)
 
 

@@ -20,7 +20,8 @@ from experiments.charts import comparing, evaluating, searching, theme
 from experiments.results import skip_sets
 from experiments.results.overlap import only_in
 from experiments.results.run_folder import Run
-from experiments.results.tables import ArmRow, arm_rows, number, speedup_text, text, verdict_sentences
+from experiments.results.tables import ArmRow, arm_rows, number, speedup_text, text
+from experiments.results.verdicts import verdict_sentences
 from selfspec.records import run_files
 
 TITLE = "Self-speculative decoding: report"

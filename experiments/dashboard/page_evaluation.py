@@ -13,7 +13,8 @@ from experiments.charts import comparing, evaluating
 from experiments.dashboard import streamlit_helpers, token_sources
 from experiments.results import figure_data
 from experiments.results.run_folder import Run
-from experiments.results.tables import BASELINE, ArmRow, verdict_sentences
+from experiments.results.tables import BASELINE, ArmRow
+from experiments.results.verdicts import verdict_sentences
 
 
 def draw(outputs: Path) -> None:

@@ -24,17 +24,8 @@ from experiments.results.published import published_figures
 from experiments.results.rows import trial_value
 from experiments.results.run_folder import Run
 from experiments.results.run_writer import open_folder
-from experiments.results.tables import (
-    SPEEDUP,
-    ArmRow,
-    arm_cells,
-    arm_csv,
-    arm_table,
-    cautions,
-    markdown_table,
-    number,
-    verdict_sentences,
-)
+from experiments.results.tables import SPEEDUP, ArmRow, arm_cells, arm_csv, arm_table, cautions, markdown_table, number
+from experiments.results.verdicts import verdict_sentences
 from selfspec.errors import InputError
 from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet

@@ -12,14 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders import build, build_costs, build_training
 from experiments.results import figures
+from experiments.results.named_drafts import UNIT
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume, make_ready
-from search.costs.round_costs import round_costs
+from search.costs.head_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
-from selfspec.heads.drafter import build_head_draft
-from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
@@ -74,7 +73,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             trained=module.value(),
         )
         costs = _costs(cfg, loaded, plan, progress)
-        say(f"a drafted token costs {costs.draft:.3f} plain tokens")
+        say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
@@ -93,9 +92,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
 
 def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
     table, *_ = build_costs.costs(cfg, loaded, phase=progress)
-    drafter = build_head_draft(plan, loaded.decoder, sample=False, needs_confidence=False)
-    watch = Stopwatch(loaded.decoder.device)
-    return round_costs(loaded.decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=watch)
+    return round_costs(build_costs.head_costs(cfg, loaded, plan, table, phase=progress), plan)
 
 
 def _text(conditional: list[float], row: Mapping[str, Any]) -> str:
@@ -127,6 +124,7 @@ def _finish(
         facts=loaded.facts,
         run=folder.id,
         conditional=[round(a, 4) for a in found.conditional],
+        **({"expected": round(speedup, 4), "unit": UNIT} if cfg.lookup is None else {}),  # lookup is not in it
     )
     curve = run_files.read_rows(folder.path / CURVE)
     figures.save(figures.training_curve(curve, title=f"{cfg.drafter.name}, {cfg.model.name}"), folder.path / "curve")
@@ -140,6 +138,7 @@ def _finish(
             "conditional": list(found.conditional),
             "n_held_out": found.n,
             "draft_cost": costs.draft,
+            "round_cost": costs.overhead,
             **row,
         }
     )
