@@ -26,6 +26,7 @@ USAGE = """selfspec VERB key=value ...
   evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
   collect                the model's own text and hidden states, to train drafts on
   train drafter=eagle    train a draft head on them; evaluate drafter=RUN decodes with it
+  export RUN             a trained draft in the format of other engines: format=speculators
   report [runs=...]      tables and pictures of finished runs
   reproduce experiment=  all of these, one after the other, as a paper or an experiment has them
   dashboard [runs=...]   runs in the browser: searches as they go on, skip sets side by side, answers token by token
@@ -43,6 +44,7 @@ VERBS = (
     "evaluate",
     "collect",
     "train",
+    "export",
     "report",
     "reproduce",
     "dashboard",
@@ -79,7 +81,7 @@ def main() -> None:
     verb, *words = argv
     if verb not in VERBS:
         raise unknown_name("verb", verb, list(VERBS))
-    if verb in ("runs", "doctor"):  # their words are names, not settings
+    if verb in ("runs", "doctor", "export"):  # whose words are names, or names before all
         return _verb(verb)(list(words), print)  # type: ignore[no-any-return]
     from experiments.config.composing import (
         check_no_shadows,

@@ -13,7 +13,7 @@ import pytest
 from experiments.evaluation.unseen import unseen
 from selfspec.data import Example, Jsonl, Source
 from selfspec.data.gsm8k import gsm8k
-from selfspec.data.same_prompts import group_digests, same_digest
+from selfspec.data.same_prompts import example_digests, group_digests, same_digest
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.skipping.skip_set_files import NAME, save_skip_set
@@ -93,6 +93,23 @@ class TestUnseen:
         run = self.search(tmp_path, None)  # of an earlier version
         for draft in ("none", "a1 m2", "llama-2-13b/swift", run, "nowhere/at/all"):
             assert unseen(self.EXAMPLES, [draft], tmp_path) == list(self.EXAMPLES)
+
+    @pytest.mark.parametrize("shots", [0, 3])
+    def test_a_question_is_seen_in_whatever_form_it_was_asked(self, shots: int, tmp_path: Path) -> None:
+        path = write(tmp_path / "a.jsonl", PROMPTS)
+        trained = gsm8k(Source(path, calibration_n=8), shots=shots, chat=True).examples("calibration")
+        run = self.search(tmp_path, None)
+        file = next(tmp_path.rglob(run)) / "provenance.json"
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts["run"]["seen"] = [digest for example in trained for digest in example_digests(example)]
+        file.write_text(json.dumps(facts), encoding="utf-8")
+        asked = [
+            e for s in (gsm8k(Source(path, calibration_n=1), shots=1), Jsonl(path)) for e in s.examples("evaluation")
+        ]
+        said = {e.content for e in trained}
+        kept = unseen(asked, [run], tmp_path)
+        assert len(said) == 8 - shots and kept == [e for e in asked if (e.content or e.prompt) not in said]
+        assert len(kept) < len(asked)
 
     def test_nothing_is_left_is_told(self, tmp_path: Path) -> None:
         run = self.search(tmp_path, PROMPTS)

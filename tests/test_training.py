@@ -129,6 +129,15 @@ def test_a_loss_that_is_nan_stops_training_and_names_the_step(decoder: Decoder, 
     assert (tmp_path / "checkpoint.pt").is_file()
 
 
+def test_a_gradient_that_is_nan_leaves_the_weights(decoder: Decoder, store: Store) -> None:
+    trainer = run(decoder, store, None, stop_at=2)
+    before = [weight.clone() for weight in trainer.module.parameters()]
+    next(trainer.module.parameters()).register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(InputError, match=r"the gradient of step 3 is nan"):
+        trainer.learner.step(trainer._read(trainer._groups(trainer.texts)[0]), 1e-3, 3)
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.module.parameters(), strict=True))
+
+
 def test_what_is_trained_drafts_as_held_out_says(
     decoder: Decoder, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +179,11 @@ def test_impossible_settings_are_one_line(decoder: Decoder, store: Store, tmp_pa
             Training(),
             COSTS,
         )
+    short = Store.create(tmp_path, "short", {"layers": [-1]})
+    with pytest.raises(InputError, match="longer than 3 tokens"):
+        check_overfit(decoder, new(decoder), short, Training())
+    with pytest.raises(InputError, match="0 prompts; training needs 2"):
+        Trainer(decoder, new(decoder), [short], torch.arange(64), Training(), COSTS)
     with pytest.raises(InputError, match="no store"):
         Store(tmp_path)
     with pytest.raises(InputError, match="hopeful"):

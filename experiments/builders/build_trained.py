@@ -23,7 +23,7 @@ from search.goal import AGREED, Goal
 from search.ladder import LOOKUP
 from search.point import TRAINED
 from selfspec.data.prompts import Prompt
-from selfspec.data.same_prompts import same_digest
+from selfspec.data.same_prompts import example_digests
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import load_spec
 from selfspec.errors import InputError
@@ -58,7 +58,7 @@ class Trained:
 
     def has_seen(self, prompt: Prompt) -> bool:
         """Whether it was trained on the prompt."""
-        return same_digest(prompt.example.prompt) in self.seen
+        return not self.seen.isdisjoint(example_digests(prompt.example))
 
 
 def find_trained(cfg: DictConfig, loaded: Loaded, drafts: Drafts, goal: Goal) -> Trained | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from selfspec.errors import InputError
 from selfspec.heads.modules import DraftModule, build_module, size_of
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
+from selfspec.training.batches import split
 from selfspec.training.collect import Collecting
 from selfspec.training.store import NAME, Store
 from selfspec.training.trainer import Training
@@ -125,7 +127,7 @@ def module(cfg: DictConfig, decoder: Decoder) -> DraftModule:
     """A new head."""
     kind, settings = head_settings(cfg, decoder)
     torch.manual_seed(cfg.train.seed)
-    return build_module(kind, size_of(decoder, settings.get("mlp")), settings)
+    return build_module(kind, size_of(decoder, settings), settings)
 
 
 def training(cfg: DictConfig) -> Training:
@@ -136,10 +138,10 @@ def training(cfg: DictConfig) -> Training:
 
 
 def vocabulary(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> Tensor:
-    """Ids of the tokens that the draft scores: the most frequent ones of the stores."""
+    """Ids of the tokens that the draft scores: the most frequent ones of the texts that are trained on."""
     if cfg.vocabulary is None:
         return torch.arange(decoder.n_vocab)
-    texts = [text for store in held for text in store.texts()]
+    texts = [held[s].text(i, ()) for s, i in split(held)[0]]  # held-out texts judge the vocabulary too
     return most_useful(
         [t.tokens for t in texts],
         cfg.vocabulary,
@@ -150,14 +152,13 @@ def vocabulary(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> Tens
 
 
 def memory(cfg: DictConfig, held: Sequence[Store]) -> Tensor | None:
-    """The memory of prompt lookup: the first answers of the stores, in their order, up to `cfg.memory` tokens."""
+    """The memory of prompt lookup: up to `cfg.memory` tokens of answers, of each store in turn, in its order."""
     if cfg.memory is None:
         return None
-    texts: list[list[int]] = []
+    in_turn = (text.tokens for texts in zip_longest(*(s.texts() for s in held)) for text in texts if text is not None)
+    found: list[list[int]] = []
     n_left = cfg.memory
-    for text in (text for store in held for text in store.texts()):
-        if n_left <= 0:
-            break
-        texts.append(text.tokens[:n_left])
-        n_left -= len(texts[-1])
-    return joined(texts)
+    while n_left > 0 and (tokens := next(in_turn, None)) is not None:
+        found.append(tokens[:n_left])
+        n_left -= len(found[-1])
+    return joined(found)

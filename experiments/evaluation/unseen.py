@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.results.locate_draft import locate_draft
 from experiments.results.run_facts import read_provenance
-from selfspec.data.same_prompts import same_digest
+from selfspec.data.same_prompts import example_digests
 from selfspec.data.task import Example
 from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
+from selfspec.heads.published import BESIDE
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ def unseen(examples: Sequence[Example], drafts: Iterable[str], outputs: Path) ->
         InputError: if no example is left.
     """
     seen = {digest for draft in set(drafts) for digest in _seen(draft, outputs)}
-    kept = [example for example in examples if same_digest(example.prompt) not in seen]
+    kept = [example for example in examples if seen.isdisjoint(example_digests(example))]
     n = len(examples) - len(kept)
     if n and not kept:
         raise InputError(
@@ -45,8 +47,11 @@ def unseen(examples: Sequence[Example], drafts: Iterable[str], outputs: Path) ->
 def _seen(draft: str, outputs: Path) -> list[str]:
     """The digests of the prompts that the search of a draft used; empty if the draft is of no search."""
     try:
-        file = find_draft(locate_draft(draft, outputs)).file
-        facts = read_provenance(file.parent)["run"] if file else {}
-    except ValueError:  # what is wrong with a draft is told where it is loaded
+        found = find_draft(locate_draft(draft, outputs))
+        if found.file is None:
+            return []
+        if found.kind == "head":  # which an export may have written
+            return list(json.loads(found.file.with_name(BESIDE).read_text(encoding="utf-8"))["seen"])
+        return list(read_provenance(found.file.parent)["run"].get("seen") or ())
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with a draft is told where it is loaded
         return []
-    return list(facts.get("seen") or ())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from experiments.builders import build, build_costs, build_training
 from experiments.results import figures
@@ -26,6 +29,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
+from selfspec.training.peers import Peers, peers
 from selfspec.training.trainer import Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
@@ -34,18 +38,29 @@ CURVE = "curve.jsonl"  # a row for each step
 def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Train the head of `cfg`, or go on with the training that `cfg.resume` names; return the run folder.
 
+    Started by `torchrun`, or `accelerate launch` on GPUs, several processes train it together; the first one speaks.
+
     Raises:
         InputError: if the settings are impossible, or the head cannot learn.
     """
+    together = peers()
+    if not together.is_first:  # the first process checks, measures, judges, speaks and writes
+        logging.disable(logging.WARNING)
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = config_to_resume(resumed, "train", overrides) if resumed else cfg
     outputs = Path(cfg.paths.outputs)
     make_ready(resumed, cfg)
     build_training.head_settings(cfg)
-    progress = Progress()
+    progress = Progress(None if together.is_first else Console(quiet=True))
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
     module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    if not together.is_first:
+        vocabulary = build_training.vocabulary(cfg, decoder, held)
+        costs = together.first(lambda: RoundCosts(0.0, ()))
+        _share_threads(together)
+        Trainer(decoder, module, held, vocabulary, how, costs, resumed, together).run()
+        return outputs
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
     facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
@@ -53,7 +68,6 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     with ExitStack() as stack:
         if resumed is not None:
             folder = stack.enter_context(reopen_folder(resumed))
-            run_files.drop_partial_line(resumed / CURVE)
         else:
             config = OmegaConf.to_yaml(cfg, resolve=True)
             folder = stack.enter_context(
@@ -72,9 +86,11 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             memory=build_training.memory(cfg, held),
             trained=module.value(),
         )
-        costs = _costs(cfg, loaded, plan, progress)
+        costs = together.first(lambda: _costs(cfg, loaded, plan, progress))
+        _share_threads(together)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
-        trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
+        trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)
+        run_files.keep_rows(folder.path / CURVE, lambda row: row["step"] <= trainer.progress.step)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
             def told(row: Mapping[str, Any]) -> None:
@@ -88,6 +104,12 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             found = trainer.run(told)
         _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
     return folder.path
+
+
+def _share_threads(together: Peers) -> None:
+    """Leave each process its share of the threads, once costs were measured with all of them."""
+    if together.n > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // together.n))
 
 
 def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:

@@ -10,6 +10,8 @@ import logging
 import unicodedata
 from collections.abc import Iterable
 
+from selfspec.data.task import Example
+
 log = logging.getLogger(__name__)
 
 
@@ -21,6 +23,14 @@ def same_key(prompt: str) -> str:
 def same_digest(prompt: str) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of `same_key`, for records."""
     return hashlib.sha256(same_key(prompt).encode()).hexdigest()[:12]
+
+
+def example_digests(example: Example) -> list[str]:
+    """`same_digest` of its prompt and, if that is another text, of its question alone.
+
+    A question that one data set shows behind others, or with other words around it, is the same in another data set.
+    """
+    return list(dict.fromkeys(same_digest(text) for text in (example.prompt, example.content or example.prompt)))
 
 
 def group_digests(prompts: Iterable[str]) -> dict[str, str]:

@@ -37,7 +37,8 @@ class Form:
         )
         start = len(shown) + len(self.before)
         clip = (start, start + len(example.prompt)) if self.is_text else None
-        return replace(example, prompt=f"{shown}{self.before}{example.prompt}{self.after}", clip=clip)
+        prompt = f"{shown}{self.before}{example.prompt}{self.after}"
+        return replace(example, prompt=prompt, clip=clip, content=example.prompt)
 
     def _answer(self, shot: Example) -> str:
         answer = shot.reference or ""

@@ -29,6 +29,7 @@ class Example:
         turns: texts of the user after the first answer, and after each further one.
         references: if there are several: further correct answers, or one for each turn.
         clip: (first, last) character of the text that may be shortened at its end; None if nothing may be shortened.
+        content: the question alone, without shots, words around it and cuts; empty: the prompt is the question.
         extra: further fields of the row that scoring needs, such as the tests of a code problem.
     """
 
@@ -39,6 +40,7 @@ class Example:
     turns: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     clip: tuple[int, int] | None = None
+    content: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 

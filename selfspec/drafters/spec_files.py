@@ -17,6 +17,8 @@ import yaml
 
 from selfspec.drafters.spec import DraftSpec
 from selfspec.errors import InputError
+from selfspec.heads.published import CONFIG as HEAD_CONFIG
+from selfspec.heads.published import published_folder, read_published
 from selfspec.models.decoder import Decoder
 from selfspec.skipping import plan_files, skip_set_files
 from selfspec.skipping.plan import DraftPlan
@@ -76,6 +78,9 @@ def read_draft(
     if found.kind == "plan":
         assert found.file is not None
         return plan_files.load_plan(found.file, decoder, facts), dict(found.settings)
+    if found.kind == "head":
+        assert found.file is not None
+        return read_published(found.file.parent, decoder), {}
     return DraftPlan.from_skip_set(found.skip(decoder.n_layers)), dict(found.settings)
 
 
@@ -85,13 +90,14 @@ class NamedDraft:
 
     Attributes:
         name: as the user wrote it.
-        kind: a set written as `a3,5-9 m7`, a set published with this package, the file of a skip set, or of a plan.
-        file: the YAML file; None for a written or a published set.
+        kind: a set written as `a3,5-9 m7`, a set published with this package, the file of a skip set, the file of a
+            plan, or a head in a published format.
+        file: the YAML file, or `config.json` of a head; None for a written or a published set.
         settings: what the file says; of the plan of a search also what stands in the file of its skip set.
     """
 
     name: str
-    kind: Literal["written", "published", "skip_set", "plan"]
+    kind: Literal["written", "published", "skip_set", "plan", "head"]
     file: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -113,6 +119,10 @@ class NamedDraft:
             if n_layers is None:
                 raise InputError(f"{self.name!r} is written without a model; tell the layers of its model")
             return SkipSet.parse(self.name, n_layers)
+        if self.kind == "head":
+            if n_layers is None:
+                raise InputError(f"{self.name!r} is a head in the place of all layers; tell the layers of its model")
+            return SkipSet.from_bits([True] * (2 * n_layers))
         if self.kind == "published":
             return skip_set_files.load_skip_set(self.name, n_layers=n_layers)
         if self.kind == "skip_set":
@@ -125,7 +135,8 @@ def find_draft(name: Path | str) -> NamedDraft:
     """What a name stands for: a written set, a file or folder of a draft, or a published set.
 
     Args:
-        name: see `load_spec`. A folder is that of a search, or any other with `plan.yaml` or `skip_set.yaml` in it.
+        name: see `load_spec`. A folder is that of a search, or any other with `plan.yaml` or `skip_set.yaml` in it, or
+            a head in a published format.
 
     Raises:
         InputError: if it stands for nothing, or its file cannot be read.
@@ -136,6 +147,8 @@ def find_draft(name: Path | str) -> NamedDraft:
         return written
     if file := _plan_file(path):
         return NamedDraft(text, "plan", file, _beside(file) | plan_files.read_plan_file(file))
+    if head := published_folder(path):
+        return NamedDraft(text, "head", head / HEAD_CONFIG)
     if os.path.exists(path):
         file = path / skip_set_files.NAME if os.path.isdir(path) else path
         skip_set_files.read_skip_set(file)  # which says what is wrong with it

@@ -16,6 +16,7 @@ from selfspec.engine.cache import ClockCache
 from selfspec.engine.protocols import Draft, Needs, Output, Row, Verdict
 from selfspec.heads.modules import DraftModule, module_of
 from selfspec.heads.output import OutputHead
+from selfspec.heads.trained import OWN
 from selfspec.models.decoder import Decoder
 from selfspec.models.packing import can_pack, pack
 from selfspec.skipping.plan import DraftPlan
@@ -130,5 +131,6 @@ def build_head_draft(plan: DraftPlan, decoder: Decoder, *, sample: bool, needs_c
                 module.set_submodule(path, round_linear(linear, plan.precision))
     elif can_pack(module):
         pack(module)
-    output = OutputHead(decoder, plan.head, plan.precision)
+    own = {name: tensor for name, tensor in plan.trained.weights.items() if name in OWN}
+    output = OutputHead(decoder, plan.head, plan.precision, own)
     return HeadDraft(module, output, sample=sample, needs_confidence=needs_confidence, name=plan.trained.kind)

@@ -9,8 +9,9 @@ HASS, which is EAGLE-1 with another loss, and a reconstruction of FSPAD (a gate 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,9 @@ class Eagle(DraftModule):
         two_readouts: separate linear maps to the output head and to the feature that is fed back (FSPAD's partial
             alignment, reconstructed).
         mlp: inner size of the layer's MLP; None: the target's.
+        norm_before_residual: attention and MLP are added to the normalised feature; with `fusion=attention` alone.
+        norm_before_join: normalise the hidden states of all layers, joined, before the linear map.
+        layer: sizes of the layer that differ from the target's, see `size_of`.
 
     Source: Li et al. 2024, EAGLE (arXiv:2401.15077); 2025, EAGLE-3 (arXiv:2503.01840); Zhang et al. 2024, HASS
     (arXiv:2408.15766); Cai et al. 2025, FastMTP (arXiv:2509.18362); Gui et al. 2024, FSPAD (arXiv:2408.15562).
@@ -62,6 +66,9 @@ class Eagle(DraftModule):
         output_norm: bool = False,
         two_readouts: bool = False,
         mlp: int | None = None,
+        norm_before_residual: bool = False,
+        norm_before_join: bool = False,
+        layer: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if fusion not in FUSIONS or not layers:
@@ -76,9 +83,14 @@ class Eagle(DraftModule):
             "two_readouts": two_readouts,
             "mlp": mlp,
         }
+        # only where they are set, so that heads of before keep their digests
+        rare = {"norm_before_residual": norm_before_residual, "norm_before_join": norm_before_join, "layer": layer}
+        self.settings |= {name: value for name, value in rare.items() if value}
+        self.norm_before_residual = norm_before_residual
         self.layers = tuple(layers)
         d = size.hidden
         self.join = nn.Linear(len(layers) * d, d, bias=False) if len(layers) > 1 else nn.Identity()
+        self.join_norm = Norm(len(layers) * d, eps=size.eps) if norm_before_join else nn.Identity()
         self.embed_norm = Norm(d, eps=size.eps) if input_norm else nn.Identity()
         self.feature_norm = Norm(d, eps=size.eps) if input_norm else nn.Identity()
         if fusion == "gated":
@@ -123,7 +135,7 @@ class Eagle(DraftModule):
         return found
 
     def _joined(self, features: Sequence[Tensor]) -> Tensor:
-        joined: Tensor = self.join(torch.cat(list(features), -1) if len(features) > 1 else features[0])
+        joined: Tensor = self.join(self.join_norm(torch.cat(list(features), -1) if len(features) > 1 else features[0]))
         return joined
 
     def _fused(self, embeds: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +143,7 @@ class Eagle(DraftModule):
         e, f = self.embed_norm(embeds), self.feature_norm(feature)
         both = torch.cat([e, f], -1)
         if "fc" not in self._modules:
-            return both, feature
+            return both, f if self.norm_before_residual else feature
         x = self.fc(both)
         if "gate" in self._modules:
             x = x + self.down(self.up(f) * silu(self.gate(e)))

@@ -9,6 +9,7 @@ slots that drafting would have in its memory at that depth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,7 @@ class LayerSize:
         n_heads, n_kv_heads, head_size: of attention.
         theta: base of the rotary angles.
         eps: of the norms.
+        angles: rotary angle of each pair for one position, where it is no power of theta; empty: it is.
     """
 
     hidden: int
@@ -35,6 +37,7 @@ class LayerSize:
     head_size: int
     theta: float = 10000.0
     eps: float = 1e-6
+    angles: Sequence[float] = ()
 
 
 @dataclass(slots=True)
@@ -104,6 +107,8 @@ class DraftLayer(nn.Module):
         self.input_norm = Norm(width * d, eps=size.eps) if input_norm else nn.Identity()
         self.mlp_norm = Norm(d, eps=size.eps)
         angles = size.theta ** (-torch.arange(0, c, 2, dtype=torch.float32) / c)
+        if size.angles:
+            angles = torch.tensor(size.angles, dtype=torch.float32)
         self.angles: Tensor = nn.Buffer(angles, persistent=False)
 
     def step(

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from selfspec.errors import InputError, unknown_name
 from selfspec.heads.layer import LayerSize
-from selfspec.heads.trained import TrainedHead
+from selfspec.heads.trained import OWN, TrainedHead
 from selfspec.models.decoder import Decoder
 
 KINDS: dict[str, type[DraftModule]] = {}
@@ -95,27 +95,29 @@ class DraftModule(nn.Module, ABC):
         return TrainedHead(self.kind, self.settings, weights)
 
 
-def size_of(decoder: Decoder, mlp: int | None = None) -> LayerSize:
-    """Sizes of the target's layers.
+def size_of(decoder: Decoder, settings: Mapping[str, Any] | None = None) -> LayerSize:
+    """Sizes of the layers of a head: the target's, unless its settings say otherwise.
 
     Args:
         decoder: the target.
-        mlp: inner size of the MLP; None: the target's.
+        settings: of the head; `mlp` is the inner size of its MLP, `layer` any sizes of its layer by name.
     """
+    own = {"mlp": None, "layer": None} | dict(settings or {})
     config = decoder.config
     n_heads = int(config.num_attention_heads)
     hidden = int(config.hidden_size)
     rope = getattr(config, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
-    return LayerSize(
+    size = LayerSize(
         hidden=hidden,
-        mlp=mlp or int(getattr(config, "intermediate_size", None) or 4 * hidden),
+        mlp=own["mlp"] or int(getattr(config, "intermediate_size", None) or 4 * hidden),
         n_heads=n_heads,
         n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
         head_size=int(getattr(config, "head_dim", None) or hidden // n_heads),
         theta=float(rope.get("rope_theta", 10000.0)),
         eps=float(getattr(config, "rms_norm_eps", 1e-6)),
     )
+    return replace(size, **own["layer"] or {})
 
 
 def build_module(kind: str, size: LayerSize, settings: Mapping[str, Any]) -> DraftModule:
@@ -140,9 +142,9 @@ def module_of(head: TrainedHead, decoder: Decoder) -> DraftModule:
     Raises:
         InputError: if its weights do not fit the target.
     """
-    module = build_module(head.kind, size_of(decoder, head.settings.get("mlp")), head.settings)
+    module = build_module(head.kind, size_of(decoder, head.settings), head.settings)
     try:
-        module.load_state_dict(dict(head.weights))
+        module.load_state_dict({name: tensor for name, tensor in head.weights.items() if name not in OWN})
     except RuntimeError as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(

@@ -10,6 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+ROWS, EMBEDDING = "output.rows", "output.embedding"
+OWN = (ROWS, EMBEDDING)
+"""Tensors of a published head that are used instead of the target's: rows of the output head, and the embedding."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedHead:
@@ -18,7 +22,7 @@ class TrainedHead:
     Attributes:
         kind: name of the module's class, see `selfspec.heads.modules.KINDS`.
         settings: its settings.
-        weights: its tensors by name.
+        weights: its tensors by name, those of its module and any of `OWN`.
     """
 
     kind: str

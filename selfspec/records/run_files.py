@@ -11,9 +11,9 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from selfspec.errors import InputError
 
@@ -35,10 +35,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file completely, or leave the old one unchanged."""
+    write_file(path, lambda file: file.write(data))
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file completely, or leave the old one unchanged."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -102,6 +107,16 @@ def drop_partial_line(path: Path) -> bool:
     with path.open("r+b") as file:
         file.truncate(end)
     return True
+
+
+def keep_rows(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Leave out the rows that are not kept, and an incomplete last line; without such rows the file stays as it is."""
+    if not path.is_file():
+        return
+    lines = [line for _, line in read_lines(path)]
+    kept = [line for line, row in zip(lines, read_rows(path), strict=True) if is_kept(row)]
+    if len(kept) < len(lines) or path.stat().st_size > sum(len(line) + 1 for line in kept):
+        write_bytes(path, b"".join(line + b"\n" for line in kept))
 
 
 def is_finished(folder: Path) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -40,8 +40,14 @@ class Batch:
 
     def counts(self, depth: int) -> Tensor:
         """Slots at which a drafted token of this depth would be judged, [B, T]."""
-        slots_T = torch.arange(self.goal_BT.shape[1])
+        slots_T = torch.arange(self.goal_BT.shape[1], device=self.goal_BT.device)
         return (self.goal_BT >= 0) & (slots_T[None, :] >= self.first_B[:, None] + depth)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device) for name, value in held.items() if isinstance(value, Tensor)}
+        return replace(self, features=[feature.to(device) for feature in self.features], **moved)
 
 
 def batch_of(texts: Sequence[StoredText], layers: Sequence[int], *, max_slots: int) -> Batch:

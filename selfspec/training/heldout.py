@@ -82,8 +82,8 @@ def held_out(
         rows_VD: their rows of the target's output head.
         n_depths: number of depths.
     """
-    n_reached, n_right = [0] * n_depths, [0] * n_depths
-    for batch in batches:
+    n_reached, n_right, vocabulary_V = [0] * n_depths, [0] * n_depths, vocabulary_V.to(rows_VD.device)
+    for batch in (one.to(rows_VD.device) for one in batches):
         predicted = module.unroll([f.to(rows_VD.dtype) for f in batch.features], embed(batch.next_BT), n_depths)
         alive = None
         for depth, one in enumerate(predicted):

@@ -27,9 +27,14 @@ def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Trai
     """Train a copy of the head on the first text of a store; returns the acceptance at the first depth.
 
     Raises:
-        InputError: if it stays below `ENOUGH`; the line says which shift of the hidden states does better, if one does.
+        InputError: if no text is long enough, or if it stays below `ENOUGH`; the line says which shift of the hidden
+            states does better, if one does.
     """
-    text = next(store.text(i) for i in range(len(store)) if len(store.text(i, ()).tokens) > 3)
+    text = next((store.text(i) for i in range(len(store)) if len(store.text(i, ()).tokens) > 3), None)
+    if text is None:
+        raise InputError(
+            f"no answer of the store {store.path} is longer than 3 tokens; collect with more max_new_tokens"
+        )
     ids = torch.tensor(
         sorted({*text.top_ids[:, 0].tolist(), *text.ids.tolist()})
     )  # every token of the text can be scored

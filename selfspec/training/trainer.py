@@ -23,9 +23,11 @@ from selfspec.errors import InputError
 from selfspec.heads.modules import DraftModule
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
+from selfspec.records.run_files import write_file
 from selfspec.training.batches import Batch, groups, read, split
 from selfspec.training.heldout import HeldOut, RoundCosts, held_out
 from selfspec.training.losses import LOSSES, OUTSIDE, Slots
+from selfspec.training.peers import ALONE, Peers
 from selfspec.training.store import Store
 
 CHECKPOINT = "checkpoint.pt"
@@ -94,15 +96,19 @@ class Learner:
         module: the head; it is trained in place, in float32.
         vocabulary_V: ids of the tokens that the draft scores, in rising order.
         how: settings.
+        peers: processes that train together.
     """
 
-    def __init__(self, decoder: Decoder, module: DraftModule, vocabulary_V: Tensor, how: Training) -> None:
-        self.module, self.how = module.float(), how
+    def __init__(
+        self, decoder: Decoder, module: DraftModule, vocabulary_V: Tensor, how: Training, peers: Peers = ALONE
+    ) -> None:
+        self.module, self.how, self.peers, self.device = module.to(decoder.device).float(), how, peers, decoder.device
         model: Any = decoder.model
         self._embedding: Any = model.get_input_embeddings()
         self.rows_VD: Tensor = model.get_output_embeddings().weight.detach()[vocabulary_V].float()
-        self._place = torch.full((decoder.n_vocab + 1,), OUTSIDE)  # the last one is that of goal -1
-        self._place[vocabulary_V] = torch.arange(len(vocabulary_V))
+        place = torch.full((decoder.n_vocab + 1,), OUTSIDE)  # the last one is that of goal -1
+        place[vocabulary_V] = torch.arange(len(vocabulary_V))
+        self._place = place.to(decoder.device)
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=how.lr, betas=(0.9, 0.95), weight_decay=how.weight_decay
         )
@@ -113,37 +119,60 @@ class Learner:
         found: Tensor = self._embedding(ids_BT.to(self._embedding.weight.device)).float()
         return found
 
-    def step(self, batch: Batch, lr: float, number: int) -> dict[str, float]:
+    def step(self, batch: Batch | None, lr: float, number: int) -> dict[str, float]:
         """Change the weights once; returns the losses.
 
+        Args:
+            batch: this process's part of the batch; None: it has none.
+            lr: learning rate.
+            number: of the step.
+
         Raises:
-            InputError: if the loss is not finite; the weights then stay as they were.
+            InputError: if loss or gradient are not finite; the weights then stay as they were.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         total, parts = self._losses(batch, number)
-        if not math.isfinite(total.item()):
-            raise InputError(
-                f"the loss of step {number} is {total.item()}; the checkpoint before it is kept: go on with "
-                f"resume=RUN, or train again with a smaller lr (now {self.how.lr})"
-            )
+        self._check(number, "loss", parts["loss"])
         self.optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.how.clip)
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+        self.peers.sum_gradients(self.module)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.how.clip)
+        self._check(number, "gradient", norm.item())
         self.optimizer.step()
         return parts
 
-    def _losses(self, batch: Batch, number: int) -> tuple[Tensor, dict[str, float]]:
+    def _check(self, number: int, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise InputError(
+                f"the {what} of step {number} is {value}; the last checkpoint is kept: train again with a smaller lr "
+                f"(now {self.how.lr})"
+            )
+
+    def _losses(self, batch: Batch | None, number: int) -> tuple[Tensor, dict[str, float]]:
+        """The part of the loss that this process adds, and the losses of the whole batch."""
+        how, total, sums = self.how, torch.zeros(()), dict.fromkeys(self.how.losses, 0.0)
+        counts = [0.0 if batch is None else float(batch.counts(depth).sum()) for depth in range(how.depths)]
+        shares = [own / max(n, 1) for own, n in zip(counts, self.peers.sum(counts), strict=True)]
+        if batch is not None:
+            total, sums = self._own_losses(batch.to(self.device), number, shares)
+        loss, *parts = self.peers.sum([total.item(), *sums.values()])
+        return total, {"loss": loss, **{f"loss_{name}": part for name, part in zip(sums, parts, strict=True)}}
+
+    def _own_losses(self, batch: Batch, number: int, shares: Sequence[float]) -> tuple[Tensor, dict[str, float]]:
+        """The losses of a part of a batch that has such shares of the whole batch's slots, by depth."""
         how = self.how
         features = [f.float() for f in batch.features]
         if how.noise:
-            rng = torch.Generator().manual_seed(how.seed * 1_000_003 + number)
-            features = [f + (torch.rand(f.shape, generator=rng) - 0.5) * how.noise for f in features]
-        context = torch.autocast("cpu", torch.bfloat16) if how.bf16 else nullcontext()
+            rng = torch.Generator().manual_seed(how.seed * 1_000_003 + number + 7_919 * self.peers.rank)
+            features = [f + ((torch.rand(f.shape, generator=rng) - 0.5) * how.noise).to(f) for f in features]
+        context = torch.autocast(self.device.type, torch.bfloat16) if how.bf16 else nullcontext()
         with context:
             predicted = self.module.unroll(features, self.embed(batch.next_BT), how.depths)
-        total, sums = torch.zeros(()), dict.fromkeys(how.losses, 0.0)
+        total, sums = torch.zeros((), device=self.device), dict.fromkeys(how.losses, 0.0)
         weights = [how.decay**depth for depth in range(len(predicted))]
+        weights = [weight / sum(weights) * share for weight, share in zip(weights, shares, strict=False)]
         for depth, (one, weight) in enumerate(zip(predicted, weights, strict=True)):
             is_counted = batch.counts(depth)
             if not bool(is_counted.any()):
@@ -160,9 +189,9 @@ class Learner:
             )
             for name, factor in how.losses.items():
                 loss = LOSSES[name](slots)
-                total = total + factor * weight / sum(weights) * loss
-                sums[name] += loss.item() * weight / sum(weights)
-        return total, {"loss": total.item(), **{f"loss_{name}": value for name, value in sums.items()}}
+                total = total + factor * weight * loss
+                sums[name] += loss.item() * weight
+        return total, sums
 
 
 @dataclass(slots=True)
@@ -185,6 +214,7 @@ class Trainer:
         how: settings.
         costs: what a round costs, for the expected speedup.
         folder: where the checkpoint lies, from which training goes on; None: none is written.
+        peers: processes that train together; `how.slots` are those of all.
 
     Raises:
         InputError: if the stores lack a layer that the head reads, hold too little text, or the vocabulary is foreign.
@@ -199,6 +229,7 @@ class Trainer:
         how: Training,
         costs: RoundCosts,
         folder: Path | None = None,
+        peers: Peers = ALONE,
     ) -> None:
         for store in stores:
             missing = [layer for layer in module.layers if layer not in store.layers]
@@ -208,10 +239,10 @@ class Trainer:
                     f"holds {store.layers}; collect with layers={list(module.layers)}"
                 )
         self.decoder, self.module, self.stores, self.how, self.costs = decoder, module.float(), stores, how, costs
-        self.vocabulary_V = vocabulary_V
+        self.vocabulary_V, self.peers = vocabulary_V, peers
         self.texts, held = split(stores)
         self.held = held[: how.n_checked]
-        self.learner = Learner(decoder, module, vocabulary_V, how)
+        self.learner = Learner(decoder, module, vocabulary_V, how, peers)
         self._file = None if folder is None else folder / CHECKPOINT
         self.progress = _Progress()
         self.best_weights = _copy(module)
@@ -237,7 +268,7 @@ class Trainer:
             for batch in self._rest_of_epoch():
                 begin = watch.now()
                 losses = self.learner.step(batch, self.how.lr * self._schedule(), self.progress.step + 1)
-                self.progress.seconds += watch.now() - begin
+                self.progress.seconds += self.peers.first(lambda begin=begin: watch.now() - begin)  # type: ignore[misc]
                 self.progress.step += 1
                 row: dict[str, Any] = {"step": self.progress.step, "seconds": self.progress.seconds, **losses}
                 if self.progress.step % self.how.check_every == 0 or self._is_over():
@@ -250,6 +281,9 @@ class Trainer:
 
     def check(self) -> HeldOut:
         """Acceptance on the held-out texts."""
+        return self.peers.first(self._check_alone)
+
+    def _check_alone(self) -> HeldOut:
         self.module.eval()
         found = held_out(
             self.module,
@@ -270,7 +304,7 @@ class Trainer:
             p.best, p.best_step, p.n_worse, self.best_weights = speedup, p.step, 0, _copy(self.module)
         else:
             p.n_worse += 1
-        if self._file is not None:
+        if self._file is not None and self.peers.is_first:
             self._save(self._file)
         return {"conditional": list(held.conditional), "expected_speedup": speedup, "draft_length": length}
 
@@ -286,9 +320,11 @@ class Trainer:
     def _read(self, group: Sequence[tuple[int, int]]) -> Batch:
         return read(self.stores, group, self.module.layers, max_slots=self.how.max_slots)
 
-    def _rest_of_epoch(self) -> Iterator[Batch]:
+    def _rest_of_epoch(self) -> Iterator[Batch | None]:
         epoch, done = divmod(self.progress.step, self.steps_an_epoch)
-        return map(self._read, self._groups(self.texts, self.how.seed + epoch)[done : self.steps_an_epoch])
+        for group in self._groups(self.texts, self.how.seed + epoch)[done : self.steps_an_epoch]:
+            own = self.peers.part(group)
+            yield self._read(own) if own else None
 
     def _schedule(self) -> float:
         p, how = self.progress, self.how
@@ -306,12 +342,10 @@ class Trainer:
             "best": self.best_weights,
             "progress": {name: getattr(self.progress, name) for name in _Progress.__slots__},
         }
-        hidden = file.with_name(f".{file.name}")
-        torch.save(state, hidden)
-        hidden.replace(file)
+        write_file(file, lambda opened: torch.save(state, opened))  # to a path, torch hides why a disk refuses it
 
     def _load(self, file: Path) -> None:
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location="cpu")
         self.module.load_state_dict(state["module"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.best_weights, self.progress = state["best"], _Progress(**state["progress"])
