@@ -18,7 +18,7 @@ from experiments.verbs.resuming import config_to_resume, make_ready
 from search.costs.round_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
-from selfspec.heads.drafter import build_head_draft
+from selfspec.heads.build import build_head_draft
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import run_files

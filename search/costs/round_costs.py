@@ -10,6 +10,7 @@ import torch
 
 from search.costs.table import CostTable
 from selfspec.heads.drafter import HeadDraft
+from selfspec.heads.tree import HeadTree
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.training.heldout import RoundCosts
@@ -19,7 +20,7 @@ CONTEXT = 128  # slots in the head's memory while it is timed
 
 @torch.inference_mode()
 def round_costs(
-    decoder: Decoder, drafter: HeadDraft, table: CostTable, *, repeats: int, stopwatch: Stopwatch
+    decoder: Decoder, drafter: HeadDraft | HeadTree, table: CostTable, *, repeats: int, stopwatch: Stopwatch
 ) -> RoundCosts:
     """Time one drafted token of a head; the costs of verifying are those of the table.
 
@@ -35,14 +36,15 @@ def round_costs(
     module, output = drafter.module, drafter.output
     state, ids = module.begin(), [0] * CONTEXT
     features = [torch.zeros(1, CONTEXT, decoder.config.hidden_size, dtype=decoder.dtype, device=decoder.device)]
-    hidden_1D = module.extend(state, features * len(module.layers), output.embed(ids))
+    hidden_1D = module.extend([state], features * len(module.layers), output.embed(ids), [CONTEXT])
     seconds = []
     depths = module.max_depth or CONTEXT
     for i in range(repeats + 3):
         begin = stopwatch.now()
-        token = int(output.logits(hidden_1D).argmax())
+        token = int(output.logits(hidden_1D.unsqueeze(1)).argmax())
         if depths > 1:
-            hidden_1D = module.step(state, output.embed([token])[0], 1 + i % (depths - 1))
+            depth = 1 + i % (depths - 1)
+            hidden_1D = module.step([state], [[depth - 2]], output.embed([token])[0], depth)
         seconds.append(stopwatch.now() - begin)
     verify = tuple(table.verification_s(n, context) / plain_s for n in range(1, len(table.verify_s) + 1))
     return RoundCosts(median(seconds[3:]) / plain_s, verify)

@@ -1,6 +1,6 @@
 """The target's embedding and output head, as a draft head uses them: frozen, and trimmed or rounded for speed."""
 
-# B rows, D hidden size, V vocabulary
+# B rows, T tokens, D hidden size, V vocabulary
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class OutputHead:
         """Further rows that a trimmed head scores; see `TrimmedHead.text_rows`."""
         return self._head.text_rows(texts) if isinstance(self._head, TrimmedHead) else None
 
-    def logits(self, hidden_BD: Tensor, text_rows: TextRows | None = None) -> Tensor:
-        """Logits [B, V]."""
+    def logits(self, hidden_BTD: Tensor, text_rows: TextRows | None = None) -> Tensor:
+        """Logits [B, T, V]; `text_rows` is of the same B rows."""
         if not isinstance(self._head, TrimmedHead):
-            logits: Tensor = self._head(hidden_BD)
+            logits: Tensor = self._head(hidden_BTD)
             return logits
         self._head.text = text_rows
         try:
-            logits = self._head(hidden_BD)
+            logits = self._head(hidden_BTD)
             # one row has no other row's tokens to hide
-            return logits if len(hidden_BD) == 1 else self._head.restore(logits.unsqueeze(1))[:, 0]
+            return logits if len(hidden_BTD) == 1 else self._head.restore(logits)
         finally:
             self._head.text = None
