@@ -46,6 +46,11 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
     assert used.status == 0, used.err
     assert "| eagle |" in used.out
+    words = ("arm=tree", "stop=fixed", "tree=best_first", "max_new_tokens=8", "generate=false", *COSTS)
+    words = (*words, "calibration.max_new_tokens=8")
+    used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
+    assert used.status == 0, used.err
+    assert "| tree |" in used.out
     assert command("runs", "list", str(outputs)).status == 0
 
 

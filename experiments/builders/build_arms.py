@@ -18,6 +18,7 @@ from torch import Tensor
 from experiments.builders import build
 from experiments.builders.build_costs import costs, measuring
 from experiments.builders.build_search import ALL
+from experiments.builders.build_training import costs_of_head
 from experiments.config.composing import option
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
@@ -302,6 +303,8 @@ class Calibration:
 
     def _draft_cost(self, plan: DraftPlan) -> float:
         """The measured cost of a drafted token of a plan, in plain tokens."""
+        if plan.trained is not None:
+            return costs_of_head(self._cfg, self._decoder, plan, self.costs).draft
         watch = Stopwatch(self._decoder.device)
         ((_, cost),) = check(
             self._decoder, self.costs, [plan], stopwatch=watch, phase=self._how["phase"], **measuring(self._cfg)

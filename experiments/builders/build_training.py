@@ -14,13 +14,19 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from experiments.builders import build
+from search.costs.round_costs import round_costs
+from search.costs.table import CostTable
 from search.fitting.vocabulary import most_useful
 from selfspec.drafters.lookup import joined
 from selfspec.errors import InputError
+from selfspec.heads.build import build_head_draft
 from selfspec.heads.modules import DraftModule, build_module, size_of
+from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
+from selfspec.skipping.plan import DraftPlan
 from selfspec.training.collect import Collecting
+from selfspec.training.heldout import RoundCosts
 from selfspec.training.store import NAME, Store
 from selfspec.training.trainer import Training
 
@@ -161,3 +167,9 @@ def memory(cfg: DictConfig, held: Sequence[Store]) -> Tensor | None:
         texts.append(text.tokens[:n_left])
         n_left -= len(texts[-1])
     return joined(texts)
+
+
+def costs_of_head(cfg: DictConfig, decoder: Decoder, plan: DraftPlan, table: CostTable) -> RoundCosts:
+    """What rounds with the trained head of a plan cost on this machine."""
+    drafter = build_head_draft(plan, decoder, sample=False, needs_confidence=False)
+    return round_costs(decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=Stopwatch(decoder.device))

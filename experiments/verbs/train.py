@@ -15,11 +15,8 @@ from experiments.results import figures
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume, make_ready
-from search.costs.round_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
-from selfspec.heads.build import build_head_draft
-from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
@@ -73,7 +70,8 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             memory=build_training.memory(cfg, held),
             trained=module.value(),
         )
-        costs = _costs(cfg, loaded, plan, progress)
+        table, *_ = build_costs.costs(cfg, loaded, phase=progress)
+        costs = build_training.costs_of_head(cfg, decoder, plan, table)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
@@ -89,13 +87,6 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             found = trainer.run(told)
         _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
     return folder.path
-
-
-def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
-    table, *_ = build_costs.costs(cfg, loaded, phase=progress)
-    drafter = build_head_draft(plan, loaded.decoder, sample=False, needs_confidence=False)
-    watch = Stopwatch(loaded.decoder.device)
-    return round_costs(loaded.decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=watch)
 
 
 def _text(conditional: list[float], row: Mapping[str, Any]) -> str:
