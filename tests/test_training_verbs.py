@@ -54,6 +54,23 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     assert command("runs", "list", str(outputs)).status == 0
 
 
+def test_refined_heads_are_trained_judged_and_evaluated(toy: list[str], outputs: Path) -> None:
+    words = ("drafter=refine", "check_overfit=false", "drafter.head.settings.k=2", f"paths.outputs={outputs}")
+    ran = command("train", *toy, *SHORT, *COSTS, *words)
+    assert ran.status == 0, ran.err
+    found = json.loads((ran.run / "summary.json").read_text())["refined"]
+    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural"}
+    assert all(sum(one["accepted"]) == found["n"] > 0 and len(one["accepted"]) == 3 for one in found["modes"].values())
+    # the mode may be changed afterwards: all parts are saved
+    plan = (ran.run / "plan.yaml").read_text()
+    assert f"weight: {found['weight']}" in plan and "mode: neural" in plan
+    (ran.run / "plan.yaml").write_text(plan.replace("mode: neural", "mode: p_best"))
+    words = ("arm=paths", "stop=searched", "max_new_tokens=8", "generate=false", "controls=false")
+    used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
+    assert used.status == 0, used.err
+    assert "| paths |" in used.out
+
+
 def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_path: Path) -> None:
     for words, said in (
         (("drafter=layer_skip",), "not trained"),

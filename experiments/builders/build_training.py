@@ -21,10 +21,12 @@ from selfspec.drafters.lookup import joined
 from selfspec.errors import InputError
 from selfspec.heads.build import build_head_draft
 from selfspec.heads.modules import DraftModule, build_module, size_of
+from selfspec.heads.refinement.refine import Refine
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
 from selfspec.skipping.plan import DraftPlan
+from selfspec.training.batches import split
 from selfspec.training.collect import Collecting
 from selfspec.training.heldout import RoundCosts
 from selfspec.training.store import NAME, Store
@@ -127,11 +129,16 @@ def head_settings(cfg: DictConfig, decoder: Decoder | None = None) -> tuple[str,
     return str(head.kind), {str(key): value for key, value in settings.items()}
 
 
-def module(cfg: DictConfig, decoder: Decoder) -> DraftModule:
-    """A new head."""
+def module(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> DraftModule:
+    """A new head; what it counts, it counts on the texts that are not held out."""
     kind, settings = head_settings(cfg, decoder)
     torch.manual_seed(cfg.train.seed)
-    return build_module(kind, size_of(decoder, settings.get("mlp")), settings)
+    made = build_module(kind, size_of(decoder, settings.get("mlp")), settings)
+    if isinstance(made, Refine):
+        texts = [held[s].text(i, ()) for s, i in split(held)[0]]
+        n_before = made.ngrams.order - 1
+        made.ngrams.count([t.prompt[len(t.prompt) - n_before :] + t.tokens for t in texts], decoder.n_vocab)
+    return made
 
 
 def training(cfg: DictConfig) -> Training:

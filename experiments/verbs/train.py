@@ -17,6 +17,7 @@ from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume, make_ready
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
+from selfspec.heads.refinement.refine import Refine
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
@@ -24,6 +25,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
+from selfspec.training.refining import refine
 from selfspec.training.trainer import Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
@@ -43,7 +45,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     progress = Progress()
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
-    module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    module, how = build_training.module(cfg, decoder, held), build_training.training(cfg)
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
     facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
@@ -85,7 +87,12 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
                     tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
 
             found = trainer.run(told)
-        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
+        more: dict[str, Any] = {}
+        if isinstance(module, Refine):
+            refined = refine(trainer, module)
+            say(str(refined))
+            found, more = refined.held_out(module.mode), {"refined": refined.to_dict()}
+        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say, more)
     return folder.path
 
 
@@ -103,6 +110,7 @@ def _finish(
     costs: RoundCosts,
     trainer: Trainer,
     say: Callable[[str], None],
+    more: Mapping[str, Any],
 ) -> None:
     """Save the draft and the summary, and say what was reached."""
     speedup, length = costs.best(found)
@@ -132,6 +140,7 @@ def _finish(
             "n_held_out": found.n,
             "draft_cost": costs.draft,
             **row,
+            **more,
         }
     )
     say(

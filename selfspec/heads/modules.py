@@ -32,10 +32,13 @@ class Predicted:
     Attributes:
         to_head: what enters the output head, [B, T, D]; slot i predicts token i + 2.
         feature: estimate of the hidden state at token i + 1, [B, T, D]; None if the head makes none.
+        refined: what enters the output head after a second look, [B, T, D], which is trained as well; None if the head
+            takes none.
     """
 
     to_head: Tensor
     feature: Tensor | None = None
+    refined: Tensor | None = None
 
 
 class DraftModule(nn.Module, ABC):

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.plan import Precision
-from selfspec.skipping.trimmed_head import TextRows, TrimmedHead
+from selfspec.skipping.trimmed_head import TextRows, TrimmedHead, head_rows
 
 
 class OutputHead:
@@ -27,11 +28,25 @@ class OutputHead:
         self.n_vocab = decoder.n_vocab
         self._embedding = decoder.model.get_input_embeddings()  # type: ignore[operator]
         self._head = decoder.output_head(ids_N, precision)
+        self._whole: nn.Module = decoder.model.get_output_embeddings()  # type: ignore[operator]
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Embeddings of tokens, [1, T, D]."""
         found: Tensor = self._embedding(torch.tensor([list(ids)], device=self._embedding.weight.device))
         return found
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Embeddings of token ids [...], [..., D]."""
+        found: Tensor = self._embedding(ids)
+        return found
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """Rows of the target's whole output head for token ids [...], [..., D]."""
+        return self._rows[ids]
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return head_rows(self._whole)[0]
 
     def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
         """Further rows that a trimmed head scores; see `TrimmedHead.text_rows`."""

@@ -64,7 +64,7 @@ class TrimmedHead(nn.Module):
 
     def __init__(self, head: nn.Module, ids_N: Tensor) -> None:
         super().__init__()
-        weight_VI, bias_V = _rows(head)
+        weight_VI, bias_V = head_rows(head)
         # In a tuple, so that these are no parameters of this module. A packed head has rows only in a copy.
         self._whole = weight_VI, bias_V
         self._is_copy = isinstance(head, PackedLinear) and head.shared is None
@@ -181,8 +181,12 @@ def _restored(
     return output
 
 
-def _rows(head: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight [V, I] and bias [V] of the head; the weight of a packed head without embedding is a copy."""
+def head_rows(head: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight [V, I] and bias [V] of the head; the weight of a packed head without embedding is a copy.
+
+    Raises:
+        InputError: if the head has no dense weight.
+    """
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
         raise InputError(
