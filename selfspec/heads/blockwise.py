@@ -65,7 +65,7 @@ class Blockwise(DraftModule):
         self, states: Sequence[BlindState], features: Sequence[Tensor], embeds_1ND: Tensor, lengths: Sequence[int]
     ) -> Tensor:
         """See `DraftModule.extend`."""
-        for state, feature_TD in zip(states, features[0][0].split(list(lengths)), strict=True):
+        for state, feature_TD in zip(states, torch.split(features[0][0], list(lengths)), strict=True):
             state.feature_1D = feature_TD[-1:]
         return self._head(0, _features(states, [1] * len(states)))
 

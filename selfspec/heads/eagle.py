@@ -118,7 +118,7 @@ class Eagle(DraftModule):
             state.n_slots += n
         hidden_1ND = self.layer.step(*self._fused(embeds_1ND, self._joined(features)), new)
         last_1BD = last_slots(hidden_1ND, lengths)
-        for state, out in zip(states, self.to_feature(last_1BD).split(1, 1), strict=True):
+        for state, out in zip(states, torch.split(self.to_feature(last_1BD), 1, 1), strict=True):
             state.parents, state.outputs_1ND = [], out
         return self._read(last_1BD)
 
@@ -134,7 +134,7 @@ class Eagle(DraftModule):
             position = state.n_slots - 1 + depth
             new.append(NewSlots.drafted(state.memory, state.parents, len(above), position=position))
         hidden_1ND = self.layer.step(*self._fused(embeds_ND.unsqueeze(0), torch.cat(features, 1)), new)
-        outs = self.to_feature(hidden_1ND).split([len(above) for above in parents], 1)
+        outs = torch.split(self.to_feature(hidden_1ND), [len(above) for above in parents], 1)
         for state, out in zip(states, outs, strict=True):
             assert state.outputs_1ND is not None
             state.outputs_1ND = torch.cat([state.outputs_1ND, out], 1)

@@ -168,7 +168,7 @@ class DraftLayer(nn.Module):
         """
         lengths = [len(row.positions) for row in rows]
         positions_N = torch.cat([row.positions for row in rows]).to(x_1NW.device)
-        parts = (t.split(lengths, dim=2) for t in self._projected(x_1NW, positions_N))
+        parts = (torch.split(t, lengths, 2) for t in self._projected(x_1NW, positions_N))
         seen = []
         for row, q, k, v in zip(rows, *parts, strict=True):
             keys, values = row.memory.add(k, v)
@@ -240,4 +240,4 @@ def shifted(x: Tensor, n: int) -> Tensor:
 
 def last_slots(x_1ND: Tensor, lengths: Sequence[int]) -> Tensor:
     """The last slot of each row, [1, B, D], where the slots of a row are adjacent."""
-    return torch.cat([row[:, -1:] for row in x_1ND.split(list(lengths), 1)], 1)
+    return torch.cat([row[:, -1:] for row in torch.split(x_1ND, list(lengths), 1)], 1)

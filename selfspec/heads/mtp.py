@@ -92,14 +92,14 @@ class Mtp(DraftModule):
             for b, state in enumerate(states):
                 state.last = torch.cat([last_1BD[:, b : b + 1] for last_1BD in lasts], 1)
             return self._read(lasts[0])
-        embeds, inputs = embeds_1ND.split(counts, 1), list(features[0].split(counts, 1))
+        embeds, inputs = (list(torch.split(x_1ND, counts, 1)) for x_1ND in (embeds_1ND, features[0]))
         inputs, first_1BD = self._advance(states, inputs, embeds, 0)
-        for state, last_11D in zip(states, first_1BD.split(1, 1), strict=True):
+        for state, last_11D in zip(states, torch.split(first_1BD, 1, 1), strict=True):
             state.last = last_11D
         for depth in range(1, len(self.blocks)):
             inputs = [self._waited(state, depth, x_1TD) for state, x_1TD in zip(states, inputs, strict=True)]
             on = [b for b, x_1TD in enumerate(inputs) if x_1TD.shape[1]]
-            states, inputs, embeds = ([rows[b] for b in on] for rows in (states, inputs, embeds))
+            states, inputs, embeds = [states[b] for b in on], [inputs[b] for b in on], [embeds[b] for b in on]
             if not on:
                 break
             inputs, _ = self._advance(states, inputs, embeds, depth)
@@ -124,7 +124,7 @@ class Mtp(DraftModule):
             memory, position = state.memories[depth], state.n_slots - 1
             new.append(NewSlots.drafted(memory, [ROOT] * n, n, position=position))
         out = self._block(depth, torch.cat(above, 1), embeds_ND.unsqueeze(0), new)
-        for state, n, x_1TD in zip(states, counts, out.split(counts, 1), strict=True):
+        for state, n, x_1TD in zip(states, counts, torch.split(out, counts, 1), strict=True):
             assert state.last is not None
             state.memories[depth].n -= n
             state.last = torch.cat([state.last, x_1TD], 1)
@@ -160,7 +160,7 @@ class Mtp(DraftModule):
         new = [NewSlots.accepted(state.memories[depth], n, lag=depth) for state, n in rows]
         ahead = [row[:, -n:] for row, n in zip(embeds, counts, strict=True)]
         out = self._block(depth, torch.cat(list(inputs), 1), torch.cat(ahead, 1), new)
-        return list(out.split(counts, 1)), last_slots(out, counts)
+        return list(torch.split(out, counts, 1)), last_slots(out, counts)
 
     def _waited(self, state: MtpState, depth: int, x_1TD: Tensor) -> Tensor:
         """The inputs of a depth whose tokens are known by now, [1, T, D]; the newest one waits."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from selfspec.drafters.tree_drafter import Growing, LevelDraft
@@ -87,6 +88,6 @@ class HeadTree(LevelDraft):
             hidden_ND = self.rows.step(rows, parents, tokens, on[0].nodes[on[0].level[0]].depth)
         widths = [len(tree.level) for tree in growing]
         hidden_BWD = hidden_ND.new_zeros(len(growing), max(widths), hidden_ND.shape[-1])
-        for b, part in enumerate(hidden_ND.split(widths)):
+        for b, part in enumerate(torch.split(hidden_ND, widths)):
             hidden_BWD[b, : widths[b]] = part
         return self.output.logits(hidden_BWD, text_rows)

@@ -137,7 +137,7 @@ class _Judge:
         is_own = (goals_BTK >= 0).all(-1) & (text_BTK[..., 1:] == goals_BTK[..., :-1]).all(-1)
         rows, slots = (is_own & batch.counts(0)[:, :n]).nonzero(as_tuple=True)
         before = torch.nn.functional.pad(batch.next_BT, (n_back - 1, 0), value=-1).unfold(1, n_back, 1)
-        for at in torch.arange(len(rows)).split(CHUNK):
+        for at in torch.split(torch.arange(len(rows)), CHUNK):
             b, t = rows[at], slots[at]
             feature_ND = batch.features[0][b, t].to(self.rows_VD.dtype)
             lattice = Lattice.of(self.module.columns(feature_ND) @ self.rows_VD.T, self.module.m)
@@ -146,7 +146,7 @@ class _Judge:
     def accepted(self, windows: Windows, mode: str, weight: float) -> tuple[list[int], int]:
         """Drafts with 0, 1, ... accepted tokens, and drafts whose first path repeats a token."""
         counts, n_repeats = [0] * (windows.goal_NK.shape[1] + 1), 0
-        for at in torch.arange(len(windows.goal_NK)).split(CHUNK):
+        for at in torch.split(torch.arange(len(windows.goal_NK)), CHUNK):
             lattice = Lattice(windows.lattice.ids_BKM[at], windows.lattice.logs_BKM[at])
             paths = self._refined(lattice, windows.context_NL[at], windows.feature_ND[at], mode, weight)
             is_right_NPK = paths.tokens_BPK == windows.goal_NK[at].unsqueeze(1)

@@ -57,10 +57,10 @@ class Ngrams(nn.Module):
         whole = [torch.tensor([NOTHING] * (self.order - 1) + list(text)) for text in texts if len(text)]
         for n in range(2, self.order + 1):
             grams = torch.cat([text[self.order - n :].unfold(0, n, 1) for text in whole])
-            keys, place, counts = _hashed(grams).unique(return_inverse=True, return_counts=True)
+            keys, place, counts = _unique(_hashed(grams))
             first = torch.zeros_like(keys).scatter_(0, place, torch.arange(len(place)))  # any one of each
             grams = grams[first]
-            contexts, place = _hashed(grams[:, :-1]).unique(return_inverse=True)
+            contexts, place, _ = _unique(_hashed(grams[:, :-1]))
             totals, followers = torch.zeros(2, len(contexts), dtype=torch.float64)
             totals.index_add_(0, place, counts.double())
             followers.index_add_(0, place, torch.ones(len(place), dtype=torch.float64))
@@ -77,10 +77,9 @@ class Ngrams(nn.Module):
         """
         order = order or self.order
         history = pad(history, (max(0, order - 1 - history.shape[-1]), 0), value=NOTHING)
-        shape = torch.broadcast_shapes((*history.shape[:-1], 1), candidates.shape)
         single: Tensor = self.logs_1
-        logs = single[candidates] * _UNIT if len(single) else torch.zeros(shape, device=candidates.device)
-        found = logs.expand(shape)
+        alone = single[candidates] * _UNIT if len(single) else torch.zeros(candidates.shape, device=candidates.device)
+        found = alone + torch.zeros((*history.shape[:-1], 1), device=candidates.device)
         for n in range(2, order + 1):
             context = _hashed(history[..., history.shape[-1] - n + 1 :])
             keys = context.unsqueeze(-1) * _FACTOR + candidates + 1
@@ -114,6 +113,11 @@ def _hashed(tokens: Tensor) -> Tensor:
     for column in tokens.unbind(-1):
         found = found * _FACTOR + column + 1
     return found
+
+
+def _unique(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Each key once, rising; the place of each; how often each occurs."""
+    return keys.unique(return_inverse=True, return_counts=True)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _ints(logs: Tensor) -> Tensor:
