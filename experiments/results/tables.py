@@ -48,6 +48,7 @@ class ArmRow:
         n_identical: outputs equal to plain decoding's; plain decoding counts as identical to itself.
         n_not_compared: sampled outputs, which equal plain decoding's in distribution only.
         draft_cost: seconds of a drafted token over those of a plain one; nan where nothing was drafted.
+        is_approximate: whether tokens stood that the model does not choose; such an arm supports no claim.
         is_lossy: whether the arm is an unverified draft; its text differs, so its speed is not comparable.
         kind: who drafts: the model's own layers, a trained head, or prompt lookup alone.
     """
@@ -89,6 +90,7 @@ class ArmRow:
     machine: str = "–"
     is_busy: bool = False
     is_lossy: bool = False
+    is_approximate: bool = False
     draft_cost: float = math.nan
     kind: Literal["layers", "trained", "lookup"] = "layers"
 
@@ -219,6 +221,7 @@ def _paired(
         is_busy=run.is_busy,
         is_lossy=bool(run.about(arm).get("draft_only")),
         kind=_kind(run.about(arm)),
+        is_approximate=bool(run.about(arm).get("approximate")),
     )
     return row, pairs
 
@@ -285,6 +288,15 @@ def speedup_text(row: ArmRow) -> str:
     return f"{row.speedup:.2f} [{number(row.low, 2)}, {number(row.high, 2)}]"
 
 
+def same_text(row: ArmRow) -> str:
+    """How many outputs are plain decoding's: `7/8`, or why that is not said."""
+    if row.is_baseline:
+        return "baseline"
+    if row.is_approximate:
+        return "approximate"
+    return "not compared" if row.n_not_compared else f"{row.n_identical}/{row.n}"
+
+
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table; bars inside cells are escaped, and so is what would break a line."""
     lines = [header, ["---"] * len(header), *body]
@@ -304,11 +316,8 @@ def arm_cells(rows: Sequence[ArmRow]) -> tuple[list[str], list[list[str]]]:
 
 def _cells(row: ArmRow) -> list[str]:
     speeds = [number(row.tokens_per_s, 1), speedup_text(row)] if row.is_judged else ["–", "–"]
-    verdict = ["baseline", "–", "–"]
-    if row.n_not_compared:
-        verdict = ["not compared", "–", "–"]
-    elif not row.is_baseline:
-        verdict = [f"{row.n_identical}/{row.n}", str(row.n_near_ties), str(row.n_mismatches)]
+    is_compared = not (row.is_baseline or row.is_approximate or row.n_not_compared)
+    verdict = [same_text(row), *([str(row.n_near_ties), str(row.n_mismatches)] if is_compared else ["–", "–"])]
     return [
         *(row.model, row.data, row.arm, str(row.n), str(row.n_failed), str(row.n_tokens)),
         *(number(row.acceptance, 3), number(row.tokens_per_round, 2), *speeds, *verdict),

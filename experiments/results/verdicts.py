@@ -54,7 +54,7 @@ def verdict_sentence(rows: Sequence[ArmRow], *, of_trained: bool = False) -> str
     """
     words = TRAINED if of_trained else SKIPPING
     where = f"{rows[0].model} with {rows[0].data}"
-    timed = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]
+    timed = [row for row in rows if row.is_judged and not row.is_approximate and not math.isnan(row.speedup)]
 
     def is_meant(row: ArmRow) -> bool:
         return row.is_trained if of_trained else row.skips

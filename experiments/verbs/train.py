@@ -22,6 +22,7 @@ from experiments.verbs.resuming import config_to_resume, make_ready
 from search.costs.head_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
+from selfspec.heads.refinement.refine import Refine
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
@@ -30,6 +31,7 @@ from selfspec.stopping import Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
+from selfspec.training.refining import refine
 from selfspec.training.trainer import Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
@@ -54,7 +56,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     progress = Progress(None if together.is_first else Console(quiet=True))
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
-    module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    module, how = build_training.module(cfg, decoder, held), build_training.training(cfg)
     if not together.is_first:
         vocabulary = build_training.vocabulary(cfg, decoder, held)
         costs = together.first(lambda: RoundCosts(0.0, ()))
@@ -102,7 +104,12 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
                     tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
 
             found = trainer.run(told)
-        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
+        more: dict[str, Any] = {}
+        if isinstance(module, Refine):
+            refined = refine(trainer, module)
+            say(str(refined))
+            found, more = refined.held_out(module.mode), {"refined": refined.to_dict()}
+        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say, more)
     return folder.path
 
 
@@ -131,6 +138,7 @@ def _finish(
     costs: RoundCosts,
     trainer: Trainer,
     say: Callable[[str], None],
+    more: Mapping[str, Any],
 ) -> None:
     """Save the draft and the summary, and say what was reached."""
     speedup, length = costs.best(found)
@@ -162,6 +170,7 @@ def _finish(
             "draft_cost": costs.draft,
             "round_cost": costs.overhead,
             **row,
+            **more,
         }
     )
     say(

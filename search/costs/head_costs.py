@@ -23,7 +23,7 @@ from selfspec.engine.protocols import Draft, Row, Verdict
 from selfspec.engine.trace import Round
 from selfspec.engine.verify import Exact
 from selfspec.errors import InputError
-from selfspec.heads.drafter import HeadDraft
+from selfspec.heads.build import HeadDrafter
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
@@ -66,9 +66,9 @@ def measure_head(
         InputError: if the model's context has no room for these rounds.
     """
     context = table.contexts[0]
-    drafter = build_drafter(DraftSpec(replace(plan, memory=None), always(LONGEST)), decoder)
-    assert isinstance(drafter, HeadDraft)
-    longest = min(LONGEST, drafter.max_depth or LONGEST)
+    drafter = build_drafter(DraftSpec(_of_chains(plan), always(LONGEST)), decoder)
+    assert isinstance(drafter, HeadDrafter)
+    longest = min(LONGEST, drafter.module.max_depth or LONGEST)
     lengths = (longest, 1)
     place = Place(decoder, context, 1)
     plain, ids = place.plain(), place.ids
@@ -125,8 +125,16 @@ def round_costs(table: CostTable, plan: DraftPlan) -> RoundCosts:
     return RoundCosts(table.draft_cost(plan, context), verify, table.overhead_s / plain_s)
 
 
+def _of_chains(plan: DraftPlan) -> DraftPlan:
+    """The plan without memory; where it drafts the best paths of heads as a tree, with the best path alone."""
+    trained = plan.trained
+    if trained is not None and trained.settings.get("mode") == "p_best":
+        trained = replace(trained, settings={**trained.settings, "mode": "global"})
+    return replace(plan, memory=None, trained=trained)
+
+
 def _rounds(
-    decoder: Decoder, drafter: HeadDraft, ids: list[int], lengths: Sequence[int], watch: Stopwatch
+    decoder: Decoder, drafter: HeadDrafter, ids: list[int], lengths: Sequence[int], watch: Stopwatch
 ) -> list[Round]:
     """The rounds of a decode after `ids` that drafted as many tokens as they should, without the first one.
 

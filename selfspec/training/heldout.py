@@ -87,7 +87,8 @@ def held_out(
         predicted = module.unroll([f.to(rows_VD.dtype) for f in batch.features], embed(batch.next_BT), n_depths)
         alive = None
         for depth, one in enumerate(predicted):
-            chosen_BT = vocabulary_V[(one.to_head @ rows_VD.T).argmax(-1)]
+            drafted_by_BTD = one.to_head if one.refined is None else one.refined
+            chosen_BT = vocabulary_V[(drafted_by_BTD @ rows_VD.T).argmax(-1)]
             right_BT = chosen_BT == batch.goal_BT
             counted_BT = batch.counts(depth)
             # a draft reaches depth d at slot i if it began at slot i - d and was right at the slots between
