@@ -1,6 +1,6 @@
 """Does a search say what its draft is worth on prompts that nobody has seen? By replay, so that no clock matters.
 
-    python scripts/bench_expected.py [--folder FOLDER] [--seeds 0,1,2] [--fresh 24] [--costs RUN]
+    python scripts/bench_expected.py [--folder FOLDER] [--seeds 0,1,2] [--fresh 96] [--costs RUN]
         [KEY=VALUE ...]
 
 KEY=VALUE are settings of `selfspec search` (model, data, draft, ...). For each seed, which also selects the prompts, a
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="outputs/bench_expected")
     parser.add_argument("--seeds", default=",".join(map(str, range(10))))
-    parser.add_argument("--fresh", type=int, default=24, help="prompts of the evaluation part")
+    parser.add_argument("--fresh", type=int, default=96, help="prompts of the evaluation part")
     parser.add_argument("--costs", type=Path, help="folder of a search whose measured costs are used")
     args, settings = parser.parse_known_args()
     wrong = [word for word in settings if "=" not in word]

@@ -20,7 +20,7 @@ from search.fitting.bridge_fitting import BridgeFitter
 from search.fitting.continuations import Text, continued
 from search.fitting.kept_fits import bridge_fitter
 from search.fitting.vocabulary import most_useful
-from search.point import Point, Value
+from search.point import TRAINED, Point, Value
 from selfspec.drafters.lookup import joined
 from selfspec.drafters.spec import DraftSpec, Lookup
 from selfspec.drafters.tree_shapes import TreeShape
@@ -35,7 +35,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import StopPolicy
 from selfspec.targets import changed
 
-NAMES = ("head", "precision", "draft", "lookup", "memory")  # names of dimensions; others are GROUP.SETTING
+NAMES = ("head", "precision", "draft", "lookup", "memory", TRAINED)  # names of dimensions; others are GROUP.SETTING
 GROUPS = ("stop", "tree", "drafter")
 FULL = "full"  # the head that scores all tokens
 
@@ -58,6 +58,8 @@ class Drafts:
         memories: these texts by their size, in the form of `lookup.Memory`.
         tree, sample_draft, drafter: see `DraftSpec`.
         other_heads: further heads to try with the best points of a search.
+        trained: drafts of trained heads by name, each with its own head, precision and stop rule.
+        chosen: name of the trained draft that takes the place of the model's layers; None: the layers draft.
         price: adds measured costs to a spec whose tree needs them; None: there are no costs.
     """
 
@@ -76,6 +78,8 @@ class Drafts:
     sample_draft: bool = True
     drafter: Mapping[str, Any] | None = None
     other_heads: Sequence[int] = ()
+    trained: Mapping[str, DraftSpec] = field(default_factory=dict)
+    chosen: str | None = None
     price: Callable[[DraftSpec], DraftSpec] | None = None
 
     def kinds(self, dimensions: Sequence[Dimension]) -> list[str]:
@@ -101,7 +105,7 @@ class Drafts:
 
     def is_plain(self, dimensions: Sequence[Dimension] = ()) -> bool:
         """Whether a draft is nothing but the model without its skip set: no plan is needed to say what it is."""
-        return not self.needs_texts(dimensions) and self.precisions(dimensions) == ["same"]
+        return not self.needs_texts(dimensions) and self.precisions(dimensions) == ["same"] and not self.trained
 
     def __call__(self, draft: Point | SkipSet) -> DraftSpec:
         """The spec of a point.
@@ -140,9 +144,10 @@ class Drafts:
         return found
 
     def variants(self, point: Point) -> list[Drafts]:
-        """These drafts, and the same with each of the other heads, unless the point chooses its head."""
+        """These drafts, and the same with each of the other heads, unless the point has a head of its own."""
         found, n_scored = [self], {None if self.head is None else len(self.heads[self.head])}
-        for n in self.other_heads if "head" not in point.settings else ():
+        has_own = "head" in point.settings or point.settings.get(TRAINED)
+        for n in () if has_own else self.other_heads:
             if len(self.heads[n]) not in n_scored:
                 n_scored.add(len(self.heads[n]))
                 found.append(replace(self, head=n))
@@ -163,6 +168,8 @@ class Drafts:
             return replace(self, lookup=_member(name, value, (None, *get_args(Lookup))))
         if name == "memory":
             return replace(self, memory=_member(name, value or None, (None, *self.memories)))
+        if name == TRAINED:
+            return replace(self, chosen=_member(name, value, (None, *self.trained)))
         raise unknown_name("dimension of the space", name, [*NAMES, *(f"{group}.SETTING" for group in GROUPS)])
 
     def _with_part(self, group: str, values: Mapping[str, Value]) -> Drafts:
@@ -174,6 +181,10 @@ class Drafts:
         return replace(self, **changes)
 
     def _spec(self, skip: SkipSet) -> DraftSpec:
+        if self.chosen is not None:
+            own = self.trained[self.chosen]
+            spec = DraftSpec(self._outline(skip), own.stop, self.lookup, sample_draft=self.sample_draft)
+            return spec if self.price is None else self.price(spec)
         plan = DraftPlan(skip)
         if self.kind != PLAIN:
             assert self.fits is not None
@@ -189,6 +200,8 @@ class Drafts:
         return spec if self.price is None else self.price(spec)
 
     def _outline(self, skip: SkipSet) -> DraftPlan:
+        if self.chosen is not None:
+            return replace(self.trained[self.chosen].plan, memory=self._kept()["memory"])
         bridges = {}
         if self.kind != PLAIN and self.fits is not None:
             bridges = self.fits.blanks(skip, kind=self.kind, merge=self.merge, rank=self.rank)

@@ -267,7 +267,7 @@ class SearchJob:
 
     def _finals(self, study: SearchStudy, objective: Objective, tell: SearchListener) -> list[Raced]:
         """The finalists, raced; the winner first. The race is run again once if a result is in doubt."""
-        prompts = self._fresh()
+        prompts = {name: found[: self.finals.n_raced] for name, found in self._fresh().items()}
         finalists = self.finalists(study, objective, tell)
         for f in finalists:
             value = f.score.value if f.score else float("nan")

@@ -77,6 +77,7 @@ class Finals:
     Attributes:
         top: the best points that are scored anew on fresh prompts; 0: no finals, the best trial wins.
         race: of them that are decoded with, in turn with plain decoding, by the clock.
+        n_raced: fresh prompts of each data set that the race decodes, the first ones; None: all that are scored.
         pause: their stop rule drafts nothing while drafts cost more than they give, by the measured costs.
 
     Raises:
@@ -86,6 +87,7 @@ class Finals:
     top: int = 6
     race: int = 3
     pause: bool = True
+    n_raced: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("top", 0), ("race", 1)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from search.point import Point, Value, settings_text, value_text
+from search.point import TRAINED, Point, Value, settings_text, value_text
 from search.space import Space
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
@@ -135,7 +135,12 @@ class Ladder:
 def best_settings(rungs: Sequence[Rung]) -> Mapping[str, Value]:
     """What skip sets are searched with: the settings of the best draft by the model itself, none before it is known.
 
-    Where prompt lookup stands alone nothing is drafted with a skip set; its best rival with a draft counts then.
+    Where prompt lookup stands alone or a trained head drafts, no skip set is used; the best rival with one counts then.
     """
-    drafting = [r for r in rungs if r.value is not None and r.point.settings.get(LOOKUP) != "only"]
+    drafting = [r for r in rungs if r.value is not None and _has_layers(r.point.settings)]
     return max(drafting, key=lambda r: r.value or 0.0).point.settings if drafting else {}
+
+
+def _has_layers(settings: Mapping[str, Value]) -> bool:
+    """Whether the model's own layers draft."""
+    return settings.get(LOOKUP) != "only" and not settings.get(TRAINED)

@@ -9,6 +9,7 @@ from typing import Any
 from selfspec.skipping.skip_set import SkipSet
 
 Value = bool | int | float | str | None
+TRAINED = "trained"  # the dimension of trained drafts, which take the place of all layers
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ import torch
 
 from experiments.evaluation import ablation
 from experiments.results.find_runs import find_runs
+from selfspec.errors import InputError
+from selfspec.heads.trained import TrainedHead
 from selfspec.records import run_files
 from selfspec.skipping.bridges import Bridge
 from selfspec.skipping.plan import DraftPlan
@@ -49,6 +51,13 @@ class TestSteps:
         assert found["+ int4"]["head"] == "full"
         assert [name for name, settings in found.items() if "memory" in settings] == ["+ lookup"]
         assert found["lookup and memory only"] == {"skip": "RUN", "lookup": "only"}
+
+    def test_a_trained_head_is_tried_by_its_own_rule_and_taken_apart_never(self) -> None:
+        found = ablation.steps("RUN", LINEAR, trained="train/RUN")
+        assert list(found) == [*CHAIN, "trained head", "trained head + lookup", *RIVALS]
+        assert found["trained head"] == {"skip": "train/RUN", "lookup": None, "stop": "searched"}
+        with pytest.raises(InputError, match="no parts to take away"):
+            ablation.steps("RUN", DraftPlan(SKIP, trained=TrainedHead("eagle")))
 
     def test_what_a_plan_has_is_its_own_and_what_it_lacks_is_fitted(self) -> None:
         own, fitted = (

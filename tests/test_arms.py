@@ -144,6 +144,7 @@ def test_a_tuned_optimal_rule_takes_its_costs_from_the_clock(toy: list[str], tmp
         ("{a: {lookup: only, stop: optimal, tune_stop: true}}", "lookup=only"),
         ("{a: {generate: {prompt_lookup_num_tokens: 5}, skip: a1}}", "generate alone"),
         ("{a: {generate: {}}}", "generate alone"),
+        ("{a: {skip: a1, accept_top: 2, accept_distance: 0.5}}", "give one of them"),
         ("{a: {generate: {prompt_lookup_tokens: 5}}}", "prompt_lookup_num_tokens"),
         ("{a: {generate: {max_new_tokens: 5}}}", "the run's"),
     ],
@@ -238,6 +239,17 @@ class TestGenerate:
     def test_is_not_compared_if_it_is_asked_for_other_tokens(self, toy: list[str], tmp_path: Path) -> None:
         ran = evaluated(toy, tmp_path, "{hf: {generate: {no_repeat_ngram_size: 1}}}")
         assert [row["verdict"] for row in rows(ran) if row["arm"] == "hf"] == ["not compared"] * 2
+
+
+def test_an_approximate_arm_is_called_so_and_never_identical(toy: list[str], tmp_path: Path) -> None:
+    ran = evaluated(toy, tmp_path, "{loose: {skip: a1, accept_top: 999}}")
+    loose = [row for row in rows(ran) if row["arm"] == "loose (approximate: top 999)"]
+    assert {row["verdict"] for row in loose} == {"not compared"}
+    assert all(row["accepted"] == row["drafted"] > 0 for row in loose)  # any token stands
+    (line,) = (line for line in ran.out.splitlines() if line.startswith("|") and "(approximate: top 999)" in line)
+    assert "| approximate | – | – |" in line and "loose (" not in "".join(
+        x for x in ran.out.split("\n") if x[:1] == ">"
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,27 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from search.costs.head_costs import measure_head, round_costs
 from search.costs.interleaved_timer import MIN_REPEATS, InterleavedTimer
 from search.costs.measure import check, measure, measure_drafts
+from search.replay.objectives import cost_of
+from search.replay.references import Reference
+from selfspec.drafters.build import build_drafter
+from selfspec.drafters.spec import DraftSpec
+from selfspec.engine.decode import Ending, speculate
+from selfspec.heads.eagle import Eagle
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import Fixed
+from tests.test_heads import copying
 from tests.toys import toy
 
 CONTEXTS, MAX_TOKENS, REPEATS = [40, 90], 21, 15
@@ -54,6 +64,35 @@ def test_a_table_of_a_model_of_5_tokens_a_second_takes_90_s() -> None:
     began = model.now
     check(model.decoder, table, sets, **how)  # type: ignore[arg-type]
     assert model.now - began <= 90
+
+
+def test_a_decode_takes_what_the_costs_of_its_head_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SlowModel(0.2)
+
+    def taking(seconds: float, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def timed(*args: Any) -> Tensor:
+            model.now += seconds
+            return call(*args)
+
+        return timed
+
+    monkeypatch.setattr(Eagle, "extend", taking(0.03, Eagle.extend))  # the first depth reads the accepted tokens
+    monkeypatch.setattr(Eagle, "step", taking(0.004, Eagle.step))
+    how: dict[str, Any] = {"repeats": REPEATS, "stopwatch": model.stopwatch, "max_s": 90.0}
+    table = measure(model.decoder, contexts=[40], max_tokens=MAX_TOKENS, **how)
+    plan, began = copying(model.decoder), model.now
+    found = measure_head(model.decoder, table, plan, **how)
+    assert model.now - began <= 0.15 * 90
+    drafter = build_drafter(DraftSpec(plan, Fixed(3)), model.decoder)
+    stops, ending = [Fixed(3).begin()], Ending(20)
+    (result,) = speculate(
+        model.decoder, [[5] * 40], drafter=drafter, stops=stops, ending=ending, stopwatch=model.stopwatch
+    )
+    said = cost_of(result.rounds, Reference([5] * 40, result.tokens, 20), plan, found)
+    assert said.draft_s + said.verify_s == pytest.approx(result.total_s - result.prefill_s)
+    costs, plain_s = round_costs(found, plan), table.plain_s(40)
+    one = costs.verify[3] + 3 * costs.draft + costs.overhead
+    assert one * plain_s == pytest.approx(max(r.draft_s + r.verify_s for r in result.rounds if r.drafted == 3))
 
 
 def test_a_budget_shortens_nothing_where_it_is_not_needed() -> None:

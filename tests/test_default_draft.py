@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +11,16 @@ import torch
 
 from experiments.builders.build_ladder import possible
 from experiments.builders.build_search import Asked, asked
+from experiments.builders.build_trained import Trained, with_trained
 from experiments.config.composing import composing, configuration
 from search.draft_of_point import Drafts
-from search.ladder import Ladder
+from search.ladder import Ladder, best_settings
 from search.space import Space
+from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import Static
+from selfspec.heads.trained import TrainedHead
+from selfspec.skipping.plan import DraftPlan
+from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed
 
 ALL = [
@@ -78,3 +85,22 @@ def test_lookup_alone_is_not_tried_where_drafts_are_trees() -> None:
     assert parts == ALL[1:]
     assert [d.domain.extremes for d in dims if d.name == "lookup"] == [(None, "front")]
     assert [d.when for d in dims if d.name == "memory"] == [{"lookup": ("front",)}]
+
+
+def test_a_trained_draft_is_the_last_part_and_stands_in_for_the_layers() -> None:
+    found, n_layers = search(), 2
+    spec = DraftSpec(DraftPlan(SkipSet.from_bits([True] * 4), trained=TrainedHead("eagle")), Fixed(3))
+    trained = Trained("RUN", Path("train/RUN"), spec, frozenset())
+    drafts, dims, parts = with_trained(trained, found.drafts, found.dimensions, found.ladder)
+    assert parts == [*ALL, {"lookup": "front", "trained": "RUN"}]
+    ladder, values = Ladder(Space(n_layers, dimensions=dims), parts), {}
+    while (point := ladder.climb(values)[1]) is not None:
+        values[point] = len(values) + 1.0  # each part pays
+    rungs = ladder.climb(values)[0]
+    top = ladder.top(rungs)
+    assert top.settings == {"lookup": "front", "memory": 8192, "trained": "RUN"}
+    layers = {"lookup": "front", "memory": 8192, "precision": "int4", "head": 8192, "trained": None}
+    assert [p.settings for p in ladder.without_each(rungs).values()][-1] == layers
+    assert best_settings(rungs) == layers  # what skip sets are searched with
+    drafts = replace(drafts, memories={8192: torch.arange(3)})
+    assert drafts(top).plan == replace(spec.plan, memory=torch.arange(3)) and drafts(top).lookup == "front"

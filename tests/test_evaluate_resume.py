@@ -54,6 +54,24 @@ def whole(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ran.run
 
 
+def test_a_run_that_ends_while_it_fits_its_drafts_goes_on(
+    whole: Path, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ctrl_c(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("experiments.verbs.evaluate.build_arms", ctrl_c)
+        assert command("evaluate", *toy, *SMALL, f"paths.outputs={tmp_path}").status == 130
+    (run,) = (tmp_path / "evaluate").glob("*/*")
+    ran = command("evaluate", f"resume={run}")
+    assert ran.status == 0, ran.err
+    facts = [json.loads((path / run_files.PROVENANCE).read_text())["run"] for path in (run, whole)]
+    assert facts[0] == facts[1] and tokens(run) == tokens(whole)
+    refused = command("evaluate", *toy, "skip=a99", f"paths.outputs={tmp_path}")
+    assert refused.status == 2 and list((tmp_path / "evaluate").glob("*/*")) == [run]
+
+
 @pytest.fixture
 def stopped(whole: Path, tmp_path: Path) -> Path:
     """A copy of the whole run, without its end."""

@@ -75,3 +75,10 @@ def test_a_search_says_what_is_expected_elsewhere() -> None:
 def test_without_fresh_prompts_nothing_is_expected_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     raced = small_job(finals=Finals(top=1, race=1)).run().raced
     assert {r.row["expected"] for r in raced} == {None} and "no calibration prompts are left" in caplog.text
+
+
+def test_more_prompts_are_scored_than_raced() -> None:
+    fresh = {"mine": [[4, 5], [6, 7], [5, 9]]}
+    raced = small_job(fresh=fresh, finals=Finals(top=2, race=2, n_raced=1)).run().raced
+    assert {r.row["n_prompts"] for r in raced} == {1}
+    assert {len(r.finalist.score.values) for r in raced if r.finalist.score} == {3}

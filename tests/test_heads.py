@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, TreeShape, comb
 from selfspec.engine.protocols import Drafter
 from selfspec.heads.layer import LayerSize
 from selfspec.heads.modules import DraftModule, build_module, size_of
@@ -60,11 +61,51 @@ def test_unrolled_depths_equal_drafts_from_each_slot(name: str) -> None:
     assert len(unrolled) == n_depths
     state, done = module.begin(), 0
     for end in (1, 3, 4, 6):  # accepted slots come in pieces; between them drafts are made and thrown away
-        got = [module.extend(state, [f[:, done:end] for f in features], embeds[:, done:end])]
-        got += [module.step(state, embeds[:, end - 1 + depth], depth) for depth in range(1, min(n_depths, n - end + 1))]
+        got = [module.extend([state], [f[:, done:end] for f in features], embeds[:, done:end], [end - done])]
+        for depth in range(1, min(n_depths, n - end + 1)):
+            got.append(module.step([state], [[depth - 2]], embeds[:, end - 1 + depth], depth))
         for depth, hidden in enumerate(got):
             torch.testing.assert_close(hidden, unrolled[depth].to_head[:, end - 1 + depth], msg=f"{end} {depth}")
         done = end
+
+
+LEVELS = (((-1, -1), (-1, -1, -1)), ((1, 0), (0, 2, 2)), ((3,), (3, 5, 4)))  # parents of each level, of two rows
+
+
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_branches_of_a_ragged_batch_equal_the_chain_of_each(name: str) -> None:
+    kind, settings = HEADS[name]
+    module = noisy(build_module(kind, SIZE, settings))
+    rng = torch.Generator().manual_seed(2)
+    ends = [(4, 5), (2, 8)]  # slots of each row after two verifications
+    texts = [[torch.randn(1, 8, 16, generator=rng, dtype=torch.float64) for _ in (*module.layers, 0)] for _ in ends]
+    drafted = [[torch.randn(1, 16, generator=rng, dtype=torch.float64) for _ in range(9)] for _ in ends]
+    states, first = [module.begin() for _ in ends], [0, 0]
+    for part in range(2):
+        lengths = [end[part] - at for end, at in zip(ends, first, strict=True)]
+        pieces = [[x[:, at : end[part]] for x in text] for text, end, at in zip(texts, ends, first, strict=True)]
+        *features, embeds = (torch.cat(each, 1) for each in zip(*pieces, strict=True))
+        together = [module.extend(states, features, embeds, lengths).split(1)]
+        first, nodes, starts = [end[part] for end in ends], [[], []], [[0, 0]]
+        for depth, parents in enumerate(LEVELS, 1):
+            new = [range(len(row), len(row) + len(above)) for row, above in zip(nodes, parents, strict=True)]
+            read = torch.cat([drafted[b][i] for b, at in enumerate(new) for i in at])
+            together.append(module.step(states, parents, read, depth).split([len(at) for at in new]))
+            starts.append([len(row) for row in nodes])
+            nodes = [[*row, *above] for row, above in zip(nodes, parents, strict=True)]
+    for b, text in enumerate(texts):
+        for leaf in range(len(nodes[b])):
+            path = []
+            while leaf != -1:
+                path, leaf = [leaf, *path], nodes[b][leaf]
+            state = module.begin()
+            *features, embeds = (x[:, : ends[b][1]] for x in text)
+            alone = [module.extend([state], features, embeds, [ends[b][1]])]
+            alone += [module.step([state], [[d - 1]], drafted[b][i], d + 1) for d, i in enumerate(path)]
+            depth = len(path)
+            torch.testing.assert_close(together[0][b], alone[0])
+            torch.testing.assert_close(together[depth][b][path[-1] - starts[depth][b]], alone[-1][0], msg=f"{b} {path}")
 
 
 def trained(decoder: Decoder, name: str) -> DraftPlan:
@@ -73,6 +114,18 @@ def trained(decoder: Decoder, name: str) -> DraftPlan:
     module = noisy(build_module(kind, size_of(decoder), settings))
     everything = SkipSet.from_bits([True] * (2 * decoder.n_layers))
     return DraftPlan(everything, trained=module.value())
+
+
+def copying(decoder: Decoder, name: str = "eagle") -> DraftPlan:
+    """The plan of a head whose last layer adds next to nothing, so that it is right where the target repeats itself."""
+    kind, settings = HEADS[name]
+    module = noisy(build_module(kind, size_of(decoder), settings))
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(0.1)
+        if kind == "eagle":
+            module.get_parameter("fc.weight").copy_(torch.eye(32, 64))  # the embedding of the newest token
+    return DraftPlan(SkipSet.from_bits([True] * (2 * decoder.n_layers)), trained=module.value())
 
 
 class HeadContract(DrafterContract):
@@ -100,6 +153,32 @@ class TestChain(HeadContract):
 
 class TestBlockwise(HeadContract):
     head, structures = "blockwise", ("llama",)
+
+
+class TreeContract(HeadContract):
+    """Trees of a head; siblings are drawn where the shape is fixed."""
+
+    structures, shape = ("llama",), TreeShape
+
+    def make(self, decoder: Decoder, *, sample: bool) -> Drafter:
+        spec = DraftSpec(trained(decoder, self.head), self.rule(), tree=self.shape, sample_draft=sample)
+        return build_drafter(spec, decoder)
+
+
+class TestEagleRerank(TreeContract):
+    head, shape = "eagle", ExpandRerank(width=3, max_depth=3, max_nodes=8)
+
+
+class TestEagleDrawn(TreeContract):
+    head, shape = "eagle3", comb((3, 2, 1))
+
+
+class TestChainBestFirst(TreeContract):
+    head, shape = "chain", BestFirst(6, 6, 3, draft_cost=0.01, verify_cost=0.01)
+
+
+class TestBlindTree(TreeContract):
+    head, shape = "medusa", ExpandRerank(width=2, max_depth=6, max_nodes=9)
 
 
 def test_a_plan_with_a_head_survives_its_files(tmp_path: Any) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from experiments.results import figures
 from experiments.results.find_runs import find_runs
-from experiments.results.tables import ArmRow, arm_csv, arm_rows, arm_table, verdict_sentence, verdict_sentences
+from experiments.results.tables import ArmRow, arm_csv, arm_rows, arm_table
+from experiments.results.verdicts import verdict_sentence, verdict_sentences
 from experiments.verbs.report import make_report
 from selfspec.errors import InputError
 from selfspec.skipping.skip_set import SkipSet
@@ -244,6 +245,22 @@ def test_an_arm_that_skips_nothing_shares_the_verdict(outputs: Path, speed: floa
     assert sentence.startswith(said) and f"lookup alone, which skips nothing, runs at {speed:.2f}x." in sentence
     assert "(bfloat16" in sentence  # picked among one skipping arm
     assert "skips nothing" not in verdict_sentence([odd, replace(lookup, speedup=0.9)])
+
+
+def test_a_trained_head_and_lookup_are_no_skipping_arms(outputs: Path) -> None:
+    odd = at_speeds(outputs, [0.8] * 4)
+    trained, lookup = (replace(odd, arm=kind, kind=kind, skip="a0-1 m0-1") for kind in ("trained", "lookup"))
+    fast, copied = replace(trained, speedup=2.0, low=1.9, high=2.1), replace(lookup, speedup=1.3)
+    skipping, of_trained = verdict_sentences([odd, fast, copied])
+    assert "the best arm odd" in skipping and "fastest of" not in skipping
+    assert of_trained.startswith("A trained draft pays on toy with mini: trained decodes 2.00x [1.90, 2.10]")
+    assert "lookup, which has no trained head, runs at 1.30x." in of_trained
+    assert trained.skip_set is None and verdict_sentences([copied]) == []
+    told = {"draft": "head eagle, head of 8192", "lookup": None}, {"draft": None, "lookup": "only"}
+    arms_told = {arm: facts for arm, facts in zip(("t", "c"), told, strict=True)}
+    rows = [row("p", arm, 11, 1.0, 3.0, skip=(arm != "plain" and "a0") or None) for arm in ("plain", "t", "c")]
+    write_run(outputs, "evaluate/toy/kinds", rows, arms=arms_told)
+    assert [r.kind for r in arms(outputs, "kinds").values()] == ["layers", "trained", "lookup"]
 
 
 def test_one_prompt_shows_no_difference_however_fast(outputs: Path) -> None:

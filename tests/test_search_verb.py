@@ -89,6 +89,11 @@ class TestSearch:
         facts = json.loads((ran.run / run_files.PROVENANCE).read_text(encoding="utf-8"))["run"]
         assert len(facts["seen"]) == len(facts["prompt_ids"]) + len(facts["fresh_ids"])
 
+    def test_finalists_are_scored_on_more_prompts_than_race(self, here: Path, toy: list[str]) -> None:
+        ran = search(toy, "searcher.n_trials=2", "starts=[nothing]", "objective.n_prompts=1", "finals.n_prompts=1")
+        facts = json.loads((ran.run / run_files.PROVENANCE).read_text(encoding="utf-8"))["run"]
+        assert "raced on 1 prompts" in ran.out and len(facts["fresh_ids"]) == 3, "all that the search left"
+
     def test_a_search_that_cannot_pay_ends_with_the_reason_unless_forced(self, here: Path, toy: list[str]) -> None:
         ran = search(toy, "searcher.n_trials=30", "stop=fixed")
         verdict = summary(ran)["verdict"]

@@ -8,9 +8,11 @@ import pytest
 
 from search.replay.references import ReferenceBatch, decode_references
 from search.replay.simulator import simulate
+from selfspec.drafters.build import build_drafter
 from selfspec.drafters.chain import ModelDraft
 from selfspec.drafters.lookup import LookupDraft
 from selfspec.drafters.merged import MergedDraft
+from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_drafter import TreeDraft
 from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, comb
 from selfspec.engine.decode import Ending, speculate
@@ -20,6 +22,7 @@ from selfspec.errors import DrafterError
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Fixed, Threshold
+from tests.test_heads import copying
 from tests.toys import toy
 
 N_NEW = 20
@@ -29,6 +32,9 @@ MAKERS: dict[str, Callable[[Decoder], Drafter]] = {
     "best first": lambda d: TreeDraft(d.bind(SkipSet.parse("m2", 3)), BestFirst(7, 4, 3, 0.3, 0.03)),
     "rerank": lambda d: TreeDraft(d.bind(SkipSet.parse("a1", 3)), ExpandRerank(3, 3, 9)),
     "comb behind lookup": lambda d: LookupDraft(TreeDraft(d.bind(SkipSet.parse("m2", 3)), comb((3, 1, 2)))),
+    "trained head": lambda d: build_drafter(DraftSpec(copying(d), Threshold(5, 0.0)), d),
+    "blind heads": lambda d: build_drafter(DraftSpec(copying(d, "blockwise"), Threshold(5, 0.0)), d),
+    "trained head behind lookup": lambda d: build_drafter(DraftSpec(copying(d), Threshold(5, 0.0), "front"), d),
     "merged": lambda d: MergedDraft(LookupDraft(), ModelDraft(d.bind(SkipSet.parse("m2", 3)))),
 }
 
@@ -61,6 +67,8 @@ def test_a_simulation_counts_what_the_decoder_counts(
     ]
     assert [known(rounds) for rounds in found] == [known(rounds) for rounds in real]
     assert sum(r.accepted for rounds in real for r in rounds) > 0
+    sure = [[c for rounds in all_ for r in rounds for c in r.confidences] for all_ in (found, real)]
+    assert sure[0] == pytest.approx(sure[1], rel=1e-5)
     after = [layer.keys for batch in batches for layer in batch.cache.layers]
     assert all((a == b).all() for a, b in zip(before, after, strict=True)), "the references were changed"
 

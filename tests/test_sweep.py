@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from experiments.config.sweep import _state_of
 from selfspec.errors import InputError
 from selfspec.records import run_files
 from tests.commands import Ran, command
@@ -129,3 +130,11 @@ def test_other_launchers_keep_to_it(launcher: str, settings: list[str], toy: lis
     words = ["-m", *toy, *SMALL, SWEPT, f"paths.outputs={tmp_path}", f"hydra/launcher={launcher}", *settings]
     ran = subprocess.run([sys.executable, "-c", code, "evaluate", *words], capture_output=True, text=True)
     assert_only_one_failed(ran.returncode, ran.stderr, tmp_path)
+
+
+def test_a_damaged_state_of_a_job_is_told_as_a_failure(tmp_path: Path) -> None:
+    for number, text in enumerate(('{"state": "whole", "overrides": ["n=1"]}', '{"state": "wh', "[]", '"\x00"')):
+        (tmp_path / f"{number}.json").write_text(text)
+    found = [_state_of(file) for file in sorted(tmp_path.glob("*.json"))]
+    assert [state["state"] for state in found] == ["whole", *["failed"] * 3]
+    assert all("cannot be read" in state["error"] for state in found[1:])

@@ -18,6 +18,7 @@ import yaml
 from omegaconf import DictConfig
 
 from experiments.builders import build_training
+from search.costs.table import CostTable
 from selfspec.records import run_files
 from selfspec.training.batches import split
 from selfspec.training.store import Store, StoredText
@@ -59,6 +60,11 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
     assert used.status == 0, used.err
     assert "| eagle |" in used.out
+    words = ("arm=tree", "stop=fixed", "tree=best_first", "max_new_tokens=8", "generate=false", *COSTS)
+    words = (*words, "calibration.max_new_tokens=8")
+    used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
+    assert used.status == 0, used.err
+    assert "| tree |" in used.out
     assert command("runs", "list", str(outputs)).status == 0
 
 
@@ -104,6 +110,23 @@ def test_an_exported_run_is_evaluated_by_its_folder(toy: list[str], model_folder
         assert ran.status == 2 and said in ran.err and ran.err.count("\n") == 1, ran.err
 
 
+def test_refined_heads_are_trained_judged_and_evaluated(toy: list[str], outputs: Path) -> None:
+    words = ("drafter=refine", "check_overfit=false", "drafter.head.settings.k=2", f"paths.outputs={outputs}")
+    ran = command("train", *toy, *SHORT, *COSTS, *words)
+    assert ran.status == 0, ran.err
+    found = json.loads((ran.run / "summary.json").read_text())["refined"]
+    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural"}
+    assert all(sum(one["accepted"]) == found["n"] > 0 and len(one["accepted"]) == 3 for one in found["modes"].values())
+    # the mode may be changed afterwards: all parts are saved
+    plan = (ran.run / "plan.yaml").read_text()
+    assert f"weight: {found['weight']}" in plan and "mode: neural" in plan
+    (ran.run / "plan.yaml").write_text(plan.replace("mode: neural", "mode: p_best"))
+    words = ("arm=paths", "stop=searched", "max_new_tokens=8", "generate=false", "controls=false")
+    used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
+    assert used.status == 0, used.err
+    assert "| paths |" in used.out
+
+
 def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_path: Path) -> None:
     for words, said in (
         (("drafter=layer_skip",), "not trained"),
@@ -117,6 +140,36 @@ def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_p
         assert ran.status == 2 and said in ran.err and ran.err.count("\n") <= 3, ran.err
     ran = command("evaluate", *toy, "drafter=eagle", f"paths.outputs={outputs}")
     assert ran.status == 2 and "selfspec train drafter=eagle" in ran.err
+
+
+def test_a_search_tries_a_trained_draft_on_prompts_it_has_not_seen(
+    toy: list[str], outputs: Path, tmp_path: Path
+) -> None:
+    here = f"paths.outputs={tmp_path}"
+    assert command("collect", *toy, *STORE, "n=3", here).status == 0
+    trained = command("train", *toy, *SHORT, *COSTS, "drafter=eagle", "check_overfit=false", here)
+    assert trained.status == 0, trained.err
+    dear = CostTable((8,), (5.0,), 5.0, 5.0, (1.0,), (1.0,) * 6)  # the model's own layers are too dear to draft with
+    (tmp_path / "costs.json").write_text(json.dumps({"costs": dear.to_dict()}))
+    words = ("draft=skip", "starts=[nothing]", "stop=fixed", "searcher.n_trials=2", "finals.top=0", here)
+    words += ("objective.n_prompts=1", "objective.max_new_tokens=6", f"costs.path={tmp_path / 'costs.json'}")
+    ran = command("search", *toy, *words, f"drafter={trained.run}")
+    assert ran.status == 0, ran.err
+    facts = json.loads((ran.run / "provenance.json").read_text())["run"]
+    seen = json.loads((trained.run / "provenance.json").read_text())["run"]["seen"]
+    assert len(set(facts["seen"]) - set(seen)) == 1 and set(seen) < set(facts["seen"])
+    rung = json.loads((ran.run / "summary.json").read_text())["ladder"][-1]
+    assert rung["added"] == {"trained": trained.run.name} and rung["stays"]
+    plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
+    assert plan["trained"]["kind"] == "eagle" and plan["stop"]["name"] == "optimal"
+    assert yaml.safe_load((ran.run / "config.yaml").read_text())["trained"] == str(trained.run)
+    used = command("evaluate", *toy, f"skip={ran.run}", "stop=searched", "max_new_tokens=6", "generate=false", here)
+    assert used.status == 0 and "trained eagle" in used.out and ": predicted" in used.out, used.err
+
+    all_seen = f"paths.outputs={outputs}"
+    made = command("train", *toy, *SHORT, *COSTS, "drafter=eagle", "check_overfit=false", all_seen)
+    named = command("search", *toy, *words, all_seen, f"trained={made.run}")
+    assert named.status == 2 and "those that it was trained on" in named.err
 
 
 def in_two_processes(*words: str) -> list[int]:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from selfspec.engine import verify
-from selfspec.engine.protocols import ROOT, Draft
+from selfspec.engine.approximate import AmongBest, Lenient, Near
+from selfspec.engine.protocols import ROOT, Draft, Row
+from selfspec.engine.sampling import Chooser, Sampling
 from selfspec.engine.verify import judge_block, judge_greedy, judge_sampled
+from selfspec.errors import InputError
 from tests.test_sampling import chi_square, distributions
 
 N_VOCAB = 4
@@ -260,3 +263,31 @@ def test_the_greedy_path_is_the_targets_own_in_any_tree() -> None:
         assert verdict.token == says[node + 1]
         assert all(draft.tokens[child] != verdict.token for child in draft.children(node))
         assert verdict.kind(draft) == ("correction" if draft.children(node) else "bonus")
+
+
+@pytest.mark.parametrize(
+    ("verifier", "path", "token"),
+    [
+        (AmongBest(2), [1, 3], 0),  # token 1 is second after the root; after it token 3 is the choice itself
+        (AmongBest(3), [1, 3], 0),
+        (Near(0.4), [], 2),  # token 1 is 0.5 below token 2
+        (Near(0.6), [1, 3], 0),
+    ],
+    ids=str,
+)
+def test_approximate_acceptance_lets_likely_tokens_stand(verifier: Lenient, path: list[int], token: int) -> None:
+    #               after the root            0 (token 0)          1 (token 1)            2 (token 0)        3 (token 3)
+    logits = [[-3.0, 1.5, 2.0, -9.0], [9.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 5.0], [9.0, 0, 0, 0], [4.0, 0.0, 0.0, 3.9]]
+    draft = Draft([0, 1, 0, 3], [ROOT, ROOT, 1, 1])
+    row = Row(0, [1, 2], 9, None, Chooser(Sampling(), row=0))  # type: ignore[arg-type]  # the rule is not asked
+    (verdict,) = verifier.judge([row], [draft], torch.tensor([logits]))
+    assert (verdict.path, verdict.token) == (path, token)
+
+
+def test_approximate_acceptance_refuses_to_sample() -> None:
+    row = Row(0, [1, 2], 9, None, Chooser(Sampling(do_sample=True), row=0))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="greedy"):
+        Near(1.0).judge([row], [Draft()], torch.zeros(1, 1, 4))
+    for impossible in (lambda: AmongBest(1), lambda: Near(0.0)):
+        with pytest.raises(InputError, match="exact"):
+            impossible()

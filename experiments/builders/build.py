@@ -55,11 +55,11 @@ def instance(cfg: DictConfig) -> Any:
 
 
 def model(cfg: DictConfig, *, phase: Phases = unwatched) -> Loaded:
-    """The model and tokenizer of `cfg.model`; `phase` is told while they are loaded."""
+    """The model and tokenizer of `cfg.model`; `phase` is told while they are found and loaded."""
     m = cfg.model
     registry = RegistrySource(**m.registry) if m.registry else None
-    located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
     with phase("loading", 0):
+        located = locate(m.hub_id, path=m.path, revision=m.revision, registry=registry)
         return load(
             located,
             dtype=m.dtype,

@@ -23,6 +23,7 @@ from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
 from experiments.evaluation.draft_only import DraftOnlyArm
 from experiments.results.locate_draft import locate_draft
+from search.costs.head_costs import measure_head, round_costs
 from search.costs.measure import check
 from search.costs.table import CostTable
 from search.draft_of_point import heads, remembered
@@ -36,6 +37,7 @@ from search.replay.references import ReferenceBatch, decode_references
 from selfspec.drafters.build import lookup_of
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import TreeShape
+from selfspec.engine.approximate import AmongBest, Lenient, Near
 from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError, check_count
@@ -53,6 +55,7 @@ from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
 
+_VERIFIED = ("stop", "lookup", "drafter", "tree", "accept_top", "accept_distance")  # of arms that are verified
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
 
 
@@ -128,8 +131,20 @@ def _draft_arm(
     if settings.get("tune_stop"):
         spec = replace(spec, stop=calibration.tuned(name, spec))
     rule = build.stop_name(spec.stop)
-    name = name or f"{_in_short(spec)}, {rule}"
-    return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=Speculator(loaded.decoder, spec))
+    name, verifier = name or f"{_in_short(spec)}, {rule}", _verifier(name, settings, is_greedy=not common[2].do_sample)
+    name += f" (approximate: {verifier})" if verifier else ""
+    speculator = Speculator(loaded.decoder, spec)
+    return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=speculator, verifier=verifier)
+
+
+def _verifier(name: str, settings: Mapping[str, Any], *, is_greedy: bool) -> Lenient | None:
+    """The approximate acceptance that an arm asks for; None: exact."""
+    asked = {key: settings[key] for key in ("accept_top", "accept_distance") if settings.get(key) is not None}
+    if len(asked) > 1 or (asked and not is_greedy):
+        raise InputError(f"arms.{name} has {', '.join(asked)}; give one of them, in greedy decoding")
+    if "accept_top" in asked:
+        return AmongBest(asked["accept_top"])
+    return Near(asked["accept_distance"]) if asked else None
 
 
 def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
@@ -145,7 +160,7 @@ def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     except InputError as error:
         log.warning("the ablation has no step + int8: %s", error)
         has_int8 = False
-    steps = ablation.steps(str(cfg.ablation), plan, has_int8=has_int8)
+    steps = ablation.steps(str(cfg.ablation), plan, has_int8=has_int8, trained=cfg.get("trained"))
     return _joined(own if str(cfg.skip) != "none" else {}, steps, more)
 
 
@@ -162,7 +177,7 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
         raise InputError(
             f"arms.{name} has {', '.join(settings) or 'no settings'}; an arm has a skip or a lookup, or generate alone"
         )
-    idle = [key for key in ("stop", "lookup", "drafter", "tree", "tune_stop") if key in settings]
+    idle = [key for key in (*_VERIFIED, "tune_stop") if key in settings]
     if settings.get("draft_only") and idle:
         raise InputError(f"arms.{name} has draft_only, which nothing verifies; leave out its {', '.join(idle)}")
 
@@ -302,6 +317,10 @@ class Calibration:
 
     def _draft_cost(self, plan: DraftPlan) -> float:
         """The measured cost of a drafted token of a plan, in plain tokens."""
+        if plan.trained is not None:
+            watch, repeats = Stopwatch(self._decoder.device), self._cfg.costs.repeats
+            table = measure_head(self._decoder, self.costs, plan, repeats=repeats, stopwatch=watch)
+            return round_costs(table, plan).draft
         watch = Stopwatch(self._decoder.device)
         ((_, cost),) = check(
             self._decoder, self.costs, [plan], stopwatch=watch, phase=self._how["phase"], **measuring(self._cfg)

@@ -7,16 +7,16 @@ neither.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from experiments.builders import build
 from search.costs.draft_tables import DraftCosts
+from search.costs.head_costs import measure_head
 from search.costs.measure import measure, measure_drafts
 from search.costs.table import FORM, CostTable
 from search.dimensions import Dimension
@@ -30,7 +30,7 @@ from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import provenance
 from selfspec.records.content_cache import ContentCache
-from selfspec.skipping.plan import Precision
+from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
 
 log = logging.getLogger(__name__)
@@ -197,17 +197,33 @@ def draft_costs(
         table = CostTable.read(kept)
     else:
         has_maps = bool(MAPS & set(drafts.kinds(dimensions)))
-        table = with_parts("", own.head, own.precision, costs(cfg, loaded, phase=phase)[0], has_maps=has_maps)
+        table = with_parts("", own, costs(cfg, loaded, phase=phase)[0], has_maps=has_maps)
     found = DraftCosts(table, own=own, measure=partial(with_parts, table=table))
     if kept is not None and kept.exists():
         found.recall(kept)
     return found
 
 
+def head_costs(
+    cfg: DictConfig, loaded: Loaded, plan: DraftPlan, table: CostTable, *, phase: Phases = unwatched
+) -> CostTable:
+    """The table for drafts of a plan with a trained head, measured here once and kept.
+
+    Raises:
+        InputError: if the table is of another device.
+    """
+    assert plan.trained is not None
+    if given_table(cfg) is not None:
+        raise InputError(
+            f"{_of(cfg)} and does not hold what a trained head costs there; train and search heads with costs=default"
+        )
+    measure_it = partial(measure_head, plan=plan)
+    return _measured(cfg, loaded, plan, table, phase, measure_it, trained=str(plan.trained.to_dict()))
+
+
 def _with_parts(
     name: str,
-    head: Tensor | None,
-    precision: Precision,
+    plan: DraftPlan,
     table: CostTable,
     *,
     cfg: DictConfig,
@@ -215,28 +231,49 @@ def _with_parts(
     phase: Phases,
     has_maps: bool = False,
 ) -> CostTable:
-    """The table with the costs of a draft's maps, head and precision; all workers of a search share it."""
-    if given_table(cfg) is not None:
-        _check_parts(cfg, table, has_maps=has_maps, has_head=head is not None, is_rounded=precision != "same")
-    elif has_maps or head is not None or precision != "same":
-        cache = build.cache(cfg, loaded)
-        ids = None if head is None else provenance.digest(str(head.tolist()))
-        of = {**_here(cfg, loaded), "base": provenance.digest(table.text)}
-        of |= {"has_maps": has_maps, "head": ids, "precision": precision}
-        known = _found(cfg, cache, of)
-        table = known or measure_drafts(
-            loaded.decoder,
-            table,
-            has_maps=has_maps,
-            head=head,
-            precision=precision,
-            stopwatch=Stopwatch(loaded.decoder.device),
-            phase=phase,
-            **measuring(cfg),
-        )
-        if known is None:
-            _keep(cache, of, table)
+    """The table with the costs of a draft's maps, head, precision or trained head; all workers of a search share it."""
+    has_head, is_rounded = plan.head is not None, plan.precision != "same"
+    if plan.trained is not None:
+        table = head_costs(cfg, loaded, plan, table, phase=phase)
+    elif given_table(cfg) is not None:
+        _check_parts(cfg, table, has_maps=has_maps, has_head=has_head, is_rounded=is_rounded)
+    elif has_maps or has_head or is_rounded:
+        measure_it = partial(measure_drafts, has_maps=has_maps, head=plan.head, precision=plan.precision)
+        table = _measured(cfg, loaded, plan, table, phase, measure_it, has_maps=has_maps)
     if cfg.storage:  # values from different tables cannot be compared
         where = f"{cfg.name} costs" + (f", {name}" if name else "")
         table = CostTable.from_dict(agree(open_storage(cfg.storage), where, table.to_dict()))
     return table
+
+
+def _measured(
+    cfg: DictConfig,
+    loaded: Loaded,
+    plan: DraftPlan,
+    table: CostTable,
+    phase: Phases,
+    measure_it: Callable[..., CostTable],
+    **what: Any,
+) -> CostTable:
+    """The table of `measure_it` for a plan, found in the cache or measured and kept there.
+
+    Args:
+        cfg: configuration of the run.
+        loaded: the model.
+        plan: whose head and precision, together with `what`, determine the result.
+        table: costs of the target's forwards.
+        phase: is told how the measurement goes on.
+        measure_it: makes the table.
+        what: further parts of the key.
+    """
+    cache = build.cache(cfg, loaded)
+    ids = None if plan.head is None else provenance.digest(str(plan.head.tolist()))
+    of = {**_here(cfg, loaded), "base": provenance.digest(table.text)}
+    of |= {**what, "head": ids, "precision": plan.precision}
+    known = _found(cfg, cache, of)
+    if known is not None:
+        return known
+    watch = Stopwatch(loaded.decoder.device)
+    found = measure_it(loaded.decoder, table, stopwatch=watch, phase=phase, **measuring(cfg))
+    _keep(cache, of, found)
+    return found

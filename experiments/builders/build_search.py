@@ -13,13 +13,14 @@ from omegaconf import DictConfig
 from experiments.builders import build
 from experiments.builders.build_costs import check_given, draft_costs
 from experiments.builders.build_ladder import Part, laddered, possible
+from experiments.builders.build_trained import Trained, find_trained, pinned, refuse_seen, with_trained
 from experiments.builders.check_search import check
 from experiments.config.composing import option, under_first_names
 from search.caps import capped_space
 from search.costs.draft_tables import DraftCosts
 from search.dimensions import Dimension, dimensions
 from search.draft_of_point import Drafts, check_texts, fitted
-from search.goal import Goal
+from search.goal import TIMED, Goal
 from search.job import Finals, Searcher, SearchJob
 from search.replay import rule_tuner
 from search.study.loop import Budget
@@ -32,6 +33,7 @@ from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.load import Loaded
 from selfspec.records import provenance
 from selfspec.skipping.plan import PLAIN
+from selfspec.stopping import Optimal
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,11 @@ class Split:
     rest: list[list[int]]
     seen: list[str]  # digests of all of these prompts, which no evaluation of the draft may use
 
+    @property
+    def judging(self) -> list[Prompt]:
+        """The prompts that drafts are judged on."""
+        return [p for part in (self.search, self.finals) for found in part.values() for p in found]
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -79,12 +86,14 @@ class Ready:
         asked: its parts that need no model.
         loaded: the model with its tokenizer.
         split: the calibration prompts by purpose.
+        trained: the trained draft that is tried; None: none is.
     """
 
     cfg: DictConfig
     asked: Asked
     loaded: Loaded
     split: Split
+    trained: Trained | None = None
 
     def facts(self) -> dict[str, Any]:
         """The facts for provenance that are known before anything is computed."""
@@ -102,7 +111,7 @@ class Ready:
             n_prompts=sum(map(len, split.search.values())),
             prompt_ids=[p.example.id for found in split.search.values() for p in found],
             fresh_ids=[p.example.id for found in split.finals.values() for p in found],
-            seen=split.seen,
+            seen=sorted({*split.seen, *(self.trained.seen if self.trained else ())}),
             seed=cfg.searcher.seed,
             **({"space": [d.name for d in self.asked.dimensions]} if self.asked.dimensions else {}),
             **({"drafter": drafts.drafter[TARGET]} if drafts.drafter else {}),
@@ -167,7 +176,8 @@ def ready(cfg: DictConfig, *, phase: Phases = unwatched) -> Ready:
     """The checked settings, model and prompts of a configuration of a search.
 
     Args:
-        cfg: configuration of a search.
+        cfg: configuration of a search; that of the result names the trained draft that is tried, so that a resumed
+            search tries the same.
         phase: is told how loading goes on.
 
     Raises:
@@ -182,10 +192,17 @@ def ready(cfg: DictConfig, *, phase: Phases = unwatched) -> Ready:
         )
     dims, ladder = possible(a.dimensions, a.ladder, drafts=a.drafts, device=loaded.decoder.device)
     a = replace(a, dimensions=dims, ladder=ladder)
+    trained = find_trained(cfg, loaded, a.drafts, a.goal)
     with phase("prompts", 0):
-        split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(dims))
+        split = _split(cfg, loaded, needs_texts=a.drafts.needs_texts(dims), trained=trained)
+        if trained and (n := sum(map(trained.has_seen, split.judging))):
+            refuse_seen(cfg, trained, n)
+            trained, split = None, _split(cfg, loaded, needs_texts=a.drafts.needs_texts(dims))
     check_texts(a.drafts, dims, split.rest)
-    return Ready(cfg, a, loaded, split)
+    if trained:
+        drafts, dims, ladder = with_trained(trained, a.drafts, dims, ladder)
+        a = replace(a, drafts=drafts, dimensions=dims, ladder=ladder)
+    return Ready(pinned(cfg, trained), a, loaded, split, trained)
 
 
 def fitted_facts(job: SearchJob) -> dict[str, Any]:
@@ -230,7 +247,7 @@ def asked(cfg: DictConfig) -> Asked:
         drafts,
         Budget(s.n_trials, s.max_s, s.patience),
         WilcoxonPruning(**cfg.prune) if cfg.prune else None,
-        Finals(cfg.finals.top, cfg.finals.race, cfg.pause),
+        Finals(cfg.finals.top, cfg.finals.race, cfg.pause, cfg.finals.n_prompts),
         searcher(s),
     )
 
@@ -258,22 +275,30 @@ def _drafts(cfg: DictConfig) -> Drafts:
     )
 
 
-def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool) -> Split:
-    """The calibration prompts of every data set, split between search, finals and fitting."""
+def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool, trained: Trained | None = None) -> Split:
+    """The calibration prompts of every data set, split between search, finals and fitting.
+
+    A trained draft is judged on prompts that it was not trained on, as far as there are any.
+    """
     o, n_fresh = cfg.objective, cfg.finals.n_prompts if cfg.finals.top else 0
+    is_replayed = n_fresh and o.name != TIMED
+    n_scored = max(n_fresh, cfg.finals.get("n_scored", 0)) if is_replayed else n_fresh  # earlier runs lack it
     split = Split({}, {}, [], [])
     for data in _data_sets(cfg):
         found = build.prompts(
             data,
             loaded,
             "calibration",
-            n=ALL if needs_texts else o.n_prompts + n_fresh,
+            n=ALL if needs_texts or trained else o.n_prompts + n_scored,
             seed=cfg.searcher.seed,
             max_new_tokens=max(o.max_new_tokens, cfg.calibration.max_new_tokens if needs_texts else 0),
         )
-        n, n_finals = o.n_prompts, n_fresh
+        n, n_finals = o.n_prompts, n_scored
         if needs_texts:
-            n, n_finals = _shares(data.data.name, len(found), n, n_finals)
+            n, n_finals = _shares(data.data.name, len(found), n, n_fresh)
+            n_finals += min(n_scored - n_fresh, (len(found) - n - n_finals) // 4)
+        found = trained.unseen_first(found) if trained else found
+        found = found if needs_texts else found[: n + n_finals]
         split.seen.extend(digest for p in found for digest in example_digests(p.example))
         split.rest.extend(p.ids for p in found[n + n_finals :])
         split.search[data.data.name], split.finals[data.data.name] = found[:n], found[n : n + n_finals]  # type: ignore[index]
@@ -329,9 +354,15 @@ def _check_contexts(cfg: DictConfig, loaded: Loaded, costs: DraftCosts, split: S
 
 
 def _pricing(costs: DraftCosts, context: int) -> Callable[[DraftSpec], DraftSpec]:
-    """A function that adds the costs of nodes on this machine to the tree of a spec."""
+    """A function that adds the costs on this machine to the tree of a spec, or to the rule of its trained head."""
 
     def price(spec: DraftSpec) -> DraftSpec:
+        rule = spec.stop
+        if spec.plan.trained is not None and isinstance(rule, Optimal):  # its costs are those of this machine
+            table = costs.for_plan(spec.plan)
+            more = rule_tuner.verify_cost(table, rule.max_draft, context=context)
+            cost = table.draft_cost(spec.plan, context)
+            return replace(spec, stop=replace(rule, draft_cost=cost, verify_cost=more))
         if rule_tuner.is_priced(spec):
             return spec
         table = costs.for_plan(spec.plan)

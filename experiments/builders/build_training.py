@@ -19,6 +19,7 @@ from search.fitting.vocabulary import most_useful
 from selfspec.drafters.lookup import joined
 from selfspec.errors import InputError
 from selfspec.heads.modules import DraftModule, build_module, size_of
+from selfspec.heads.refinement.refine import Refine
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
 from selfspec.training.batches import split
@@ -123,11 +124,16 @@ def head_settings(cfg: DictConfig, decoder: Decoder | None = None) -> tuple[str,
     return str(head.kind), {str(key): value for key, value in settings.items()}
 
 
-def module(cfg: DictConfig, decoder: Decoder) -> DraftModule:
-    """A new head."""
+def module(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> DraftModule:
+    """A new head; what it counts, it counts on the texts that are not held out."""
     kind, settings = head_settings(cfg, decoder)
     torch.manual_seed(cfg.train.seed)
-    return build_module(kind, size_of(decoder, settings), settings)
+    made = build_module(kind, size_of(decoder, settings), settings)
+    if isinstance(made, Refine):
+        texts = [held[s].text(i, ()) for s, i in split(held)[0]]
+        n_before = made.ngrams.order - 1
+        made.ngrams.count([t.prompt[len(t.prompt) - n_before :] + t.tokens for t in texts], decoder.n_vocab)
+    return made
 
 
 def training(cfg: DictConfig) -> Training:

@@ -20,7 +20,8 @@ from experiments.charts import comparing, evaluating, searching, theme
 from experiments.results import skip_sets
 from experiments.results.overlap import only_in
 from experiments.results.run_folder import Run
-from experiments.results.tables import ArmRow, arm_rows, number, speedup_text, text, verdict_sentences
+from experiments.results.tables import ArmRow, arm_rows, number, same_text, speedup_text, text
+from experiments.results.verdicts import verdict_sentences
 from selfspec.records import run_files
 
 TITLE = "Self-speculative decoding: report"
@@ -100,7 +101,7 @@ def _arms(arms: Sequence[ArmRow]) -> Section | None:
         [
             *(row.model, row.data, row.arm, str(row.n), number(row.acceptance, 3), number(row.tokens_per_round, 2)),
             *([number(row.tokens_per_s, 1), speedup_text(row)] if row.is_judged else ["–", "–"]),
-            "baseline" if row.is_baseline else f"{row.n_identical}/{row.n}",
+            same_text(row),
         ]
         for row in arms
     ]

@@ -86,6 +86,7 @@ class Evaluate(Run):
     quality: bool
     allow_code_execution: bool
     resume: str | None
+    trained: str | None = None
 
 
 @dataclass
@@ -154,6 +155,7 @@ class Search(Run):
     pause: bool
     storage: str | None
     worker: Natural
+    trained: str | None = None
     recipe: dict[str, Any] | None = None  # only sets values of other groups
 
 

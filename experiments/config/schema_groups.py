@@ -217,6 +217,7 @@ class Finals:
     top: Natural
     race: Count
     n_prompts: Count
+    n_scored: Count
 
 
 @dataclass
@@ -235,6 +236,8 @@ class Arm:
     unskipped: bool | None = None
     tune_stop: bool | None = None
     draft_only: bool | None = None
+    accept_top: Count | None = None
+    accept_distance: float | None = None
     generate: dict[str, Any] | None = None
 
 

@@ -78,6 +78,15 @@ def _jobs(sweep: str) -> Path:
     return Path(sweep) / "jobs"
 
 
+def _state_of(file: Path) -> dict[str, Any]:
+    """What `keep_state` wrote; a damaged file is told as a job that failed."""
+    try:
+        body = json.loads(file.read_text("utf-8"))
+        return {**body, "state": str(body["state"]), "overrides": list(map(str, body["overrides"]))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {"state": FAILED, "overrides": [f"job {file.stem}"], "error": f"{file} cannot be read ({error})"}
+
+
 def leave_failure(verb: str, cfg: DictConfig, overrides: list[str], error: Exception) -> Path:
     """Write the reason of a failed job of a sweep into a folder in the place of its run.
 
@@ -106,7 +115,7 @@ class ListFailures(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this after the last job, in the process that started the sweep."""
         files = sorted(_jobs(config.hydra.sweep.dir).glob("*.json"), key=lambda file: int(file.stem))
-        jobs = [json.loads(file.read_text("utf-8")) for file in files]
+        jobs = [_state_of(file) for file in files]
         failed = [job for job in jobs if job["state"] != WHOLE]
         if jobs and not failed:  # a warning, since no log level is set here if a launcher ran the jobs elsewhere
             log.warning(

@@ -13,7 +13,8 @@ from experiments.charts import comparing, evaluating
 from experiments.dashboard import streamlit_helpers, token_sources
 from experiments.results import figure_data
 from experiments.results.run_folder import Run
-from experiments.results.tables import BASELINE, ArmRow, verdict_sentences
+from experiments.results.tables import BASELINE, ArmRow, same_text
+from experiments.results.verdicts import verdict_sentences
 
 
 def draw(outputs: Path) -> None:
@@ -55,7 +56,7 @@ def _table(arms: Sequence[ArmRow]) -> None:
             "tokens/round": row.tokens_per_round,
             "tokens/s": row.tokens_per_s if row.is_judged else None,
             "speedup": row.speedup if row.is_judged else None,
-            "identical": "baseline" if row.is_baseline else f"{row.n_identical}/{row.n}",
+            "identical": same_text(row),
             "near ties": row.n_near_ties,
             "mismatches": row.n_mismatches,
             "skip": row.skip,

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from experiments.results.figures import BLUE, DARK, GREY, KEPT, ORANGE, save
 from experiments.results.run_folder import Run
 from experiments.results.tables import SPEEDUP, ArmRow, Pair, markdown_table, number, paired_arms
+from selfspec.errors import InputError
 from selfspec.measure import metrics
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
@@ -34,14 +35,25 @@ COST = (
 )
 
 
-def steps(folder: str, plan: DraftPlan, *, has_int8: bool = True) -> dict[str, dict[str, Any]]:
+def steps(
+    folder: str, plan: DraftPlan, *, has_int8: bool = True, trained: str | None = None
+) -> dict[str, dict[str, Any]]:
     """Arm name to settings: each arm adds one part to the arm before it; the rivals come last.
 
     Args:
         folder: folder of the plan, or the name of any other skip set, whose bridges are then fitted anew.
         plan: the plan that `folder` names.
         has_int8: whether a kernel for int8 exists; without it that step is left out. The int4 step follows int8.
+        trained: folder of a trained draft, which is tried with its own stop rule; None: there is none.
+
+    Raises:
+        InputError: if the plan drafts with a trained head, which has none of these parts.
     """
+    if plan.trained is not None:
+        raise InputError(
+            f"ablation={folder} drafts with a trained head, which has no parts to take away; name a search with "
+            "draft=linear, beside which trained=RUN is tried"
+        )
     kind = plan.kind if plan.kind in ("linear", "lowrank") else "linear"
     own = {} if plan.kind == kind else {"draft": kind}
     bare: dict[str, Any] = {"skip": folder, "head": "full", "precision": "same", "lookup": None}
@@ -66,6 +78,9 @@ def steps(folder: str, plan: DraftPlan, *, has_int8: bool = True) -> dict[str, d
     if forgets:
         found["+ memory"] = {**last, "lookup": "front"}
     found[f"+ {STOP} stop"] = {**last, "lookup": "front", "stop": STOP, "tune_stop": True}
+    if trained:
+        found["trained head"] = own_rule = {"skip": trained, "lookup": None, "stop": "searched"}
+        found["trained head + lookup"] = {**own_rule, "lookup": "front"}
     found[RIVALS[0]] = {"lookup": "only"}
     found[RIVALS[1]] = {"generate": {"prompt_lookup_num_tokens": 10}}
     if forgets:

@@ -14,6 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from selfspec.drafters.chain import NoDraft
+from selfspec.engine.approximate import Lenient
 from selfspec.engine.decode import Criterion, Ending, speculate
 from selfspec.engine.sampling import Sampling
 from selfspec.engine.trace import DecodeResult, Finish
@@ -91,6 +92,7 @@ class DraftArm:
     """A skip set with a stop rule, which may carry its state from prompt to prompt.
 
     Row i of a batch continues the state of row i of the batch before, or of its last row if that batch has fewer rows.
+    With a lenient verifier its output is not the model's own, and its name says so.
     """
 
     decoder: Decoder
@@ -101,7 +103,12 @@ class DraftArm:
     skip: SkipSet | None
     stop: str | None
     speculator: Speculator
-    is_lossless: ClassVar[bool] = True
+    verifier: Lenient | None = None
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether its outputs are the model's own: with the exact verifier."""
+        return self.verifier is None
 
     @property
     def about(self) -> dict[str, Any]:
@@ -109,8 +116,9 @@ class DraftArm:
         spec = self.speculator.spec
         memory = None if spec.plan.memory is None or not spec.lookup else len(spec.plan.memory)
         draft = None if spec.lookup == "only" else str(spec.plan)
-        own = {"drafter": dict(spec.drafter)} if spec.drafter else {}
+        own: dict[str, Any] = {"drafter": dict(spec.drafter)} if spec.drafter else {}
         own |= {"tree": spec.tree.to_dict()} if spec.tree else {}
+        own |= {"approximate": str(self.verifier)} if self.verifier else {}
         return {
             "skip": None if self.skip is None else str(self.skip),
             "stop": self.stop,
@@ -132,6 +140,7 @@ class DraftArm:
             sampling=self.sampling,
             first_row=first_row,
             stopwatch=self.stopwatch,
+            verifier=self.verifier,
         )
         self.speculator.keep(states)
         return results

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from experiments.results.run_folder import Run, flagged
 from selfspec.errors import InputError
@@ -48,7 +48,9 @@ class ArmRow:
         n_identical: outputs equal to plain decoding's; plain decoding counts as identical to itself.
         n_not_compared: sampled outputs, which equal plain decoding's in distribution only.
         draft_cost: seconds of a drafted token over those of a plain one; nan where nothing was drafted.
+        is_approximate: whether tokens stood that the model does not choose; such an arm supports no claim.
         is_lossy: whether the arm is an unverified draft; its text differs, so its speed is not comparable.
+        kind: who drafts: the model's own layers, a trained head, or prompt lookup alone.
     """
 
     model: str
@@ -88,7 +90,9 @@ class ArmRow:
     machine: str = "–"
     is_busy: bool = False
     is_lossy: bool = False
+    is_approximate: bool = False
     draft_cost: float = math.nan
+    kind: Literal["layers", "trained", "lookup"] = "layers"
 
     @property
     def is_baseline(self) -> bool:
@@ -97,8 +101,13 @@ class ArmRow:
 
     @property
     def skips(self) -> bool:
-        """Whether its draft skips anything."""
-        return self.skip not in (None, "none")
+        """Whether its draft is the model without some layers."""
+        return self.skip not in (None, "none") and self.kind == "layers"
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether a trained head drafts."""
+        return self.kind == "trained"
 
     @property
     def skip_set(self) -> SkipSet | None:
@@ -211,8 +220,17 @@ def _paired(
         machine=text(run.provenance.get("cuda") or run.provenance.get("cpu")),
         is_busy=run.is_busy,
         is_lossy=bool(run.about(arm).get("draft_only")),
+        kind=_kind(run.about(arm)),
+        is_approximate=bool(run.about(arm).get("approximate")),
     )
     return row, pairs
+
+
+def _kind(about: Mapping[str, Any]) -> Literal["layers", "trained", "lookup"]:
+    """Who drafts, by the recorded settings of an arm; earlier runs recorded a trained head in the text of its plan."""
+    if about.get("lookup") == "only":
+        return "lookup"
+    return "trained" if str(about.get("draft")).startswith("head ") else "layers"
 
 
 def package(run: Run, name: str) -> str:
@@ -270,6 +288,15 @@ def speedup_text(row: ArmRow) -> str:
     return f"{row.speedup:.2f} [{number(row.low, 2)}, {number(row.high, 2)}]"
 
 
+def same_text(row: ArmRow) -> str:
+    """How many outputs are plain decoding's: `7/8`, or why that is not said."""
+    if row.is_baseline:
+        return "baseline"
+    if row.is_approximate:
+        return "approximate"
+    return "not compared" if row.n_not_compared else f"{row.n_identical}/{row.n}"
+
+
 def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """A Markdown table; bars inside cells are escaped, and so is what would break a line."""
     lines = [header, ["---"] * len(header), *body]
@@ -289,11 +316,8 @@ def arm_cells(rows: Sequence[ArmRow]) -> tuple[list[str], list[list[str]]]:
 
 def _cells(row: ArmRow) -> list[str]:
     speeds = [number(row.tokens_per_s, 1), speedup_text(row)] if row.is_judged else ["–", "–"]
-    verdict = ["baseline", "–", "–"]
-    if row.n_not_compared:
-        verdict = ["not compared", "–", "–"]
-    elif not row.is_baseline:
-        verdict = [f"{row.n_identical}/{row.n}", str(row.n_near_ties), str(row.n_mismatches)]
+    is_compared = not (row.is_baseline or row.is_approximate or row.n_not_compared)
+    verdict = [same_text(row), *([str(row.n_near_ties), str(row.n_mismatches)] if is_compared else ["–", "–"])]
     return [
         *(row.model, row.data, row.arm, str(row.n), str(row.n_failed), str(row.n_tokens)),
         *(number(row.acceptance, 3), number(row.tokens_per_round, 2), *speeds, *verdict),
@@ -327,65 +351,3 @@ def arm_csv(rows: Sequence[ArmRow]) -> str:
     for row in rows:
         writer.writerow({name: "" if value != value else value for name, value in asdict(row).items()})
     return file.getvalue()
-
-
-def verdict_sentences(rows: Sequence[ArmRow]) -> list[str]:
-    """One sentence on whether skipping pays for each model, data and conditions with a skipping arm."""
-    groups: dict[tuple[object, ...], list[ArmRow]] = {}
-    for row in rows:
-        groups.setdefault((row.model, row.data, row.conditions), []).append(row)
-    return [verdict_sentence(group) for group in groups.values() if any(row.skips for row in group)]
-
-
-def verdict_sentence(rows: Sequence[ArmRow]) -> str:
-    """A sentence on whether skipping pays, from the fastest skipping arm of one model, data and conditions.
-
-    The sentence names an equally fast arm without skipping, such as prompt lookup alone, because then skipping does not
-    pay. The interval of the fastest arm does not correct for its selection, so the sentence states the number of arms.
-    """
-    where = f"{rows[0].model} with {rows[0].data}"
-    timed = [row for row in rows if row.is_judged and not math.isnan(row.speedup)]
-    speeds = [row for row in timed if row.skips]
-    if not speeds:
-        return f"Whether skipping pays on {where} is open: no prompt was timed and compared ({_on(rows[0])})."
-    best = max(speeds, key=lambda row: row.speedup)
-    speed = f"{best.speedup:.2f}x [{number(best.low, 2)}, {number(best.high, 2)}]"
-    rival = max((row for row in timed if not row.skips and not row.is_baseline), key=lambda r: r.speedup, default=None)
-    is_matched = rival is not None and rival.speedup >= best.low
-    if best.low > 1 and is_matched:
-        finding = (
-            f"Drafting pays on {where}, skipping is not shown to add to it: {best.arm} decodes {speed} as fast as plain"
-        )
-    elif best.low > 1:
-        finding = f"Skipping pays on {where}: {best.arm} decodes {speed} as fast as plain decoding"
-    elif best.high < 1:
-        finding = f"Plain skipping does not pay on {where}: the best arm {best.arm} runs at {speed}"
-    else:
-        finding = f"On {where} no difference could be shown: the best arm {best.arm} runs at {speed}"
-    end = "."
-    if best.high < 1:
-        end = "; plain decoding is faster"
-        end += "." if math.isnan(best.draft_cost) else f": {_price(best)}."
-    arms = f"fastest of {len(speeds)} skipping arms, " if len(speeds) > 1 else ""
-    same = f"{best.n_identical}/{best.n} outputs identical, {_count(best.n_near_ties, 'near tie')}"
-    if best.n_not_compared:
-        same = "sampled outputs, not compared"
-    same += "" if best.is_finished else ", unfinished run"
-    lossy = f" But {best.n_mismatches} of its outputs do not match plain decoding's." if best.n_mismatches else ""
-    without = f" {rival.arm}, which skips nothing, runs at {rival.speedup:.2f}x." if rival and rival.speedup > 1 else ""
-    return f"{finding} ({arms}{_on(best)}, {same}){end}{without}{lossy}"
-
-
-def _price(row: ArmRow) -> str:
-    cost, accepted = number(row.draft_cost, 2), number(row.acceptance, 2)
-    return f"a drafted token takes {cost} of a plain one's time, and {accepted} of them are accepted"
-
-
-def _on(row: ArmRow) -> str:
-    is_cpu = row.device.startswith("cpu") and row.threads.isdigit()
-    threads = f" with {_count(int(row.threads), 'thread')}" if is_cpu else ""
-    return f"{row.dtype} on {row.device}{threads}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -13,7 +13,8 @@ from rich.text import Text
 from experiments.results.find_runs import list_runs
 from experiments.results.rows import Raced
 from experiments.results.run_folder import Run
-from experiments.results.tables import arm_cells, arms_or_problem, number, package, text, verdict_sentences
+from experiments.results.tables import arm_cells, arms_or_problem, number, package, text
+from experiments.results.verdicts import verdict_sentences
 from experiments.terminal import run_list, skip_map_text
 from experiments.terminal.live_panel import format_value
 from experiments.terminal.run_list import plain, plain_table

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders import build
 from experiments.builders.build_arms import arms as build_arms
+from experiments.builders.build_trained import named_trained, pinned
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
@@ -26,7 +27,8 @@ from experiments.evaluation.unseen import unseen
 from experiments.quality import judge
 from experiments.results.find_runs import find_runs
 from experiments.results.run_writer import Folder, open_folder, provenance_of, reopen_folder
-from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text, verdict_sentences
+from experiments.results.tables import ArmRow, arm_rows, arm_table, speedup_text
+from experiments.results.verdicts import verdict_sentences
 from experiments.terminal import live_panel
 from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
@@ -42,6 +44,8 @@ from selfspec.records import provenance, run_files
 
 log = logging.getLogger(__name__)
 
+ARMS = "arms"  # the fact that is known when drafts are fitted
+
 
 def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Evaluate the arms of `cfg`, or resume the run that `cfg.resume` names; return the run folder.
@@ -55,9 +59,12 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
     make_ready(resumed, cfg)
     progress = Progress()
     with resuming(resumed):
-        setup = set_up(cfg, phase=progress)
+        begun = begin(cfg, phase=progress)
+    cfg = begun.cfg
     with ExitStack() as stack:
         if resumed:
+            with resuming(resumed):
+                setup = set_up(cfg, begun, phase=progress)
             _check_same(resumed, setup.facts)
             folder = stack.enter_context(reopen_folder(resumed))
             _drop_partial(resumed)
@@ -65,8 +72,10 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             config = OmegaConf.to_yaml(cfg, resolve=True)
             outputs = Path(cfg.paths.outputs)
             folder = stack.enter_context(
-                open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=setup.facts)
+                open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=begun.facts)
             )
+            setup = set_up(cfg, begun, phase=progress)  # fits drafts, which may take long
+        folder.add_facts(setup.facts)
         tracker = stack.enter_context(build.tracking(cfg, verb="evaluate", folder=folder.path, say=say))
         path = folder.path / run_files.RECORDS
         rows = latest(run_files.read_rows(path)) if path.is_file() else {}
@@ -111,7 +120,8 @@ def _check_same(path: Path, facts: Mapping[str, Any]) -> None:
     began = provenance_of(path)["run"]
     here = json.loads(json.dumps(facts))
     for name in began.keys() | here.keys():
-        if began.get(name) != here.get(name):
+        is_new = name == ARMS and name not in began  # it ended while its drafts were fitted
+        if began.get(name) != here.get(name) and not is_new:
             raise InputError(
                 f"resume={path} began with {name}={began.get(name)}, and here it is {here.get(name)}; its rows would "
                 "not be comparable: restore what it began with, or start another run"
@@ -130,6 +140,17 @@ def _check_own(rows: Mapping[Key, Mapping[str, Any]], setup: Setup, path: Path) 
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A run whose settings are checked, with its model and prompts; no draft is fitted yet."""
+
+    cfg: DictConfig  # names the trained draft that an ablation tries
+    loaded: Loaded
+    examples: Sequence[Example]
+    warm_up: Example
+    facts: Mapping[str, Any]  # those that identify it, without the arms
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """The prompts and arms of a run, and the facts that identify it."""
 
@@ -143,8 +164,8 @@ class Setup:
     is_spec_bench: bool  # whether answers are also written in Spec-Bench's format
 
 
-def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
-    """Model, prompts and arms of `cfg`; `phase` is told how they are made.
+def begin(cfg: DictConfig, *, phase: Phases = unwatched) -> Begun:
+    """Model and prompts of `cfg`; `phase` is told how they are loaded.
 
     Raises:
         InputError: if the settings are impossible.
@@ -152,6 +173,8 @@ def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
     if cfg.samples > 1 and not cfg.sampling.do_sample:
         raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
     loaded = build.model(cfg, phase=phase)
+    trained = named_trained(cfg, loaded) if cfg.ablation and cfg.get("trained") else None
+    cfg = pinned(cfg, trained)
     with phase("prompts", 0):
         asked_examples = select(_unseen(cfg), n=cfg.n, seed=cfg.seed)
         (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
@@ -164,9 +187,6 @@ def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
         max_new_tokens=cfg.max_new_tokens,
     )
     _check_room(encoder(cfg, loaded), examples)
-    warm_up_ids = encode_turns(loaded.tokenizer, [warm_up.prompt], chat=cfg.data.chat, template=build.template(cfg))
-    room = max(1, loaded.decoder.context_length - cfg.max_new_tokens)
-    arms = build_arms(cfg, loaded, build.ending(cfg, loaded), phase=phase)
     facts = build.facts(
         cfg,
         loaded,
@@ -176,9 +196,24 @@ def set_up(cfg: DictConfig, *, phase: Phases = unwatched) -> Setup:
         samples=cfg.samples,
         n_prompts=len(examples),
         prompts=provenance.digest(str([asdict(e) for e in examples])),
-        arms={a.name: a.about for a in arms},
         warm_up=f"each arm decoded {warm_up.id!r} once before; not counted",
     )
+    return Begun(cfg, loaded, examples, warm_up, facts)
+
+
+def set_up(cfg: DictConfig, begun: Begun, *, phase: Phases = unwatched) -> Setup:
+    """The arms of a run, with their drafts; `phase` is told how these are fitted.
+
+    Raises:
+        InputError: if the settings of an arm are impossible.
+    """
+    loaded, examples = begun.loaded, begun.examples
+    warm_up_ids = encode_turns(
+        loaded.tokenizer, [begun.warm_up.prompt], chat=cfg.data.chat, template=build.template(cfg)
+    )
+    room = max(1, loaded.decoder.context_length - cfg.max_new_tokens)
+    arms = build_arms(cfg, loaded, build.ending(cfg, loaded), phase=phase)
+    facts = {**begun.facts, ARMS: {a.name: a.about for a in arms}}
     asked = [Asked(example, sample) for sample in range(cfg.samples) for example in examples]
     # cut to fit, because the warm-up's answer is thrown away
     return Setup(
@@ -207,6 +242,7 @@ def _unseen(cfg: DictConfig) -> list[Example]:
     """The evaluation prompts that the searches of the drafts have not seen."""
     arms = cfg.arms.values() if isinstance(cfg.arms, DictConfig) else ()
     named = [str(arm.get("skip", "none")) for arm in arms if isinstance(arm, DictConfig)]
+    named += [str(cfg.get(name)) for name in ("ablation", "trained") if cfg.get(name)]
     every = build.examples(cfg, "evaluation", n=None, seed=cfg.seed)
     return unseen(every, [str(cfg.skip), *named], Path(cfg.paths.outputs))
 

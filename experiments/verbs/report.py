@@ -24,17 +24,8 @@ from experiments.results.published import published_figures
 from experiments.results.rows import trial_value
 from experiments.results.run_folder import Run
 from experiments.results.run_writer import open_folder
-from experiments.results.tables import (
-    SPEEDUP,
-    ArmRow,
-    arm_cells,
-    arm_csv,
-    arm_table,
-    cautions,
-    markdown_table,
-    number,
-    verdict_sentences,
-)
+from experiments.results.tables import SPEEDUP, ArmRow, arm_cells, arm_csv, arm_table, cautions, markdown_table, number
+from experiments.results.verdicts import verdict_sentences
 from selfspec.errors import InputError
 from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
@@ -109,7 +100,11 @@ def _arms_part(rows: Sequence[ArmRow]) -> list[str]:
     if not rows:
         return []
     notes = [SPEEDUP]
-    if any(row.n_not_compared for row in rows):
+    if any(row.is_approximate for row in rows):
+        notes.append(
+            "Approximate: drafted tokens stood that the model does not choose; the text is not plain decoding's."
+        )
+    if any(row.n_not_compared and not row.is_approximate for row in rows):
         notes.append("Not compared: sampled outputs equal plain decoding's in distribution, not token by token.")
     if any(row.n_failed for row in rows):
         notes.append("Failed: prompts on which the arm or plain decoding failed; they are in no other number.")

@@ -90,7 +90,8 @@ def n_tokens(verb: str, cfg: DictConfig) -> int | None:
     per_pass = o.n_prompts * n_sets * o.max_new_tokens
     if o.name == "tokens_per_second":
         return int(cfg.searcher.n_trials * per_pass)
-    raced = (1 + finals.race) * finals.n_prompts * n_sets * o.max_new_tokens if finals.top else 0
+    n_scored = max(finals.n_prompts, finals.get("n_scored", 0))
+    raced = (n_scored + finals.race * finals.n_prompts) * n_sets * o.max_new_tokens if finals.top else 0
     is_fitted = cfg.draft.kind != "skip" or cfg.head.n is not None
     return int(per_pass + raced + (cfg.calibration.n_tokens if is_fitted else 0))
 

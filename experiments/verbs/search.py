@@ -54,6 +54,7 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     progress = Progress()
     with resuming(resumed):
         begun = ready(cfg, phase=progress)
+    cfg = begun.cfg
     with ExitStack() as stack:
         if resumed:
             folder = stack.enter_context(reopen_folder(resumed))
@@ -227,13 +228,13 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
             measured["interval"] = [round(low, 4), round(high, 4)]
         if winner.doubts:
             measured["in_doubt"] = list(winner.doubts)
+    valued = {"value": winner.finalist.trial_value if winner else found.value, "unit": result.unit}
     skip_set_files.save_skip_set(
         folder.path / skip_set_files.NAME,
         point.skip,
         model=cfg.model.name,
         objective=job.goal.name,
-        value=winner.finalist.trial_value if winner else found.value,
-        unit=result.unit,
+        **valued,
         data=",".join(job.prompts),
         run=folder.id,
         date=provenance.now(),
@@ -248,6 +249,7 @@ def _save(cfg: DictConfig, job: SearchJob, loaded: Loaded, folder: Folder, resul
             facts=loaded.facts,
             run=folder.id,
             date=provenance.now(),
+            **valued,
             **measured,
         )
     folder.finish(

@@ -15,23 +15,25 @@ from rich.console import Console
 
 from experiments.builders import build, build_costs, build_training
 from experiments.results import figures
+from experiments.results.named_drafts import UNIT
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume, make_ready
-from search.costs.round_costs import round_costs
+from search.costs.head_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
-from selfspec.heads.drafter import build_head_draft
-from selfspec.measure.stopwatch import Stopwatch
+from selfspec.heads.refinement.refine import Refine
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Optimal
+from selfspec.training.batches import check_layers
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
-from selfspec.training.trainer import Trainer, check_layers
+from selfspec.training.refining import refine
+from selfspec.training.trainer import Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
 
@@ -55,7 +57,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     progress = Progress(None if together.is_first else Console(quiet=True))
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
-    module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    module, how = build_training.module(cfg, decoder, held), build_training.training(cfg)
     check_layers(module.layers, held)
     if not together.is_first:
         vocabulary = build_training.vocabulary(cfg, decoder, held)
@@ -90,7 +92,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         )
         costs = together.first(lambda: _costs(cfg, loaded, plan, progress))
         _share_threads(together)
-        say(f"a drafted token costs {costs.draft:.3f} plain tokens")
+        say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)
         run_files.keep_rows(folder.path / CURVE, lambda row: row["step"] <= trainer.progress.step)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
@@ -104,7 +106,12 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
                     tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
 
             found = trainer.run(told)
-        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
+        more: dict[str, Any] = {}
+        if isinstance(module, Refine):
+            refined = refine(trainer, module)
+            say(str(refined))
+            found, more = refined.held_out(module.mode), {"refined": refined.to_dict()}
+        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say, more)
     return folder.path
 
 
@@ -116,9 +123,7 @@ def _share_threads(together: Peers) -> None:
 
 def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
     table, *_ = build_costs.costs(cfg, loaded, phase=progress)
-    drafter = build_head_draft(plan, loaded.decoder, sample=False, needs_confidence=False)
-    watch = Stopwatch(loaded.decoder.device)
-    return round_costs(loaded.decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=watch)
+    return round_costs(build_costs.head_costs(cfg, loaded, plan, table, phase=progress), plan)
 
 
 def _text(conditional: list[float], row: Mapping[str, Any]) -> str:
@@ -135,6 +140,7 @@ def _finish(
     costs: RoundCosts,
     trainer: Trainer,
     say: Callable[[str], None],
+    more: Mapping[str, Any],
 ) -> None:
     """Save the draft and the summary, and say what was reached."""
     speedup, length = costs.best(found)
@@ -150,6 +156,7 @@ def _finish(
         facts=loaded.facts,
         run=folder.id,
         conditional=[round(a, 4) for a in found.conditional],
+        **({"expected": round(speedup, 4), "unit": UNIT} if cfg.lookup is None else {}),  # lookup is not in it
     )
     curve = run_files.read_rows(folder.path / CURVE)
     figures.save(figures.training_curve(curve, title=f"{cfg.drafter.name}, {cfg.model.name}"), folder.path / "curve")
@@ -163,7 +170,9 @@ def _finish(
             "conditional": list(found.conditional),
             "n_held_out": found.n,
             "draft_cost": costs.draft,
+            "round_cost": costs.overhead,
             **row,
+            **more,
         }
     )
     say(

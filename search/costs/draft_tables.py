@@ -1,4 +1,4 @@
-"""Cost tables for drafts of several heads or precisions; each is measured at its first use."""
+"""Cost tables for drafts of several heads, precisions or trained heads; each is measured at its first use."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor
-
 from search.costs.table import CostTable
 from selfspec.errors import InputError
 from selfspec.records import run_files
-from selfspec.skipping.plan import DraftPlan, Precision
+from selfspec.skipping.plan import DraftPlan
 
 log = logging.getLogger(__name__)
 
 OWN = "head full, same"  # the name of the table of the model's own head and weights
-Measure = Callable[[str, Tensor | None, Precision], CostTable]  # from a table's name, a head and a precision
+Measure = Callable[[str, DraftPlan], CostTable]  # from a table's name, and a plan that it is for
 
 
 class Costs(Protocol):
     """Cost tables of drafts."""
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
-        """The table for drafts with the head and precision of a plan."""
+        """The table for drafts with the head, precision and trained head of a plan."""
         ...
 
 
@@ -36,7 +34,7 @@ class DraftCosts:
     Args:
         table: of the run's own head and precision, with the cost of a bridge.
         own: a plan of these; None: the model's own head and weights.
-        measure: makes another table; None: no draft has another head or precision.
+        measure: makes another table; None: no draft needs one.
     """
 
     def __init__(self, table: CostTable, *, own: DraftPlan | None = None, measure: Measure | None = None) -> None:
@@ -46,18 +44,18 @@ class DraftCosts:
         self._path: Path | None = None
 
     def for_plan(self, plan: DraftPlan) -> CostTable:
-        """The table for a plan's head and precision; it is measured at its first use, on a quiet machine."""
+        """The table for a plan's head, precision and trained head; measured at its first use, on a quiet machine."""
         name = _name(plan)
         if name == self._own:
             return self.table
         if name not in self._others:
-            if plan.head is None and plan.precision == "same":
+            if plan.head is None and plan.precision == "same" and plan.trained is None:
                 found = replace(self.table, head_saved_s=0.0, attn_saved_s=0.0, mlp_saved_s=0.0)
             elif self._measure is None:
                 raise InputError(f"nobody knows what drafts cost with {name}; give DraftCosts a way to measure them")
             else:
                 log.info("measuring what drafts cost with %s", name)
-                found = replace(self._measure(name, plan.head, plan.precision), map_s=self.table.map_s)
+                found = replace(self._measure(name, plan), map_s=self.table.map_s)
             self._others[name] = found
             self._write()
         return self._others[name]
@@ -88,4 +86,5 @@ class DraftCosts:
 
 def _name(plan: DraftPlan) -> str:
     """Key of a table: `head full, int4`."""
-    return f"head {'full' if plan.head is None else plan.head.numel()}, {plan.precision}"
+    found = f"head {'full' if plan.head is None else plan.head.numel()}, {plan.precision}"
+    return found if plan.trained is None else f"{found}, trained {plan.trained.kind} {plan.trained.digest()}"

@@ -23,14 +23,17 @@ class Place:
         decoder: the model.
         context: number of tokens before the timed ones.
         room: number of tokens of the longest call.
+
+    Attributes:
+        ids: the text.
     """
 
     def __init__(self, decoder: Decoder, context: int, room: int) -> None:
         self._decoder, self._context = decoder, context
         # every third token is a new one
-        self._ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
+        self.ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
         self._cache = decoder.new_cache(n_rows=1, capacity=context + room)
-        ids_1T = torch.tensor([self._ids], device=decoder.device)
+        ids_1T = torch.tensor([self.ids], device=decoder.device)
         decoder.full(ids_1T, starts=[0], cache=self._cache, n_logits=1)
 
     def plain(self, n_tokens: int = 1) -> Callable[[], None]:
@@ -47,7 +50,7 @@ class Place:
         plan = draft if isinstance(draft, DraftPlan) else DraftPlan.from_skip_set(draft)
         spec = DraftSpec(plan, always(1))
         drafter = build_drafter(spec, self._decoder)
-        row = Row(0, [*self._ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
+        row = Row(0, [*self.ids, 5], 1, spec.stop.begin(), Chooser(Sampling()))
 
         def call() -> None:
             drafter.propose([row], cache=self._cache)

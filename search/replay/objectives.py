@@ -171,7 +171,7 @@ class ReplayObjective:
     def _batches(self, spec: DraftSpec) -> Iterator[dict[StopPolicy, list[Replayed]]]:
         """The replayed prompts of one batch after the other, by stop rule."""
         if not spec.is_plan:
-            if self.tune_stop:
+            if self.tune_stop and spec.plan.trained is None:  # a trained head has the rule that it was saved with
                 raise InputError(f"{spec} has no stop rule that a replay could tune; leave objective.tune_stop out")
             yield from self._simulated(spec)
             return

@@ -9,10 +9,12 @@ equal those of the decoder exactly. For chains of the model itself `chain_replay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from search.replay.references import Reference, ReferenceBatch
 from selfspec.engine.cache import ClockCache
@@ -21,7 +23,6 @@ from selfspec.engine.sampling import Chooser, Sampling
 from selfspec.engine.trace import Round
 from selfspec.engine.tree import check_drafts
 from selfspec.engine.verify import judge_greedy
-from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopPolicy, StopState
 
@@ -35,6 +36,7 @@ class _Replayed:
     row: Row
     reference: Reference
     in_batch: int
+    hidden: Mapping[int, Tensor]  # of the whole text, [1, T, D] by layer; those that the drafter needs
     n_committed: int = 1
     rounds: list[Round] = field(default_factory=list)
 
@@ -75,6 +77,16 @@ class _Replayed:
         self.n_committed += n_committed
         return stands
 
+    def output(self, draft: Draft, stands: Verdict, start: int) -> Output:
+        """What the drafter may observe: hidden states from the token at `start` on, nan for rejected nodes."""
+        n_nodes, hidden = 1 + len(draft.tokens), {}
+        for layer, states_1TD in self.hidden.items():
+            found_1ND = states_1TD.new_full((1, n_nodes, states_1TD.shape[-1]), math.nan)
+            at = [0, *(node + 1 for node in stands.path)]
+            found_1ND[:, at] = states_1TD[:, start : start + len(at)]
+            hidden[layer] = found_1ND
+        return Output(torch.empty(1, n_nodes, 0), hidden)
+
 
 @torch.inference_mode()
 def simulate(
@@ -84,26 +96,22 @@ def simulate(
 
     Args:
         decoder: the target.
-        drafter: a drafter that needs no hidden states of the target.
+        drafter: any drafter; of hidden states it gets those of the accepted tokens.
         batch: references with the target's keys and values, which are not changed.
         stop: the stop rule, with a new state for each prompt.
         after: state of an earlier prompt, for `StopPolicy.begin`.
 
     Raises:
-        InputError: if the drafter needs hidden states.
         DrafterError: if a draft is invalid.
     """
-    if drafter.needs.hidden:
-        raise InputError(
-            f"drafter {drafter.name} needs the target's hidden states, which a replay does not have; use "
-            "objective=tokens_per_second"
-        )
     everyone = []
     for b, reference in enumerate(batch.references):
         ids = [*reference.prompt, *reference.tokens[:1]]
         row = Row(b, ids, 0, stop.begin(after), Chooser(Sampling()))
-        drafter.begin(row, Output(torch.empty(1, 1, 0)))
-        everyone.append(_Replayed(row, reference, b))
+        hidden = _hidden(decoder, reference, drafter.needs.hidden)
+        of_prompt = {layer: states_1TD[:, : len(reference.prompt)] for layer, states_1TD in hidden.items()}
+        drafter.begin(row, Output(torch.empty(1, 1, 0), of_prompt))
+        everyone.append(_Replayed(row, reference, b, hidden))
     live = [one for one in everyone if not one.is_over]
     cache = _copied(batch.cache, [one.in_batch for one in live])
     while live:
@@ -125,13 +133,23 @@ def _round(
     for b, (one, draft) in enumerate(zip(live, drafts, strict=True)):
         stands = one.commit(draft, one.judge(draft))
         _restore(cache, b, batch.cache, one.in_batch, starts[b], min(len(one.row.ids) - 1, batch.n_keys))
-        drafter.observe(one.row, draft, stands, Output(torch.empty(1, len(draft.tokens) + 1, 0)))
+        drafter.observe(one.row, draft, stands, one.output(draft, stands, starts[b]))
         if one.is_over:
             drafter.end(one.row)
     going = [b for b, one in enumerate(live) if not one.is_over]
     if going:
         cache.keep(going)
     return [live[b] for b in going]
+
+
+def _hidden(decoder: Decoder, reference: Reference, layers: Sequence[int]) -> Mapping[int, Tensor]:
+    """The target's hidden states of a prompt and its answer, [1, T, D] by layer; without layers nothing is computed."""
+    if not layers:
+        return {}
+    ids = [*reference.prompt, *reference.tokens]
+    ids_1T = torch.tensor([ids], device=decoder.device)
+    cache = decoder.new_cache(n_rows=1, capacity=len(ids))
+    return decoder.full.output(ids_1T, starts=[0], cache=cache, n_logits=1, hidden=layers).hidden
 
 
 def _copied(cache: ClockCache, rows: Sequence[int]) -> ClockCache:

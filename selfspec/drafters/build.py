@@ -15,7 +15,7 @@ from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_drafter import TreeDraft
 from selfspec.engine.protocols import Drafter
 from selfspec.errors import InputError
-from selfspec.heads.drafter import build_head_draft
+from selfspec.heads.build import build_head_draft
 from selfspec.models.decoder import Decoder
 from selfspec.targets import TARGET, find_class
 
@@ -41,7 +41,8 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     if spec.drafter is not None:
         drafter = _own(spec, decoder)
     elif spec.plan.trained is not None:
-        drafter = build_head_draft(spec.plan, decoder, sample=sample, needs_confidence=spec.stop.needs_confidence)
+        sure = spec.stop.needs_confidence
+        drafter = build_head_draft(spec.plan, decoder, tree=spec.tree, sample=sample, needs_confidence=sure)
     elif spec.tree is not None:
         # Siblings that cannot be drawn are point masses, which are as exact.
         is_drawn = sample and spec.tree.is_fixed

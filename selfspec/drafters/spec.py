@@ -68,9 +68,9 @@ class DraftSpec:
             raise InputError(
                 f"lookup=only leaves no place for drafter {self.drafter[TARGET]}; use front, or no drafter"
             )
-        if self.plan.trained is not None and (self.drafter is not None or self.tree is not None):
+        if self.plan.trained is not None and self.drafter is not None:
             raise InputError(
-                f"the trained head {self.plan.trained.kind} drafts chains itself; leave out the tree and other drafters"
+                f"the trained head {self.plan.trained.kind} drafts itself; leave out drafter {self.drafter[TARGET]}"
             )
         if self.lookup == "only" and self.tree is not None:
             raise InputError("lookup=only leaves no place for a tree; use front or beside, or tree=chain")

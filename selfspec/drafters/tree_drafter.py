@@ -1,12 +1,14 @@
-"""Drafts trees with a forward of the model: several alternatives for a token, one forward for each level.
+"""Drafts trees: several alternatives for a token, one forward for each level.
 
-The shape decides how the tree grows. One forward reads all nodes of a level; each sees the text and its own branch.
+The shape decides how the tree grows. One forward of the model, or one step of a trained head, reads all nodes of a
+level; each sees the text and its own branch.
 """
 
 # B rows, W nodes of a level, K children of a node, V vocabulary
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -21,13 +23,24 @@ from selfspec.engine.forward import Forward
 from selfspec.engine.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
 from selfspec.engine.tree import tree_layout
 from selfspec.errors import InputError
+from selfspec.skipping.trimmed_head import TextRows
 
 PRIOR_ROUNDS = 4.0  # the rate starts at 1 (plain decoding) with this weight; chosen, not tuned
 
 
 @dataclass(slots=True)
-class _Growing:
-    """The tree of one row."""
+class Growing:
+    """The tree of one row while it grows.
+
+    Attributes:
+        row: the row.
+        start: position of its last token.
+        rate: tokens committed so far for the cost of one plain token.
+        tokens, nodes, confidences, drawn_from: of each node; `drawn_from` is empty if nothing was drawn.
+        read: nodes that the draft has read, in that order; `ROOT`, the row's last token, is the first.
+        level: nodes to read next; empty: the tree is whole.
+        n_forwards: levels read so far.
+    """
 
     row: Row
     start: int
@@ -36,8 +49,8 @@ class _Growing:
     nodes: list[Node] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     drawn_from: list[Tensor] = field(default_factory=list)
-    read: list[int] = field(default_factory=list)  # nodes that the draft has read, in the order of their slots
-    level: list[int] = field(default_factory=list)  # nodes to read next; ROOT is the row's last token
+    read: list[int] = field(default_factory=list)
+    level: list[int] = field(default_factory=list)
     n_forwards: int = 0
 
     def path(self, node: int) -> list[int]:
@@ -55,26 +68,23 @@ class _Growing:
         return Draft([self.tokens[i] for i in nodes], [place[self.nodes[i].parent] for i in nodes])
 
 
-@dataclass(frozen=True, slots=True)
-class TreeDraft(BaseDrafter):
-    """Drafts trees with a forward that shares the target's cache.
+class LevelDraft(BaseDrafter, ABC):
+    """Drafts trees level by level; a subclass reads a level.
 
     Attributes:
-        forward: the draft.
         shape: decides how a tree grows.
         sample: draw siblings from the draft's distribution without replacement, if the target samples and the shape is
             fixed; otherwise they are the likeliest tokens, each a point mass. Both are exact.
-        name: name of the drafter, and `source` of its drafts.
+        max_depth: the longest path that it can draft; None: any.
     """
 
-    forward: Forward
     shape: TreeShape
-    sample: bool = False
-    name: str = LAYER_SKIP
-    is_replayable: ClassVar[bool] = True
-    _gains: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    sample: bool
+    max_depth: int | None = None
+    _gains: dict[int, tuple[float, float]]
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise InputError if the shape has no costs yet, or siblings cannot be drawn for it."""
         if self.sample and not self.shape.is_fixed:
             raise InputError(
                 "drawn siblings need a tree whose size does not depend on what is drawn (tree=static); take "
@@ -85,6 +95,24 @@ class TreeDraft(BaseDrafter):
                 "tree=best_first has no costs yet; a search and an evaluation measure them, or give tree.draft_cost "
                 "and tree.verify_cost, in plain tokens"
             )
+
+    @abstractmethod
+    def read_level(self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None) -> Tensor:
+        """The draft's logits after each node of the newest level, [B, W, V]; what pads short levels is not used.
+
+        Args:
+            growing: the trees, whose levels have one depth; those without a level are whole.
+            cache: of the target.
+            text_rows: see `text_rows`.
+        """
+
+    @abstractmethod
+    def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
+        """Further rows of the output head that the texts need, if it is trimmed."""
+
+    def can_draft(self, row: Row) -> bool:
+        """Whether it knows enough of a row to draft for it."""
+        return True
 
     def begin(self, row: Row, prompt: Output) -> None:
         """Begin the row with the rate of plain decoding."""
@@ -108,45 +136,19 @@ class TreeDraft(BaseDrafter):
         growing = []
         for row in rows:
             tokens, cost = self._gains.get(row.key, (1.0, 1.0))
-            tree = _Growing(row, len(row.ids) - 1, max(1.0, tokens / cost))
-            if row.limit > 0 and row.stop.begins():
+            tree = Growing(row, len(row.ids) - 1, max(1.0, tokens / cost))
+            if row.limit > 0 and self.can_draft(row) and row.stop.begins():
                 tree.level = [ROOT]
             growing.append(tree)
-        text_rows = self.forward.text_rows([row.ids for row in rows]) if any(t.level for t in growing) else None
+        text_rows = self.text_rows([row.ids for row in rows]) if any(t.level for t in growing) else None
         while any(tree.level for tree in growing):
-            logits_BWV = self._read(growing, cache, text_rows)
+            logits_BWV = self.read_level(growing, cache, text_rows)
             for tree, logits_WV in zip(growing, logits_BWV, strict=True):
                 if tree.level:
                     self._grow(tree, logits_WV)
         return [self._draft(tree) for tree in growing]
 
-    def _read(self, growing: Sequence[_Growing], cache: ClockCache, text_rows: object) -> Tensor:
-        """The draft's logits after each node of the newest level, [B, W, V]; short levels are padded."""
-        width = max(len(tree.level) for tree in growing)
-        # Slot 0 of a row is its last token; a node's slot is its index among the read nodes, plus 1.
-        begins = [len(tree.read) for tree in growing]
-        starts = [tree.start for tree in growing]
-        clocks = [start + begin for start, begin in zip(starts, begins, strict=True)]
-        drafts = [tree.as_read() for tree in growing]
-        n_new = max(begins) + width
-        positions_BT, seen_BTS, key_positions_BS = tree_layout(starts, drafts, n_new=n_new, n_keys=max(clocks) + width)
-        at_BW = torch.tensor(begins).unsqueeze(1) + torch.arange(width)
-        ids = [
-            [tree.row.ids[-1] if i == ROOT else tree.tokens[i] for i in tree.level] + [0] * (width - len(tree.level))
-            for tree in growing
-        ]
-        cache.set(clocks, width)
-        device = cache.device
-        return self.forward.tree(
-            torch.tensor(ids, device=device),
-            positions_BT=positions_BT.gather(1, at_BW).to(device),
-            seen_BTS=seen_BTS.gather(1, at_BW.unsqueeze(-1).expand(-1, -1, seen_BTS.shape[-1])).to(device),
-            key_positions_BS=key_positions_BS.to(device),
-            cache=cache,
-            text_rows=text_rows,
-        )
-
-    def _grow(self, tree: _Growing, logits_WV: Tensor) -> None:
+    def _grow(self, tree: Growing, logits_WV: Tensor) -> None:
         """Add the children of the newest level, and choose which of them form the next level."""
         parents, tree.read = tree.level, [*tree.read, *tree.level]
         tree.n_forwards += 1
@@ -162,11 +164,12 @@ class TreeDraft(BaseDrafter):
                 if draft_V is not None:
                     tree.drawn_from.append(draft_V)
         tree.level = []
-        if tree.nodes[newest[0]].depth < min(tree.row.limit, self.shape.max_depth):
+        limits = tree.row.limit, self.shape.max_depth, self.max_depth
+        if tree.nodes[newest[0]].depth < min(limit for limit in limits if limit is not None):
             tree.level = self.shape.expands(tree.nodes, newest, rate=tree.rate)
 
     def _children(
-        self, tree: _Growing, parents: Sequence[int], logits_WV: Tensor
+        self, tree: Growing, parents: Sequence[int], logits_WV: Tensor
     ) -> list[tuple[int, list[int], list[float], Tensor | None]]:
         """For each parent: tokens, their raw probabilities, and the distribution if they were drawn."""
         logits_WV = logits_WV[: len(parents)]
@@ -190,7 +193,7 @@ class TreeDraft(BaseDrafter):
         """Whether a row's siblings are drawn."""
         return self.sample and row.chooser.do_sample
 
-    def _drawn(self, tree: _Growing, parent: int, logits_V: Tensor) -> tuple[Tensor, Tensor]:
+    def _drawn(self, tree: Growing, parent: int, logits_V: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [K] drawn without replacement, in order, and the distribution of the first.
 
         Source: Gumbel top-k, Kool et al. 2019 (arXiv:1903.06059): the K largest entries of log q + Gumbel noise.
@@ -200,7 +203,7 @@ class TreeDraft(BaseDrafter):
         keys_V = draft_V.double().log() - (-noise_V.to(draft_V.device).log()).log()
         return keys_V.topk(min(self.shape.n_children, int((draft_V > 0).sum()))).indices, draft_V
 
-    def _draft(self, tree: _Growing) -> Draft:
+    def _draft(self, tree: Growing) -> Draft:
         """The draft of the kept nodes; the likeliest path comes first, so accepting it moves nothing in the cache."""
         limit = tree.row.limit
         kept = {i for i in self.shape.keeps(tree.nodes, rate=tree.rate) if tree.nodes[i].depth <= limit}
@@ -221,4 +224,55 @@ class TreeDraft(BaseDrafter):
             [tree.drawn_from[i] for i in order] if tree.drawn_from else None,
             source=self.name,
             n_forwards=tree.n_forwards,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TreeDraft(LevelDraft):
+    """Drafts trees with a forward that shares the target's cache.
+
+    Attributes:
+        forward: the draft.
+        shape, sample: see `LevelDraft`.
+        name: name of the drafter, and `source` of its drafts.
+    """
+
+    forward: Forward
+    shape: TreeShape
+    sample: bool = False
+    name: str = LAYER_SKIP
+    is_replayable: ClassVar[bool] = True
+    _gains: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
+        """See `LevelDraft.text_rows`."""
+        return self.forward.text_rows(texts)
+
+    def read_level(self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None) -> Tensor:
+        """See `LevelDraft.read_level`; one forward of all rows."""
+        width = max(len(tree.level) for tree in growing)
+        # Slot 0 of a row is its last token; a node's slot is its index among the read nodes, plus 1.
+        begins = [len(tree.read) for tree in growing]
+        starts = [tree.start for tree in growing]
+        clocks = [start + begin for start, begin in zip(starts, begins, strict=True)]
+        drafts = [tree.as_read() for tree in growing]
+        n_new = max(begins) + width
+        positions_BT, seen_BTS, key_positions_BS = tree_layout(starts, drafts, n_new=n_new, n_keys=max(clocks) + width)
+        at_BW = torch.tensor(begins).unsqueeze(1) + torch.arange(width)
+        ids = [
+            [tree.row.ids[-1] if i == ROOT else tree.tokens[i] for i in tree.level] + [0] * (width - len(tree.level))
+            for tree in growing
+        ]
+        cache.set(clocks, width)
+        device = cache.device
+        return self.forward.tree(
+            torch.tensor(ids, device=device),
+            positions_BT=positions_BT.gather(1, at_BW).to(device),
+            seen_BTS=seen_BTS.gather(1, at_BW.unsqueeze(-1).expand(-1, -1, seen_BTS.shape[-1])).to(device),
+            key_positions_BS=key_positions_BS.to(device),
+            cache=cache,
+            text_rows=text_rows,
         )

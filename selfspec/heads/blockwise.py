@@ -3,13 +3,14 @@
 They cost one small product a depth, and no attention. What they cannot know is which token was drafted before.
 """
 
-# B rows, T slots, D hidden size
+# B rows, T slots, N slots or drafted tokens of all rows, D hidden size
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu, silu
 
@@ -60,15 +61,19 @@ class Blockwise(DraftModule):
         """Nothing known yet."""
         return BlindState()
 
-    def extend(self, state: BlindState, features: Sequence[Tensor], embeds_1TD: Tensor) -> Tensor:
+    def extend(
+        self, states: Sequence[BlindState], features: Sequence[Tensor], embeds_1ND: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
         """See `DraftModule.extend`."""
-        state.feature_1D = features[0][:, -1]
-        return self._head(0, state.feature_1D)
+        for state, feature_TD in zip(states, torch.split(features[0][0], list(lengths)), strict=True):
+            state.feature_1D = feature_TD[-1:]
+        return self._head(0, _features(states, [1] * len(states)))
 
-    def step(self, state: BlindState, embed_1D: Tensor, depth: int) -> Tensor:
-        """See `DraftModule.step`; the drafted token is not read."""
-        assert state.feature_1D is not None
-        return self._head(depth, state.feature_1D)
+    def step(
+        self, states: Sequence[BlindState], parents: Sequence[Sequence[int]], embeds_ND: Tensor, depth: int
+    ) -> Tensor:
+        """See `DraftModule.step`; the drafted tokens are not read, so those of a row get the same output."""
+        return self._head(depth, _features(states, [len(row) for row in parents]))
 
     def unroll(self, features: Sequence[Tensor], embeds_BTD: Tensor, n_depths: int) -> list[Predicted]:
         """See `DraftModule.unroll`."""
@@ -79,3 +84,12 @@ class Blockwise(DraftModule):
     def _head(self, depth: int, h: Tensor) -> Tensor:
         x = self.inner[depth](h)
         return h + (self.outer[depth](relu(x)) if self.form == "stern" else silu(x))
+
+
+def _features(states: Sequence[BlindState], counts: Sequence[int]) -> Tensor:
+    """The hidden state of each row, as often as counted, [N, D]."""
+    found = []
+    for state, n in zip(states, counts, strict=True):
+        assert state.feature_1D is not None
+        found.append(state.feature_1D.expand(n, -1))
+    return torch.cat(found)

@@ -1,38 +1,21 @@
 """The drafter of a trained head: chains of tokens from the target's hidden states."""
 
-# B rows, T tokens, D hidden size, V vocabulary
+# B rows, N rows that draft on, D hidden size, V vocabulary
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfspec.drafters.chain import ChainDraft
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.protocols import Draft, Needs, Output, Row, Verdict
-from selfspec.heads.modules import DraftModule, module_of
+from selfspec.heads.modules import DraftModule
 from selfspec.heads.output import OutputHead
-from selfspec.heads.trained import OWN
-from selfspec.models.decoder import Decoder
-from selfspec.models.packing import can_pack, pack
-from selfspec.skipping.plan import DraftPlan
-from selfspec.skipping.rounding import round_linear
+from selfspec.heads.rows import HeadRows
 
 HEAD = "head"  # the source of its drafts
-
-
-@dataclass(slots=True)
-class _Slots:
-    """State of a row, and what the head has not read yet: hidden states [1, T, D] by layer, and the next tokens."""
-
-    state: Any
-    features: list[list[Tensor]]
-    tokens: list[int]
-    n_read: int = 0
 
 
 class HeadDraft(ChainDraft):
@@ -55,10 +38,9 @@ class HeadDraft(ChainDraft):
         needs_confidence: bool = True,
         name: str = HEAD,
     ) -> None:
-        self.module, self.output = module, output
+        self.module, self.output, self.rows = module, output, HeadRows(module, output)
         self.sample, self.needs_confidence, self.max_depth = sample, needs_confidence, module.max_depth
         self._name = name
-        self.slots: dict[int, _Slots] = {}  # by key of the row
 
     @property
     def name(self) -> str:
@@ -71,66 +53,37 @@ class HeadDraft(ChainDraft):
         return Needs(hidden=self.module.layers)
 
     def begin(self, row: Row, prompt: Output) -> None:
-        """Keep the hidden states of the prompt; slot i needs token i + 1."""
-        found = [prompt.hidden[layer] for layer in self.module.layers]
-        self.slots[row.key] = _Slots(self.module.begin(), [found], list(row.ids[1:]))
+        """See `HeadRows.begin`."""
+        self.rows.begin(row, prompt)
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """Keep the hidden states of the accepted tokens, whoever drafted them."""
+        """See `HeadRows.observe`."""
         super().observe(row, draft, verdict, target)
-        slots = self.slots[row.key]
-        at = [0, *(node + 1 for node in verdict.path)]
-        slots.features.append([target.hidden[layer][:, at] for layer in self.module.layers])
-        slots.tokens += [*(draft.tokens[node] for node in verdict.path), verdict.token]
+        self.rows.observe(row, draft, verdict, target)
 
     def end(self, row: Row) -> None:
         """Forget the row."""
-        self.slots.pop(row.key, None)
+        self.rows.end(row)
 
     def can_draft(self, row: Row) -> bool:
         """Whether it was told of all accepted tokens of the row."""
-        slots = self.slots.get(row.key)
-        return slots is not None and slots.n_read + len(slots.tokens) == len(row.ids) - 1
+        return self.rows.knows(row)
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """A chain for each row: depth 0 reads the hidden states of the accepted tokens, later ones the head's own."""
         chains = self.begin_chains(rows)
         text_rows = self.output.text_rows([row.ids for row in rows]) if any(chains.active) else None
         while any(chains.active):
-            hidden = {
-                b: self._next(self.slots[row.key], chains.last[b], chains.step)
-                for b, (row, on) in enumerate(zip(rows, chains.active, strict=True))
-                if on
-            }
-            unused_1D = next(iter(hidden.values()))  # of the stopped rows
-            hidden_BD = torch.cat([hidden.get(b, unused_1D) for b in range(len(rows))])
-            self.grow(chains, self.output.logits(hidden_BD, text_rows))
+            on = [b for b, active in enumerate(chains.active) if active]
+            hidden_ND = self._next([rows[b] for b in on], [chains.last[b] for b in on], chains.step)
+            hidden_BD = hidden_ND
+            if len(on) < len(rows):  # what a stopped row gets is not used
+                hidden_BD = hidden_ND.new_zeros(len(rows), hidden_ND.shape[-1])
+                hidden_BD[on] = hidden_ND
+            self.grow(chains, self.output.logits(hidden_BD.unsqueeze(1), text_rows)[:, 0])
         return chains.drafts
 
-    def _next(self, slots: _Slots, token: int, depth: int) -> Tensor:
-        if depth:
-            return self.module.step(slots.state, self.output.embed([token])[0], depth)
-        features = [torch.cat(parts, 1) for parts in zip(*slots.features, strict=True)]
-        hidden_1D = self.module.extend(slots.state, features, self.output.embed(slots.tokens))
-        slots.n_read += len(slots.tokens)
-        slots.features, slots.tokens = [], []
-        return hidden_1D
-
-
-def build_head_draft(plan: DraftPlan, decoder: Decoder, *, sample: bool, needs_confidence: bool) -> HeadDraft:
-    """The drafter of a plan with a trained head, in the plan's precision and with its trimmed output head.
-
-    Raises:
-        InputError: if the head does not fit the target, or the precision has no kernel here.
-    """
-    assert plan.trained is not None
-    module = module_of(plan.trained, decoder)
-    if plan.precision != "same":
-        for path, linear in list(module.named_modules()):
-            if type(linear) is nn.Linear:
-                module.set_submodule(path, round_linear(linear, plan.precision))
-    elif can_pack(module):
-        pack(module)
-    own = {name: tensor for name, tensor in plan.trained.weights.items() if name in OWN}
-    output = OutputHead(decoder, plan.head, plan.precision, own)
-    return HeadDraft(module, output, sample=sample, needs_confidence=needs_confidence, name=plan.trained.kind)
+    def _next(self, rows: Sequence[Row], tokens: Sequence[int], depth: int) -> Tensor:
+        if not depth:
+            return self.rows.read(rows)
+        return self.rows.step(rows, [[depth - 2]] * len(rows), [[token] for token in tokens], depth)

@@ -5,7 +5,7 @@ three layers, attention from [embedding; hidden], an output norm), the recursive
 HASS, which is EAGLE-1 with another loss, and a reconstruction of FSPAD (a gate on the features, two read-outs).
 """
 
-# B rows, T slots, D hidden size
+# B rows, T slots, N slots or drafted tokens of all rows, D hidden size
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from selfspec.errors import InputError
-from selfspec.heads.layer import DraftLayer, LayerSize, Memory, Norm, Unrolled, shifted
+from selfspec.heads.layer import DraftLayer, LayerSize, Memory, NewSlots, Norm, Unrolled, last_slots, shifted
 from selfspec.heads.modules import DraftModule, Predicted
 
 FUSIONS = ("linear", "attention", "gated")
@@ -26,11 +26,19 @@ FUSIONS = ("linear", "attention", "gated")
 
 @dataclass(slots=True)
 class EagleState:
-    """Slots of accepted tokens, the memory of keys and values, and the last output, which the next depth reads."""
+    """State of a row.
+
+    Attributes:
+        memory: keys and values of the accepted slots, and of the tokens drafted after them.
+        n_slots: number of accepted slots.
+        parents: of each drafted token its parent among them, or `ROOT`.
+        outputs_1ND: what the next depth reads, of the newest accepted slot and of each drafted token.
+    """
 
     memory: Memory = field(default_factory=Memory)
     n_slots: int = 0
-    hidden_11D: Tensor | None = None
+    parents: list[int] = field(default_factory=list)
+    outputs_1ND: Tensor | None = None
 
 
 class Eagle(DraftModule):
@@ -111,17 +119,38 @@ class Eagle(DraftModule):
         """An empty memory."""
         return EagleState()
 
-    def extend(self, state: EagleState, features: Sequence[Tensor], embeds_1TD: Tensor) -> Tensor:
+    def extend(
+        self, states: Sequence[EagleState], features: Sequence[Tensor], embeds_1ND: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
         """See `DraftModule.extend`."""
-        state.memory.n = state.n_slots
-        hidden_1TD = self._step(state, self._joined(features), embeds_1TD)
-        state.n_slots = state.memory.n
-        return self._read(state, hidden_1TD)
+        new = []
+        for state, n in zip(states, lengths, strict=True):
+            state.memory.n = state.n_slots
+            new.append(NewSlots.accepted(state.memory, n))
+            state.n_slots += n
+        hidden_1ND = self.layer.step(*self._fused(embeds_1ND, self._joined(features)), new)
+        last_1BD = last_slots(hidden_1ND, lengths)
+        for state, out in zip(states, torch.split(self.to_feature(last_1BD), 1, 1), strict=True):
+            state.parents, state.outputs_1ND = [], out
+        return self._read(last_1BD)
 
-    def step(self, state: EagleState, embed_1D: Tensor, depth: int) -> Tensor:
+    def step(
+        self, states: Sequence[EagleState], parents: Sequence[Sequence[int]], embeds_ND: Tensor, depth: int
+    ) -> Tensor:
         """See `DraftModule.step`."""
-        assert state.hidden_11D is not None
-        return self._read(state, self._step(state, state.hidden_11D, embed_1D.unsqueeze(0)))
+        new, features = [], []
+        for state, above in zip(states, parents, strict=True):
+            assert state.outputs_1ND is not None
+            features.append(state.outputs_1ND[:, [parent + 1 for parent in above]])
+            state.parents += above
+            position = state.n_slots - 1 + depth
+            new.append(NewSlots.drafted(state.memory, state.parents, len(above), position=position))
+        hidden_1ND = self.layer.step(*self._fused(embeds_ND.unsqueeze(0), torch.cat(features, 1)), new)
+        outs = torch.split(self.to_feature(hidden_1ND), [len(above) for above in parents], 1)
+        for state, out in zip(states, outs, strict=True):
+            assert state.outputs_1ND is not None
+            state.outputs_1ND = torch.cat([state.outputs_1ND, out], 1)
+        return self._read(hidden_1ND)
 
     def unroll(self, features: Sequence[Tensor], embeds_BTD: Tensor, n_depths: int) -> list[Predicted]:
         """See `DraftModule.unroll`; depth d reads the outputs of depth d - 1 at the slot before."""
@@ -149,11 +178,6 @@ class Eagle(DraftModule):
             x = x + self.down(self.up(f) * silu(self.gate(e)))
         return x, x
 
-    def _step(self, state: EagleState, feature_1TD: Tensor, embeds_1TD: Tensor) -> Tensor:
-        return self.layer.step(*self._fused(embeds_1TD, feature_1TD), state.memory)
-
-    def _read(self, state: EagleState, hidden_1TD: Tensor) -> Tensor:
-        last = hidden_1TD[:, -1:]
-        state.hidden_11D = self.to_feature(last)
-        read: Tensor = self.output_norm(self.to_head(last))[:, 0]
+    def _read(self, hidden_1ND: Tensor) -> Tensor:
+        read: Tensor = self.output_norm(self.to_head(hidden_1ND))[0]
         return read

@@ -1,11 +1,15 @@
 """One decoder layer of a draft head: grouped attention with rotary positions, and a gated MLP, as in Llama.
 
 Any target takes it, since a head reads only hidden states and embeddings. It runs in two ways. `step` is for drafting:
-new slots attend to the slots in a memory and to themselves. `unroll` is for training: the slots of depth d see the
-slots that drafting would have in its memory at that depth.
+new slots attend to the slots in their row's memory and to themselves. `unroll` is for training: the slots of depth d
+see the slots that drafting would have in its memory at that depth.
+
+In `step` the slots of all rows lie one after another, so that each weight is read once for all rows and no row is
+padded; only attention runs row by row, each over its own memory.
 """
 
-# B rows, T slots, D hidden size, H heads, G heads of keys and values, C size of a head, W width of the input, S slots
+# B rows, T slots, N slots of all rows, D hidden size, H heads, G heads of keys and values, C size of a head,
+# W width of the input, S slots of a memory
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention, silu
+
+from selfspec.engine.protocols import ROOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,51 @@ class Memory:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class NewSlots:
+    """Slots of one row that join its memory.
+
+    Attributes:
+        memory: the slots before them.
+        positions: of the new slots, [T].
+        seen: which slots each of them sees, its own included, [T, S]; None: all.
+    """
+
+    memory: Memory
+    positions: Tensor
+    seen: Tensor | None = None
+
+    @classmethod
+    def accepted(cls, memory: Memory, n: int, *, lag: int = 0) -> NewSlots:
+        """`n` slots of accepted tokens, each of which sees those before it; for `lag` see `DraftLayer.unroll`."""
+        end = memory.n + n
+        own_T1 = torch.arange(memory.n, end).unsqueeze(1)
+        if n == 1 and not lag:
+            return cls(memory, own_T1[:, 0])
+        slots_S = torch.arange(end)
+        return cls(memory, own_T1[:, 0], (slots_S <= own_T1 - lag) | (slots_S == own_T1))
+
+    @classmethod
+    def drafted(cls, memory: Memory, parents: Sequence[int], n: int, *, position: int) -> NewSlots:
+        """The last `n` drafted tokens of a row, each of which sees the accepted slots and its own branch.
+
+        Args:
+            memory: accepted slots, and drafted ones after them.
+            parents: of each drafted token its parent among them, or `ROOT`; those of the new ones are the last.
+            n: number of new ones.
+            position: position of the new ones, which are of one depth.
+        """
+        n_accepted = memory.n + n - len(parents)
+        seen = torch.zeros(n, memory.n + n, dtype=torch.bool)
+        seen[:, :n_accepted] = True
+        for row in range(n):
+            node = len(parents) - n + row
+            while node != ROOT:
+                seen[row, n_accepted + node] = True
+                node = parents[node]
+        return cls(memory, torch.full((n,), position), None if bool(seen.all()) else seen)
+
+
 @dataclass(slots=True)
 class Unrolled:
     """Keys and values of the depths so far, [B, G, T, C] each; the first is that of the true hidden states."""
@@ -111,29 +162,23 @@ class DraftLayer(nn.Module):
             angles = torch.tensor(size.angles, dtype=torch.float32)
         self.angles: Tensor = nn.Buffer(angles, persistent=False)
 
-    def step(
-        self, x_1TW: Tensor, residual_1TD: Tensor, memory: Memory, *, position: int | None = None, lag: int = 0
-    ) -> Tensor:
-        """The output [1, T, D] of T new slots, which follow those in the memory and join them.
+    def step(self, x_1NW: Tensor, residual_1ND: Tensor, rows: Sequence[NewSlots]) -> Tensor:
+        """The output [1, N, D] of new slots of several rows, which join the memories of their rows.
 
         Args:
-            x_1TW: input of the attention.
-            residual_1TD: what attention and MLP are added to.
-            memory: slots before; it changes.
-            position: position of the first new slot; None: the number of slots in the memory.
-            lag: see `unroll`.
+            x_1NW: input of the attention; the slots of a row are adjacent, rows in the order of `rows`.
+            residual_1ND: what attention and MLP are added to.
+            rows: places of the slots.
         """
-        n, first = x_1TW.shape[1], memory.n
-        place = first if position is None else position
-        q, k, v = self._projected(x_1TW, torch.arange(place, place + n, device=x_1TW.device))
-        keys, values = memory.add(k, v)
-        mask = None
-        if n > 1 or lag:
-            slots_S = torch.arange(keys.shape[2], device=q.device)
-            own_T1 = slots_S[first:, None]
-            mask = (slots_S[None, :] <= own_T1 - lag) | (slots_S[None, :] == own_T1)
-        seen = scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
-        return self._after(seen, residual_1TD)
+        lengths = [len(row.positions) for row in rows]
+        positions_N = torch.cat([row.positions for row in rows]).to(x_1NW.device)
+        parts = (torch.split(t, lengths, 2) for t in self._projected(x_1NW, positions_N))
+        seen = []
+        for row, q, k, v in zip(rows, *parts, strict=True):
+            keys, values = row.memory.add(k, v)
+            mask = None if row.seen is None else row.seen.to(q.device)
+            seen.append(scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True))
+        return self._after(torch.cat(seen, 2), residual_1ND)
 
     def unroll(self, x_BTW: Tensor, residual_BTD: Tensor, before: Unrolled, *, lag: int = 0) -> Tensor:
         """The output [B, T, D] of all slots at the next depth; their keys and values join `before`.
@@ -195,3 +240,8 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def shifted(x: Tensor, n: int) -> Tensor:
     """Of [..., T, D]: slot i holds what slot i - n held; the first n slots hold zeros."""
     return pad(x, (0, 0, n, 0))[..., : x.shape[-2], :] if n else x
+
+
+def last_slots(x_1ND: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The last slot of each row, [1, B, D], where the slots of a row are adjacent."""
+    return torch.cat([row[:, -1:] for row in torch.split(x_1ND, list(lengths), 1)], 1)

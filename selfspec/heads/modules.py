@@ -32,10 +32,13 @@ class Predicted:
     Attributes:
         to_head: what enters the output head, [B, T, D]; slot i predicts token i + 2.
         feature: estimate of the hidden state at token i + 1, [B, T, D]; None if the head makes none.
+        refined: what enters the output head after a second look, [B, T, D], which is trained as well; None if the head
+            takes none.
     """
 
     to_head: Tensor
     feature: Tensor | None = None
+    refined: Tensor | None = None
 
 
 class DraftModule(nn.Module, ABC):
@@ -63,21 +66,34 @@ class DraftModule(nn.Module, ABC):
         """The state of a new row."""
 
     @abstractmethod
-    def extend(self, state: Any, features: Sequence[Tensor], embeds_1TD: Tensor) -> Tensor:
-        """Add T slots of accepted tokens, and forget the drafted ones.
+    def extend(
+        self, states: Sequence[Any], features: Sequence[Tensor], embeds_1ND: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """Add slots of accepted tokens to several rows, and forget their drafted ones.
 
         Args:
-            state: of the row; it changes.
-            features: hidden states [1, T, D] after each of `layers`.
-            embeds_1TD: embeddings of the next tokens.
+            states: of the rows; they change.
+            features: hidden states [1, N, D] after each of `layers`, those of a row one after another.
+            embeds_1ND: embeddings of the next tokens.
+            lengths: slots of each row, at least 1; they sum to N.
 
         Returns:
-            What enters the output head at depth 0 of the last slot, [1, D].
+            What enters the output head at depth 0 of each row's last slot, [B, D].
         """
 
     @abstractmethod
-    def step(self, state: Any, embed_1D: Tensor, depth: int) -> Tensor:
-        """The next depth, from 1 on, after a drafted token with this embedding; [1, D]."""
+    def step(self, states: Sequence[Any], parents: Sequence[Sequence[int]], embeds_ND: Tensor, depth: int) -> Tensor:
+        """The next depth after drafted tokens of several rows: one for each row in a chain, a level in a tree.
+
+        Args:
+            states: of the rows; they change.
+            parents: of each row the parents of its new tokens: index among its tokens since `extend`, or `ROOT`.
+            embeds_ND: embeddings of the new tokens, those of a row one after another.
+            depth: how many drafted tokens lead to each, itself included; from 1 on.
+
+        Returns:
+            What enters the output head after each of them, [N, D].
+        """
 
     @abstractmethod
     def unroll(self, features: Sequence[Tensor], embeds_BTD: Tensor, n_depths: int) -> list[Predicted]:

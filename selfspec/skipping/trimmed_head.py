@@ -182,7 +182,11 @@ def _restored(
 
 
 def head_rows(head: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight [V, I] and bias [V] of the head; the weight of a packed head without embedding is a copy."""
+    """Weight [V, I] and bias [V] of the head; the weight of a packed head without embedding is a copy.
+
+    Raises:
+        InputError: if the head has no dense weight.
+    """
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point() or weight.is_meta:
         raise InputError(

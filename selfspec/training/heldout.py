@@ -39,12 +39,14 @@ class RoundCosts:
     """Seconds of a round in plain tokens.
 
     Attributes:
-        draft: of a drafted token.
+        draft: of a drafted token after the first.
         verify: of verifying 1, 2, 3, ... tokens, the token before the draft included.
+        overhead: of a round, besides these: the first drafted token costs more than the others.
     """
 
     draft: float
     verify: tuple[float, ...]
+    overhead: float = 0.0
 
     @property
     def one_more(self) -> float:
@@ -55,7 +57,7 @@ class RoundCosts:
     def best(self, held: HeldOut) -> tuple[float, int]:
         """The largest expected speedup over plain decoding, and the draft length that gives it."""
         lengths = range(1, min(len(held.conditional), len(self.verify) - 1) + 1)
-        speeds = {k: held.tokens_per_round(k) / (self.verify[k] + k * self.draft) for k in lengths}
+        speeds = {k: held.tokens_per_round(k) / (self.verify[k] + k * self.draft + self.overhead) for k in lengths}
         longest = max(speeds, key=lambda k: speeds[k])
         return speeds[longest], longest
 
@@ -85,7 +87,8 @@ def held_out(
         predicted = module.unroll([f.to(rows_VD.dtype) for f in batch.features], embed(batch.next_BT), n_depths)
         alive = None
         for depth, one in enumerate(predicted):
-            chosen_BT = vocabulary_V[(one.to_head @ rows_VD.T).argmax(-1)]
+            drafted_by_BTD = one.to_head if one.refined is None else one.refined
+            chosen_BT = vocabulary_V[(drafted_by_BTD @ rows_VD.T).argmax(-1)]
             right_BT = chosen_BT == batch.goal_BT
             counted_BT = batch.counts(depth)
             # a draft reaches depth d at slot i if it began at slot i - d and was right at the slots between

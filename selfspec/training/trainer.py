@@ -25,7 +25,7 @@ from selfspec.heads.modules import DraftModule
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.records.run_files import write_file
-from selfspec.training.batches import Batch, groups, read, split
+from selfspec.training.batches import Batch, check_layers, groups, read, split
 from selfspec.training.heldout import HeldOut, RoundCosts, held_out
 from selfspec.training.losses import LOSSES, OUTSIDE, Slots
 from selfspec.training.peers import ALONE, Peers
@@ -179,20 +179,23 @@ class Learner:
             is_counted = batch.counts(depth)
             if not bool(is_counted.any()):
                 continue
-            with context:
-                logits_MV = one.to_head[is_counted] @ self.rows_VD.T
-            slots = Slots(
-                logits_MV.float(),
-                self._place[batch.goal_BT[is_counted]],
-                self._place[batch.top_ids_BTK[is_counted]],
-                batch.top_logprobs_BTK[is_counted].exp(),
-                None if one.feature is None else one.feature[is_counted].float(),
-                None if batch.last_BTD is None else batch.last_BTD[is_counted].float(),
-            )
-            for name, factor in how.losses.items():
-                loss = LOSSES[name](slots)
-                total = total + factor * weight * loss
-                sums[name] += loss.item() * weight
+            for to_head in (one.to_head, one.refined):
+                if to_head is None:
+                    continue
+                with context:
+                    logits_MV = to_head[is_counted] @ self.rows_VD.T
+                slots = Slots(
+                    logits_MV.float(),
+                    self._place[batch.goal_BT[is_counted]],
+                    self._place[batch.top_ids_BTK[is_counted]],
+                    batch.top_logprobs_BTK[is_counted].exp(),
+                    None if one.feature is None else one.feature[is_counted].float(),
+                    None if batch.last_BTD is None else batch.last_BTD[is_counted].float(),
+                )
+                for name, factor in how.losses.items():
+                    loss = LOSSES[name](slots)
+                    total = total + factor * weight * loss
+                    sums[name] += loss.item() * weight
         return total, sums
 
 
@@ -284,6 +287,10 @@ class Trainer:
         self.module.load_state_dict(self.best_weights)
         return self.check()
 
+    def batches(self, *, held_out: bool) -> Iterator[Batch]:
+        """Batches of the held-out texts, or of as many that are trained on."""
+        return map(self._read, self._groups(self.held if held_out else self.texts[: len(self.held)]))
+
     def check(self) -> HeldOut:
         """Acceptance on the held-out texts."""
         return self.peers.first(self._check_alone)
@@ -292,7 +299,7 @@ class Trainer:
         self.module.eval()
         found = held_out(
             self.module,
-            map(self._read, self._groups(self.held)),
+            self.batches(held_out=True),
             self.learner.embed,
             self.vocabulary_V,
             self.learner.rows_VD,
@@ -359,20 +366,6 @@ class Trainer:
         self.module.load_state_dict(state["module"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.best_weights, self.progress = state["best"], _Progress(**state["progress"])
-
-
-def check_layers(layers: Sequence[int], stores: Sequence[Store]) -> None:
-    """Check that stores hold the hidden states that a head reads.
-
-    Raises:
-        InputError: if one lacks a layer.
-    """
-    for store in stores:
-        if not set(layers) <= set(store.layers):
-            raise InputError(
-                f"the head reads the hidden states of layers {list(layers)}, but the store {store.path} "
-                f"holds {store.layers}; collect with layers={list(layers)}"
-            )
 
 
 def _copy(module: DraftModule) -> dict[str, Tensor]:

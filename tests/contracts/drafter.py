@@ -183,5 +183,7 @@ def _states(drafter: Drafter) -> list[dict[int, object]]:
         value = getattr(drafter, name, None)
         if isinstance(value, dict):
             found.append(value)
+    if (rows := getattr(drafter, "rows", None)) is not None and not isinstance(rows, dict):
+        found.append(rows.known)
     inner = getattr(drafter, "inner", None)
     return found + (_states(inner) if inner is not None else [])

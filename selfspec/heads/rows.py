@@ -1,0 +1,79 @@
+"""What a head is told of the rows: it reads the hidden states of their accepted tokens, of all rows together."""
+
+# B rows, T tokens, N slots or drafted tokens of all rows, D hidden size
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfspec.engine.protocols import Draft, Output, Row, Verdict
+from selfspec.heads.modules import DraftModule
+from selfspec.heads.output import OutputHead
+
+
+@dataclass(slots=True)
+class _Known:
+    """State of a row, and what the head has not read yet: hidden states [1, T, D] by layer, and the next tokens."""
+
+    state: Any
+    features: list[list[Tensor]]
+    tokens: list[int]
+    n_read: int = 0
+
+
+class HeadRows:
+    """The rows of a batch as a head sees them.
+
+    Args:
+        module: the head.
+        output: embedding and output head of the target.
+    """
+
+    def __init__(self, module: DraftModule, output: OutputHead) -> None:
+        self.module, self.output = module, output
+        self.known: dict[int, _Known] = {}  # by key of the row
+
+    def begin(self, row: Row, prompt: Output) -> None:
+        """Keep the hidden states of the prompt; slot i needs token i + 1."""
+        found = [prompt.hidden[layer] for layer in self.module.layers]
+        self.known[row.key] = _Known(self.module.begin(), [found], list(row.ids[1:]))
+
+    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
+        """Keep the hidden states of the accepted tokens, whoever drafted them."""
+        known = self.known[row.key]
+        at = [0, *(node + 1 for node in verdict.path)]
+        known.features.append([target.hidden[layer][:, at] for layer in self.module.layers])
+        known.tokens += [*(draft.tokens[node] for node in verdict.path), verdict.token]
+
+    def end(self, row: Row) -> None:
+        """Forget the row."""
+        self.known.pop(row.key, None)
+
+    def knows(self, row: Row) -> bool:
+        """Whether it was told of all accepted tokens of the row."""
+        known = self.known.get(row.key)
+        return known is not None and known.n_read + len(known.tokens) == len(row.ids) - 1
+
+    def read(self, rows: Sequence[Row]) -> Tensor:
+        """Read what was accepted since the last draft: the output of depth 0, [B, D]."""
+        known = [self.known[row.key] for row in rows]
+        features = [torch.cat(parts, 1) for parts in zip(*(part for k in known for part in k.features), strict=True)]
+        embeds_1ND = self.output.embed([token for k in known for token in k.tokens])
+        lengths = [len(k.tokens) for k in known]
+        hidden_BD = self.module.extend([k.state for k in known], features, embeds_1ND, lengths)
+        for k in known:
+            k.n_read += len(k.tokens)
+            k.features, k.tokens = [], []
+        return hidden_BD
+
+    def step(
+        self, rows: Sequence[Row], parents: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], depth: int
+    ) -> Tensor:
+        """Read drafted tokens of one depth, see `DraftModule.step`; [N, D]."""
+        embeds_ND = self.output.embed([token for row in tokens for token in row])[0]
+        return self.module.step([self.known[row.key].state for row in rows], parents, embeds_ND, depth)
