@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from experiments.builders import build
+from experiments.builders.build_control import control
 from experiments.builders.build_costs import costs, measuring
 from experiments.builders.build_search import ALL
 from experiments.config.composing import option
@@ -129,7 +130,9 @@ def _draft_arm(
         spec = replace(spec, stop=calibration.tuned(name, spec))
     rule = build.stop_name(spec.stop)
     name = name or f"{_in_short(spec)}, {rule}"
-    return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=Speculator(loaded.decoder, spec))
+    speculator = Speculator(loaded.decoder, spec)
+    speculator.control = control(cfg, loaded, speculator, asked=settings.get("controller"), phase=calibration.phase)
+    return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=speculator)
 
 
 def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
@@ -162,7 +165,7 @@ def _check(name: str, settings: Mapping[str, Any]) -> None:
         raise InputError(
             f"arms.{name} has {', '.join(settings) or 'no settings'}; an arm has a skip or a lookup, or generate alone"
         )
-    idle = [key for key in ("stop", "lookup", "drafter", "tree", "tune_stop") if key in settings]
+    idle = [key for key in ("stop", "lookup", "drafter", "tree", "controller", "tune_stop") if key in settings]
     if settings.get("draft_only") and idle:
         raise InputError(f"arms.{name} has draft_only, which nothing verifies; leave out its {', '.join(idle)}")
 
@@ -227,7 +230,7 @@ class Calibration:
     """Data that arms are fitted on; each part is made when the first arm needs it."""
 
     def __init__(self, cfg: DictConfig, loaded: Loaded, phase: Phases) -> None:
-        self._cfg, self._loaded, self._decoder = cfg, loaded, loaded.decoder
+        self._cfg, self._loaded, self._decoder, self.phase = cfg, loaded, loaded.decoder, phase
         self._how: dict[str, Any] = {"cache": build.cache(cfg, loaded), "phase": phase}
 
     @cached_property

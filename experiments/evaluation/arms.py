@@ -111,6 +111,8 @@ class DraftArm:
         draft = None if spec.lookup == "only" else str(spec.plan)
         own = {"drafter": dict(spec.drafter)} if spec.drafter else {}
         own |= {"tree": spec.tree.to_dict()} if spec.tree else {}
+        control = self.speculator.control
+        own |= {"controller": control.policy.to_dict()} if control else {}
         return {
             "skip": None if self.skip is None else str(self.skip),
             "stop": self.stop,
@@ -132,6 +134,7 @@ class DraftArm:
             sampling=self.sampling,
             first_row=first_row,
             stopwatch=self.stopwatch,
+            control=self.speculator.control,
         )
         self.speculator.keep(states)
         return results
