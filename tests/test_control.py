@@ -217,6 +217,27 @@ def test_a_drafter_is_not_asked_where_nothing_may_be_drafted() -> None:
     assert max(asked(Fixed(1))) == 3
 
 
+class Wrong(BaseDrafter):
+    """Drafts what is hardly ever right, and does not say where it is from."""
+
+    def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
+        return [Draft([3] * min(row.limit, 4)) for row in rows]
+
+
+def test_a_drafter_that_is_always_wrong_is_soon_not_asked() -> None:
+    decoder = decoder_of("llama")
+    found = speculate(
+        decoder,
+        PROMPTS,
+        drafter=Wrong(),
+        stops=[Always(4).begin() for _ in PROMPTS],
+        ending=Ending(30, frozenset()),
+        control=Goodput(explore=0.0).begin(COSTS),
+    )
+    drafted = [[r.drafted for r in result.rounds] for result in found]
+    assert max(map(max, drafted)) > 0 and not any(sum(rounds[-10:]) for rounds in drafted)
+
+
 def test_rows_that_draft_nothing_take_no_part_in_the_drafts_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = decoder_of("llama")
     drafter = build_drafter(DraftSpec(DraftPlan.from_skip_set(SkipSet(decoder.n_layers)), Always(3)), decoder)

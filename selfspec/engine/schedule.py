@@ -63,7 +63,7 @@ class Sequential:
                     drafts = drafter.propose(rows, cache=cache)
                 check_drafts(drafts, rows, n_vocab=decoder.n_vocab, by=drafter.name)
             if session.control is not None and session.control.cuts:
-                drafts = _cut(session.control, standing, drafts)
+                drafts = _cut(session, standing, drafts)
             drafted_at = watch.now()
             output = read_drafts(decoder, rows, drafts, cache, hidden=drafter.needs.hidden)
             verdicts = session.verifier.judge(rows, drafts, output.logits_BTV)
@@ -90,23 +90,30 @@ def _limited(session: Session) -> list[Standing]:
     return standing
 
 
-def _cut(control: ControlState, standing: Sequence[Standing], drafts: Sequence[Draft]) -> list[Draft]:
+def _cut(session: Session, standing: Sequence[Standing], drafts: Sequence[Draft]) -> list[Draft]:
     """The drafts up to the length that the controller keeps; only chains without forwards and chance are shortened."""
     proposals = [
         Proposal(
-            draft.source,
+            _source(session.drafter, draft),
             depth(draft),
             can_cut=draft.n_forwards == 0 and draft.parents is None and draft.probabilities is None,
         )
         for draft in drafts
     ]
-    lengths = control.keeps(standing, proposals)
+    assert session.control is not None
+    lengths = session.control.keeps(standing, proposals)
     return [
         replace(draft, tokens=draft.tokens[:length], confidences=draft.confidences[:length])
         if proposal.can_cut and length < proposal.length
         else draft
         for draft, proposal, length in zip(drafts, proposals, lengths, strict=True)
     ]
+
+
+def _source(drafter: Drafter, draft: Draft) -> str:
+    """What a controller tracks a draft's acceptance under: the drafter, or the source of a draft without forwards."""
+    is_free = draft.n_forwards == 0 and getattr(drafter, "has_free_drafts", False)
+    return draft.source if is_free else drafter.name
 
 
 def _commit(
@@ -152,8 +159,8 @@ def _commit(
         )
         drafter.observe(request.row, draft, stands, _of_row(output, b, draft))
         if session.control is not None:
-            of_row = request.row.key, draft.source, depth(draft), verdict.n_accepted, len(draft.tokens)
-            judged.append(Judged(*of_row))
+            source, longest = _source(drafter, draft), depth(draft)
+            judged.append(Judged(request.row.key, source, longest, verdict.n_accepted, len(draft.tokens)))
         kinds: list[Kind] = [*(["accepted"] * verdict.n_accepted), verdict.kind(draft)]  # type: ignore[list-item]
         session.tell(request.index, tokens[:n_committed], kinds[:n_committed])
     if session.control is not None:
