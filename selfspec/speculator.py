@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from selfspec.control.base import ControlState
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import load_spec
@@ -47,6 +48,8 @@ class Speculator:
         stop: stop rule that replaces the draft's own; `DEFAULT_STOP` if there is neither.
         lookup: prompt lookup before the draft (true) or none (false); None: as in the draft.
         sample_draft: in sampling, draw drafted tokens (true) or take the likeliest (false); None: as in the draft.
+        control: decides how far each row of a batch drafts in each step, and learns from call to call; None: as far as
+            the stop rule goes.
 
     Raises:
         InputError: if there is no such draft, or it is for another model.
@@ -60,6 +63,7 @@ class Speculator:
         stop: StopPolicy | None = None,
         lookup: bool | None = None,
         sample_draft: bool | None = None,
+        control: ControlState | None = None,
     ) -> None:
         self.decoder = model if isinstance(model, Decoder) else Decoder(model)
         spec = _spec(draft, self.decoder, stop)
@@ -69,6 +73,7 @@ class Speculator:
             spec = replace(spec, sample_draft=sample_draft)
         self.spec = spec
         self.drafter = build_drafter(spec, self.decoder)
+        self.control = control
         self.states: list[StopState] = []  # by row, from the last call that had this row
 
     def __call__(
@@ -97,6 +102,7 @@ class Speculator:
             first_row=first_row,
             listener=listener,
             stopwatch=stopwatch,
+            control=self.control,
         )
         self.keep(states)
         return results

@@ -82,7 +82,23 @@ def test_a_stopped_collection_goes_on_and_half_shards_do_not_count(
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_learns_one_text_by_heart(decoder: Decoder, store: Store, name: str) -> None:
-    assert check_overfit(decoder, new(decoder, name), store, Training(bf16=False, depths=1)) >= ENOUGH
+    found = check_overfit(decoder, new(decoder, name), store, Training(bf16=False, depths=1))
+    assert found.acceptance >= ENOUGH and found.lr == Training().lr
+
+
+def test_a_head_that_diverges_is_trained_with_a_smaller_learning_rate(
+    decoder: Decoder, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an EAGLE-1 layer does on Qwen2.5's hidden states, which are large and meet no norm."""
+    tried: list[float] = []
+
+    def learnt(*args: Any) -> float:
+        tried.append(args[-1])
+        return float(args[-1] < 1e-3)
+
+    monkeypatch.setattr("selfspec.training.overfit._learnt", learnt)
+    found = check_overfit(decoder, new(decoder), store, Training(lr=1e-3))
+    assert tried == [2e-3, 5e-4] and found.lr == 2.5e-4, "what diverges at twice the learning rate is too near to it"
 
 
 def test_a_misaligned_store_is_named(decoder: Decoder, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

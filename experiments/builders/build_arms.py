@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from experiments.builders import build
+from experiments.builders.build_control import control
 from experiments.builders.build_costs import costs, measuring
 from experiments.builders.build_search import ALL
 from experiments.config.composing import option
@@ -55,7 +56,15 @@ from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
 
-_VERIFIED = ("stop", "lookup", "drafter", "tree", "accept_top", "accept_distance")  # of arms that are verified
+_VERIFIED = (
+    "stop",
+    "lookup",
+    "drafter",
+    "tree",
+    "controller",
+    "accept_top",
+    "accept_distance",
+)  # of arms that are verified
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
 
 
@@ -134,6 +143,7 @@ def _draft_arm(
     name, verifier = name or f"{_in_short(spec)}, {rule}", _verifier(name, settings, is_greedy=not common[2].do_sample)
     name += f" (approximate: {verifier})" if verifier else ""
     speculator = Speculator(loaded.decoder, spec)
+    speculator.control = control(cfg, loaded, speculator, asked=settings.get("controller"), phase=calibration.phase)
     return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=speculator, verifier=verifier)
 
 
@@ -242,7 +252,7 @@ class Calibration:
     """Data that arms are fitted on; each part is made when the first arm needs it."""
 
     def __init__(self, cfg: DictConfig, loaded: Loaded, phase: Phases) -> None:
-        self._cfg, self._loaded, self._decoder = cfg, loaded, loaded.decoder
+        self._cfg, self._loaded, self._decoder, self.phase = cfg, loaded, loaded.decoder, phase
         self._how: dict[str, Any] = {"cache": build.cache(cfg, loaded), "phase": phase}
 
     @cached_property

@@ -110,7 +110,7 @@ def costs(cfg: DictConfig, loaded: Loaded, *, phase: Phases = unwatched) -> tupl
     if cfg.costs.path:
         given = Path(cfg.costs.path)
         return CostTable.read(given), given, False
-    cache, of = build.cache(cfg, loaded), _here(cfg, loaded)
+    cache, of = build.cache(cfg, loaded), place_and_time(cfg, loaded)
     path = cache.path(KIND, of) if cache else None
     table = _found(cfg, cache, of)
     if table is not None:
@@ -129,7 +129,7 @@ def costs(cfg: DictConfig, loaded: Loaded, *, phase: Phases = unwatched) -> tupl
     return table, path, True
 
 
-def _here(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
+def place_and_time(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     """What determines the seconds of a table, besides the model."""
     room = loaded.decoder.context_length - cfg.costs.max_tokens - 1
     return {
@@ -268,7 +268,7 @@ def _measured(
     """
     cache = build.cache(cfg, loaded)
     ids = None if plan.head is None else provenance.digest(str(plan.head.tolist()))
-    of = {**_here(cfg, loaded), "base": provenance.digest(table.text)}
+    of = {**place_and_time(cfg, loaded), "base": provenance.digest(table.text)}
     of |= {**what, "head": ids, "precision": plan.precision}
     known = _found(cfg, cache, of)
     if known is not None:

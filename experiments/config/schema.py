@@ -68,6 +68,7 @@ class Evaluate(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    controller: Built
     calibration: Calibration
     costs: Costs
     skip: str

@@ -112,6 +112,7 @@ class Costs:
     max_tokens: Count
     repeats: Count
     max_s: Annotated[float, Bounds(0)] | None = None
+    rows: list[Count] | None = None
     name: str = "default"
     device: str | None = None
     table: dict[str, Any] | None = None
@@ -229,6 +230,7 @@ class Arm:
     lookup: Lookup | None = None
     drafter: str | None = None
     tree: str | None = None
+    controller: str | None = None
     draft: str | None = None
     head: Count | Literal["full"] | None = None
     precision: Precision | None = None

@@ -119,6 +119,8 @@ class DraftArm:
         own: dict[str, Any] = {"drafter": dict(spec.drafter)} if spec.drafter else {}
         own |= {"tree": spec.tree.to_dict()} if spec.tree else {}
         own |= {"approximate": str(self.verifier)} if self.verifier else {}
+        control = self.speculator.control
+        own |= {"controller": control.policy.to_dict()} if control else {}
         return {
             "skip": None if self.skip is None else str(self.skip),
             "stop": self.stop,
@@ -141,6 +143,7 @@ class DraftArm:
             first_row=first_row,
             stopwatch=self.stopwatch,
             verifier=self.verifier,
+            control=self.speculator.control,
         )
         self.speculator.keep(states)
         return results

@@ -8,13 +8,14 @@ from statistics import median
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.builders import build, build_costs
+from experiments.builders import build, build_control, build_costs
 from experiments.results import figures
 from experiments.results.run_writer import open_folder
 from experiments.terminal.progress import Progress
 from search.costs.measure import check, random_sets
 from search.costs.table import CostTable
 from search.job import COSTS
+from selfspec.control import StepCosts
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records import run_files
@@ -34,12 +35,18 @@ def profile(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     progress = Progress()
     loaded = build.model(cfg, phase=progress)
     table, path, is_new = build_costs.costs(cfg, loaded, phase=progress)
+    # a table of another device, or an earlier file, comes without costs of batches
+    is_here = build_costs.given_table(cfg) is None and not cfg.costs.path
+    steps = build_control.step_costs(cfg, loaded, may_measure=is_here, phase=progress)
     place = str(path) if path else None
     facts = {"name": cfg.name, "model": cfg.model.name, "costs": place, **loaded.facts}
     config = OmegaConf.to_yaml(cfg, resolve=True)
     with open_folder(outputs, "profile", cfg.name, config=config, overrides=overrides, facts=facts) as folder:
-        run_files.write_json(folder.path / COSTS, {"costs": table.to_dict()})
+        of_batches = {build_control.STEPS: steps.to_dict()} if steps else {}
+        run_files.write_json(folder.path / COSTS, {"costs": table.to_dict(), **of_batches})
         say(_told(table))
+        if steps:
+            say(_told_of_batches(steps, table.contexts[0], list(cfg.costs.rows or (1,))))
         kept = place or f"{folder.path / COSTS}, not kept for other runs (paths.cache=null)"
         say(f"costs: {kept} ({'measured now' if is_new else 'measured before; costs.refresh=true measures anew'})")
         summary: dict[str, object] = {"verb": "profile", "costs": place, "check": None}
@@ -84,3 +91,14 @@ def _told(table: CostTable) -> str:
         f"the choice {max(0.0, table.base_s - table.head_s) * 1e3:.2f} ms\n"
         f"verifying n tokens, in plain tokens: {verify}; a round beside its forwards: {table.overhead_s * 1e3:.2f} ms"
     )
+
+
+def _told_of_batches(steps: StepCosts, context: int, rows: list[int]) -> str:
+    sizes = sorted({1, max(rows)})
+    shown = ", ".join(
+        f"{n} x {k}: {steps.verify_s(n, k, context) / steps.verify_s(1, 1, context):.2f}"
+        for n in sizes
+        for k in (1, 4, 8)
+    )
+    r2 = "unknown" if steps.r2 is None else f"{steps.r2:.3f}"
+    return f"a step of rows x tokens, in plain tokens: {shown}; R² on held-out sizes {r2}"

@@ -33,7 +33,7 @@ from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
 from selfspec.training.refining import refine
-from selfspec.training.trainer import Trainer
+from selfspec.training.trainer import CHECKPOINT, Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
 
@@ -61,9 +61,9 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     check_layers(module.layers, held)
     if not together.is_first:
         vocabulary = build_training.vocabulary(cfg, decoder, held)
-        costs = together.first(lambda: RoundCosts(0.0, ()))
+        costs, lr = together.first(lambda: (RoundCosts(0.0, ()), how.lr))
         _share_threads(together)
-        Trainer(decoder, module, held, vocabulary, how, costs, resumed, together).run()
+        Trainer(decoder, module, held, vocabulary, replace(how, lr=lr), costs, resumed, together).run()
         return outputs
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
@@ -79,9 +79,11 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             )
         tracker = stack.enter_context(build.tracking(cfg, verb="train", folder=folder.path, say=say))
         say(f"{cfg.drafter.name}: {n_weights / 1e6:.2f} M weights, {sum(s.n_tokens for s in held)} answer tokens")
-        if cfg.check_overfit and resumed is None:
-            reached = check_overfit(decoder, module, held[0], how)
-            say(f"one text by heart: acceptance {reached:.2f}, so the head is fed rightly")
+        if cfg.check_overfit and not (folder.path / CHECKPOINT).is_file():
+            checked = check_overfit(decoder, module, held[0], how)
+            lower = f"; it diverges at {2 * how.lr:g}, so it is trained with lr={checked.lr:g}" * (checked.lr < how.lr)
+            how = replace(how, lr=checked.lr)
+            say(f"one text by heart: acceptance {checked.acceptance:.2f}, so the head is fed rightly{lower}")
         vocabulary = build_training.vocabulary(cfg, decoder, held)
         plan = DraftPlan(
             SkipSet.from_bits([True] * (2 * decoder.n_layers)),
@@ -90,7 +92,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             memory=build_training.memory(cfg, held),
             trained=module.value(),
         )
-        costs = together.first(lambda: _costs(cfg, loaded, plan, progress))
+        costs, _ = together.first(lambda: (_costs(cfg, loaded, plan, progress), how.lr))
         _share_threads(together)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)

@@ -23,25 +23,27 @@ class Place:
         decoder: the model.
         context: number of tokens before the timed ones.
         room: number of tokens of the longest call.
+        n_rows: rows of the cache, all with this text; more than one serve `plain` alone.
 
     Attributes:
         ids: the text.
     """
 
-    def __init__(self, decoder: Decoder, context: int, room: int) -> None:
-        self._decoder, self._context = decoder, context
+    def __init__(self, decoder: Decoder, context: int, room: int, n_rows: int = 1) -> None:
+        self._decoder, self._context, self._n_rows = decoder, context, n_rows
         # every third token is a new one
         self.ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
-        self._cache = decoder.new_cache(n_rows=1, capacity=context + room)
-        ids_1T = torch.tensor([self.ids], device=decoder.device)
-        decoder.full(ids_1T, starts=[0], cache=self._cache, n_logits=1)
+        self._cache = decoder.new_cache(n_rows=n_rows, capacity=context + room)
+        ids_BT = torch.tensor([self.ids] * n_rows, device=decoder.device)
+        decoder.full(ids_BT, starts=[0] * n_rows, cache=self._cache, n_logits=1)
 
     def plain(self, n_tokens: int = 1) -> Callable[[], None]:
-        """A call of the full forward of `n_tokens`, and of the choice of tokens."""
-        ids_1T = torch.full((1, n_tokens), 5, device=self._decoder.device)
+        """A call of the full forward of `n_tokens` in each row, and of the choice of tokens."""
+        ids_BT = torch.full((self._n_rows, n_tokens), 5, device=self._decoder.device)
+        starts = [self._context] * self._n_rows
 
         def call() -> None:
-            largest(self._decoder.full(ids_1T, starts=[self._context], cache=self._cache)).tolist()
+            largest(self._decoder.full(ids_BT, starts=starts, cache=self._cache)).tolist()
 
         return call
 

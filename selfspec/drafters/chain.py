@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from selfspec.engine.cache import ClockCache
-from selfspec.engine.forward import Forward
+from selfspec.engine.forward import BoundForward, Forward
 from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Output, Row, Verdict
 from selfspec.engine.sampling import draw, largest
 
@@ -149,7 +149,14 @@ class ModelDraft(ChainDraft):
     is_replayable: ClassVar[bool] = True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """A chain for each row."""
+        """A chain for each row; rows before the first and behind the last one that drafts take no part in a forward."""
+        drafting = [b for b, row in enumerate(rows) if row.limit > 0 and row.stop.begins()]
+        # a recorded forward keeps its cache at fixed addresses, and has no view of a part of it
+        if drafting and drafting[-1] - drafting[0] + 1 < len(rows) and isinstance(self.forward, BoundForward):
+            first, last = drafting[0], drafting[-1] + 1
+            found = self.propose(rows[first:last], cache=cache.part(first, last))
+            nothing = [Draft(confidences=[], source=self.name) for _ in rows]
+            return [*nothing[:first], *found, *nothing[last:]]
         chains = self.begin_chains(rows)
         starts = [len(row.ids) - 1 for row in rows]
         # Every drafted token is of the row's text or of the head's own, so these rows serve the whole draft.

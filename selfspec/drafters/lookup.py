@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice, takewhile
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -107,6 +108,7 @@ class LookupDraft(AroundDrafter):
         window: the most matches of the memory that its hit rate is computed from.
         reach_tokens: how far back these matches may lie.
         min_hit_rate: the fraction of these matches that must be right, between 0 and 1.
+        has_free_drafts: always.
 
     Raises:
         InputError: if the lengths leave nothing to search for or to propose.
@@ -128,6 +130,7 @@ class LookupDraft(AroundDrafter):
     window: int = 16
     reach_tokens: int = 64
     min_hit_rate: float = 0.2
+    has_free_drafts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1 or not 1 <= self.min_ngram <= self.max_ngram:
@@ -146,7 +149,7 @@ class LookupDraft(AroundDrafter):
         found = [self.following(row.ids, row.limit) for row in rows]
         if all(found):
             return [Draft(tokens, source=LOOKUP) for tokens in found]
-        left = [replace(row, limit=0) if tokens else row for row, tokens in zip(rows, found, strict=True)]
+        left = [replace(row, limit=0) if tokens else row.within_paid() for row, tokens in zip(rows, found, strict=True)]
         drafted = self.inner.propose(left, cache=cache)
         return [Draft(tokens, source=LOOKUP) if tokens else draft for tokens, draft in zip(found, drafted, strict=True)]
 

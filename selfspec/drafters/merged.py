@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from selfspec.drafters.lookup import LOOKUP, LookupDraft
 from selfspec.engine.cache import ClockCache
@@ -25,17 +26,19 @@ class MergedDraft(AroundDrafter):
     Attributes:
         lookup: proposes one branch; its own `inner` is not used.
         inner: proposes the other branch.
+        has_free_drafts: always.
     """
 
     lookup: LookupDraft
     inner: Drafter
+    has_free_drafts: ClassVar[bool] = True
     # drafts of `inner`, by row
     _own: dict[int, Draft] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """The merged draft of each row."""
         found = [self.lookup.following(row.ids, row.limit) for row in rows]
-        drafted = self.inner.propose(rows, cache=cache)
+        drafted = self.inner.propose([row.within_paid() for row in rows], cache=cache)
         self._own.update({row.key: draft for row, draft in zip(rows, drafted, strict=True)})
         return [
             merged(draft, Draft(tokens, source=LOOKUP)) if tokens else draft
@@ -44,7 +47,7 @@ class MergedDraft(AroundDrafter):
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
         """Pass the verdict on its own nodes, which come first, to `inner`."""
-        own = self._own[row.key]
+        own = self._own.pop(row.key, Draft())  # none if nobody was asked for a draft
         path = [node for node in verdict.path if node < len(own.tokens)]
         self.inner.observe(row, own, Verdict(path, verdict.token), target)
 

@@ -189,6 +189,22 @@ class ClockCache(Cache):  # type: ignore[misc]
             found._grow(capacity)
         return found
 
+    def part(self, first: int, last: int) -> ClockCache:
+        """The rows `first` to `last` (exclusive), for a draft: what is written there is written here.
+
+        It keeps the guard of this cache. If it must grow, it goes on with a copy, which loses nothing: a verification
+        writes the keys of a draft anew.
+        """
+        found = ClockCache(len(self.layers), n_rows=last - first, capacity=self.capacity, device=self.device)
+        found.clocks = self.clocks[first:last]
+        if self._guard is not None:
+            committed, by = self._guard
+            found._guard = committed[first:last], by
+        for view, layer in zip(found.layers, self.layers, strict=True):
+            if layer.is_initialized:
+                view.restore(layer.keys[first:last], layer.values[first:last], layer.device)
+        return found
+
     def keep(self, rows: Sequence[int]) -> None:
         """Keep `rows`, in this order, and drop the others."""
         if len(rows) == len(self.clocks):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from selfspec.control.base import ControlState
 from selfspec.drafters.chain import NoDraft
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.masks import check_batches
@@ -75,6 +76,7 @@ def speculate(
     stopwatch: Stopwatch | None = None,
     verifier: Verifier | None = None,
     schedule: Schedule | None = None,
+    control: ControlState | None = None,
     prefix: Prefix | None = None,
 ) -> list[DecodeResult]:
     """The target's own output for each prompt, with fewer forwards of the target.
@@ -92,6 +94,7 @@ def speculate(
         stopwatch: measures the seconds.
         verifier: decides which tokens are accepted; None: `verify.Exact`, by the settings of `sampling`.
         schedule: order of drafting and verifying; None: `schedule.Sequential`.
+        control: decides in each step how far each row drafts, and learns from it; None: as far as the stop rules go.
         prefix: a beginning of prompts that was read before; prompts with another one are read as a whole, and so are
             all if the drafter needs hidden states.
 
@@ -118,7 +121,7 @@ def speculate(
     if live:
         cache = ClockCache.stack([c for c, r in zip(caches, requests, strict=True) if r.finish is None])
         del caches
-        session = Session(decoder, drafter, verifier or Exact(by_block), live, cache, watch, tell)
+        session = Session(decoder, drafter, verifier or Exact(by_block), live, cache, watch, tell, control)
         (schedule or Sequential()).run(session)
     for request, end in zip(requests, endings, strict=True):
         if request.finish == "length" and request.n_max < end.max_new_tokens:

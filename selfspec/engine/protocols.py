@@ -9,8 +9,9 @@ a drafter proposes, the output is the target's own; any object with these method
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -35,6 +36,8 @@ class Row:
         limit: length of the longest path that a draft may have, in tokens.
         stop: state of the row's stop rule; the drafter that queries it also passes the verdict to it.
         chooser: the logits processors of the run and the random streams of the row.
+        paid_limit: length of the longest path that may be drafted with forwards, if that is less than `limit`; a
+            drafter around another one passes it on as the limit (`within_paid`).
     """
 
     key: int
@@ -42,6 +45,11 @@ class Row:
     limit: int
     stop: StopState
     chooser: Chooser
+    paid_limit: int = sys.maxsize
+
+    def within_paid(self) -> Row:
+        """The row as a drafter sees it that drafts with forwards."""
+        return self if self.limit <= self.paid_limit else replace(self, limit=self.paid_limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +187,11 @@ class BaseDrafter:
     Attributes:
         is_replayable: whether a draft costs exactly its `n_forwards` forwards of the plan's draft. A search replays
             such a drafter with the costs of a table, and times any other.
+        has_free_drafts: whether some of its drafts take no forward, so that they are not limited by what forwards cost.
     """
 
     is_replayable: ClassVar[bool] = False
+    has_free_drafts: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -32,6 +32,11 @@ def depths(draft: Draft) -> list[int]:
     return found
 
 
+def depth(draft: Draft) -> int:
+    """Tokens on the longest path of a draft."""
+    return len(draft.tokens) if draft.parents is None else max(depths(draft), default=0)
+
+
 def check_drafts(drafts: Sequence[Draft], rows: Sequence[Row], *, n_vocab: int, by: str) -> None:
     """Check that the target can verify the drafts.
 
@@ -58,7 +63,7 @@ def _what_is_wrong(draft: Draft, limit: int, n_vocab: int) -> str | None:
         for node, parent in enumerate(draft.parents):
             if not ROOT <= parent < node:
                 return f"gave node {node} the parent {parent}; a parent comes before its children, and the root is -1"
-    longest = max(depths(draft), default=0)
+    longest = depth(draft)
     if longest > limit:
         return f"drafted {longest} tokens, and the limit is {limit}"
     if draft.confidences and len(draft.confidences) != n:

@@ -6,7 +6,7 @@ One that cannot is misaligned: hidden states of another layer or shifted by a to
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,14 +21,30 @@ from selfspec.training.trainer import Learner, Training
 ENOUGH = 0.98  # acceptance at the first depth on the text that was learnt
 MAX_STEPS = 400
 CHECK_EVERY = 25
+RATES = (2.0, 0.5, 0.125)  # learning rates that are tried one after another, in those of the training
+HOPELESS = 0.3  # acceptance after a quarter of the steps below which a smaller learning rate is tried
 
 
-def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Training, *, lr: float = 2e-3) -> float:
-    """Train a copy of the head on the first text of a store; returns the acceptance at the first depth.
+@dataclass(frozen=True, slots=True)
+class Overfit:
+    """What the check found.
+
+    Attributes:
+        acceptance: at the first depth, on the text that was learnt.
+        lr: learning rate for the training: that of the settings, or a smaller one where the head diverges at twice it,
+            as heads without norms do on large hidden states.
+    """
+
+    acceptance: float
+    lr: float
+
+
+def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Training) -> Overfit:
+    """Train a copy of the head on the first text of a store.
 
     Raises:
-        InputError: if no text is long enough, or if it stays below `ENOUGH`; the line says which shift of the hidden
-            states does better, if one does.
+        InputError: if no text is long enough, or if the acceptance stays below `ENOUGH` at each learning rate; the line
+            says which shift of the hidden states does better, if one does.
     """
     text = next((store.text(i) for i in range(len(store)) if len(store.text(i, ()).tokens) > 3), None)
     if text is None:
@@ -38,18 +54,24 @@ def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Trai
     ids = torch.tensor(
         sorted({*text.top_ids[:, 0].tolist(), *text.ids.tolist()})
     )  # every token of the text can be scored
-    reached = {}
-    for shift in (0, 1, -1):
-        batch = batch_of([text], module.layers, max_slots=how.max_slots)
-        reached[shift] = _learnt(decoder, copy.deepcopy(module), _shifted(batch, shift), ids, how, lr)
-        if shift == 0 and reached[0] >= ENOUGH:
-            return reached[0]
+    batch = batch_of([text], module.layers, max_slots=how.max_slots)
+
+    def learnt(shift: int, rate: float) -> float:
+        return _learnt(decoder, copy.deepcopy(module), _shifted(batch, shift), ids, how, rate * how.lr)
+
+    by_rate = {}
+    for rate in RATES:
+        by_rate[rate] = learnt(0, rate)
+        if by_rate[rate] >= ENOUGH:
+            return Overfit(by_rate[rate], how.lr * rate / RATES[0])
+    rate = max(by_rate, key=lambda rate: by_rate[rate])
+    reached = {0: by_rate[rate], **{shift: learnt(shift, rate) for shift in (1, -1)}}
     best = max(reached, key=lambda shift: reached[shift])
     hint = f"; shifted by {best} it reaches {reached[best]:.2f}, so the hidden states are shifted" if best else ""
     raise InputError(
         f"the head cannot learn one text by heart: acceptance {reached[0]:.2f} after {MAX_STEPS} steps, {ENOUGH} is "
-        f"usual{hint}; look at the layers ({list(module.layers)}), the template and the learning rate ({lr}), or set "
-        "check_overfit=false"
+        f"usual{hint}; look at the layers ({list(module.layers)}), the template and the learning rate (down to "
+        f"{RATES[-1] * how.lr:g} was tried), or set check_overfit=false"
     )
 
 
@@ -65,7 +87,7 @@ def _learnt(
             found = held_out(module, [batch], learner.embed, ids_V, learner.rows_VD, n_depths=1)
             module.train()
             reached = found.conditional[0]
-            if reached >= ENOUGH:
+            if reached >= ENOUGH or (step >= MAX_STEPS // 4 and reached < HOPELESS):
                 break
     return reached
 

@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +358,7 @@ class Trainer:
             "optimizer": self.learner.optimizer.state_dict(),
             "best": self.best_weights,
             "progress": {name: getattr(self.progress, name) for name in _Progress.__slots__},
+            "lr": self.how.lr,  # the check before a training may have lowered it
         }
         write_file(file, lambda opened: torch.save(state, opened))  # to a path, torch hides why a disk refuses it
 
@@ -366,6 +367,7 @@ class Trainer:
         self.module.load_state_dict(state["module"])
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.best_weights, self.progress = state["best"], _Progress(**state["progress"])
+        self.how = replace(self.how, lr=state.get("lr", self.how.lr))
 
 
 def _copy(module: DraftModule) -> dict[str, Tensor]:
