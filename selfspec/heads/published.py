@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +71,7 @@ def published_folder(path: Path) -> Path | None:
     Its `config.json` names the format, or describes a model of one layer.
     """
     folder = path.parent if path.name == CONFIG else path
-    if not (folder / CONFIG).is_file():
+    if not os.path.isfile(folder / CONFIG):  # which also takes a written set that is longer than any file name
         return None
     body = _config(folder)
     return folder if TYPE in body or body.get("num_hidden_layers") == 1 else None
