@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfspec.heads.layer import shifted
-from selfspec.heads.modules import DraftModule
+from selfspec.heads.modules import Trainable
 from selfspec.training.batches import Batch
 
 
@@ -62,7 +62,7 @@ class RoundCosts:
 
 @torch.no_grad()
 def held_out(
-    module: DraftModule,
+    module: Trainable,
     batches: Iterable[Batch],
     embed: Callable[[Tensor], Tensor],
     vocabulary_V: Tensor,
@@ -73,7 +73,7 @@ def held_out(
     """Judge the drafts that begin at every slot of the texts.
 
     Args:
-        module: the head.
+        module: the head, or the trained parts of a draft.
         batches: held-out texts.
         embed: from token ids [B, T] to embeddings [B, T, D].
         vocabulary_V: ids of the tokens that the draft scores.
@@ -82,10 +82,11 @@ def held_out(
     """
     n_reached, n_right = [0] * n_depths, [0] * n_depths
     for batch in batches:
-        predicted = module.unroll([f.to(rows_VD.dtype) for f in batch.features], embed(batch.next_BT), n_depths)
+        features = [f.to(rows_VD.dtype) for f in batch.features]
+        predicted = module.predict(batch.whole_text, features, embed, n_depths)
         alive = None
         for depth, one in enumerate(predicted):
-            chosen_BT = vocabulary_V[(one.to_head @ rows_VD.T).argmax(-1)]
+            chosen_BT = vocabulary_V[(one.to_head.to(rows_VD.dtype) @ rows_VD.T).argmax(-1)]
             right_BT = chosen_BT == batch.goal_BT
             counted_BT = batch.counts(depth)
             # a draft reaches depth d at slot i if it began at slot i - d and was right at the slots between

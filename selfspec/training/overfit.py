@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from selfspec.errors import InputError
-from selfspec.heads.modules import DraftModule
+from selfspec.heads.modules import Trainable
 from selfspec.models.decoder import Decoder
 from selfspec.training.batches import Batch, batch_of
 from selfspec.training.heldout import held_out
@@ -23,7 +23,7 @@ MAX_STEPS = 400
 CHECK_EVERY = 25
 
 
-def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Training, *, lr: float = 2e-3) -> float:
+def check_overfit(decoder: Decoder, module: Trainable, store: Store, how: Training, *, lr: float = 2e-3) -> float:
     """Train a copy of the head on the first text of a store; returns the acceptance at the first depth.
 
     Raises:
@@ -34,7 +34,7 @@ def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Trai
         sorted({*text.top_ids[:, 0].tolist(), *text.ids.tolist()})
     )  # every token of the text can be scored
     reached = {}
-    for shift in (0, 1, -1):
+    for shift in (0, 1, -1) if module.layers else (0,):
         batch = batch_of([text], module.layers, max_slots=how.max_slots)
         reached[shift] = _learnt(decoder, copy.deepcopy(module), _shifted(batch, shift), ids, how, lr)
         if shift == 0 and reached[0] >= ENOUGH:
@@ -48,9 +48,7 @@ def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Trai
     )
 
 
-def _learnt(
-    decoder: Decoder, module: DraftModule, batch: Batch, ids_V: torch.Tensor, how: Training, lr: float
-) -> float:
+def _learnt(decoder: Decoder, module: Trainable, batch: Batch, ids_V: torch.Tensor, how: Training, lr: float) -> float:
     learner = Learner(decoder, module, ids_V, how)
     reached = 0.0
     for step in range(1, MAX_STEPS + 1):

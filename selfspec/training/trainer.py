@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from selfspec.errors import InputError
-from selfspec.heads.modules import DraftModule
+from selfspec.heads.modules import Trainable
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.training.batches import Batch, groups, read, split
@@ -96,7 +96,7 @@ class Learner:
         how: settings.
     """
 
-    def __init__(self, decoder: Decoder, module: DraftModule, vocabulary_V: Tensor, how: Training) -> None:
+    def __init__(self, decoder: Decoder, module: Trainable, vocabulary_V: Tensor, how: Training) -> None:
         self.module, self.how = module.float(), how
         model: Any = decoder.model
         self._embedding: Any = model.get_input_embeddings()
@@ -141,7 +141,7 @@ class Learner:
             features = [f + (torch.rand(f.shape, generator=rng) - 0.5) * how.noise for f in features]
         context = torch.autocast("cpu", torch.bfloat16) if how.bf16 else nullcontext()
         with context:
-            predicted = self.module.unroll(features, self.embed(batch.next_BT), how.depths)
+            predicted = self.module.predict(batch.whole_text, features, self.embed, how.depths)
         total, sums = torch.zeros(()), dict.fromkeys(how.losses, 0.0)
         weights = [how.decay**depth for depth in range(len(predicted))]
         for depth, (one, weight) in enumerate(zip(predicted, weights, strict=True)):
@@ -149,7 +149,7 @@ class Learner:
             if not bool(is_counted.any()):
                 continue
             with context:
-                logits_MV = one.to_head[is_counted] @ self.rows_VD.T
+                logits_MV = one.to_head[is_counted].to(self.rows_VD.dtype) @ self.rows_VD.T
             slots = Slots(
                 logits_MV.float(),
                 self._place[batch.goal_BT[is_counted]],
@@ -193,7 +193,7 @@ class Trainer:
     def __init__(
         self,
         decoder: Decoder,
-        module: DraftModule,
+        module: Trainable,
         stores: Sequence[Store],
         vocabulary_V: Tensor,
         how: Training,
@@ -317,5 +317,5 @@ class Trainer:
         self.best_weights, self.progress = state["best"], _Progress(**state["progress"])
 
 
-def _copy(module: DraftModule) -> dict[str, Tensor]:
+def _copy(module: Trainable) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
