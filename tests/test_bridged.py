@@ -99,20 +99,16 @@ def test_training_begins_with_the_draft_of_linear_maps() -> None:
     assert torch.equal(logits(begun(target, "layer")), logits(linear(target, "a2 m2")))
 
 
-class BridgedContract(DrafterContract):
-    form: str
+class TestBridged(DrafterContract):
+    """A draft with a trained layer, and a gated adapter in place of the next one."""
+
     structures = ("llama", "mistral-window")
 
     def make(self, decoder: Decoder, *, sample: bool) -> Drafter:
-        return build_drafter(DraftSpec(noisy(decoder, self.form), self.rule(), sample_draft=sample), decoder)
-
-
-class TestGated(BridgedContract):
-    form = "gated_mlp"
-
-
-class TestLayer(BridgedContract):
-    form = "layer"
+        plan = replace(
+            noisy(decoder, "layer"), bridges=with_adapters(linear(decoder, "a2 m2"), "gated_mlp", 3, seed=0).bridges
+        )
+        return build_drafter(DraftSpec(plan, self.rule(), sample_draft=sample), decoder)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +122,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_training_raises_the_acceptance_and_keeps_the_target(store: Store, form: str) -> None:
     decoder = decoder_of()
     before = {name: weight.clone() for name, weight in decoder.model.state_dict().items()}
-    how = Training(bf16=False, depths=1, epochs=8, slots=256, check_every=1000, patience=None, lr=1e-2)
+    how = Training(bf16=False, depths=1, epochs=16, slots=512, check_every=1000, patience=None, lr=3e-2)
     trainer = Trainer(decoder, Bridged(decoder, begun(decoder, form)), [store], torch.arange(64), how, COSTS)
     trainer.held = trainer.texts[:12]  # noise teaches nothing about other noise
     at_first = trainer.check().conditional[0]

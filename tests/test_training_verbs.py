@@ -56,8 +56,27 @@ def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_p
         (("drafter=eagel",), "eagle"),
         (("drafter=eagle", "train.losses={hope: 1.0}"), "hope"),
         (("drafter=eagle", f"store={tmp_path}"), "no store"),
+        (("drafter=eagle", "skip=a1"), "skip is for drafter=bridged"),
+        (("drafter=bridged",), "set skip=RUN"),
     ):
         ran = command("train", *toy, f"paths.outputs={outputs}", *words)
         assert ran.status == 2 and said in ran.err and ran.err.count("\n") <= 3, ran.err
     ran = command("evaluate", *toy, "drafter=eagle", f"paths.outputs={outputs}")
     assert ran.status == 2 and "selfspec train drafter=eagle" in ran.err
+
+
+@pytest.mark.parametrize("words", [("drafter=bridged", "skip=a1-2 m1-2", "width=4"), ("drafter=kangaroo",)])
+def test_trained_parts_stand_in_for_skipped_sublayers(toy: list[str], outputs: Path, words: tuple[str, ...]) -> None:
+    ran = command("train", *toy, *SHORT, *COSTS, *words, "check_overfit=false", f"paths.outputs={outputs}")
+    assert ran.status == 0, ran.err
+    plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
+    is_layer = "drafter=kangaroo" in words
+    assert (plan["kind"], plan["skip"]) == ("bridged", "a3 m3" if is_layer else "a1-2 m1-2")
+    assert set(plan.get("tuned", {})) == ({"a2", "m2"} if is_layer else set())
+    if is_layer:
+        used = command(
+            *("evaluate", *toy, f"drafter={ran.run}", "arm=own", "stop=searched", "max_new_tokens=8"),
+            *("generate=false", "calibration.max_new_tokens=8", f"paths.outputs={outputs}"),
+        )
+        assert used.status == 0, used.err
+        assert all(f"| {arm} |" in used.out for arm in ("own", "nothing skipped", "untrained linear maps"))

@@ -13,11 +13,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.builders import build
+from experiments.builders import build, build_bridged
 from search.fitting.vocabulary import most_useful
 from selfspec.drafters.lookup import joined
 from selfspec.errors import InputError
-from selfspec.heads.modules import DraftModule, build_module, size_of
+from selfspec.heads.modules import Trainable, build_module, size_of
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
 from selfspec.training.collect import Collecting
@@ -121,8 +122,21 @@ def head_settings(cfg: DictConfig, decoder: Decoder | None = None) -> tuple[str,
     return str(head.kind), {str(key): value for key, value in settings.items()}
 
 
-def module(cfg: DictConfig, decoder: Decoder) -> DraftModule:
-    """A new head."""
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot be trained, before a model is loaded.
+
+    Raises:
+        InputError: if the drafter is not trained, or a setting is for another one.
+    """
+    if not build_bridged.is_bridged(cfg):
+        head_settings(cfg)
+
+
+def module(cfg: DictConfig, loaded: Loaded, held: Sequence[Store], *, phase: Phases = unwatched) -> Trainable:
+    """A new head, or new parts of a bridged draft; `phase` is told how the latter are fitted to the stores."""
+    if build_bridged.is_bridged(cfg):
+        return build_bridged.module(cfg, loaded, held, phase=phase)
+    decoder = loaded.decoder
     kind, settings = head_settings(cfg, decoder)
     torch.manual_seed(cfg.train.seed)
     return build_module(kind, size_of(decoder, settings.get("mlp")), settings)

@@ -119,6 +119,9 @@ class Train(Run):
     train: TrainSettings
     costs: Costs
     store: str | list[str] | None
+    skip: str | None
+    adapter: str | None
+    width: Count | None
     vocabulary: Count | None
     precision: Precision
     lookup: SearchLookup | None

@@ -1,4 +1,4 @@
-"""selfspec train drafter=...: train a draft head on stored text, and save it as a draft that every verb takes."""
+"""selfspec train drafter=...: train a draft on stored text, and save it as a draft that every verb takes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
 from experiments.verbs.resuming import config_to_resume, make_ready
 from search.costs.round_costs import round_costs
+from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import save_spec
-from selfspec.heads.drafter import build_head_draft
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.stopping import Optimal
+from selfspec.stopping import Fixed, Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.trainer import Trainer
@@ -42,11 +42,11 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     cfg = config_to_resume(resumed, "train", overrides) if resumed else cfg
     outputs = Path(cfg.paths.outputs)
     make_ready(resumed, cfg)
-    build_training.head_settings(cfg)
+    build_training.check(cfg)
     progress = Progress()
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
-    module, how = build_training.module(cfg, decoder), build_training.training(cfg)
+    module, how = build_training.module(cfg, loaded, held, phase=progress), build_training.training(cfg)
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
     facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
@@ -66,14 +66,13 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             reached = check_overfit(decoder, module, held[0], how)
             say(f"one text by heart: acceptance {reached:.2f}, so the head is fed rightly")
         vocabulary = build_training.vocabulary(cfg, decoder, held)
-        plan = DraftPlan(
+        base = DraftPlan(
             SkipSet.from_bits([True] * (2 * decoder.n_layers)),
             head=None if cfg.vocabulary is None else vocabulary,
             precision=cfg.precision,
             memory=build_training.memory(cfg, held),
-            trained=module.value(),
         )
-        costs = _costs(cfg, loaded, plan, progress)
+        costs = _costs(cfg, loaded, module.into(base), progress)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
@@ -87,13 +86,13 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
                     tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
 
             found = trainer.run(told)
-        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
+        _finish(cfg, loaded, folder, module.into(base), found, costs, trainer, say)
     return folder.path
 
 
 def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
     table, *_ = build_costs.costs(cfg, loaded, phase=progress)
-    drafter = build_head_draft(plan, loaded.decoder, sample=False, needs_confidence=False)
+    drafter = build_drafter(DraftSpec(plan, Fixed(1)), loaded.decoder)
     watch = Stopwatch(loaded.decoder.device)
     return round_costs(loaded.decoder, drafter, table, repeats=cfg.costs.repeats, stopwatch=watch)
 

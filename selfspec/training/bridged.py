@@ -94,19 +94,25 @@ class Bridged(Trainable):
         """See `Trainable.into`; weights are in the dtype of the target."""
         dtype = self._target().dtype
         with torch.no_grad():
-            bridges = {self._places[name]: part.bridge(dtype) for name, part in self.bridges.items()}
-            tuned = {self._places[name]: part.named(dtype) for name, part in self.tuned.items()}
+            bridges = {at: part.bridge(dtype) for at, part in self._maps().items()}
+            tuned = {at: part.named(dtype) for at, part in self._weights().items()}
         return replace(plan, skip=self.skip, bridges=bridges, tuned=tuned, kind=BRIDGED)
 
     def _draft(self) -> Any:
         """The draft's module tree, with the trained parts as they are now."""
         target = self._target()
         skipped = [sublayer(i) for i, bit in enumerate(self.skip.bits()) if bit]
-        copied = target.without(skipped, {self._places[name]: part for name, part in self.bridges.items()})
-        for name, part in self.tuned.items():
+        copied = target.without(skipped, self._maps())
+        for at, part in self._weights().items():
             for path, layer in part.layers.items():
-                copied.set_submodule(f"{target.paths(self._places[name])[0]}.{path.replace('/', '.')}", layer)
+                copied.set_submodule(f"{target.paths(at)[0]}.{path.replace('/', '.')}", layer)
         return copied
+
+    def _maps(self) -> dict[Sublayer, _Map]:
+        return {self._places[name]: part for name, part in self.bridges.items()}  # type: ignore[misc]
+
+    def _weights(self) -> dict[Sublayer, _Weights]:
+        return {self._places[name]: part for name, part in self.tuned.items()}  # type: ignore[misc]
 
 
 class _Map(nn.Module):
