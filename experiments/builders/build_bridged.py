@@ -62,9 +62,18 @@ def skip_set(cfg: DictConfig, loaded: Loaded) -> SkipSet:
         if keep is None:
             raise InputError("drafter=bridged trains parts in place of skipped sublayers; set skip=RUN, or a skip set")
         return SkipSet.from_bits([i >= 2 * keep for i in range(2 * n_layers)])
-    skip = build.plan(locate_draft(str(cfg.skip), Path(cfg.paths.outputs)), loaded).skip
+    return named_set(str(cfg.skip), cfg, loaded)
+
+
+def named_set(name: str, cfg: DictConfig, loaded: Loaded) -> SkipSet:
+    """The skip set of a name, see `locate_draft`.
+
+    Raises:
+        InputError: if there is none, or it skips nothing.
+    """
+    skip = build.plan(locate_draft(name, Path(cfg.paths.outputs)), loaded).skip
     if not len(skip):
-        raise InputError(f"skip={cfg.skip} skips nothing, so there is nothing to train; choose a set that does")
+        raise InputError(f"skip={name} skips nothing, so there is nothing to train; choose a set that does")
     return skip
 
 

@@ -75,13 +75,12 @@ def new_store(
     return Store.create(folder, f"{cfg.model.name}-{cfg.data.name}", content, facts=facts, seen=list(seen))
 
 
-def stores(cfg: DictConfig, loaded: Loaded) -> list[Store]:
-    """The stores that `cfg.store` names, or the newest one of this model.
+def stores(asked: str | Sequence[str] | None, cfg: DictConfig, loaded: Loaded) -> list[Store]:
+    """The stores in these folders; None: the newest one of this model.
 
     Raises:
         InputError: if there is none, or one holds text of other weights.
     """
-    asked = cfg.store
     if asked is None:
         folder = Path(cfg.paths.outputs) / STORES
         found = sorted(folder.glob(f"{cfg.model.name}-*/{NAME}"), key=lambda file: file.stat().st_mtime)
@@ -149,14 +148,14 @@ def training(cfg: DictConfig) -> Training:
     return Training(**{str(k): v for k, v in settings.items()})
 
 
-def vocabulary(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> Tensor:
-    """Ids of the tokens that the draft scores: the most frequent ones of the stores."""
-    if cfg.vocabulary is None:
+def vocabulary(size: int | None, decoder: Decoder, held: Sequence[Store]) -> Tensor:
+    """Ids of so many tokens that the draft scores, the most frequent ones of the stores; None: all."""
+    if size is None:
         return torch.arange(decoder.n_vocab)
     texts = [text for store in held for text in store.texts()]
     return most_useful(
         [t.tokens for t in texts],
-        cfg.vocabulary,
+        min(size, decoder.n_vocab),
         n_vocab=decoder.n_vocab,
         prompts=[t.prompt for t in texts],
         always=decoder.eos_ids,

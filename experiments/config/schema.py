@@ -29,6 +29,7 @@ from experiments.config.schema_groups import (
     Searcher,
     SearchLookup,
     Tracker,
+    TrainedSearch,
     TrainSettings,
 )
 
@@ -157,6 +158,7 @@ class Search(Run):
     pause: bool
     storage: str | None
     worker: Natural
+    trained: TrainedSearch | None = None
     recipe: dict[str, Any] | None = None  # only sets values of other groups
 
 

@@ -45,7 +45,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     build_training.check(cfg)
     progress = Progress()
     loaded = build.model(cfg, phase=progress)
-    decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
+    decoder, held = loaded.decoder, build_training.stores(cfg.store, cfg, loaded)
     module, how = build_training.module(cfg, loaded, held, phase=progress), build_training.training(cfg)
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
@@ -65,7 +65,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         if cfg.check_overfit and resumed is None:
             reached = check_overfit(decoder, module, held[0], how)
             say(f"one text by heart: acceptance {reached:.2f}, so the head is fed rightly")
-        vocabulary = build_training.vocabulary(cfg, decoder, held)
+        vocabulary = build_training.vocabulary(cfg.vocabulary, decoder, held)
         base = DraftPlan(
             SkipSet.from_bits([True] * (2 * decoder.n_layers)),
             head=None if cfg.vocabulary is None else vocabulary,
@@ -137,13 +137,17 @@ def _finish(
             "best_step": trainer.progress.best_step,
             "seconds": trainer.progress.seconds,
             "conditional": list(found.conditional),
+            **({} if trainer.progress.untrained is None else {"untrained": trainer.progress.untrained}),
             "n_held_out": found.n,
             "draft_cost": costs.draft,
             **row,
         }
     )
+    before = trainer.progress.untrained
     say(
-        f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup\nrun: {folder.path}\n"
+        f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup"
+        + ("" if before is None else f"; {before:.2f}x before training")
+        + f"\nrun: {folder.path}\n"
         f"try it: selfspec evaluate drafter={folder.path} stop=searched lookup=searched model={cfg.model.name} "
         f"data={cfg.data.name}"
     )

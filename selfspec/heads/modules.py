@@ -45,10 +45,12 @@ class Trainable(nn.Module, ABC):
     Attributes:
         layers: layers of the target whose hidden states it reads; -1: the input of the output head.
         max_depth: the most tokens it can draft; None: any number.
+        drafts_untrained: whether it drafts well enough before training to be judged.
     """
 
     layers: tuple[int, ...]
     max_depth: int | None = None
+    drafts_untrained: ClassVar[bool] = False
 
     @abstractmethod
     def predict(

@@ -45,6 +45,7 @@ class Bridged(Trainable):
     """
 
     layers = ()
+    drafts_untrained = True
 
     def __init__(self, decoder: Decoder, plan: DraftPlan) -> None:
         super().__init__()

@@ -42,6 +42,7 @@ class Training:
         decay: weight of depth d is decay to the power of d.
         lr, warmup, weight_decay, clip: of AdamW with a cosine schedule; `warmup` is a fraction of the steps.
         epochs: passes over the texts.
+        max_steps: steps after which training ends; None: no limit.
         max_s: seconds after which training ends; None: no limit. The schedule follows whichever limit comes first.
         slots: padded slots of a step.
         max_slots: slots of a text; of a longer one the last count.
@@ -64,6 +65,7 @@ class Training:
     weight_decay: float = 0.0
     clip: float = 0.5
     epochs: int = 8
+    max_steps: int | None = None
     max_s: float | None = None
     slots: int = 1536
     max_slots: int = 512
@@ -172,6 +174,7 @@ class _Progress:
     best: float = -math.inf
     best_step: int = 0
     n_worse: int = 0
+    untrained: float | None = None  # expected speedup before the first step, of what drafts without training
 
 
 class Trainer:
@@ -224,7 +227,8 @@ class Trainer:
     @property
     def n_steps(self) -> int:
         """Steps of the whole training, if neither time nor patience ends it."""
-        return self.how.epochs * self.steps_an_epoch
+        n_steps = self.how.epochs * self.steps_an_epoch
+        return n_steps if self.how.max_steps is None else min(n_steps, self.how.max_steps)
 
     def run(self, told: Told | None = None) -> HeldOut:
         """Train to the end; the module then has the weights of the best look at the held-out texts.
@@ -233,6 +237,8 @@ class Trainer:
             InputError: if a loss is nan; the checkpoint holds the last good weights.
         """
         tell, watch = told or (lambda row: None), Stopwatch(self.decoder.device)
+        if self.progress.step == 0 and self.module.drafts_untrained:
+            self.progress.untrained = self._look()["expected_speedup"]  # training must not make it worse
         while not self._is_over():
             for batch in self._rest_of_epoch():
                 begin = watch.now()
@@ -245,6 +251,10 @@ class Trainer:
                 tell(row)
                 if self._is_over():
                     break
+        return self.best()
+
+    def best(self) -> HeldOut:
+        """Give the module its best weights so far; returns the acceptance on the held-out texts."""
         self.module.load_state_dict(self.best_weights)
         return self.check()
 
