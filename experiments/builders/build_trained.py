@@ -44,8 +44,11 @@ from selfspec.training.trainer import Training
 
 NAMES = ("drafter", "width", "features", "depths", "skip", "adapter", "vocabulary", "precision")
 NONE, FULL, MIDDLE = "none", "full", "middle"  # words for no adapter, all tokens, and the middle third of the layers
-READS = ("recipe", "name", "threads", "model", "data", "paths", "tracker", "searcher", "finals", "trained", "space")
-READS += ("lookup", "memory", "costs", "stop", "resume")  # settings of the verb that this search reads
+# settings of the verb that this search reads
+READS = (
+    *("recipe", "name", "threads", "model", "data", "paths", "tracker", "searcher", "finals", "trained", "space"),
+    *("lookup", "memory", "costs", "stop", "resume"),
+)
 
 
 def check_words(overrides: Sequence[str]) -> None:
