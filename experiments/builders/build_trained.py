@@ -147,9 +147,9 @@ class Points:
         untrained = self._fits.plan(skip)
         adapter = str(settings.get("adapter", drafter.adapter))
         kept = {name: getattr(base, name) for name in ("head", "precision", "memory")}
-        controls["untrained linear maps"] = replace(untrained, **kept)
         if adapter == NONE:
             return Candidate(Bridged(self.loaded.decoder, untrained), base, vocabulary_V, None, controls)
+        controls["untrained linear maps"] = replace(untrained, **kept)
         width = settings.get("width") or drafter.get("width")
         plan = build_bridged.begun(
             *(skip, adapter, None if adapter == LAYER or width is None else int(width)),

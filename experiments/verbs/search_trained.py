@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -120,6 +121,8 @@ def _write(
 ) -> None:
     """Write the draft, the pictures, the front and the summary, and say what was found."""
     rows, best = result.rows, result.best
+    value = best.trial_value if best.predicted is None else best.predicted
+    value = None if math.isnan(value) else round(value, 4)
     figures.save(figures.best_so_far(rows, objective="expected_speedup"), folder.path / "search")
     figures.save(figures.pareto(rows, objective="expected_speedup"), folder.path / "pareto")
     write_front(folder.path / FRONT, rows, model=cfg.model.name, n_layers=loaded.decoder.n_layers, run=folder.id)
@@ -132,7 +135,7 @@ def _write(
         run=folder.id,
         date=provenance.now(),
         unit=UNIT,
-        value=best.trial_value,
+        value=value,
         **({"settings": dict(best.point.settings)} if best.point.settings else {}),
     )
     winner = result.raced[0].row if result.raced else None

@@ -83,7 +83,8 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """The figures, in the form of a trial's row."""
         value, length = self.costs.best(self.held)
-        accepted = (self.held.tokens_per_round(length) - 1) * self.held.n
+        n_rounds = self.held.n
+        accepted = round((self.held.tokens_per_round(length) - 1) * n_rounds)
         return {
             "value": value,
             "skip": str(self.plan.skip),
@@ -91,9 +92,11 @@ class Outcome:
             "mlp": sorted(self.plan.skip.mlp),
             "draft_cost": self.costs.draft,
             "draft_length": length,
-            "drafted": length * self.held.n,
-            "accepted": round(accepted),
-            "acceptance": accepted / (length * self.held.n),
+            "n_rounds": n_rounds,
+            "n_tokens": accepted + n_rounds,
+            "drafted": length * n_rounds,
+            "accepted": accepted,
+            "acceptance": accepted / (length * n_rounds),
             "conditional": list(self.held.conditional),
             "untrained": self.untrained,
             "steps": self.steps,

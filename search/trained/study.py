@@ -25,7 +25,7 @@ from search.study.workers import LOCK_S, open_storage, open_study, shown
 from search.trained.objective import Settings, TrainingObjective
 from selfspec.errors import DrafterError, InputError
 from selfspec.measure.stopwatch import Stopwatch
-from selfspec.records.run_files import write_text
+from selfspec.records.run_files import SCHEMA, write_text
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,8 @@ class TrainedStudy:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows of all trials anew: the study is the truth, the file a view of it."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    lines = (json.dumps({"schema": SCHEMA, **row}, ensure_ascii=False, allow_nan=False) for row in rows)
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _suggested(trial: Trial, d: Dimension) -> Value:
@@ -220,12 +221,13 @@ def _suggested(trial: Trial, d: Dimension) -> Value:
 
 def _row(trial: FrozenTrial, number: int) -> Row:
     attrs = dict(trial.user_attrs)
-    names = ("skip", "attn", "mlp", "settings", "acceptance", "value", "drafted", "accepted", "seconds", "draft_cost")
-    more = ("draft_length", "conditional", "untrained", "steps", "elapsed_s", "seed", "reason")
+    scored = ("settings", "acceptance", "value", "n_tokens", "n_rounds", "drafted", "accepted")
+    more = ("seconds", "draft_cost", "draft_length", "conditional", "untrained", "steps", "elapsed_s", "seed", "reason")
     return {
         "number": number,
         "origin": "searcher",
-        **{name: attrs.get(name) for name in (*names, *more)},
+        **{name: attrs.get(name) for name in (*scored, *more)},
+        **{name: attrs.get(name, empty) for name, empty in (("skip", "none"), ("attn", []), ("mlp", []))},
         "values": [],
         "state": STATES[trial.state],
     }

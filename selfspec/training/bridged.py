@@ -38,7 +38,7 @@ class Bridged(Trainable):
 
     Args:
         decoder: the target; its parameters are frozen.
-        plan: what training begins with.
+        plan: what training begins with; of kind `bridged`, unless it is only judged.
 
     Raises:
         InputError: if the plan has nothing to train, or the model takes no explicit mask.
@@ -54,7 +54,7 @@ class Bridged(Trainable):
         frozen = _frozen(decoder, plan)
         # in a function, so that a copy of this module has the same target
         self._target: Callable[[], Decoder] = lambda: frozen
-        self.skip = plan.skip
+        self.skip, self.kind = plan.skip, plan.kind
         self.bridges = nn.ModuleDict({format_sublayer(at): _Map(bridge) for at, bridge in plan.bridges.items()})
         self.tuned = nn.ModuleDict({format_sublayer(at): _Weights(named) for at, named in plan.tuned.items()})
         self._places = {format_sublayer(at): at for at in (*plan.bridges, *plan.tuned)}
@@ -97,7 +97,7 @@ class Bridged(Trainable):
         with torch.no_grad():
             bridges = {at: part.bridge(dtype) for at, part in self._maps().items()}
             tuned = {at: part.named(dtype) for at, part in self._weights().items()}
-        return replace(plan, skip=self.skip, bridges=bridges, tuned=tuned, kind=BRIDGED)
+        return replace(plan, skip=self.skip, bridges=bridges, tuned=tuned, kind=self.kind)
 
     def _draft(self) -> Any:
         """The draft's module tree, with the trained parts as they are now."""
