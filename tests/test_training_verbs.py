@@ -134,6 +134,8 @@ def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_p
         (("drafter=eagel",), "eagle"),
         (("drafter=eagle", "train.losses={hope: 1.0}"), "hope"),
         (("drafter=eagle", f"store={tmp_path}"), "no store"),
+        (("drafter=eagle", "skip=a1"), "skip is for drafter=bridged"),
+        (("drafter=bridged",), "set skip=RUN"),
     ):
         ran = command("train", *toy, f"paths.outputs={outputs}", *words)
         assert ran.status == 2 and said in ran.err and ran.err.count("\n") <= 3, ran.err
@@ -276,7 +278,7 @@ def test_the_vocabulary_is_of_the_texts_that_are_trained_on(tmp_path: Path) -> N
     store = made_up(tmp_path, "a", {prompt: [30 + prompt] * 4 for prompt in range(20)})
     train, held = split([store])
     decoder: Any = SimpleNamespace(n_vocab=60, eos_ids=())
-    found = build_training.vocabulary(DictConfig({"vocabulary": len(train)}), decoder, [store]).tolist()
+    found = build_training.vocabulary(len(train), decoder, [store]).tolist()
     said = {side: {store.text(i, ()).tokens[0] for _, i in texts} for side, texts in (("train", train), ("held", held))}
     assert set(found) == said["train"] and not said["held"] & set(found)
 
@@ -304,3 +306,20 @@ def test_a_memory_of_several_stores_holds_text_of_each(tmp_path: Path) -> None:
     assert found is not None and {s for s, _ in split(stores)[0]} == {0, 1}  # and training draws from both
     tokens = [token for token in found.tolist() if token >= 0]
     assert tokens == [20] * 4 + [40] * 4 + [21] * 4 + [41] * 4 + [22] * 4 + [23] * 3
+
+
+@pytest.mark.parametrize("words", [("drafter=bridged", "skip=a1-2 m1-2", "width=4"), ("drafter=kangaroo",)])
+def test_trained_parts_stand_in_for_skipped_sublayers(toy: list[str], outputs: Path, words: tuple[str, ...]) -> None:
+    ran = command("train", *toy, *SHORT, *COSTS, *words, "check_overfit=false", f"paths.outputs={outputs}")
+    assert ran.status == 0, ran.err
+    plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
+    is_layer = "drafter=kangaroo" in words
+    assert (plan["kind"], plan["skip"]) == ("bridged", "a3 m3" if is_layer else "a1-2 m1-2")
+    assert set(plan.get("tuned", {})) == ({"a2", "m2"} if is_layer else set())
+    if is_layer:
+        used = command(
+            *("evaluate", *toy, f"drafter={ran.run}", "arm=own", "stop=searched", "max_new_tokens=8"),
+            *("generate=false", "calibration.max_new_tokens=8", f"paths.outputs={outputs}"),
+        )
+        assert used.status == 0, used.err
+        assert all(f"| {arm} |" in used.out for arm in ("own", "nothing skipped", "untrained linear maps"))

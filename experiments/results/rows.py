@@ -62,6 +62,12 @@ class Trial(RowOfSchema):
     values: NotRequired[Annotated[list[float] | None, _is("value of each prompt, in the order of the prompts")]]
     stop: NotRequired[Annotated[dict[str, Any] | None, _is("stop rule, where the objective chose it for this trial")]]
     seed: NotRequired[Annotated[Count, _is("of the search")]]
+    steps: NotRequired[Annotated[Count, _is("steps of training, of a search over trained drafts")]]
+    untrained: NotRequired[Annotated[float | None, _is("value before training, of a draft that drafts untrained")]]
+    conditional: NotRequired[
+        Annotated[list[float] | None, _is("by depth: accepted on held-out texts if those before were")]
+    ]
+    draft_length: NotRequired[Annotated[Count, _is("tokens of a draft that promise the value")]]
 
 
 @with_config(_OPEN)

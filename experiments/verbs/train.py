@@ -1,4 +1,4 @@
-"""selfspec train drafter=...: train a draft head on stored text, and save it as a draft that every verb takes."""
+"""selfspec train drafter=...: train a draft on stored text, and save it as a draft that every verb takes."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     cfg = config_to_resume(resumed, "train", overrides) if resumed else cfg
     outputs = Path(cfg.paths.outputs)
     make_ready(resumed, cfg)
-    build_training.head_settings(cfg)
+    build_training.check(cfg)
     progress = Progress(None if together.is_first else Console(quiet=True))
     loaded = build.model(cfg, phase=progress)
-    decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
-    module, how = build_training.module(cfg, decoder, held), build_training.training(cfg)
+    decoder, held = loaded.decoder, build_training.stores(cfg.store, cfg, loaded)
+    module, how = build_training.module(cfg, loaded, held, phase=progress), build_training.training(cfg)
     if not together.is_first:
-        vocabulary = build_training.vocabulary(cfg, decoder, held)
+        vocabulary = build_training.vocabulary(cfg.vocabulary, decoder, held)
         costs, lr = together.first(lambda: (RoundCosts(0.0, ()), how.lr))
         _share_threads(together)
         Trainer(decoder, module, held, vocabulary, replace(how, lr=lr), costs, resumed, together).run()
@@ -82,15 +82,14 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             lower = f"; it diverges at {2 * how.lr:g}, so it is trained with lr={checked.lr:g}" * (checked.lr < how.lr)
             how = replace(how, lr=checked.lr)
             say(f"one text by heart: acceptance {checked.acceptance:.2f}, so the head is fed rightly{lower}")
-        vocabulary = build_training.vocabulary(cfg, decoder, held)
-        plan = DraftPlan(
+        vocabulary = build_training.vocabulary(cfg.vocabulary, decoder, held)
+        base = DraftPlan(
             SkipSet.from_bits([True] * (2 * decoder.n_layers)),
             head=None if cfg.vocabulary is None else vocabulary,
             precision=cfg.precision,
             memory=build_training.memory(cfg, held),
-            trained=module.value(),
         )
-        costs, _ = together.first(lambda: (_costs(cfg, loaded, plan, progress), how.lr))
+        costs, _ = together.first(lambda: (_costs(cfg, loaded, module.into(base), progress), how.lr))
         _share_threads(together)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)
@@ -111,7 +110,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             refined = refine(trainer, module)
             say(str(refined))
             found, more = refined.held_out(module.mode), {"refined": refined.to_dict()}
-        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say, more)
+        _finish(cfg, loaded, folder, module.into(base), found, costs, trainer, say, more)
     return folder.path
 
 
@@ -168,6 +167,7 @@ def _finish(
             "best_step": trainer.progress.best_step,
             "seconds": trainer.progress.seconds,
             "conditional": list(found.conditional),
+            **({} if trainer.progress.untrained is None else {"untrained": trainer.progress.untrained}),
             "n_held_out": found.n,
             "draft_cost": costs.draft,
             "round_cost": costs.overhead,
@@ -175,8 +175,11 @@ def _finish(
             **more,
         }
     )
+    before = trainer.progress.untrained
     say(
-        f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup\nrun: {folder.path}\n"
+        f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup"
+        + ("" if before is None else f"; {before:.2f}x before training")
+        + f"\nrun: {folder.path}\n"
         f"try it: selfspec evaluate drafter={folder.path} stop=searched lookup=searched model={cfg.model.name} "
         f"data={cfg.data.name}"
     )
