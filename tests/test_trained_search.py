@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import DictConfig
 
+from experiments.builders import build_trained_search
 from search.dimensions import dimensions
 from search.samplers.optuna_samplers import gp, random, tpe
 from search.trained.objective import Outcome
@@ -142,13 +144,25 @@ def test_from_space_to_race_with_controls(toy: list[str], tmp_path: Path) -> Non
     assert again.status == 0 and len((ran.run / "trials.jsonl").read_text().splitlines()) == 5, again.err
 
 
-def test_what_has_no_effect_on_a_trained_search_is_refused(toy: list[str], tmp_path: Path) -> None:
-    for words, said in (
-        (("precision=int4",), "space.precision"),
-        (("force=true",), "no effect"),
-        (("space={drafter: [layer_skip]}",), "not trained"),
-        (("space={hope: [1, 2]}",), "hope"),
-        (("training.store=nowhere",), "no store"),
+def test_what_has_no_effect_on_a_trained_search_is_refused() -> None:
+    for word, said in (
+        ("precision=int4", "space.precision"),
+        ("force=true", "no effect"),
+        ("+draft.rank=3", "no effect"),
     ):
-        ran = command("search", "recipe=trained", *toy, f"paths.outputs={tmp_path}", *words)
-        assert ran.status == 2 and said in ran.err, ran.err
+        with pytest.raises(InputError, match=said):
+            build_trained_search.check_words(["recipe=trained", word])
+    for space, said in (({"drafter": ["layer_skip"]}, "not trained"), ({"hope": [1, 2]}, "hope")):
+        with pytest.raises(InputError, match=said):
+            build_trained_search.space(DictConfig({"space": space}))
+
+
+def test_choices_of_kinds_that_are_not_searched_fall_away() -> None:
+    space = {
+        "drafter": ["eagle", "blockwise"],
+        "features": {"values": ["last", "three"], "when": {"drafter": ["eagle", "eagle3"]}},
+        "adapter": {"values": ["none", "layer"], "when": {"drafter": ["bridged"]}},
+        "width": {"values": [4, 8], "when": {"adapter": ["layer"]}},
+    }
+    found = build_trained_search.space(DictConfig({"space": space}))
+    assert [(d.name, dict(d.when)) for d in found] == [("drafter", {}), ("features", {"drafter": ("eagle",)})]
