@@ -27,6 +27,13 @@ SIZE = LayerSize(hidden=16, mlp=24, n_heads=4, n_kv_heads=2, head_size=8)
 HEADS: dict[str, tuple[str, dict[str, Any]]] = {
     "eagle": ("eagle", {}),
     "eagle3": ("eagle", {"layers": [0, 1, 2], "fusion": "attention", "input_norm": True, "output_norm": True}),
+    "eagle3.1": (
+        "eagle",
+        {
+            **{"layers": [0, 1, 2], "fusion": "attention", "input_norm": True, "output_norm": True},
+            **{"norm_before_residual": True, "norm_before_join": True, "normed_feature": True},
+        },
+    ),
     "recursive": ("eagle", {"input_norm": True, "output_norm": True}),
     "fspad": ("eagle", {"fusion": "gated", "two_readouts": True}),
     "blockwise": ("blockwise", {"k": 4}),

@@ -121,7 +121,7 @@ def test_a_head_of_the_library_drafts_the_same_here(
     scaled = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     layer = {"rope_parameters": {**scaled, "original_max_position_embeddings": 16, "rope_theta": 1e4}}
     folder = export(tmp_path, plan, decoder, model_folder)
-    edit(folder, own, norm_before_residual=True, norm_before_fc=True, layer=layer)
+    edit(folder, own, norm_before_residual=True, norm_before_fc=True, norm_output=True, layer=layer)
     found = read_published(folder, decoder)
     assert found.trained is not None and {ROWS, EMBEDDING} <= set(found.trained.weights)
     assert found.trained.settings["layer"]["angles"]

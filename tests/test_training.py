@@ -23,7 +23,7 @@ from selfspec.training.collect import Collecting, collect
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import ENOUGH, check_overfit
 from selfspec.training.store import Store
-from selfspec.training.trainer import Trainer, Training
+from selfspec.training.trainer import Learner, Trainer, Training
 from tests.test_engine import decoder_of
 from tests.test_heads import HEADS
 
@@ -143,6 +143,26 @@ def test_a_loss_that_is_nan_stops_training_and_names_the_step(decoder: Decoder, 
     with pytest.raises(InputError, match=r"the loss of step 5 is nan"):
         trainer.learner.step(trainer._read(trainer._groups(trainer.texts)[0]), 1e-3, 5)
     assert (tmp_path / "checkpoint.pt").is_file()
+
+
+def test_a_training_that_breaks_keeps_its_best_draft(
+    decoder: Decoder, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = Learner.step
+
+    def broken(learner: Learner, batch: Any, lr: float, number: int) -> Any:
+        return learner._check(number, "loss", float("nan")) if number == breaks_at else step(learner, batch, lr, number)
+
+    monkeypatch.setattr(Learner, "step", broken)
+    breaks_at = 5  # behind the look of step 3
+    trainer = run(decoder, store, None)
+    assert trainer.progress.step == 4 and "the loss of step 5 is nan" in caplog.text
+    assert "the draft is that of step 3" in caplog.text and len(caplog.records) == 1
+    for name, weight in trainer.module.state_dict().items():
+        assert torch.equal(weight, trainer.best_weights[name])
+    breaks_at = 2
+    with pytest.raises(InputError, match="the loss of step 2 is nan; train again with a smaller lr"):
+        run(decoder, store, None)
 
 
 def test_a_gradient_that_is_nan_leaves_the_weights(decoder: Decoder, store: Store) -> None:

@@ -136,6 +136,7 @@ def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_p
         (("drafter=eagle", f"store={tmp_path}"), "no store"),
         (("drafter=eagle", "skip=a1"), "skip is for drafter=bridged"),
         (("drafter=bridged",), "set skip=RUN"),
+        (("drafter=eagle3", "drafter.head.settings.layers=[3]"), "the store"),
     ):
         ran = command("train", *toy, f"paths.outputs={outputs}", *words)
         assert ran.status == 2 and said in ran.err and ran.err.count("\n") <= 3, ran.err

@@ -25,7 +25,10 @@ from selfspec.records import run_files
 
 FORMATS = ("speculators",)
 N_DRAFTED = 3  # tokens of a draft, if the run does not say how many pay
-USAGE = "selfspec export RUN format=speculators [folder=FOLDER]; RUN is the folder or the id of a training"
+USAGE = (
+    "selfspec export RUN format=speculators [folder=FOLDER] [verifier=HUB_ID]; RUN is the folder or the id of a "
+    "training, verifier= says where the other machine finds the model"
+)
 
 
 def export(words: Sequence[str], say: Callable[[str], None]) -> None:
@@ -55,7 +58,7 @@ def export(words: Sequence[str], say: Callable[[str], None]) -> None:
     facts = read_provenance(run)["run"]
     n_drafted = _n_drafted(run)
     run_files.make_writable(folder, hint="choose another with folder=FOLDER")
-    verifier = _verifier(cfg, loaded)
+    verifier = settings["verifier"] or _verifier(cfg, loaded)
     write_speculators(folder, plan, loaded.decoder, verifier=verifier, n_drafted=n_drafted)
     run_files.write_json(folder / BESIDE, {"run": run.name, "model": facts.get("model"), "seen": facts.get("seen", [])})
     n_scored = loaded.decoder.n_vocab if plan.head is None else plan.head.numel()
@@ -66,7 +69,7 @@ def export(words: Sequence[str], say: Callable[[str], None]) -> None:
 
 
 def _read(words: Sequence[str]) -> tuple[str, dict[str, str]]:
-    settings = {"format": FORMATS[0], "folder": ""}
+    settings = {"format": FORMATS[0], "folder": "", "verifier": ""}
     names = []
     for word in words:
         key, is_setting, value = word.partition("=")

@@ -28,6 +28,7 @@ from selfspec.records import run_files
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Optimal
+from selfspec.training.batches import check_layers
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
@@ -57,6 +58,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     loaded = build.model(cfg, phase=progress)
     decoder, held = loaded.decoder, build_training.stores(cfg.store, cfg, loaded)
     module, how = build_training.module(cfg, loaded, held, phase=progress), build_training.training(cfg)
+    check_layers(module.layers, held)
     if not together.is_first:
         vocabulary = build_training.vocabulary(cfg.vocabulary, decoder, held)
         costs, lr = together.first(lambda: (RoundCosts(0.0, ()), how.lr))

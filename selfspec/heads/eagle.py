@@ -56,6 +56,7 @@ class Eagle(DraftModule):
         mlp: inner size of the layer's MLP; None: the target's.
         norm_before_residual: attention and MLP are added to the normalised feature; with `fusion=attention` alone.
         norm_before_join: normalise the hidden states of all layers, joined, before the linear map.
+        normed_feature: what the next depth reads is what enters the output head, normalised (EAGLE-3.1).
         layer: sizes of the layer that differ from the target's, see `size_of`.
 
     Source: Li et al. 2024, EAGLE (arXiv:2401.15077); 2025, EAGLE-3 (arXiv:2503.01840); Zhang et al. 2024, HASS
@@ -76,6 +77,7 @@ class Eagle(DraftModule):
         mlp: int | None = None,
         norm_before_residual: bool = False,
         norm_before_join: bool = False,
+        normed_feature: bool = False,
         layer: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -92,9 +94,10 @@ class Eagle(DraftModule):
             "mlp": mlp,
         }
         # only where they are set, so that heads of before keep their digests
-        rare = {"norm_before_residual": norm_before_residual, "norm_before_join": norm_before_join, "layer": layer}
+        rare = {"norm_before_residual": norm_before_residual, "norm_before_join": norm_before_join}
+        rare |= {"normed_feature": normed_feature, "layer": layer}
         self.settings |= {name: value for name, value in rare.items() if value}
-        self.norm_before_residual = norm_before_residual
+        self.norm_before_residual, self.normed_feature = norm_before_residual, normed_feature
         self.layers = tuple(layers)
         d = size.hidden
         self.join = nn.Linear(len(layers) * d, d, bias=False) if len(layers) > 1 else nn.Identity()
@@ -130,7 +133,7 @@ class Eagle(DraftModule):
             state.n_slots += n
         hidden_1ND = self.layer.step(*self._fused(embeds_1ND, self._joined(features)), new)
         last_1BD = last_slots(hidden_1ND, lengths)
-        for state, out in zip(states, torch.split(self.to_feature(last_1BD), 1, 1), strict=True):
+        for state, out in zip(states, torch.split(self._fed_back(last_1BD), 1, 1), strict=True):
             state.parents, state.outputs_1ND = [], out
         return self._read(last_1BD)
 
@@ -146,7 +149,7 @@ class Eagle(DraftModule):
             position = state.n_slots - 1 + depth
             new.append(NewSlots.drafted(state.memory, state.parents, len(above), position=position))
         hidden_1ND = self.layer.step(*self._fused(embeds_ND.unsqueeze(0), torch.cat(features, 1)), new)
-        outs = torch.split(self.to_feature(hidden_1ND), [len(above) for above in parents], 1)
+        outs = torch.split(self._fed_back(hidden_1ND), [len(above) for above in parents], 1)
         for state, out in zip(states, outs, strict=True):
             assert state.outputs_1ND is not None
             state.outputs_1ND = torch.cat([state.outputs_1ND, out], 1)
@@ -158,7 +161,7 @@ class Eagle(DraftModule):
         for _ in range(n_depths):
             x, residual = self._fused(embeds_BTD, feature_BTD)
             hidden_BTD = self.layer.unroll(x, residual, before)
-            out = self.to_feature(hidden_BTD)
+            out = self._fed_back(hidden_BTD)
             found.append(Predicted(self.output_norm(self.to_head(hidden_BTD)), out))
             feature_BTD = shifted(out, 1)
         return found
@@ -177,6 +180,11 @@ class Eagle(DraftModule):
         if "gate" in self._modules:
             x = x + self.down(self.up(f) * silu(self.gate(e)))
         return x, x
+
+    def _fed_back(self, hidden: Tensor) -> Tensor:
+        """What the next depth reads in the place of the target's hidden state."""
+        fed: Tensor = self.output_norm(self.to_head(hidden)) if self.normed_feature else self.to_feature(hidden)
+        return fed
 
     def _read(self, hidden_1ND: Tensor) -> Tensor:
         read: Tensor = self.output_norm(self.to_head(hidden_1ND))[0]

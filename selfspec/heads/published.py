@@ -61,7 +61,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
 }
 """By algorithm: our name of a tensor, and the published one."""
 _FORMERLY = {"model.": "", "midlayer.": "layers.0.", "transformer.": "layers.0.", "fusion_fc.": "fc."}
-_UNKNOWN_SWITCHES = ("fc_norm", "norm_output", "layernorms")  # of newer heads, which compute something else
+_UNKNOWN_SWITCHES = ("fc_norm", "layernorms")  # of newer heads, which compute something else
 
 
 def published_folder(path: Path) -> Path | None:
@@ -205,6 +205,7 @@ def _settings(
         "output_norm": True,
         "norm_before_residual": bool(body.get("norm_before_residual", False)),
         "norm_before_join": "input_norm.weight" in tensors,
+        "normed_feature": bool(body.get("norm_output", False)),
         "layer": own,
     }
 

@@ -114,6 +114,7 @@ def _config(module: Eagle, n_scored: int, decoder: Decoder, verifier: str, n_dra
         "eagle_aux_hidden_state_layer_ids": [layer + 1 for layer in module.layers],  # 0 is the embedding
         "norm_before_residual": bool(settings.get("norm_before_residual", False)),
         "norm_before_fc": bool(settings.get("norm_before_join", False)),
+        "norm_output": bool(settings.get("normed_feature", False)),
         "dtype": str(decoder.dtype)[6:],
         "tie_word_embeddings": False,
     }

@@ -104,6 +104,20 @@ def _row(text: StoredText, layers: Sequence[int], max_slots: int) -> dict[str, T
     return found
 
 
+def check_layers(layers: Sequence[int], stores: Sequence[Store]) -> None:
+    """Check that stores hold the hidden states that a head reads.
+
+    Raises:
+        InputError: if one lacks a layer.
+    """
+    for store in stores:
+        if not set(layers) <= set(store.layers):
+            raise InputError(
+                f"the head reads the hidden states of layers {list(layers)}, but the store {store.path} "
+                f"holds {store.layers}; collect with layers={list(layers)}"
+            )
+
+
 def split(stores: Sequence[Store]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """(store, text) of the texts to train on and of those held out; samples of one prompt are on one side.
 

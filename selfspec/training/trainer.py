@@ -9,6 +9,7 @@ training that was stopped ends with the same weights as one that was not.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,11 +25,13 @@ from selfspec.heads.modules import Trainable
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.records.run_files import write_file
-from selfspec.training.batches import Batch, groups, read, split
+from selfspec.training.batches import Batch, check_layers, groups, read, split
 from selfspec.training.heldout import HeldOut, RoundCosts, held_out
 from selfspec.training.losses import LOSSES, OUTSIDE, Slots
 from selfspec.training.peers import ALONE, Peers
 from selfspec.training.store import Store
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.pt"
 Told = Callable[[Mapping[str, Any]], None]  # called with a row: step, loss, seconds, and now and then held-out figures
@@ -148,8 +151,7 @@ class Learner:
     def _check(self, number: int, what: str, value: float) -> None:
         if not math.isfinite(value):
             raise InputError(
-                f"the {what} of step {number} is {value}; the last checkpoint is kept: train again with a smaller lr "
-                f"(now {self.how.lr})"
+                f"the {what} of step {number} is {value}; train again with a smaller lr (now {self.how.lr})"
             )
 
     def _losses(self, batch: Batch | None, number: int) -> tuple[Tensor, dict[str, float]]:
@@ -237,20 +239,14 @@ class Trainer:
         folder: Path | None = None,
         peers: Peers = ALONE,
     ) -> None:
-        for store in stores:
-            missing = [layer for layer in module.layers if layer not in store.layers]
-            if missing:
-                raise InputError(
-                    f"the head reads the hidden states of layers {list(module.layers)}, but the store {store.path} "
-                    f"holds {store.layers}; collect with layers={list(module.layers)}"
-                )
+        check_layers(module.layers, stores)
         self.decoder, self.module, self.stores, self.how, self.costs = decoder, module.float(), stores, how, costs
         self.vocabulary_V, self.peers = vocabulary_V, peers
         self.texts, held = split(stores)
         self.held = held[: how.n_checked]
         self.learner = Learner(decoder, module, vocabulary_V, how, peers)
         self._file = None if folder is None else folder / CHECKPOINT
-        self.progress = _Progress()
+        self.progress, self._is_broken = _Progress(), False
         self.best_weights = _copy(module)
         self.steps_an_epoch = min(
             len(self._groups(self.texts, seed)) for seed in range(how.seed, how.seed + how.epochs)
@@ -267,8 +263,10 @@ class Trainer:
     def run(self, told: Told | None = None) -> HeldOut:
         """Train to the end; the module then has the weights of the best look at the held-out texts.
 
+        A loss or gradient that is nan is the end, too.
+
         Raises:
-            InputError: if a loss is nan; the checkpoint holds the last good weights.
+            InputError: if one is nan before the first look.
         """
         tell, watch = told or (lambda row: None), Stopwatch(self.decoder.device)
         if self.progress.step == 0 and self.module.drafts_untrained:
@@ -276,7 +274,14 @@ class Trainer:
         while not self._is_over():
             for batch in self._rest_of_epoch():
                 begin = watch.now()
-                losses = self.learner.step(batch, self.how.lr * self._schedule(), self.progress.step + 1)
+                try:
+                    losses = self.learner.step(batch, self.how.lr * self._schedule(), self.progress.step + 1)
+                except InputError as error:
+                    if not self.progress.best_step:
+                        raise
+                    log.warning("%s; the draft is that of step %d", error, self.progress.best_step)
+                    self._is_broken = True
+                    break
                 self.progress.seconds += self.peers.first(lambda begin=begin: watch.now() - begin)  # type: ignore[misc]
                 self.progress.step += 1
                 row: dict[str, Any] = {"step": self.progress.step, "seconds": self.progress.seconds, **losses}
@@ -328,7 +333,12 @@ class Trainer:
     def _is_over(self) -> bool:
         p, how = self.progress, self.how
         is_late = how.max_s is not None and p.seconds >= how.max_s
-        return p.step >= self.n_steps or is_late or (how.patience is not None and p.n_worse >= how.patience)
+        return (
+            self._is_broken
+            or p.step >= self.n_steps
+            or is_late
+            or (how.patience is not None and p.n_worse >= how.patience)
+        )
 
     def _groups(self, chosen: Sequence[tuple[int, int]], seed: int | None = None) -> list[list[tuple[int, int]]]:
         how = self.how
