@@ -116,7 +116,7 @@ class DraftArm:
         spec = self.speculator.spec
         memory = None if spec.plan.memory is None or not spec.lookup else len(spec.plan.memory)
         draft = None if spec.lookup == "only" else str(spec.plan)
-        own = {"drafter": dict(spec.drafter)} if spec.drafter else {}
+        own: dict[str, Any] = {"drafter": dict(spec.drafter)} if spec.drafter else {}
         own |= {"tree": spec.tree.to_dict()} if spec.tree else {}
         own |= {"approximate": str(self.verifier)} if self.verifier else {}
         return {

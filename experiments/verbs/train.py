@@ -25,7 +25,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Optimal
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
-from selfspec.training.refining import refine
+from selfspec.training.refining import costs_with, refine
 from selfspec.training.trainer import Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
@@ -74,6 +74,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         )
         table, *_ = build_costs.costs(cfg, loaded, phase=progress)
         costs = build_training.costs_of_head(cfg, decoder, plan, table)
+        costs = costs_with(costs, module) if isinstance(module, Refine) else costs
         say(f"a drafted token costs {costs.draft:.3f} plain tokens")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:

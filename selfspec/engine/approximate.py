@@ -41,7 +41,7 @@ class Lenient(ABC):
             ids = row.ids + draft.path(node)
             token, logits_V = row.chooser.greedy(ids, logits_TV[node + 1]), row.chooser.warp(ids, logits_TV[node + 1])
             children = draft.children(node)
-            best = max(children, key=lambda child: float(logits_V[draft.tokens[child]]), default=ROOT)  # noqa: B023
+            best = max(children, key=lambda child: float(logits_V[draft.tokens[child]]), default=ROOT)
             if best == ROOT or not (draft.tokens[best] == token or self.stands(draft.tokens[best], logits_V)):
                 return Verdict(path, token)
             path.append(best)

@@ -9,7 +9,7 @@ A draft is judged where the text is what the target itself chooses: there it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from selfspec.heads.refinement.lattice import Lattice, Paths
 from selfspec.heads.refinement.refine import MODES, Refine
 from selfspec.training.batches import Batch
-from selfspec.training.heldout import HeldOut
+from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.trainer import Trainer
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the n-grams; tried on training texts
@@ -87,6 +87,14 @@ class Refined:
             f"the best path through the likeliest tokens: {oracle}; the target repeats a token in "
             f"{self.repeats['target'] / self.n:.0%}; n-grams weigh {self.weight}"
         )
+
+
+def costs_with(costs: RoundCosts, module: Refine) -> RoundCosts:
+    """The costs of rounds whose drafts are `p_best` trees: a token more of each path, if no two share a beginning."""
+    if module.mode != "p_best":
+        return costs
+    last = len(costs.verify) - 1
+    return replace(costs, verify=tuple(costs.verify[min(last, k * module.n_paths)] for k in range(last + 1)))
 
 
 def block_size(counts: Sequence[int]) -> float:
