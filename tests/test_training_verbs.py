@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from selfspec.training.refining import CONTROL
 from tests.commands import command
 
 STORE = ("samples=2", "temperatures=[0.0,1.0]", "max_new_tokens=10", "batch=4")
@@ -59,7 +60,7 @@ def test_refined_heads_are_trained_judged_and_evaluated(toy: list[str], outputs:
     ran = command("train", *toy, *SHORT, *COSTS, *words)
     assert ran.status == 0, ran.err
     found = json.loads((ran.run / "summary.json").read_text())["refined"]
-    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural"}
+    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural", CONTROL}
     assert all(sum(one["accepted"]) == found["n"] > 0 and len(one["accepted"]) == 3 for one in found["modes"].values())
     # the mode may be changed afterwards: all parts are saved
     plan = (ran.run / "plan.yaml").read_text()
