@@ -21,6 +21,7 @@ from experiments.builders import build_training
 from search.costs.table import CostTable
 from selfspec.records import run_files
 from selfspec.training.batches import split
+from selfspec.training.refining import CONTROL
 from selfspec.training.store import Store, StoredText
 from tests.commands import command
 
@@ -115,7 +116,7 @@ def test_refined_heads_are_trained_judged_and_evaluated(toy: list[str], outputs:
     ran = command("train", *toy, *SHORT, *COSTS, *words)
     assert ran.status == 0, ran.err
     found = json.loads((ran.run / "summary.json").read_text())["refined"]
-    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural"}
+    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural", CONTROL}
     assert all(sum(one["accepted"]) == found["n"] > 0 and len(one["accepted"]) == 3 for one in found["modes"].values())
     # the mode may be changed afterwards: all parts are saved
     plan = (ran.run / "plan.yaml").read_text()

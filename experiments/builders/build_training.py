@@ -25,6 +25,7 @@ from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
 from selfspec.training.batches import split
 from selfspec.training.collect import Collecting
+from selfspec.training.refining import count
 from selfspec.training.store import NAME, Store
 from selfspec.training.trainer import Training
 
@@ -143,9 +144,7 @@ def module(cfg: DictConfig, loaded: Loaded, held: Sequence[Store], *, phase: Pha
     torch.manual_seed(cfg.train.seed)
     made = build_module(kind, size_of(decoder, settings), settings)
     if isinstance(made, Refine):
-        texts = [held[s].text(i, ()) for s, i in split(held)[0]]
-        n_before = made.ngrams.order - 1
-        made.ngrams.count([t.prompt[len(t.prompt) - n_before :] + t.tokens for t in texts], decoder.n_vocab)
+        count(made, held, split(held)[0], decoder.n_vocab)
     return made
 
 

@@ -32,7 +32,7 @@ from selfspec.training.batches import check_layers
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
-from selfspec.training.refining import refine
+from selfspec.training.refining import costs_with, refine
 from selfspec.training.trainer import CHECKPOINT, Trainer
 
 CURVE = "curve.jsonl"  # a row for each step
@@ -92,6 +92,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             memory=build_training.memory(cfg, held),
         )
         costs, _ = together.first(lambda: (_costs(cfg, loaded, module.into(base), progress), how.lr))
+        costs = costs_with(costs, module) if isinstance(module, Refine) else costs
         _share_threads(together)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)

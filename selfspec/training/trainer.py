@@ -297,9 +297,9 @@ class Trainer:
         self.module.load_state_dict(self.best_weights)
         return self.check()
 
-    def batches(self, *, held_out: bool) -> Iterator[Batch]:
-        """Batches of the held-out texts, or of as many that are trained on."""
-        return map(self._read, self._groups(self.held if held_out else self.texts[: len(self.held)]))
+    def batches(self, chosen: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """Batches of some texts, each (store, text)."""
+        return map(self._read, self._groups(chosen))
 
     def check(self) -> HeldOut:
         """Acceptance on the held-out texts."""
@@ -309,7 +309,7 @@ class Trainer:
         self.module.eval()
         found = held_out(
             self.module,
-            self.batches(held_out=True),
+            self.batches(self.held),
             self.learner.embed,
             self.vocabulary_V,
             self.learner.rows_VD,
