@@ -258,7 +258,7 @@ def test_a_trained_head_and_lookup_are_no_skipping_arms(outputs: Path) -> None:
     assert trained.skip_set is None and verdict_sentences([copied]) == []
     told = {"draft": "head eagle, head of 8192", "lookup": None}, {"draft": None, "lookup": "only"}
     arms_told = {arm: facts for arm, facts in zip(("t", "c"), told, strict=True)}
-    rows = [row("p", arm, 11, 1.0, 3.0, skip=arm != "plain" and "a0" or None) for arm in ("plain", "t", "c")]
+    rows = [row("p", arm, 11, 1.0, 3.0, skip=(arm != "plain" and "a0") or None) for arm in ("plain", "t", "c")]
     write_run(outputs, "evaluate/toy/kinds", rows, arms=arms_told)
     assert [r.kind for r in arms(outputs, "kinds").values()] == ["layers", "trained", "lookup"]
 

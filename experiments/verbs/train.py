@@ -28,8 +28,6 @@ from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.trainer import Trainer
 
-CURVE = "curve.jsonl"  # a row for each step
-
 
 def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
     """Train the head of `cfg`, or go on with the training that `cfg.resume` names; return the run folder.
@@ -53,7 +51,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     with ExitStack() as stack:
         if resumed is not None:
             folder = stack.enter_context(reopen_folder(resumed))
-            run_files.drop_partial_line(resumed / CURVE)
+            run_files.drop_partial_line(resumed / run_files.CURVE)
         else:
             config = OmegaConf.to_yaml(cfg, resolve=True)
             folder = stack.enter_context(
@@ -78,7 +76,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
 
             def told(row: Mapping[str, Any]) -> None:
-                run_files.append_row(folder.path / CURVE, row)
+                run_files.append_row(folder.path / run_files.CURVE, row)
                 advance()
                 if "conditional" in row:
                     say(f"step {row['step']}, {row['seconds']:.0f} s: {_text(row['conditional'], row)}")
@@ -126,7 +124,7 @@ def _finish(
         conditional=[round(a, 4) for a in found.conditional],
         **({"expected": round(speedup, 4), "unit": UNIT} if cfg.lookup is None else {}),  # lookup is not in it
     )
-    curve = run_files.read_rows(folder.path / CURVE)
+    curve = run_files.read_rows(folder.path / run_files.CURVE)
     figures.save(figures.training_curve(curve, title=f"{cfg.drafter.name}, {cfg.model.name}"), folder.path / "curve")
     row = {"expected_speedup": speedup, "draft_length": length}
     folder.finish(
