@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +16,7 @@ from experiments.results import figures
 from experiments.results.named_drafts import UNIT
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
+from experiments.tracking.of_training import show_training, step_listener
 from experiments.verbs.resuming import config_to_resume, make_ready
 from search.costs.head_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
@@ -74,18 +76,30 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
+            track = step_listener(tracker)
+            for row in _earlier(folder.path / run_files.CURVE, trainer.progress.step):
+                track(row)
 
             def told(row: Mapping[str, Any]) -> None:
                 run_files.append_row(folder.path / run_files.CURVE, row)
+                track(row)
                 advance()
                 if "conditional" in row:
                     say(f"step {row['step']}, {row['seconds']:.0f} s: {_text(row['conditional'], row)}")
-                    numbers = {f"accepted_{d}": a for d, a in enumerate(row["conditional"], 1)}
-                    tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
 
             found = trainer.run(told)
         _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say)
+        show_training(tracker, folder.path, name=cfg.name)
     return folder.path
+
+
+def _earlier(file: Path, n_steps: int) -> list[dict[str, Any]]:
+    """The rows of the steps before the checkpoint; later ones are taken again, so they leave the file."""
+    rows = run_files.read_rows(file) if file.is_file() else []
+    kept = [row for row in rows if row["step"] <= n_steps]
+    if len(kept) < len(rows):
+        run_files.write_text(file, "".join(f"{json.dumps(row)}\n" for row in kept))
+    return kept
 
 
 def _costs(cfg: DictConfig, loaded: Loaded, plan: DraftPlan, progress: Progress) -> RoundCosts:
