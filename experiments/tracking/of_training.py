@@ -37,9 +37,8 @@ def show_training(tracker: Tracker, folder: Path, *, name: str) -> None:
     """
     rows, end = read_rows(folder / run_files.CURVE, CurveStep).whole(), read_summary(folder)
     numbers = ("expected_speedup", "draft_length", "steps", "best_step", "seconds", "draft_cost", "round_cost")
-    tracker.show(
-        {f"draft/{key}": end.get(key) for key in numbers} | {f"draft/{k}": v for k, v in _by_depth(end).items()}
-    )
+    result: dict[str, Any] = {key: end.get(key) for key in numbers} | _by_depth(end)
+    tracker.show({f"draft/{key}": value for key, value in result.items()})
     seen = [row for row in rows if row.get("conditional")]
     columns = ("step", "seconds", "loss", "expected_speedup", "draft_length")
     tracker.show({"looks": Table([{key: row.get(key) for key in columns} | _by_depth(row) for row in seen])})
