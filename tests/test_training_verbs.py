@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import sys
 import traceback
@@ -41,7 +42,8 @@ def outputs(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Path) -> None:
+def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Path, tmp_path: Path) -> None:
+    outputs = Path(shutil.copytree(outputs, tmp_path / "outputs"))
     ran = command("train", *toy, *SHORT, *COSTS, "drafter=eagle", "check_overfit=false", f"paths.outputs={outputs}")
     assert ran.status == 0, ran.err
     summary = json.loads((ran.run / "summary.json").read_text())
@@ -66,7 +68,22 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
     assert used.status == 0, used.err
     assert "| tree |" in used.out
-    assert command("runs", "list", str(outputs)).status == 0
+
+    (store,) = (outputs / "store").iterdir()
+    listed = {one["verb"]: one for one in json.loads(command("runs", "list", str(outputs), "--json").out)}
+    assert listed.keys() == {"evaluate", "train", "store"}
+    assert listed["train"]["training"]["expected_speedup"] == summary["expected_speedup"]
+    n_tokens = Store(store).n_tokens
+    assert (listed["store"]["n_tokens"], listed["store"]["state"]) == (n_tokens, "finished")
+    shown = command("runs", "show", store.name, f"paths.outputs={outputs}")
+    assert f"{n_tokens} answer tokens" in shown.out, shown.err
+    shown = command("runs", "show", ran.run.name, f"paths.outputs={outputs}")
+    assert "accepted by depth" in shown.out and "Training" in shown.out
+    told = command("report", f"runs={ran.run}", f"paths.outputs={outputs}")
+    assert "## Trainings" in told.out and list(Path(outputs, "report").rglob("training-*.png")), told.err
+    (store / "store.json").write_text("{", encoding="utf-8")
+    broken = command("runs", "list", store.name, f"paths.outputs={outputs}")
+    assert "unreadable" in broken.out and broken.status == 0, broken.err
 
 
 def test_an_exported_run_is_evaluated_by_its_folder(toy: list[str], model_folder: Path, outputs: Path) -> None:

@@ -137,6 +137,18 @@ class Record(RowOfSchema):
 
 
 @with_config(_OPEN)
+class CurveStep(RowOfSchema):
+    """A step of a training; those after which it looked at held-out texts have what it saw."""
+
+    step: Annotated[int, _is("its number, from 1 on")]
+    seconds: Annotated[Number, _is("seconds of training so far", default=None)]
+    loss: Annotated[Number, _is("weighted sum of the losses", default=None)]
+    conditional: NotRequired[Annotated[list[float], _is("by depth, accepted / drafted if all before were accepted")]]
+    expected_speedup: NotRequired[Annotated[Number, _is("over plain decoding, at the measured costs")]]
+    draft_length: NotRequired[Annotated[Count, _is("tokens of the drafts that give it")]]
+
+
+@with_config(_OPEN)
 class PromptRow(RowOfSchema):
     """What a chat template made of a conversation, which is kept so that a resumed run asks the same."""
 
@@ -255,6 +267,7 @@ FILES: dict[str, type[Any]] = {
     run_files.TRIALS: Trial,
     run_files.FINALS: Raced,
     run_files.RECORDS: Record,
+    run_files.CURVE: CurveStep,
     run_files.PROMPTS: PromptRow,
     "quality.jsonl": QualityRow,
 }

@@ -18,6 +18,7 @@ from experiments.results import figures
 from experiments.results.named_drafts import UNIT
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
+from experiments.tracking.of_training import show_training, step_listener
 from experiments.verbs.resuming import config_to_resume, make_ready
 from search.costs.head_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
@@ -34,8 +35,6 @@ from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
 from selfspec.training.refining import costs_with, refine
 from selfspec.training.trainer import CHECKPOINT, Trainer
-
-CURVE = "curve.jsonl"  # a row for each step
 
 
 def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
@@ -96,16 +95,19 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
         _share_threads(together)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)
-        run_files.keep_rows(folder.path / CURVE, lambda row: row["step"] <= trainer.progress.step)
+        curve = folder.path / run_files.CURVE
+        run_files.keep_rows(curve, lambda row: row["step"] <= trainer.progress.step)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
+            track = step_listener(tracker)
+            for row in run_files.read_rows(curve) if curve.is_file() else ():
+                track(row)
 
             def told(row: Mapping[str, Any]) -> None:
-                run_files.append_row(folder.path / CURVE, row)
+                run_files.append_row(curve, row)
+                track(row)
                 advance()
                 if "conditional" in row:
                     say(f"step {row['step']}, {row['seconds']:.0f} s: {_text(row['conditional'], row)}")
-                    numbers = {f"accepted_{d}": a for d, a in enumerate(row["conditional"], 1)}
-                    tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
 
             found = trainer.run(told)
         more: dict[str, Any] = {}
@@ -114,6 +116,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             say(str(refined))
             found, more = refined.held_out(module.mode), {"refined": refined.to_dict()}
         _finish(cfg, loaded, folder, module.into(base), found, costs, trainer, say, more)
+        show_training(tracker, folder.path, name=cfg.name)
     return folder.path
 
 
@@ -160,7 +163,7 @@ def _finish(
         conditional=[round(a, 4) for a in found.conditional],
         **({"expected": round(speedup, 4), "unit": UNIT} if cfg.lookup is None else {}),  # lookup is not in it
     )
-    curve = run_files.read_rows(folder.path / CURVE)
+    curve = run_files.read_rows(folder.path / run_files.CURVE)
     figures.save(figures.training_curve(curve, title=f"{cfg.drafter.name}, {cfg.model.name}"), folder.path / "curve")
     row = {"expected_speedup": speedup, "draft_length": length}
     folder.finish(
