@@ -41,13 +41,16 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     if spec.drafter is not None:
         drafter = _own(spec, decoder)
     elif spec.plan.trained is not None:
-        drafter = build_head_draft(spec.plan, decoder, sample=sample, needs_confidence=spec.stop.needs_confidence)
+        head = build_head_draft(spec.plan, decoder, sample=sample, needs_confidence=spec.stop.needs_confidence)
+        head.evidence = spec.stop.evidence
+        drafter = head
     elif spec.tree is not None:
         # Siblings that cannot be drawn are point masses, which are as exact.
         is_drawn = sample and spec.tree.is_fixed
         drafter = TreeDraft(decoder.bind(spec.plan), spec.tree, is_drawn)
     else:
-        drafter = ModelDraft(decoder.bind(spec.plan), sample, spec.stop.needs_confidence)
+        forward, rule = decoder.bind(spec.plan), spec.stop
+        drafter = ModelDraft(forward, sample, rule.needs_confidence, evidence=rule.evidence)
     if spec.lookup == "beside":
         assert lookup is not None
         return MergedDraft(lookup, drafter)
