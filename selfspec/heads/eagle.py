@@ -94,7 +94,7 @@ class Eagle(DraftModule):
             "mlp": mlp,
         }
         # only where they are set, so that heads of before keep their digests
-        rare = {"norm_before_residual": norm_before_residual, "norm_before_join": norm_before_join}
+        rare: dict[str, Any] = {"norm_before_residual": norm_before_residual, "norm_before_join": norm_before_join}
         rare |= {"normed_feature": normed_feature, "layer": layer}
         self.settings |= {name: value for name, value in rare.items() if value}
         self.norm_before_residual, self.normed_feature = norm_before_residual, normed_feature
