@@ -187,7 +187,7 @@ class TestEntropy:
             [0.25, 1, float(p[1])]
         )
 
-    def test_svip_stops_where_the_root_of_the_scaled_entropy_exceeds_the_threshold(self) -> None:
+    def test_svip_stops_where_the_root_of_the_scaled_entropy_is_too_large(self) -> None:
         rule = Svip(9, threshold=0.3, scale=0.15)
         at = math.exp(-(0.3**2) / 0.15)  # the certainty of the entropy at the threshold
         assert rule.begin().more(1, at + 1e-9) and not rule.begin().more(1, at - 1e-9)
