@@ -85,6 +85,20 @@ def evaluate_run(outputs: Path, *, skip: str | None = None, seed: int = 0) -> Pa
     return folder
 
 
+def train_run(outputs: Path, *, seed: int = 0, is_finished: bool = True) -> Path:
+    """A training of 12 steps that looked at held-out texts three times; the second look is the best."""
+    facts = {"model": "toy", "data": "mini", "drafter": "eagle", "n_weights": 4_200_000, "n_layers": N_LAYERS}
+    folder = _folder(outputs, "train", seed, facts)
+    rows: list[dict[str, Any]] = [{"step": i, "seconds": 2.0 * i, "loss": 9.0 / i} for i in range(1, 13)]
+    for row, first, speedup in zip(rows[3::4], (0.4, 0.6, 0.5), (1.2, 1.5, 1.4), strict=True):
+        row |= {"conditional": [first, 0.7], "expected_speedup": speedup, "draft_length": 2}
+    _write_rows(folder / "curve.jsonl", rows)
+    if is_finished:
+        end = {"conditional": [0.61, 0.71], "expected_speedup": 1.53, "draft_length": 2}
+        _write(folder / "summary.json", {"verb": "train", "steps": 12, "best_step": 8, "seconds": 24.0, **end})
+    return folder
+
+
 def _answer(prompt: str, arm: str, skip: str, *, parts: bool) -> dict[str, Any]:
     is_plain = arm == "plain"
     drafted, accepted = ([], []) if is_plain else ([3, 3, 2], [3, 2, 1])

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "experiments": {"tests"},
 }
 OPTUNA = {f"search/study/{name}.py" for name in ("study", "workers", "loop")}
+OPTUNA |= {"search/trained/study.py"}
 OPTUNA |= {f"search/samplers/{name}.py" for name in ("base", "optuna_samplers", "draft_verify")}
 MAX_LINES = 400
 MAX_FILES = 16

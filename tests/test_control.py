@@ -91,6 +91,14 @@ def test_requests_of_one_batch_get_different_lengths() -> None:
     assert share_of_oracle(found, rates, flat) > 1.05 * of_all
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_unlucky_start_does_not_end_drafting_for_good(seed: int) -> None:
+    # in the first of these lives so few tokens are accepted at first that drafting seems not to pay
+    costs = StepCosts((0.0383, 0.0, 0.0, 0.00163, 0.0), (0.0016, 0.0006))
+    rates = [[0.53 * easy, 0.54 * easy] for easy in (1.4, 1.2, 1.0, 0.8, 0.6, 1.3, 0.9, 0.3)]
+    assert share_of_oracle(steps(Goodput(), rates, costs, 300, seed=seed)[150:], rates, costs) > 0.97
+
+
 def test_positions_are_learnt_one_by_one() -> None:
     rates = [[0.9, 0.1]]
     assert share_of_oracle(steps(Goodput(), rates, COSTS, 300)[200:], rates, COSTS) > 0.98

@@ -25,9 +25,9 @@ from experiments.results.run_folder import Run  # noqa: E402
 from experiments.verbs.dashboard import words  # noqa: E402
 from search.pareto import front  # noqa: E402
 from selfspec.skipping.skip_set import SkipSet  # noqa: E402
-from tests.made_up import evaluate_run, search_run  # noqa: E402
+from tests.made_up import evaluate_run, search_run, train_run  # noqa: E402, train_run
 
-PAGES = ("runs", "search", "compare", "evaluation", "calculator")
+PAGES = ("runs", "search", "compare", "evaluation", "training", "calculator")
 WAIT_S = 30
 
 
@@ -74,6 +74,12 @@ def page(name: str, outputs: Path) -> AppTest:
     return app
 
 
+def trained_page(outputs: Path, *, run: int = 0) -> AppTest:
+    """The page of trainings with one of its runs chosen."""
+    app = page("training", outputs)
+    return app.selectbox[0].select_index(run).run() if run else app
+
+
 def said(app: AppTest) -> str:
     """All words on the page."""
     parts = [*app.title, *app.subheader, *app.caption, *app.info, *app.code, *app.markdown, *app.expander, *app.metric]
@@ -110,6 +116,13 @@ class TestPage:
         assert app.metric[0].value == "12 / 40"
         assert app.metric[4].label == "Time left"
         assert any(code.value.startswith("optuna-dashboard ") for code in app.code)
+
+    def test_training_draws_its_curve_and_says_the_best_so_far(self, tmp_path: Path) -> None:
+        train_run(tmp_path, seed=1, is_finished=False)
+        train_run(tmp_path, seed=0)
+        going, ended = trained_page(tmp_path), trained_page(tmp_path, run=1)
+        assert n_charts(going) == 1 and "accepted by depth 0.60 0.70" in said(going) and "1.50" in said(going)
+        assert "accepted by depth 0.61 0.71; finished" in said(ended) and "selfspec evaluate drafter=" in said(ended)
 
     def test_compare_shows_what_each_set_has_alone_and_brings(self, outputs: Path) -> None:
         app = page("compare", outputs)
@@ -259,6 +272,13 @@ def contrast(one: str, other: str) -> float:
 
 
 class TestHtml:
+    def test_holds_the_curve_and_the_result_of_a_training(self, tmp_path: Path) -> None:
+        train_run(tmp_path)
+        write_html(find_runs("", tmp_path), tmp_path / "report.html")
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert "<h2>Trainings</h2>" in page and "<td>0.61 0.71</td><td>1.53</td>" in page
+        assert page.count('class="plotly-graph-div"') == 1
+
     def test_holds_everything_itself_in_six_megabytes(self, outputs: Path) -> None:
         runs = [run for verb in ("search/made-up", "evaluate") for run in find_runs(verb, outputs)]
         write_html(runs, outputs / "report.html")

@@ -168,10 +168,11 @@ def trainer(tmp_path_factory: Any) -> Trainer:
     how = Collecting(layers=(-1,), temperatures=(0.0,), samples=1, max_new_tokens=12, batch=4, top_k=4)
     store = Store.create(tmp_path_factory.mktemp("stores"), "toy", {"layers": [-1]})
     collect(decoder, store, prompts()[:8], how)
+    torch.manual_seed(0)
     module = build_module("refine", size_of(decoder), {"k": 3, "width": 24, "m": 8})
     assert isinstance(module, Refine)
     module.ngrams.count([text.tokens for text in store.texts()], decoder.n_vocab)
-    settings = Training(bf16=False, depths=3, epochs=40, slots=256, check_every=1000, patience=None, lr=3e-3)
+    settings = Training(bf16=False, depths=3, epochs=70, slots=256, check_every=1000, patience=None, lr=3e-3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("selfspec.training.trainer.split", lambda stores: ([(0, i) for i in range(8)],) * 2)
         found = Trainer(decoder, module, [store], torch.arange(64), settings, COSTS)
@@ -186,7 +187,7 @@ def test_held_out_counts_are_those_of_decoding(trainer: Trainer) -> None:
     assert module.settings["weight"] == found.weight
     by_mode = {mode: found.held_out(mode).tokens_per_round(3) for mode in MODES}
     best = max(found.to_dict()["oracle"].values())
-    assert best >= max(by_mode.values()) and by_mode["neural"] > by_mode["none"] + 0.1
+    assert best >= max(by_mode.values()) and by_mode["neural"] > by_mode["none"] + 0.1, by_mode
     assert by_mode["p_best"] >= by_mode["global"]
     decoder, store = trainer.decoder, trainer.stores[0]
     for mode in ("neural", "global"):

@@ -33,7 +33,7 @@ from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.stopping import Adaptive, Fixed, Heuristic, Optimal, PauseWhenUnprofitable, StopPolicy, Threshold
+from selfspec.stopping import Adaptive, Fixed, Heuristic, Optimal, PauseWhenUnprofitable, StopPolicy, Svip, Threshold
 from tests.toys import FAMILIES, every_kernel, toy
 
 N_NEW = 20
@@ -46,6 +46,7 @@ RULES: list[StopPolicy] = [
     Heuristic(6, 3, 2, 1, False),
     Optimal(6, 0.5, 0.02, ((0.0, 0.0), (1.0, 1.0)), 4, False),
     PauseWhenUnprofitable(Threshold(6, 0.1), 2.0, 0.1, window=2, pause=2, longest_pause=4),  # pauses a lot
+    Svip(6, 0.6, 0.1),
 ]
 COSTS = CostTable((64,), (1.0,), 2.0, 3.0, (15.0,), (15.0, 16.0, 17.0))
 

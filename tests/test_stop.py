@@ -10,19 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders.build import stop, stop_by_name
 from experiments.config.composing import options
 from search.replay.rule_tuner import variants
-from selfspec.drafters.chain import ModelDraft
+from selfspec.drafters.chain import ModelDraft, evidence_of
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.protocols import Row
 from selfspec.engine.sampling import Chooser, Sampling
 from selfspec.errors import InputError
 from selfspec.stopping import (
     Adaptive,
+    EntropyBound,
     Fixed,
     Heuristic,
     Optimal,
@@ -31,6 +33,7 @@ from selfspec.stopping import (
     StopPolicy,
     StopRule,
     StopState,
+    Svip,
     Threshold,
 )
 from selfspec.stopping.base import named_rules
@@ -172,6 +175,51 @@ def test_a_threshold_that_is_no_probability_is_refused() -> None:
 def test_a_name_that_is_no_rule_gets_the_nearest_one() -> None:
     with pytest.raises(InputError, match="did you mean 'adaptive'"):
         stop_by_name("adaptiv")
+
+
+class TestEntropy:
+    def test_it_is_that_of_the_whole_distribution(self) -> None:
+        logits = torch.tensor([[0.0, 0, 0, 0], [0, -math.inf, -math.inf, -math.inf], [2.0, 1, 0, -1]]).double()
+        found = evidence_of(logits, torch.tensor([0, 0, 0]), "entropy")
+        p = logits[2].softmax(-1)
+        assert found.tolist() == pytest.approx([0.25, 1, float((p * p.log()).sum().exp())])
+        assert evidence_of(logits, torch.tensor([0, 0, 1]), "probability").tolist() == pytest.approx(
+            [0.25, 1, float(p[1])]
+        )
+
+    def test_svip_stops_where_the_root_of_the_scaled_entropy_is_too_large(self) -> None:
+        rule = Svip(9, threshold=0.3, scale=0.15)
+        at = math.exp(-(0.3**2) / 0.15)  # the certainty of the entropy at the threshold
+        assert rule.begin().more(1, at + 1e-9) and not rule.begin().more(1, at - 1e-9)
+
+    def test_the_bound_moves_like_the_adaptive_rule(self) -> None:
+        bound, plain = EntropyBound(**ADAPTIVE, gamma=0.2).begin(), adaptive().begin()
+        for n_accepted in (0, 2, 1, 0, 2):
+            for state in (bound, plain):
+                state.observe(2, n_accepted)
+            assert bound.threshold == plain.threshold is not None
+            certainty = math.exp(-((1 - bound.threshold) ** 2) / 0.2)
+            assert bound.more(1, certainty + 1e-9) and not bound.more(1, certainty - 1e-9)
+
+    def test_a_drafter_passes_it_to_the_rule_that_reads_it(self) -> None:
+        class Scripted:
+            def text_rows(self, texts: object) -> None:
+                return None
+
+            def __call__(self, ids_BT: torch.Tensor, **where: Any) -> torch.Tensor:
+                return torch.tensor([[[0.0, 0.0, -math.inf]]]).double()
+
+        class Seen(RuleState):
+            given: ClassVar[list[float]] = []
+
+            def more(self, n_drafted: int, confidence: float) -> bool:
+                self.given.append(confidence)
+                return n_drafted < 2
+
+        row = Row(0, [1], 3, Seen(), Chooser(Sampling()))
+        forward: Any = Scripted()
+        (draft,) = ModelDraft(forward, evidence="entropy").propose([row], cache=ClockCache(1, n_rows=1, capacity=9))
+        assert Seen.given == pytest.approx([0.5, 0.5]) == list(draft.confidences)
 
 
 class TestHeuristic(StopContract):
@@ -336,6 +384,8 @@ class TestWritten:
                 **{"longest_pause": 256, "min_gain": 1.05},
             },
         ),
+        "svip": (Svip(9), {"name": "svip", "max_draft": 9, "threshold": 0.3, "scale": 0.15}),
+        "entropy_bound": (EntropyBound(**ADAPTIVE), {"name": "entropy_bound", **ADAPTIVE, "gamma": 0.2}),
     }
 
     @pytest.mark.parametrize(("rule", "body"), FORMS.values(), ids=FORMS)

@@ -180,6 +180,35 @@ class TestEvaluate:
             assert all(row["accepted"] <= row["judged"] for row in table)
 
 
+class TestTraining:
+    @pytest.fixture
+    def run(self, toy: list[str], outputs: Path) -> Path:
+        words = ("samples=2", "temperatures=[0.0,1.0]", "max_new_tokens=10", "batch=4", WANDB)
+        made = command("collect", *toy, *words, f"paths.outputs={outputs}")
+        assert made.status == 0, made.err
+        (store,) = (outputs / "store").iterdir()
+        text = tracked(store)
+        assert text.about["job_type"] == "collect" and text.series("collect/texts") == [8]
+        small = ("train.epochs=4", "train.slots=64", "train.check_every=4", "train.bf16=false", "vocabulary=48")
+        costs = ("costs.contexts=[8]", "costs.max_tokens=6", "costs.repeats=2", "check_overfit=false")
+        ran = command("train", *toy, *small, *costs, WANDB, f"paths.outputs={outputs}")
+        assert ran.status == 0, ran.err
+        assert ran.out.splitlines()[-1] == f"wandb sync {tracked(ran.run).folder}"
+        return ran.run
+
+    def test_its_steps_result_and_draft_are_shown_and_kept(self, run: Path) -> None:
+        shown, rows = tracked(run), read_rows(run / run_files.CURVE)
+        end = json.loads((run / run_files.SUMMARY).read_text())
+        assert shown.series("train/loss") == [row["loss"] for row in rows]
+        assert shown.series("draft/expected_speedup") == [end["expected_speedup"]]
+        looks = [row for row in rows if "conditional" in row]
+        assert [row["accepted_1"] for row in shown.table("looks")] == [row["conditional"][0] for row in looks]
+        assert len(chart(shown, "training")["data"]) == 1 + len(end["conditional"])
+        (plan,) = shown.artifacts.values()
+        assert plan["kind"] == "plan" and {"latest", "best"} <= set(plan["aliases"])
+        assert set(plan["files"]) == {"plan.yaml", "plan.safetensors"}
+
+
 def test_a_tracker_that_fails_on_the_way_costs_no_result_and_says_so_once(
     toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

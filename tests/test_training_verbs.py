@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
 import sys
 import traceback
@@ -21,6 +22,7 @@ from experiments.builders import build_training
 from search.costs.table import CostTable
 from selfspec.records import run_files
 from selfspec.training.batches import split
+from selfspec.training.refining import CONTROL
 from selfspec.training.store import Store, StoredText
 from tests.commands import command
 
@@ -40,7 +42,8 @@ def outputs(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Path) -> None:
+def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Path, tmp_path: Path) -> None:
+    outputs = Path(shutil.copytree(outputs, tmp_path / "outputs"))
     ran = command("train", *toy, *SHORT, *COSTS, "drafter=eagle", "check_overfit=false", f"paths.outputs={outputs}")
     assert ran.status == 0, ran.err
     summary = json.loads((ran.run / "summary.json").read_text())
@@ -65,7 +68,22 @@ def test_a_trained_draft_is_evaluated_by_its_folder(toy: list[str], outputs: Pat
     used = command("evaluate", *toy, f"drafter={ran.run.name}", *words, f"paths.outputs={outputs}")
     assert used.status == 0, used.err
     assert "| tree |" in used.out
-    assert command("runs", "list", str(outputs)).status == 0
+
+    (store,) = (outputs / "store").iterdir()
+    listed = {one["verb"]: one for one in json.loads(command("runs", "list", str(outputs), "--json").out)}
+    assert listed.keys() == {"evaluate", "train", "store"}
+    assert listed["train"]["training"]["expected_speedup"] == summary["expected_speedup"]
+    n_tokens = Store(store).n_tokens
+    assert (listed["store"]["n_tokens"], listed["store"]["state"]) == (n_tokens, "finished")
+    shown = command("runs", "show", store.name, f"paths.outputs={outputs}")
+    assert f"{n_tokens} answer tokens" in shown.out, shown.err
+    shown = command("runs", "show", ran.run.name, f"paths.outputs={outputs}")
+    assert "accepted by depth" in shown.out and "Training" in shown.out
+    told = command("report", f"runs={ran.run}", f"paths.outputs={outputs}")
+    assert "## Trainings" in told.out and list(Path(outputs, "report").rglob("training-*.png")), told.err
+    (store / "store.json").write_text("{", encoding="utf-8")
+    broken = command("runs", "list", store.name, f"paths.outputs={outputs}")
+    assert "unreadable" in broken.out and broken.status == 0, broken.err
 
 
 def test_an_exported_run_is_evaluated_by_its_folder(toy: list[str], model_folder: Path, outputs: Path) -> None:
@@ -115,7 +133,7 @@ def test_refined_heads_are_trained_judged_and_evaluated(toy: list[str], outputs:
     ran = command("train", *toy, *SHORT, *COSTS, *words)
     assert ran.status == 0, ran.err
     found = json.loads((ran.run / "summary.json").read_text())["refined"]
-    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural"}
+    assert set(found["modes"]) == {"none", "local", "global", "p_best", "neural", CONTROL}
     assert all(sum(one["accepted"]) == found["n"] > 0 and len(one["accepted"]) == 3 for one in found["modes"].values())
     # the mode may be changed afterwards: all parts are saved
     plan = (ran.run / "plan.yaml").read_text()
@@ -134,6 +152,8 @@ def test_what_cannot_be_trained_is_one_line(toy: list[str], outputs: Path, tmp_p
         (("drafter=eagel",), "eagle"),
         (("drafter=eagle", "train.losses={hope: 1.0}"), "hope"),
         (("drafter=eagle", f"store={tmp_path}"), "no store"),
+        (("drafter=eagle", "skip=a1"), "skip is for drafter=bridged"),
+        (("drafter=bridged",), "set skip=RUN"),
         (("drafter=eagle3", "drafter.head.settings.layers=[3]"), "the store"),
     ):
         ran = command("train", *toy, f"paths.outputs={outputs}", *words)
@@ -277,7 +297,7 @@ def test_the_vocabulary_is_of_the_texts_that_are_trained_on(tmp_path: Path) -> N
     store = made_up(tmp_path, "a", {prompt: [30 + prompt] * 4 for prompt in range(20)})
     train, held = split([store])
     decoder: Any = SimpleNamespace(n_vocab=60, eos_ids=())
-    found = build_training.vocabulary(DictConfig({"vocabulary": len(train)}), decoder, [store]).tolist()
+    found = build_training.vocabulary(len(train), decoder, [store]).tolist()
     said = {side: {store.text(i, ()).tokens[0] for _, i in texts} for side, texts in (("train", train), ("held", held))}
     assert set(found) == said["train"] and not said["held"] & set(found)
 
@@ -305,3 +325,20 @@ def test_a_memory_of_several_stores_holds_text_of_each(tmp_path: Path) -> None:
     assert found is not None and {s for s, _ in split(stores)[0]} == {0, 1}  # and training draws from both
     tokens = [token for token in found.tolist() if token >= 0]
     assert tokens == [20] * 4 + [40] * 4 + [21] * 4 + [41] * 4 + [22] * 4 + [23] * 3
+
+
+@pytest.mark.parametrize("words", [("drafter=bridged", "skip=a1-2 m1-2", "width=4"), ("drafter=kangaroo",)])
+def test_trained_parts_stand_in_for_skipped_sublayers(toy: list[str], outputs: Path, words: tuple[str, ...]) -> None:
+    ran = command("train", *toy, *SHORT, *COSTS, *words, "check_overfit=false", f"paths.outputs={outputs}")
+    assert ran.status == 0, ran.err
+    plan = yaml.safe_load((ran.run / "plan.yaml").read_text())
+    is_layer = "drafter=kangaroo" in words
+    assert (plan["kind"], plan["skip"]) == ("bridged", "a3 m3" if is_layer else "a1-2 m1-2")
+    assert set(plan.get("tuned", {})) == ({"a2", "m2"} if is_layer else set())
+    if is_layer:
+        used = command(
+            *("evaluate", *toy, f"drafter={ran.run}", "arm=own", "stop=searched", "max_new_tokens=8"),
+            *("generate=false", "calibration.max_new_tokens=8", f"paths.outputs={outputs}"),
+        )
+        assert used.status == 0, used.err
+        assert all(f"| {arm} |" in used.out for arm in ("own", "nothing skipped", "untrained linear maps"))

@@ -195,7 +195,7 @@ def drafter_by_name(name: str) -> dict[str, Any] | None:
 
 
 def _drafter_of(settings: DictConfig | None) -> dict[str, Any] | None:
-    if settings is not None and settings.get("head"):
+    if settings is not None and settings.get("train"):
         name = settings.get("name")
         raise InputError(f"drafter={name} is trained first: selfspec train drafter={name}, then drafter=RUN")
     if settings is None or not settings.get(TARGET):

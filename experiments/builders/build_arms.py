@@ -46,8 +46,8 @@ from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
+from selfspec.skipping.plan import BRIDGED, DraftPlan
 from selfspec.skipping.plan import PLAIN as SKIP
-from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.rounding import check_kernel
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.speculator import Speculator
@@ -101,12 +101,15 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unw
 def _controls(skip: str, spec: DraftSpec, asked: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The arms that the run's own draft must beat, unless they were asked for.
 
-    These are the same draft with nothing skipped, and its prompt lookup alone.
+    These are the same draft with nothing skipped, and its prompt lookup alone; of a draft with trained parts also its
+    skip set with linear maps, which need no training.
     """
     others = [settings for settings in asked.values() if settings.get("skip") == skip]
     found: dict[str, dict[str, Any]] = {}
     if len(spec.skip) and not any(settings.get("unskipped") for settings in others):
         found["nothing skipped"] = {"skip": skip, "unskipped": True}
+    if len(spec.skip) and spec.plan.kind == BRIDGED and not any("draft" in settings for settings in others):
+        found["untrained linear maps"] = {"skip": skip, "draft": "linear"}
     if spec.lookup in ("front", "beside") and not any(settings.get("lookup") == "only" for settings in others):
         has_memory = spec.plan.memory is not None
         found["lookup and memory alone" if has_memory else "lookup alone"] = {"skip": skip, "lookup": "only"}
@@ -226,6 +229,8 @@ def _in_short(spec: DraftSpec) -> str:
         return str(spec.drafter[TARGET]).rpartition(".")[2]
     if spec.plan.trained is not None and spec.lookup != "only":
         return f"trained {spec.plan.trained.kind}"
+    if spec.plan.kind == BRIDGED:
+        return f"trained, skip {len(spec.skip)}"
     return f"skip {len(spec.skip)}" if len(spec.skip) else "skip nothing"
 
 
@@ -233,13 +238,13 @@ def _changed(plan: DraftPlan, settings: Mapping[str, Any], calibration: Calibrat
     """The plan that an arm names; the arm's settings replace parts of the plan."""
     kind, head, precision = (settings.get(key) for key in ("draft", "head", "precision"))
     if settings.get("unskipped"):  # the control of a skip set: the draft without its skip set
-        plan = replace(plan, skip=SkipSet(plan.skip.n_layers), bridges={}, kind=SKIP, trained=None)
+        plan = replace(plan, skip=SkipSet(plan.skip.n_layers), bridges={}, kind=SKIP, trained=None, tuned={})
     if kind is not None:
         d = option("draft", kind)
         made = DraftPlan.from_skip_set(plan.skip)
         if d.kind != SKIP:
             made = calibration.fits.plan(plan.skip, kind=d.kind, merge=d.merge, rank=d.rank)
-        plan = replace(plan, bridges=made.bridges, kind=made.kind)
+        plan = replace(plan, bridges=made.bridges, kind=made.kind, tuned={})
     if head is not None:
         plan = replace(plan, head=None if head == "full" else calibration.head(head))
     if "memory" in settings:

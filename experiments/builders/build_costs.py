@@ -207,18 +207,25 @@ def draft_costs(
 def head_costs(
     cfg: DictConfig, loaded: Loaded, plan: DraftPlan, table: CostTable, *, phase: Phases = unwatched
 ) -> CostTable:
-    """The table for drafts of a plan with a trained head, measured here once and kept.
+    """The table for drafts of a plan that was trained, measured here once and kept.
 
     Raises:
         InputError: if the table is of another device.
     """
-    assert plan.trained is not None
     if given_table(cfg) is not None:
         raise InputError(
             f"{_of(cfg)} and does not hold what a trained head costs there; train and search heads with costs=default"
         )
     measure_it = partial(measure_head, plan=plan)
-    return _measured(cfg, loaded, plan, table, phase, measure_it, trained=str(plan.trained.to_dict()))
+    return _measured(
+        cfg,
+        loaded,
+        plan,
+        table,
+        phase,
+        measure_it,
+        trained=str(plan.trained.to_dict() if plan.trained else plan.digest()),
+    )
 
 
 def _with_parts(

@@ -14,16 +14,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments.builders import build
+from experiments.builders import build, build_bridged
 from search.fitting.vocabulary import most_useful
 from selfspec.drafters.lookup import joined
 from selfspec.errors import InputError
-from selfspec.heads.modules import DraftModule, build_module, size_of
+from selfspec.heads.modules import Trainable, build_module, size_of
 from selfspec.heads.refinement.refine import Refine
+from selfspec.measure.phases import Phases, unwatched
 from selfspec.models.decoder import Decoder
 from selfspec.models.load import Loaded
 from selfspec.training.batches import split
 from selfspec.training.collect import Collecting
+from selfspec.training.refining import count
 from selfspec.training.store import NAME, Store
 from selfspec.training.trainer import Training
 
@@ -77,13 +79,12 @@ def new_store(
     return Store.create(folder, f"{cfg.model.name}-{cfg.data.name}", content, facts=facts, seen=list(seen))
 
 
-def stores(cfg: DictConfig, loaded: Loaded) -> list[Store]:
-    """The stores that `cfg.store` names, or the newest one of this model.
+def stores(asked: str | Sequence[str] | None, cfg: DictConfig, loaded: Loaded) -> list[Store]:
+    """The stores in these folders; None: the newest one of this model.
 
     Raises:
         InputError: if there is none, or one holds text of other weights.
     """
-    asked = cfg.store
     if asked is None:
         folder = Path(cfg.paths.outputs) / STORES
         found = sorted(folder.glob(f"{cfg.model.name}-*/{NAME}"), key=lambda file: file.stat().st_mtime)
@@ -124,15 +125,26 @@ def head_settings(cfg: DictConfig, decoder: Decoder | None = None) -> tuple[str,
     return str(head.kind), {str(key): value for key, value in settings.items()}
 
 
-def module(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> DraftModule:
-    """A new head; what it counts, it counts on the texts that are not held out."""
+def check(cfg: DictConfig) -> None:
+    """Refuse what cannot be trained, before a model is loaded.
+
+    Raises:
+        InputError: if the drafter is not trained, or a setting is for another one.
+    """
+    if not build_bridged.is_bridged(cfg):
+        head_settings(cfg)
+
+
+def module(cfg: DictConfig, loaded: Loaded, held: Sequence[Store], *, phase: Phases = unwatched) -> Trainable:
+    """A new head, or new parts of a bridged draft; `phase` is told how the latter are fitted to the stores."""
+    if build_bridged.is_bridged(cfg):
+        return build_bridged.module(cfg, loaded, held, phase=phase)
+    decoder = loaded.decoder
     kind, settings = head_settings(cfg, decoder)
     torch.manual_seed(cfg.train.seed)
     made = build_module(kind, size_of(decoder, settings), settings)
     if isinstance(made, Refine):
-        texts = [held[s].text(i, ()) for s, i in split(held)[0]]
-        n_before = made.ngrams.order - 1
-        made.ngrams.count([t.prompt[len(t.prompt) - n_before :] + t.tokens for t in texts], decoder.n_vocab)
+        count(made, held, split(held)[0], decoder.n_vocab)
     return made
 
 
@@ -143,14 +155,14 @@ def training(cfg: DictConfig) -> Training:
     return Training(**{str(k): v for k, v in settings.items()})
 
 
-def vocabulary(cfg: DictConfig, decoder: Decoder, held: Sequence[Store]) -> Tensor:
-    """Ids of the tokens that the draft scores: the most frequent ones of the texts that are trained on."""
-    if cfg.vocabulary is None:
+def vocabulary(size: int | None, decoder: Decoder, held: Sequence[Store]) -> Tensor:
+    """Ids of so many tokens that the draft scores, the most frequent ones of the stores; None: all."""
+    if size is None:
         return torch.arange(decoder.n_vocab)
     texts = [held[s].text(i, ()) for s, i in split(held)[0]]  # held-out texts judge the vocabulary too
     return most_useful(
         [t.tokens for t in texts],
-        cfg.vocabulary,
+        min(size, decoder.n_vocab),
         n_vocab=decoder.n_vocab,
         prompts=[t.prompt for t in texts],
         always=decoder.eos_ids,

@@ -16,11 +16,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from experiments.charts import comparing, evaluating, searching, theme
+from experiments.charts import comparing, evaluating, searching, theme, training
 from experiments.results import skip_sets
 from experiments.results.overlap import only_in
 from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow, arm_rows, number, same_text, speedup_text, text
+from experiments.results.trainings import training_cells
 from experiments.results.verdicts import verdict_sentences
 from selfspec.records import run_files
 
@@ -52,7 +53,7 @@ def write_html(runs: Sequence[Run], path: Path) -> None:
     """Write the report of the runs: tables, figures, and a comparison of their skip sets.
 
     Args:
-        runs: evaluate and search runs, finished or not.
+        runs: runs of evaluate, search and train, finished or not.
         path: the HTML file; an existing file is replaced as a whole.
 
     Raises:
@@ -79,6 +80,7 @@ def write_html(runs: Sequence[Run], path: Path) -> None:
         evaluations=[section for section in evaluated if section],
         sets=_sets(runs, arms),
         searches=[section for section in searched if section],
+        trainings=_trainings([run for run in runs if run.verb == "train"]),
         conditions=_conditions(runs),
     )
     run_files.write_text(path, page + "\n")
@@ -182,6 +184,14 @@ def _search(run: Run) -> Section | None:
         bits = searching.bits(trials, n_layers=n_layers)
         section["bits"] = _figure(bits, "What good sets share. A line each, the best above.")
     return section
+
+
+def _trainings(runs: Sequence[Run]) -> Section | None:
+    if not runs:
+        return None
+    caption = "Acceptance of held-out texts by depth, and the loss."
+    curves = [{"name": run.name, "curve": _figure(training.curve(run.steps().whole()), caption)} for run in runs]
+    return {"table": Table(*training_cells(runs)), "curves": curves}
 
 
 def _conditions(runs: Sequence[Run]) -> Table:

@@ -29,6 +29,7 @@ from experiments.config.schema_groups import (
     Searcher,
     SearchLookup,
     Tracker,
+    TrainedSearch,
     TrainSettings,
 )
 
@@ -121,6 +122,9 @@ class Train(Run):
     train: TrainSettings
     costs: Costs
     store: str | list[str] | None
+    skip: str | None
+    adapter: str | None
+    width: Count | None
     vocabulary: Count | None
     precision: Precision
     lookup: SearchLookup | None
@@ -157,6 +161,7 @@ class Search(Run):
     storage: str | None
     worker: Natural
     trained: str | None = None
+    training: TrainedSearch | None = None
     recipe: dict[str, Any] | None = None  # only sets values of other groups
 
 

@@ -264,3 +264,17 @@ class TrainSettings:
     patience: Count | None
     bf16: bool
     seed: int
+
+
+@dataclass
+class TrainedSearch:
+    """The settings `trained` of a search over trained drafts."""
+
+    store: str | list[str] | None
+    steps: Count
+    check_every: Count
+    reduction: Count
+    pruner: Literal["halving", "hyperband", "none"]
+    train: dict[str, Any]
+    full: dict[str, Any]
+    max_new_tokens: Count

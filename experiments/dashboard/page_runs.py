@@ -75,7 +75,9 @@ def _table(runs: Sequence[Run], open_run: Callable[[Run], None] | None) -> None:
         alt="all runs, one a line",
         column_config={
             "started": st.column_config.DatetimeColumn("started (UTC)", format="YYYY-MM-DD HH:mm"),
-            "best": st.column_config.NumberColumn("best", format="%.3f", help="the objective's value of a search"),
+            "best": st.column_config.NumberColumn(
+                "best", format="%.3f", help="of a search its value, of a training the expected speedup"
+            ),
             "speedup": st.column_config.NumberColumn(
                 "raced speedup", format="%.2f×", help="of a search's winner, by the clock, on prompts it did not see"
             ),
@@ -102,7 +104,7 @@ def _line(run: Run) -> dict[str, Any]:
         **{name: run.facts.get(name) for name in FILTERS},
         "state": run.state,
         "rows": run.n_rows,
-        "best": best.get("value"),
+        "best": best.get("value", run.summary.get("expected_speedup")),
         "speedup": winner.get("speedup"),
         "run": run.name,
     }

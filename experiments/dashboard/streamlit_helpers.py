@@ -117,14 +117,18 @@ def run_title(run: Run) -> str:
 
 def explain_no_runs(outputs: Path, verb: Verb | None = None) -> None:
     """Show the user how to make a first run."""
-    what = {"search": "search", "evaluate": "evaluation"}.get(str(verb), "run")
+    what = {"search": "search", "evaluate": "evaluation", "train": "training"}.get(str(verb), "run")
     st.info(
         f"No {what} in `{outputs}` yet. This page fills as soon as one has begun; make one:", icon=":material/info:"
     )
-    if verb != "evaluate":
-        st.code("selfspec search searcher.n_trials=60", language="bash")
-    if verb != "search":
-        st.code("selfspec evaluate skip=outputs/search", language="bash")
+    commands = {
+        "search": "selfspec search searcher.n_trials=60",
+        "evaluate": "selfspec evaluate skip=outputs/search",
+        "train": "selfspec collect data=gsm8k; selfspec train drafter=eagle",
+    }
+    for name, command in commands.items():
+        if verb in (None, name):
+            st.code(command, language="bash")
     st.caption("Runs elsewhere? Start the dashboard with `selfspec dashboard runs=FOLDER`.")
 
 

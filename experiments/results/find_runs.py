@@ -64,7 +64,7 @@ def find_runs(patterns: Sequence[str] | str, outputs: Path) -> list[Run]:
     Args:
         patterns: ids of runs, folders (of a run, or with runs anywhere below) or globs of folders, in which `**`
             crosses folders; relative to the working folder, or else to `outputs`. A text holds several patterns
-            between commas. No pattern names the newest finished evaluate run and the newest finished search run.
+            between commas. No pattern names the newest finished run of each verb.
         outputs: folder that holds the runs as verb/name/id.
 
     Raises:

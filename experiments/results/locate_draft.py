@@ -27,9 +27,9 @@ def locate_draft(name: str, outputs: Path) -> str:
     except InputError:
         if os.path.exists(Path(name).expanduser()):
             raise
-        searches = {run.id: run.path for run in list_runs(None, outputs) if run.is_readable and run.verb == "search"}
-        trained = {file.parent.name: file.parent for file in outputs.glob(f"train/*/*/{PLAN}")}
-        if name not in searches | trained:
-            raise unknown_draft(name, runs=sorted(searches | trained)) from None
-        return str((searches | trained)[name])
+        runs = (run for run in list_runs(None, outputs) if run.is_readable and run.verb != "evaluate")
+        found = {run.id: run.path for run in runs if run.verb == "search" or (run.path / PLAN).is_file()}
+        if name not in found:
+            raise unknown_draft(name, runs=sorted(found)) from None
+        return str(found[name])
     return name

@@ -81,7 +81,7 @@ def _named(word: str, outputs: Path) -> NamedDraft | list[ComparedSet]:
         return draft
     runs = [run for run in list_runs(word, outputs) if run.is_readable]
     if runs:
-        return [one for run in runs for one in (_searched(run) if run.verb == "search" else _evaluated(run))]
+        return [one for run in runs for one in _sets_of(run)]
     if draft is not None:
         return draft
     raise unknown_draft(word, runs=[run.id for run in list_runs(None, outputs)])
@@ -115,6 +115,12 @@ def _plan(body: Mapping[str, Any]) -> str:
     parts += [f"head {body['head_size']}"] if body.get("head_size") else []
     parts += [str(body["precision"])] if body.get("precision") not in (None, "same") else []
     return ", ".join(parts)
+
+
+def _sets_of(run: Run) -> Iterator[ComparedSet]:
+    if run.verb == "train":
+        raise InputError(f"{run.name} is a training, whose head takes the place of all sublayers; it has no skip set")
+    return _searched(run) if run.verb == "search" else _evaluated(run)
 
 
 def _searched(run: Run) -> Iterator[ComparedSet]:

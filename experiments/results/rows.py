@@ -62,6 +62,12 @@ class Trial(RowOfSchema):
     values: NotRequired[Annotated[list[float] | None, _is("value of each prompt, in the order of the prompts")]]
     stop: NotRequired[Annotated[dict[str, Any] | None, _is("stop rule, where the objective chose it for this trial")]]
     seed: NotRequired[Annotated[Count, _is("of the search")]]
+    steps: NotRequired[Annotated[Count, _is("steps of training, of a search over trained drafts")]]
+    untrained: NotRequired[Annotated[float | None, _is("value before training, of a draft that drafts untrained")]]
+    conditional: NotRequired[
+        Annotated[list[float] | None, _is("by depth: accepted on held-out texts if those before were")]
+    ]
+    draft_length: NotRequired[Annotated[Count, _is("tokens of a draft that promise the value")]]
 
 
 @with_config(_OPEN)
@@ -128,6 +134,18 @@ class Record(RowOfSchema):
     begins_in_thought: NotRequired[Annotated[bool, _is("the chat template opened a thought that the answer ends")]]
     order: NotRequired[Annotated[int, _is("place of the arm among the arms of this prompt: they take turns")]]
     batch: NotRequired[Annotated[int, _is("prompts decoded together")]]
+
+
+@with_config(_OPEN)
+class CurveStep(RowOfSchema):
+    """A step of a training; those after which it looked at held-out texts have what it saw."""
+
+    step: Annotated[int, _is("its number, from 1 on")]
+    seconds: Annotated[Number, _is("seconds of training so far", default=None)]
+    loss: Annotated[Number, _is("weighted sum of the losses", default=None)]
+    conditional: NotRequired[Annotated[list[float], _is("by depth, accepted / drafted if all before were accepted")]]
+    expected_speedup: NotRequired[Annotated[Number, _is("over plain decoding, at the measured costs")]]
+    draft_length: NotRequired[Annotated[Count, _is("tokens of the drafts that give it")]]
 
 
 @with_config(_OPEN)
@@ -249,6 +267,7 @@ FILES: dict[str, type[Any]] = {
     run_files.TRIALS: Trial,
     run_files.FINALS: Raced,
     run_files.RECORDS: Record,
+    run_files.CURVE: CurveStep,
     run_files.PROMPTS: PromptRow,
     "quality.jsonl": QualityRow,
 }

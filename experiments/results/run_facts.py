@@ -86,6 +86,12 @@ class Summary(TypedDict):
     verdicts: NotRequired[dict[str, int]]
     predicted: NotRequired[dict[str, float] | None]
     unit: NotRequired[str | None]
+    steps: NotRequired[int | None]
+    best_step: NotRequired[int | None]
+    seconds: NotRequired[Number]
+    conditional: NotRequired[list[float] | None]
+    expected_speedup: NotRequired[Number]
+    draft_length: NotRequired[int | None]
 
 
 class FailedJob(TypedDict):

@@ -14,23 +14,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.results.rows import Raced, Record, Rows, Trial, parse_row, read_rows
+from experiments.results.rows import CurveStep, Raced, Record, Rows, Trial, parse_row, read_rows
 from experiments.results.run_facts import Settings, is_busy, read_failure, read_provenance, read_settings, read_summary
 from selfspec.errors import InputError
 from selfspec.records import run_files
 
-Verb = Literal["evaluate", "search"]
+Verb = Literal["evaluate", "search", "train"]
 State = Literal["finished", "interrupted", "running", "stopped", "failed", "unreadable"]
 Stamp = tuple[tuple[str, int, int], ...]
 
-ROWS: Mapping[Verb, str] = {"evaluate": run_files.RECORDS, "search": run_files.TRIALS}
+ROWS: Mapping[Verb, str] = {"evaluate": run_files.RECORDS, "search": run_files.TRIALS, "train": run_files.CURVE}
+_KINDS: Mapping[Verb, type[Any]] = {"evaluate": Record, "search": Trial, "train": CurveStep}  # of their rows
 QUIET_S = 600.0  # an unfinished run has stopped if it wrote nothing for this long; chosen, not tuned
 _STAMPED = (run_files.PROVENANCE, run_files.SUMMARY, run_files.CONFIG, run_files.FAILURE, *ROWS.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A folder that is a run of search or evaluate, or looks like one.
+    """A folder that is a run of search, evaluate or train, or looks like one.
 
     Attributes:
         path: resolved path of the folder.
@@ -39,7 +40,7 @@ class Run:
         state: state of the run; `interrupted`: a search that Ctrl-C ended; `stopped`: unfinished and silent; `failed`:
             a failed job of a sweep.
         started: start time, UTC; None if unknown.
-        n_rows: number of trials, or of answers of all arms.
+        n_rows: number of trials, of answers of all arms, or of steps.
         provenance, summary: the recorded facts; empty if the run recorded none.
         problem: the reason why the run failed or the folder is unreadable.
     """
@@ -104,9 +105,13 @@ class Run:
         """The finalists of a search, the winner first; empty without a race."""
         return read_rows(self.path / run_files.FINALS, Raced)
 
+    def steps(self) -> Rows[CurveStep]:
+        """The steps of a training that are on disk now."""
+        return read_rows(self.path / run_files.CURVE, CurveStep)
+
     def rows(self) -> Rows[Any]:
-        """The trials of a search, or the answers of an evaluation."""
-        return self.trials() if self.verb == "search" else self.records()
+        """The trials of a search, the answers of an evaluation, or the steps of a training."""
+        return read_rows(self.path / ROWS[self.verb], _KINDS[self.verb])
 
     def config(self) -> Settings:
         """The resolved configuration; empty if the run did not record it.
@@ -127,7 +132,7 @@ def flagged(run: str, *, is_finished: bool, is_busy: bool) -> str:
 
 
 def verb_of(path: Path, files: Sequence[str]) -> Verb | None:
-    """The verb of the run with these files; None if the folder does not look like a run of search or evaluate.
+    """The verb of the run with these files; None if the folder does not look like a run of a verb of `ROWS`.
 
     Its rows identify a copied run; its place identifies a run that was killed before its first row. Decode writes other
     rows.
@@ -222,7 +227,7 @@ def _count(file: Path, verb: Verb) -> int:
     lines = list(run_files.read_lines(file))
     for number, line in [*lines[:1], *lines[1:][-1:]]:
         try:
-            parse_row(line, Trial if verb == "search" else Record)
+            parse_row(line, _KINDS[verb])
         except ValueError as error:
             raise ValueError(f"{file.name}, line {number}: {error}") from None
     return len(lines)

@@ -14,8 +14,9 @@ from experiments.results.find_runs import list_runs
 from experiments.results.rows import Raced
 from experiments.results.run_folder import Run
 from experiments.results.tables import arm_cells, arms_or_problem, number, package, text
+from experiments.results.trainings import looks, trained
 from experiments.results.verdicts import verdict_sentences
-from experiments.terminal import run_list, skip_map_text
+from experiments.terminal import run_list, skip_map_text, store_list
 from experiments.terminal.live_panel import format_value
 from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
@@ -25,12 +26,15 @@ IN_CONDITIONS = ("model", "data", "dtype", "device", "threads")  # the lines of 
 
 
 def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
-    """The run that a word of `find_runs.list_runs` names: as facts, and as parts to print.
+    """The run or store that a word of `find_runs.list_runs` names: as facts, and as parts to print.
 
     Raises:
         InputError: if the word names no run or several runs.
     """
     run = _one(word, outputs)
+    if not isinstance(run, Run):
+        facts = {**run, "files": _files(Path(run["path"]))}
+        return facts, list(_shown_store(facts))
     facts = run_list.facts_of(run)
     facts |= {"conditions": _conditions(run), "command": run.command, "files": _files(run.path)}
     if facts["state"] not in ("failed", "unreadable"):
@@ -38,12 +42,12 @@ def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
     return facts, list(_shown(run, facts))
 
 
-def _one(word: str, outputs: Path) -> Run:
-    found = list_runs(word, outputs)
+def _one(word: str, outputs: Path) -> Run | dict[str, Any]:
+    found: Sequence[Run | dict[str, Any]] = list_runs(word, outputs) or store_list.list_stores(word, outputs)
     if not found:
         raise InputError(f"no run {word!r} in {outputs}; `selfspec runs list` shows those that there are")
     if len(found) > 1:
-        names = ", ".join(run.name for run in found[:3])
+        names = ", ".join(one.name if isinstance(one, Run) else str(one["name"]) for one in found[:3])
         raise InputError(f"{word!r} names {len(found)} runs ({names}{', …' if len(found) > 3 else ''}); give one id")
     return found[0]
 
@@ -79,13 +83,46 @@ def _shown(run: Run, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield from _search(run, facts["best"])
     if facts["arms"]:
         yield from _evaluation(run)
+    if facts["training"]:
+        yield from _training(run)
     for problem in facts.get("problems", ()):
         yield Text(f"left out: {problem}", style="red")
+    yield from _listed(facts["files"])
+
+
+def _shown_store(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    state = Text(facts["state"], style=run_list.STYLES[facts["state"]])
+    yield Text.assemble(Text(facts["name"], style="bold"), "  store, ", state, f", begun {text(facts['started'])}")
+    yield Text(f"model {text(facts['model'])}, data {text(facts['data'])}")
+    yield Text(store_list.in_brief(facts))
+    yield from _listed(facts["files"])
+
+
+def _listed(files: Mapping[str, int]) -> Iterator[RenderableType]:
     yield Text("\nFiles", style="bold")
     grid = Table.grid(padding=(0, 2))
-    for name, size in facts["files"].items():
+    for name, size in files.items():
         grid.add_row(Text(str(size), justify="right"), Text(name))
     yield grid
+
+
+def _training(run: Run) -> Iterator[RenderableType]:
+    """The result, and a line for each look at held-out texts."""
+    rows = run.steps().rows
+    found = trained(run, rows)
+    size = "" if found.n_weights is None else f", {found.n_weights / 1e6:.2f} M weights"
+    yield Text("\nTraining", style="bold")
+    yield Text(
+        f"{found.drafter}{size}: {_cell(found.expected_speedup)} x plain decoding expected with "
+        f"{text(found.draft_length)} drafted tokens a round; accepted by depth {found.by_depth} (best at step "
+        f"{text(found.best_step)})"
+    )
+    table = plain_table("step", "seconds", "loss", "accepted by depth", "expected")
+    for row in looks(rows):
+        by_depth = " ".join(f"{a:.2f}" for a in row.get("conditional", ()))
+        cells = [_cell(row["seconds"]), _cell(row["loss"]), by_depth, _cell(row.get("expected_speedup"))]
+        table.add_row(str(row["step"]), *cells)
+    yield table
 
 
 def _search(run: Run, best: Mapping[str, Any]) -> Iterator[RenderableType]:

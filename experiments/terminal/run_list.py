@@ -1,4 +1,4 @@
-"""A list of runs, one line each: verb, conditions, state and result.
+"""A list of runs, one line each: verb, conditions, state and result. Stores of text come last.
 
 The list also shows unreadable folders, with the reason.
 """
@@ -20,6 +20,8 @@ from experiments.results.find_runs import list_runs
 from experiments.results.rows import scored, trial_value
 from experiments.results.run_folder import Run
 from experiments.results.tables import ArmRow, arms_or_problem, number
+from experiments.results.trainings import trained
+from experiments.terminal import store_list
 from experiments.terminal.live_panel import format_value
 from selfspec.errors import InputError
 from selfspec.records.names import one_line
@@ -50,15 +52,14 @@ OF_ARM = (
 
 
 def show_runs(pattern: str | None, outputs: Path) -> tuple[Any, list[RenderableType]]:
-    """The runs that a word of `find_runs.list_runs` names, or all runs: as facts, and as parts to print.
+    """The runs and stores that a word of `find_runs.list_runs` names, or all: as facts, and as parts to print.
 
     Raises:
         InputError: if the word names no run.
     """
-    found = list_runs(pattern, outputs)
-    if pattern and not found:
+    facts = [facts_of(run) for run in list_runs(pattern, outputs)] + store_list.list_stores(pattern, outputs)
+    if pattern and not facts:
         raise InputError(f"no run {pattern!r} in {outputs}; `selfspec runs list` shows those that there are")
-    facts = [facts_of(run) for run in found]
     if not facts:
         return facts, [Text(f"no run in {outputs} yet; `selfspec search` and `selfspec evaluate` make some")]
     table = plain_table("run", "name", "verb", "state", "model", "data", "result")
@@ -68,7 +69,9 @@ def show_runs(pattern: str | None, outputs: Path) -> tuple[Any, list[RenderableT
         path, state = Path(one["path"]), Text(one["state"], style=STYLES[one["state"]])
         cells = (Text(one[key] or "–") for key in ("model", "data"))
         brief = Text(
-            _in_brief(one), no_wrap=True, overflow="ellipsis"
+            store_list.in_brief(one) if one["verb"] == store_list.FOLDER else _in_brief(one),
+            no_wrap=True,
+            overflow="ellipsis",
         )  # one line for each run, also on a narrow terminal
         table.add_row(Text(path.name), Text(path.parent.name), one["verb"], state, *cells, brief)
     return facts, [table]
@@ -104,9 +107,12 @@ def facts_of(run: Run) -> dict[str, Any]:
         **{name: plain(run.facts.get(name)) for name in FACTS},
         "best": None,
         "arms": [],
+        "training": None,
     }
     if not run.is_readable:
         return facts
+    if run.verb == "train":
+        return facts | {"training": asdict(trained(run, run.steps().rows))}
     if run.verb == "search":
         return facts | {"best": best(run)}
     rows = arms_or_problem(run)
@@ -165,6 +171,12 @@ def interval(speedup: float | None, low: float | None, high: float | None) -> st
 def _in_brief(facts: Mapping[str, Any]) -> str:
     if facts["problem"]:
         return str(facts["problem"])
+    training = facts["training"]
+    if training:
+        speed = training["expected_speedup"]
+        expected = "nothing judged yet" if speed is None else f"{speed:.2f}x expected"
+        depths = " ".join(f"{a:.2f}" for a in training["conditional"]) or "–"
+        return f"{training['drafter']}: {expected}, accepted by depth {depths}, {training['steps']} steps"
     best = facts["best"]
     if best:
         size = "" if best["n_skipped"] is None else f" ({best['n_skipped']} of {2 * facts['n_layers']} sublayers)"

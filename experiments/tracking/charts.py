@@ -35,6 +35,11 @@ def evaluation_charts(rows: Sequence[Row]) -> dict[str, Chart]:
     )
 
 
+def training_charts(steps: Sequence[Row]) -> dict[str, Chart]:
+    """Loss and acceptance by depth over the steps of a training."""
+    return _charts(training=lambda: _module("training").curve(steps))
+
+
 def _charts(**draw: Callable[[], Any]) -> dict[str, Chart]:
     return {f"chart/{name}": Chart(call) for name, call in draw.items()} if find_spec("plotly") else {}
 

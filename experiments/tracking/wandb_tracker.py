@@ -21,7 +21,8 @@ from selfspec.errors import InputError
 log = logging.getLogger(__name__)
 
 Mode = Literal["online", "offline", "disabled"]
-AXES = ("trial", "position")  # prefixes of values such as `trial/value`, whose x axis is `trial/number`
+# prefixes of values such as `trial/value`, whose x axis is `trial/number`
+AXES = ("trial", "position", "train", "collect")
 CONNECT_S, UPLOAD_S = 20.0, 60.0  # seconds to wait at start and end; then only files are written; chosen, not tuned
 
 

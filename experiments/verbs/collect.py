@@ -28,8 +28,17 @@ def collect(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     n_done = len(store.shards)
     if n_done:
         say(f"found again: {n_done} of {n_shards} shards")
-    with progress.steps("shard", n_shards, done=n_done) as advance:
-        fill(loaded.decoder, store, prompts, how, told=lambda n_tokens: advance())
+    with (
+        build.tracking(cfg, verb="collect", folder=store.path, say=say) as tracker,
+        progress.steps("shard", n_shards, done=n_done) as advance,
+    ):
+
+        def told(n_tokens: int) -> None:
+            advance()
+            tracker.show({"collect/number": len(store.shards), "collect/tokens_of_shard": n_tokens})
+
+        fill(loaded.decoder, store, prompts, how, told=told)
+        tracker.show({"collect/tokens": store.n_tokens, "collect/texts": len(store)})
     say(
         f"{store.n_tokens} answer tokens of {len(prompts)} prompts, hidden states of layers "
         f"{', '.join(map(str, store.layers))}\nstore: {store.path}"

@@ -24,7 +24,18 @@ from experiments.results.published import published_figures
 from experiments.results.rows import trial_value
 from experiments.results.run_folder import Run
 from experiments.results.run_writer import open_folder
-from experiments.results.tables import SPEEDUP, ArmRow, arm_cells, arm_csv, arm_table, cautions, markdown_table, number
+from experiments.results.tables import (
+    SPEEDUP,
+    ArmRow,
+    arm_cells,
+    arm_csv,
+    arm_table,
+    cautions,
+    markdown_table,
+    number,
+    text,
+)
+from experiments.results.trainings import training_cells
 from experiments.results.verdicts import verdict_sentences
 from selfspec.errors import InputError
 from selfspec.records import run_files
@@ -59,7 +70,7 @@ def make_report(
     """Report on the runs: table.md in `folder`, and tables and pictures beside it.
 
     Args:
-        runs: evaluate and search runs, in the order of the rows.
+        runs: runs of evaluate, search and train, in the order of the rows.
         folder: folder of the report; it is created if missing, and files with the same names are replaced.
         preset: `default`: the arms, skip sets and searches; `paper`: the paper's tables and figures, and more.
         failures: failed jobs, which the report lists.
@@ -76,7 +87,8 @@ def make_report(
     run_files.make_writable(folder)
     evidence = read(runs, published=figures_of, sets=sets)
     rows = [arm.row for arm in evidence.arms]
-    parts, paths = write_paper(evidence, folder) if preset == "paper" else _short(rows, evidence, folder)
+    trainings = [run for run in runs if run.verb == "train"]
+    parts, paths = write_paper(evidence, folder) if preset == "paper" else _short(rows, evidence, trainings, folder)
     sentences = verdict_sentences(rows)
     findings = [bullets(sentences)] if sentences else []
     markdown = "\n\n".join(["# Report", *findings, *parts, *conditions(runs, failures, overrides)])
@@ -84,16 +96,22 @@ def make_report(
     return Report(markdown, sentences, [*paths, folder / "table.md"])
 
 
-def _short(rows: Sequence[ArmRow], evidence: Evidence, folder: Path) -> tuple[list[str], list[Path]]:
+def _short(
+    rows: Sequence[ArmRow], evidence: Evidence, trainings: Sequence[Run], folder: Path
+) -> tuple[list[str], list[Path]]:
     """The Markdown of the default report, and its other files."""
     paths = figures.save(figures.skip_map(evidence.sets), folder / "skip_map") if evidence.sets else []
     for name, search in _histories(evidence.searches).items():
         paths += figures.save(_history(search), folder / name)
     if rows:
-        for path, text in (("table.csv", arm_csv(rows)), ("table.tex", Table(*arm_cells(rows)).latex())):
-            run_files.write_text(folder / path, text)
+        for path, content in (("table.csv", arm_csv(rows)), ("table.tex", Table(*arm_cells(rows)).latex())):
+            run_files.write_text(folder / path, content)
             paths.append(folder / path)
-    return [*_arms_part(rows), *_skip_part(evidence.sets), *_searches_part(evidence.searches)], paths
+    for name, run in _curves(trainings).items():
+        title = f"{text(run.facts.get('drafter'))}, {text(run.facts.get('model'))}"
+        paths += figures.save(figures.training_curve(run.steps().rows, title=title), folder / name)
+    parts = [*_arms_part(rows), *_skip_part(evidence.sets), *_searches_part(evidence.searches)]
+    return [*parts, *_trainings_part(trainings)], paths
 
 
 def _arms_part(rows: Sequence[ArmRow]) -> list[str]:
@@ -149,6 +167,18 @@ def _search_cells(search: Search) -> list[str]:
         "–" if nothing is None else number(nothing, 2),
         "–" if best is None else f"`{best['skip']}`",
     ]
+
+
+def _curves(trainings: Sequence[Run]) -> dict[str, Run]:
+    """File name to training, for trainings with steps."""
+    return {f"training-{run.id}": run for run in trainings if run.steps().rows}
+
+
+def _trainings_part(trainings: Sequence[Run]) -> list[str]:
+    if not trainings:
+        return []
+    pictures = [f"![training curve]({name}.png)" for name in _curves(trainings)]
+    return ["## Trainings", markdown_table(*training_cells(trainings)), *pictures]
 
 
 def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(do=do)
         return own
 
-    one = verb("list", "search and evaluate runs, the newest first", lambda a, o: run_list.show_runs(a.pattern, o))
+    one = verb("list", "runs and stores, the newest first", lambda a, o: run_list.show_runs(a.pattern, o))
     one.add_argument("pattern", nargs="?", help="a folder, or a part of a run's name, model, data or searcher")
     one = verb("show", "one run: conditions, what it found, files", lambda a, o: run_details.show_run(a.run, o))
     one.add_argument("run", help="its id, a part of it that no other run has, or its folder")

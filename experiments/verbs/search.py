@@ -20,6 +20,7 @@ from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_search import show_search, trial_listener
 from experiments.verbs.resuming import config_to_resume, make_ready, resuming
+from experiments.verbs.search_trained import search_trained
 from search.importance import Importance, SpeedupBound
 from search.job import COSTS, SearchJob, SearchListener, SearchResult
 from search.ladder import Rung
@@ -50,6 +51,8 @@ def search(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     """
     resumed = Path(cfg.resume).expanduser() if cfg.resume else None
     cfg = _resumed(resumed, cfg, overrides) if resumed else cfg
+    if cfg.get("training"):
+        return search_trained(cfg, overrides, say, resumed=resumed)
     make_ready(resumed, cfg)
     progress = Progress()
     with resuming(resumed):

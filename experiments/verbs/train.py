@@ -1,4 +1,4 @@
-"""selfspec train drafter=...: train a draft head on stored text, and save it as a draft that every verb takes."""
+"""selfspec train drafter=...: train a draft on stored text, and save it as a draft that every verb takes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from experiments.results import figures
 from experiments.results.named_drafts import UNIT
 from experiments.results.run_writer import open_folder, reopen_folder
 from experiments.terminal.progress import Progress
+from experiments.tracking.of_training import show_training, step_listener
 from experiments.verbs.resuming import config_to_resume, make_ready
 from search.costs.head_costs import round_costs
 from selfspec.drafters.spec import DraftSpec
@@ -32,10 +33,8 @@ from selfspec.training.batches import check_layers
 from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
-from selfspec.training.refining import refine
+from selfspec.training.refining import costs_with, refine
 from selfspec.training.trainer import CHECKPOINT, Trainer
-
-CURVE = "curve.jsonl"  # a row for each step
 
 
 def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> Path:
@@ -53,14 +52,14 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     cfg = config_to_resume(resumed, "train", overrides) if resumed else cfg
     outputs = Path(cfg.paths.outputs)
     make_ready(resumed, cfg)
-    build_training.head_settings(cfg)
+    build_training.check(cfg)
     progress = Progress(None if together.is_first else Console(quiet=True))
     loaded = build.model(cfg, phase=progress)
-    decoder, held = loaded.decoder, build_training.stores(cfg, loaded)
-    module, how = build_training.module(cfg, decoder, held), build_training.training(cfg)
+    decoder, held = loaded.decoder, build_training.stores(cfg.store, cfg, loaded)
+    module, how = build_training.module(cfg, loaded, held, phase=progress), build_training.training(cfg)
     check_layers(module.layers, held)
     if not together.is_first:
-        vocabulary = build_training.vocabulary(cfg, decoder, held)
+        vocabulary = build_training.vocabulary(cfg.vocabulary, decoder, held)
         costs, lr = together.first(lambda: (RoundCosts(0.0, ()), how.lr))
         _share_threads(together)
         Trainer(decoder, module, held, vocabulary, replace(how, lr=lr), costs, resumed, together).run()
@@ -84,28 +83,31 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             lower = f"; it diverges at {2 * how.lr:g}, so it is trained with lr={checked.lr:g}" * (checked.lr < how.lr)
             how = replace(how, lr=checked.lr)
             say(f"one text by heart: acceptance {checked.acceptance:.2f}, so the head is fed rightly{lower}")
-        vocabulary = build_training.vocabulary(cfg, decoder, held)
-        plan = DraftPlan(
+        vocabulary = build_training.vocabulary(cfg.vocabulary, decoder, held)
+        base = DraftPlan(
             SkipSet.from_bits([True] * (2 * decoder.n_layers)),
             head=None if cfg.vocabulary is None else vocabulary,
             precision=cfg.precision,
             memory=build_training.memory(cfg, held),
-            trained=module.value(),
         )
-        costs, _ = together.first(lambda: (_costs(cfg, loaded, plan, progress), how.lr))
+        costs, _ = together.first(lambda: (_costs(cfg, loaded, module.into(base), progress), how.lr))
+        costs = costs_with(costs, module) if isinstance(module, Refine) else costs
         _share_threads(together)
         say(f"a drafted token costs {costs.draft:.3f} plain tokens, and a round {costs.overhead:.3f} besides")
         trainer = Trainer(decoder, module, held, vocabulary, how, costs, folder.path, together)
-        run_files.keep_rows(folder.path / CURVE, lambda row: row["step"] <= trainer.progress.step)
+        curve = folder.path / run_files.CURVE
+        run_files.keep_rows(curve, lambda row: row["step"] <= trainer.progress.step)
         with progress.steps("step", trainer.n_steps, done=trainer.progress.step) as advance:
+            track = step_listener(tracker)
+            for row in run_files.read_rows(curve) if curve.is_file() else ():
+                track(row)
 
             def told(row: Mapping[str, Any]) -> None:
-                run_files.append_row(folder.path / CURVE, row)
+                run_files.append_row(curve, row)
+                track(row)
                 advance()
                 if "conditional" in row:
                     say(f"step {row['step']}, {row['seconds']:.0f} s: {_text(row['conditional'], row)}")
-                    numbers = {f"accepted_{d}": a for d, a in enumerate(row["conditional"], 1)}
-                    tracker.show({f"train/{k}": v for k, v in {**row, **numbers}.items() if isinstance(v, int | float)})
 
             found = trainer.run(told)
         more: dict[str, Any] = {}
@@ -113,7 +115,8 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
             refined = refine(trainer, module)
             say(str(refined))
             found, more = refined.held_out(module.mode), {"refined": refined.to_dict()}
-        _finish(cfg, loaded, folder, replace(plan, trained=module.value()), found, costs, trainer, say, more)
+        _finish(cfg, loaded, folder, module.into(base), found, costs, trainer, say, more)
+        show_training(tracker, folder.path, name=cfg.name)
     return folder.path
 
 
@@ -160,7 +163,7 @@ def _finish(
         conditional=[round(a, 4) for a in found.conditional],
         **({"expected": round(speedup, 4), "unit": UNIT} if cfg.lookup is None else {}),  # lookup is not in it
     )
-    curve = run_files.read_rows(folder.path / CURVE)
+    curve = run_files.read_rows(folder.path / run_files.CURVE)
     figures.save(figures.training_curve(curve, title=f"{cfg.drafter.name}, {cfg.model.name}"), folder.path / "curve")
     row = {"expected_speedup": speedup, "draft_length": length}
     folder.finish(
@@ -170,6 +173,7 @@ def _finish(
             "best_step": trainer.progress.best_step,
             "seconds": trainer.progress.seconds,
             "conditional": list(found.conditional),
+            **({} if trainer.progress.untrained is None else {"untrained": trainer.progress.untrained}),
             "n_held_out": found.n,
             "draft_cost": costs.draft,
             "round_cost": costs.overhead,
@@ -177,8 +181,11 @@ def _finish(
             **more,
         }
     )
+    before = trainer.progress.untrained
     say(
-        f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup\nrun: {folder.path}\n"
+        f"held out ({found.n} drafts): {_text(list(found.conditional), row)}, without lookup"
+        + ("" if before is None else f"; {before:.2f}x before training")
+        + f"\nrun: {folder.path}\n"
         f"try it: selfspec evaluate drafter={folder.path} stop=searched lookup=searched model={cfg.model.name} "
         f"data={cfg.data.name}"
     )

@@ -19,7 +19,7 @@ from search.costs.timed_calls import Place, always
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending, speculate
-from selfspec.engine.protocols import Draft, Row, Verdict
+from selfspec.engine.protocols import Draft, Drafter, Row, Verdict
 from selfspec.engine.trace import Round
 from selfspec.engine.verify import Exact
 from selfspec.errors import InputError
@@ -67,8 +67,8 @@ def measure_head(
     """
     context = table.contexts[0]
     drafter = build_drafter(DraftSpec(_of_chains(plan), always(LONGEST)), decoder)
-    assert isinstance(drafter, HeadDrafter)
-    longest = min(LONGEST, drafter.module.max_depth or LONGEST)
+    deepest = drafter.module.max_depth if isinstance(drafter, HeadDrafter) else None
+    longest = min(LONGEST, deepest or LONGEST)
     lengths = (longest, 1)
     place = Place(decoder, context, 1)
     plain, ids = place.plain(), place.ids
@@ -134,7 +134,7 @@ def _of_chains(plan: DraftPlan) -> DraftPlan:
 
 
 def _rounds(
-    decoder: Decoder, drafter: HeadDrafter, ids: list[int], lengths: Sequence[int], watch: Stopwatch
+    decoder: Decoder, drafter: Drafter, ids: list[int], lengths: Sequence[int], watch: Stopwatch
 ) -> list[Round]:
     """The rounds of a decode after `ids` that drafted as many tokens as they should, without the first one.
 

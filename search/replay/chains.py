@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from search.replay.references import ReferenceBatch
+from selfspec.drafters.chain import evidence_of
 from selfspec.engine.forward import Forward
 from selfspec.engine.sampling import largest
+from selfspec.stopping import Evidence
 
 Start = tuple[int, int]  # (row of the batch, committed tokens of its reference)
 
@@ -43,12 +45,19 @@ class Chains:
         batch: texts, and the full model's keys and values of them, which are not changed.
         max_draft: length of the longest chain.
         with_confidence: whether to compute confidences; otherwise they are nan.
+        evidence: what the stop rule reads as the confidence.
     """
 
     def __init__(
-        self, forward: Forward, batch: ReferenceBatch, *, max_draft: int, with_confidence: bool = True
+        self,
+        forward: Forward,
+        batch: ReferenceBatch,
+        *,
+        max_draft: int,
+        with_confidence: bool = True,
+        evidence: Evidence = "probability",
     ) -> None:
-        self.batch = batch
+        self.batch, self._evidence = batch, evidence
         self._forward, self._max_draft, self._with_confidence = forward, max_draft, with_confidence
         self._chains: dict[Start, Chain] = {}
         self._texts = [[*r.prompt, *r.tokens] for r in batch.references]
@@ -80,7 +89,7 @@ class Chains:
         ids_BT, where = self._newest(rows)
         logits_BTV = self._forward.tree(ids_BT, **where)
         tokens_BT = largest(logits_BTV)
-        confidences = _confidences(logits_BTV, tokens_BT) if self._with_confidence else None
+        confidences = evidence_of(logits_BTV, tokens_BT, self._evidence).tolist() if self._with_confidence else None
         tokens = tokens_BT.tolist()
         for b, row in enumerate(rows):
             for t, start in enumerate(row):
@@ -123,10 +132,3 @@ class Chains:
             # A chain knows the text before it and the token that it begins with.
             "text_rows": self._forward.text_rows(self._texts, owners_BT.clamp(min=0) + 1),
         }
-
-
-def _confidences(logits_BTV: Tensor, tokens_BT: Tensor) -> list[list[float]]:
-    """Raw probability of each chosen token."""
-    wide_BTV = logits_BTV if logits_BTV.dtype == torch.float64 else logits_BTV.float()
-    confidences: list[list[float]] = wide_BTV.softmax(-1).gather(-1, tokens_BT.unsqueeze(-1)).squeeze(-1).tolist()
-    return confidences

@@ -184,7 +184,13 @@ class ReplayObjective:
         learnt: dict[StopPolicy, StopState] = {}
         for n_done, (batch, lookup_proposals) in enumerate(zip(self.batches, self.lookup_proposals(spec), strict=True)):
             widest = Widest(rules)
-            chains = Chains(forward, batch, max_draft=widest.max_draft, with_confidence=widest.needs_confidence)
+            chains = Chains(
+                forward,
+                batch,
+                max_draft=widest.max_draft,
+                with_confidence=widest.needs_confidence,
+                evidence=widest.evidence,
+            )
             if tunes:
                 draft_everything(chains, widest, lookup_proposals=lookup_proposals)
                 if isinstance(spec.stop, Optimal) and not n_done:

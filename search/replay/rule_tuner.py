@@ -15,7 +15,7 @@ from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import BestFirst
 from selfspec.errors import InputError
 from selfspec.skipping.plan import DraftPlan
-from selfspec.stopping import Optimal, PauseWhenUnprofitable, RuleState, StopPolicy, StopRule, StopState
+from selfspec.stopping import Evidence, Optimal, PauseWhenUnprofitable, RuleState, StopPolicy, StopRule, StopState
 
 MAX_KNOTS = 12  # largest number of knots of a calibration; chosen, not tuned
 
@@ -54,6 +54,11 @@ class Widest(StopRule):
     def needs_confidence(self) -> bool:  # type: ignore[override]
         """Whether any rule reads the confidence."""
         return any(rule.needs_confidence for rule in self.rules)
+
+    @property
+    def evidence(self) -> Evidence:  # type: ignore[override]
+        """What the rules read, which are variants of one."""
+        return self.rules[0].evidence
 
     def begin(self, after: StopState | None = None) -> StopState:
         """A state with new states of all rules."""

@@ -23,6 +23,7 @@ from selfspec.control.base import (
 from selfspec.control.step_costs import BatchCosts, StepCosts
 from selfspec.errors import InputError
 
+SURE_LOSS = 0.1  # of the seconds of what is tried out, however much it promises; chosen, not tuned
 RENEWED = 16  # steps after which lengths are chosen anew although nothing was drafted: contexts grow
 
 
@@ -32,10 +33,11 @@ class Goodput(Controller):
 
     Acceptance is tracked by position, source and request. Drafts that cost no forward are looked up first and cut to
     what pays to verify. A request that drafts nothing, or less than it might, is asked for one more token from time to
-    time, so that a change is noticed; the seconds of these tokens stay below the share `explore` of plain decoding's.
+    time, so that a change is noticed. The seconds that these tokens are expected to lose stay below the share `explore`
+    of plain decoding's.
 
     Attributes:
-        explore: largest share of the seconds that is spent on finding out.
+        explore: largest share of the seconds that may be lost by finding out.
         min_gain: factor by which drafting must exceed plain decoding, since costs are estimates; chosen, not tuned.
         patience: what staying with the lengths of the last steps must have cost before they change, in steps; two
             lengths that are as good as each other so do not alternate; chosen, not tuned.
@@ -113,7 +115,7 @@ class GoodputState(ControlState):
 
     Attributes:
         plain_s: seconds that plain decoding would have taken for all steps so far, a lower bound of what they took.
-        explored_s: seconds spent on tokens that did not promise to pay.
+        explored_s: seconds that tokens which did not promise to pay were expected to lose.
     """
 
     policy: Goodput | Oracle
@@ -194,14 +196,24 @@ class GoodputState(ControlState):
     def _explored(
         self, rows: Sequence[Standing], lengths: list[int], rooms: Sequence[int], batch: BatchCosts
     ) -> list[int]:
-        """The lengths with one token more for the request whose next position is known least, if that is not dear."""
+        """The lengths with one token more where the next position is known least, if that is not dear.
+
+        Where it would lengthen the longest draft, the others get a token more as well: once the forward of all rows is
+        longer, theirs costs little, and tells as much.
+        """
         can = [b for b, room in enumerate(rooms) if lengths[b] < room]
         if not can:
             return lengths
-        b = min(can, key=lambda b: self.seen.n_judged(rows[b].key, rows[b].source, lengths[b]))
-        more = [length + (i == b) for i, length in enumerate(lengths)]
+        least = min(can, key=lambda b: self.seen.n_judged(rows[b].key, rows[b].source, lengths[b]))
+        chosen = can if lengths[least] == max(lengths) else [least]
+        more = [length + (b in chosen) for b, length in enumerate(lengths)]
         extra_s = batch.seconds(more) - batch.seconds(lengths)
-        if not self._may_spend(extra_s):
+        if not self._may_spend(SURE_LOSS * extra_s):
             return lengths
-        self.explored_s += extra_s
+        survivals = [self.seen.survivals(r.key, r.source, n) for r, n in zip(rows, more, strict=True)]
+        gained = sum(survivals[b][-1] for b in chosen)
+        loss_s = max(SURE_LOSS * extra_s, extra_s - gained / goodput(survivals, batch, lengths))
+        if not self._may_spend(loss_s):
+            return lengths
+        self.explored_s += loss_s
         return more

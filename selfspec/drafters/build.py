@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from selfspec.drafters.chain import ModelDraft
+from selfspec.drafters.chain import ChainDraft, ModelDraft
 from selfspec.drafters.lookup import LookupDraft, Memory
 from selfspec.drafters.merged import MergedDraft
 from selfspec.drafters.spec import DraftSpec
@@ -41,14 +41,22 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     if spec.drafter is not None:
         drafter = _own(spec, decoder)
     elif spec.plan.trained is not None:
-        sure = spec.stop.needs_confidence
-        drafter = build_head_draft(spec.plan, decoder, tree=spec.tree, sample=sample, needs_confidence=sure)
+        rule = spec.stop
+        head = build_head_draft(
+            spec.plan, decoder, tree=spec.tree, sample=sample, needs_confidence=rule.needs_confidence
+        )
+        if isinstance(head, ChainDraft):
+            head.evidence = rule.evidence
+        elif rule.evidence != "probability" and spec.tree is None:
+            raise InputError(f"{head.name} gives no {rule.evidence} of its tokens; choose another stop rule")
+        drafter = head
     elif spec.tree is not None:
         # Siblings that cannot be drawn are point masses, which are as exact.
         is_drawn = sample and spec.tree.is_fixed
         drafter = TreeDraft(decoder.bind(spec.plan), spec.tree, is_drawn)
     else:
-        drafter = ModelDraft(decoder.bind(spec.plan), sample, spec.stop.needs_confidence)
+        forward, rule = decoder.bind(spec.plan), spec.stop
+        drafter = ModelDraft(forward, sample, rule.needs_confidence, evidence=rule.evidence)
     if spec.lookup == "beside":
         assert lookup is not None
         return MergedDraft(lookup, drafter)

@@ -17,6 +17,7 @@ from selfspec.engine.cache import ClockCache
 from selfspec.engine.forward import BoundForward, Forward
 from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Output, Row, Verdict
 from selfspec.engine.sampling import draw, largest
+from selfspec.stopping.protocol import Evidence
 
 __all__ = ["LAYER_SKIP", "ChainDraft", "Drafter", "ModelDraft", "NoDraft", "confidences_of"]
 
@@ -60,11 +61,13 @@ class ChainDraft(BaseDrafter, ABC):
     Attributes:
         sample: draw from the draft's distribution if the target samples; otherwise take its maximum.
         needs_confidence: whether the stop rule reads the confidence; otherwise it gets nan.
+        evidence: what the rule reads as the confidence.
         max_depth: the most tokens of a chain; None: any number.
     """
 
     sample: bool
     needs_confidence: bool
+    evidence: Evidence = "probability"
     max_depth: int | None = None
 
     def can_draft(self, row: Row) -> bool:
@@ -105,7 +108,7 @@ class ChainDraft(BaseDrafter, ABC):
     def _choose(
         self, rows: Sequence[Row], drafts: Sequence[Draft], active: Sequence[bool], logits_BV: Tensor
     ) -> list[tuple[int, float]]:
-        """For each row a token and its raw probability (before any processor); greedy rows read the device once."""
+        """For each row a token and its confidence, before any processor; greedy rows read the device once."""
         if all(row.chooser.is_plain_greedy for row in rows):
             tokens_B = largest(logits_BV)
         else:
@@ -118,7 +121,7 @@ class ChainDraft(BaseDrafter, ABC):
             )
         if not self.needs_confidence:
             return [(token, math.nan) for token in tokens_B.tolist()]
-        confidence_B = confidences_of(logits_BV, tokens_B.unsqueeze(-1)).squeeze(-1)
+        confidence_B = evidence_of(logits_BV, tokens_B, self.evidence)
         both = torch.stack([tokens_B.double(), confidence_B.double()]).tolist()
         return [(int(token), confidence) for token, confidence in zip(*both, strict=True)]
 
@@ -138,7 +141,7 @@ class ModelDraft(ChainDraft):
 
     Attributes:
         forward: the draft.
-        sample, needs_confidence: see `ChainDraft`.
+        sample, needs_confidence, evidence: see `ChainDraft`.
         name: name of the drafter, and `source` of its drafts.
     """
 
@@ -146,6 +149,7 @@ class ModelDraft(ChainDraft):
     sample: bool = True
     needs_confidence: bool = True
     name: str = LAYER_SKIP
+    evidence: Evidence = "probability"
     is_replayable: ClassVar[bool] = True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
@@ -168,6 +172,16 @@ class ModelDraft(ChainDraft):
             logits_BTV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)
             self.grow(chains, logits_BTV[:, -1])
         return chains.drafts
+
+
+def evidence_of(logits: Tensor, tokens: Tensor, evidence: Evidence) -> Tensor:
+    """What a stop rule reads of `tokens` [...] that were chosen under logits [..., V], before any processor."""
+    if evidence == "probability":
+        return confidences_of(logits, tokens.unsqueeze(-1)).squeeze(-1)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    # an infinitely unlikely token adds nothing to the entropy, and 0 times -inf would be nan
+    logs = wide.log_softmax(-1)
+    return (logs.exp() * logs.clamp_min(-1e4)).sum(-1).exp()
 
 
 def confidences_of(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -74,7 +74,8 @@ class Draft:
         tokens: token id of each node.
         parents: index of the node before each node, which comes earlier in the list, or `ROOT`; None: a chain. The
             children of a node are verified in the order of the list.
-        confidences: the drafter's probability of each token; empty if the stop rule does not need them.
+        confidences: the drafter's probability of each token, or what else its stop rule reads (`StopPolicy.evidence`);
+            empty if it reads none.
         probabilities: the distribution [V] that each token was drawn from; siblings are drawn without replacement.
             None: tokens were chosen without randomness.
         source: the drafter, `layer_skip`, `lookup`, ...; costs, stop rule and acceptance are accounted to it.

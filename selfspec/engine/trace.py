@@ -18,7 +18,8 @@ class Round:
         committed: number of tokens added to the output: accepted + 1, or fewer if the sequence ended among them.
         draft_s, verify_s: seconds; in a batch of n live rows, 1/n of the batch's seconds.
         threshold: confidence threshold of the stop rule in this round; None if the rule has none.
-        confidences: the draft's raw probability of each drafted token; empty if the stop rule does not need them.
+        confidences: the draft's raw probability of each drafted token, or what else its stop rule reads; empty if it
+            reads none.
         n_forwards: number of forwards of the drafter.
         source: source of the draft, see `Draft`; empty without a draft.
     """

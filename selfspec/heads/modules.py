@@ -1,16 +1,16 @@
-"""What every draft head is: a module that reads the target's hidden states and embeddings, and drafts token by token.
+"""What is trained for drafts, and every draft head, which reads the target's hidden states and drafts token by token.
 
 Slot i of a text pairs the hidden states at token i with the embedding of token i + 1, so a slot exists as soon as the
 target has chosen the next token. Depth 0 at slot i predicts token i + 2, and depth d the token after d drafted ones.
 The output of a head enters the target's own output head, which stays as it is, as does the embedding.
 """
 
-# B rows, T slots, D hidden size
+# B rows, T slots, S tokens of a text (T + 1), D hidden size
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from selfspec.errors import InputError, unknown_name
 from selfspec.heads.layer import LayerSize
 from selfspec.heads.trained import OWN, TrainedHead
 from selfspec.models.decoder import Decoder
+from selfspec.skipping.plan import DraftPlan
 
 KINDS: dict[str, type[DraftModule]] = {}
 """Classes of heads by name; each registers itself."""
@@ -41,19 +42,46 @@ class Predicted:
     refined: Tensor | None = None
 
 
-class DraftModule(nn.Module, ABC):
+class Trainable(nn.Module, ABC):
+    """What is trained: a draft head, or parts that stand in for skipped sublayers. Its parameters are trained.
+
+    Attributes:
+        layers: layers of the target whose hidden states it reads; -1: the input of the output head.
+        max_depth: the most tokens it can draft; None: any number.
+        drafts_untrained: whether it drafts well enough before training to be judged.
+    """
+
+    layers: tuple[int, ...]
+    max_depth: int | None = None
+    drafts_untrained: ClassVar[bool] = False
+
+    @abstractmethod
+    def predict(
+        self, text_BS: Tensor, features: Sequence[Tensor], embed: Callable[[Tensor], Tensor], n_depths: int
+    ) -> list[Predicted]:
+        """All slots at depths 0 to n_depths - 1, as drafting would compute them if every drafted token is right.
+
+        Args:
+            text_BS: tokens; slot i pairs tokens i and i + 1.
+            features: hidden states [B, T, D] after each of `layers`.
+            embed: from token ids [B, T] to embeddings [B, T, D].
+            n_depths: number of depths.
+        """
+
+    @abstractmethod
+    def into(self, plan: DraftPlan) -> DraftPlan:
+        """The plan with what was trained; its head, precision and memory stay."""
+
+
+class DraftModule(Trainable):
     """A draft head. Its constructor takes `size` and keyword settings, which are kept in `settings`.
 
     Attributes:
         kind: name of the class in files.
-        layers: layers of the target whose hidden states it reads; -1: the input of the output head.
-        max_depth: the most tokens it can draft; None: any number.
         settings: settings that rebuild it.
     """
 
     kind: ClassVar[str]
-    layers: tuple[int, ...]
-    max_depth: int | None = None
     settings: dict[str, Any]
 
     def __init_subclass__(cls) -> None:
@@ -104,6 +132,16 @@ class DraftModule(nn.Module, ABC):
             embeds_BTD: embeddings of the next tokens.
             n_depths: number of depths.
         """
+
+    def predict(
+        self, text_BS: Tensor, features: Sequence[Tensor], embed: Callable[[Tensor], Tensor], n_depths: int
+    ) -> list[Predicted]:
+        """See `Trainable.predict`; a head reads hidden states and the next token, and no other token."""
+        return self.unroll(features, embed(text_BS[:, 1:]), n_depths)
+
+    def into(self, plan: DraftPlan) -> DraftPlan:
+        """See `Trainable.into`."""
+        return replace(plan, trained=self.value())
 
     def value(self) -> TrainedHead:
         """The head as a value, in the precision of its weights."""

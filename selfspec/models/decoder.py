@@ -8,6 +8,7 @@ output of its bridge. The model itself is never changed, so any number of drafts
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -19,9 +20,9 @@ from selfspec.engine.cache import ClockCache
 from selfspec.engine.forward import BoundForward, Forward
 from selfspec.errors import InputError
 from selfspec.models.context import context_length
-from selfspec.models.packing import n_bytes
+from selfspec.models.packing import PackedLinear, n_bytes
 from selfspec.models.sublayers import Patch, Sublayers, find_sublayers
-from selfspec.skipping.bridges import stand_in
+from selfspec.skipping.bridges import Map, as_map, linear_of, stand_in
 from selfspec.skipping.plan import DraftPlan, Precision, Sublayer, format_sublayer, sublayer
 from selfspec.skipping.rounding import RoundedCopies, RoundedLinear, round_linear
 from selfspec.skipping.skip_set import SkipSet
@@ -98,22 +99,40 @@ class Decoder:
                 f"the skip set is for a model of {plan.skip.n_layers} layers, but this model has {self.n_layers}; "
                 "use a set that was found for it"
             )
-        if not len(plan.skip) and plan.head is None and plan.precision == "same":
+        if not len(plan.skip) and plan.head is None and plan.precision == "same" and not plan.tuned:
             return self.full
-        copied = share(self.model)
-        layers = copied.get_submodule(self.sublayers.path)
-        for at in plan.skipped:
-            patches = self._patches(at)
-            if at in plan.bridges:
-                patches = (self._bridged(plan, at),)
-            for patch in patches:
-                layers.get_submodule(str(at[1])).get_submodule(patch.name).forward = patch.forward
+        copied = self.without(plan.skipped, {at: self._map(plan, at) for at in plan.bridges})
         if plan.precision != "same":
             self._round(copied, plan)
+        for at, weights in plan.tuned.items():
+            self._put_tuned(copied, at, weights, plan.precision)
         head = None if plan.head is None else self._trimmed_head(plan.head, plan.precision)
         if head is not None:
             trimmed(copied, head)
         return BoundForward(copied, self.context_length, head, self.sublayers.path)
+
+    def without(self, skipped: Iterable[Sublayer], maps: Mapping[Sublayer, Map]) -> nn.Module:
+        """A copy of the module tree, which shares every parameter, without some sublayers.
+
+        Args:
+            skipped: these sublayers.
+            maps: what stands in for some of them; one without a map adds nothing.
+
+        Raises:
+            InputError: if a sublayer with a map consists of several modules.
+        """
+        copied = share(self.model)
+        for at in skipped:
+            patches = self._patches(at)
+            if at in maps:
+                patches = (Patch(patches[0].name, stand_in(maps[at], patches)),)
+            for path, patch in zip(self.paths(at), patches, strict=False):
+                copied.get_submodule(path).forward = patch.forward
+        return copied
+
+    def paths(self, at: Sublayer) -> list[str]:
+        """Paths of a sublayer's modules."""
+        return [f"{self.sublayers.path}.{at[1]}.{patch.name}" for patch in self._patches(at)]
 
     def output_head(self, ids_N: Tensor | None, precision: Precision) -> nn.Module:
         """The output head of a draft.
@@ -152,7 +171,7 @@ class Decoder:
     def _round(self, copied: nn.Module, plan: DraftPlan) -> None:
         """Replace the linear layers that a plan keeps, and a whole head, by rounded copies."""
         kept = [sublayer(i) for i, bit in enumerate(plan.skip.bits()) if not bit]
-        paths = [f"{self.sublayers.path}.{at[1]}.{p.name}" for at in kept for p in self._patches(at)]
+        paths = [path for at in kept for path in self.paths(at)]
         if not self._rounded.put(copied, paths, plan.precision) and kept:
             raise InputError(
                 f"precision={plan.precision} was asked for, but the sublayers of a {self.config.model_type!r} model "
@@ -164,15 +183,38 @@ class Decoder:
     def _patches(self, at: Sublayer) -> tuple[Patch, ...]:
         return self.sublayers.attn if at[0] == "attn" else self.sublayers.mlp
 
-    def _bridged(self, plan: DraftPlan, at: Sublayer) -> Patch:
-        bridge, patches = plan.bridges[at], self._patches(at)
+    def _put_tuned(self, copied: nn.Module, at: Sublayer, weights: Mapping[str, Tensor], precision: Precision) -> None:
+        """Replace linear layers of a sublayer by those of trained weights."""
+        path = self.paths(at)[0]
+        for name in (n.removesuffix(".weight") for n in weights if n.endswith(".weight")):
+            try:
+                own: Any = self.model.get_submodule(f"{path}.{name}")
+                weight_OI = weights[f"{name}.weight"].to(own.weight.device, self.dtype)
+                fits = weight_OI.shape == (own.out_features, own.in_features)
+            except AttributeError:
+                fits = False
+            if not fits:
+                raise InputError(
+                    f"the plan has trained weights {name} of {format_sublayer(at)}, which this model has not in that "
+                    "shape; train them for this model"
+                )
+            bias_O = weights.get(f"{name}.bias")
+            linear = linear_of(weight_OI, None if bias_O is None else bias_O.to(weight_OI))
+            made: nn.Module = linear
+            if precision != "same":
+                made = round_linear(linear, precision)
+            elif isinstance(own, PackedLinear):
+                made = PackedLinear(linear)
+            copied.set_submodule(f"{path}.{name}", made)
+
+    def _map(self, plan: DraftPlan, at: Sublayer) -> Map:
+        bridge = plan.bridges[at]
         if len(bridge.bias) != self.config.hidden_size:
             raise InputError(
                 f"the bridge at {format_sublayer(at)} is for a hidden size of {len(bridge.bias)}, but this model's is "
                 f"{self.config.hidden_size}; fit it for this model"
             )
-        module = self.model.get_submodule(f"{self.sublayers.path}.{at[1]}.{patches[0].name}")
-        return Patch(patches[0].name, stand_in(bridge, patches, like=module, dtype=self.dtype))
+        return as_map(bridge, self.model.get_submodule(self.paths(at)[0]), self.dtype)
 
     def weight_bytes(self, draft: SkipSet | DraftPlan) -> int:
         """Bytes of the weights that a draft reads for a token, bridges included.
@@ -182,8 +224,7 @@ class Decoder:
         plan = _plan(draft)
         is_plain = plan.head is None and plan.precision == "same"
         module: Any = self.model if is_plain else self.bind(plan).module
-        layers = self.model.get_submodule(self.sublayers.path)
-        skipped = (layers.get_submodule(f"{at[1]}.{p.name}") for at in plan.skipped for p in self._patches(at))
+        skipped = (self.model.get_submodule(path) for at in plan.skipped for path in self.paths(at))
         embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
         embedding_bytes = 0 if getattr(head, "weight", None) is embedding.weight else n_bytes(embedding)
         rounded = sum(m.n_bytes for m in module.modules() if isinstance(m, RoundedLinear))
@@ -192,7 +233,10 @@ class Decoder:
     def extra_bytes(self, plan: DraftPlan) -> int:
         """Bytes that a plan takes in addition to the model: bridges, head rows, and rounded copies."""
         made = (m for m in self.bind(plan).module.modules() if isinstance(m, RoundedLinear | TrimmedHead))
-        return sum(m.n_bytes for m in made) + self._bridge_bytes(plan)
+        tuned = 0  # rounded ones are among the copies
+        if plan.precision == "same":
+            tuned = sum(t.numel() for weights in plan.tuned.values() for t in weights.values()) * self.dtype.itemsize
+        return sum(m.n_bytes for m in made) + tuned + self._bridge_bytes(plan)
 
     def _bridge_bytes(self, plan: DraftPlan) -> int:
         return sum(t.numel() for b in plan.bridges.values() for t in b.tensors) * self.dtype.itemsize

@@ -21,6 +21,7 @@ SCHEMA = 1  # version of the rows; it increases when a field changes its meaning
 
 CONFIG, OVERRIDES, PROVENANCE, SUMMARY = "config.yaml", "overrides.txt", "provenance.json", "summary.json"
 RECORDS, TRIALS, FINALS, LOG = "records.jsonl", "trials.jsonl", "finals.jsonl", "log.txt"
+CURVE = "curve.jsonl"  # steps of a training
 PROMPTS = "prompts.jsonl"  # prompts as rendered by the chat template
 INTERRUPTED = "interrupted"  # end of a search that Ctrl-C ended
 FAILURE = "failure.json"  # reason of a failed job of a sweep; such a folder holds no run

@@ -5,13 +5,16 @@ It must not know models, caches or tensors: a rule sees counts and confidences o
 
 from selfspec.stopping.adaptive import Adaptive
 from selfspec.stopping.base import RuleState, StopRule
+from selfspec.stopping.entropy import EntropyBound, Svip
 from selfspec.stopping.lookahead import Optimal
 from selfspec.stopping.pausing import PauseWhenUnprofitable
-from selfspec.stopping.protocol import StopPolicy, StopState
+from selfspec.stopping.protocol import Evidence, StopPolicy, StopState
 from selfspec.stopping.rules import Fixed, Heuristic, Threshold
 
 __all__ = [
     "Adaptive",
+    "EntropyBound",
+    "Evidence",
     "Fixed",
     "Heuristic",
     "Optimal",
@@ -20,5 +23,6 @@ __all__ = [
     "StopPolicy",
     "StopRule",
     "StopState",
+    "Svip",
     "Threshold",
 ]

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from selfspec.errors import InputError, unknown_name
-from selfspec.stopping.protocol import StopPolicy, StopState
+from selfspec.stopping.protocol import Evidence, StopPolicy, StopState
 from selfspec.targets import TARGET, imported
 
 NAME = "name"
@@ -43,6 +43,7 @@ class StopRule:
 
     __slots__ = ()
     needs_confidence: ClassVar[bool] = True
+    evidence: ClassVar[Evidence] = "probability"
     former_name: ClassVar[str | None] = None  # in files written by earlier versions
     former_settings: ClassVar[Mapping[str, str]] = MappingProxyType({})  # earlier name of a setting -> its name
 

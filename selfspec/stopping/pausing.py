@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from selfspec.errors import InputError
 from selfspec.stopping.base import RuleState, StopRule
-from selfspec.stopping.protocol import StopPolicy, StopState
+from selfspec.stopping.protocol import Evidence, StopPolicy, StopState
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,11 @@ class PauseWhenUnprofitable(StopRule):
     def needs_confidence(self) -> bool:  # type: ignore[override]
         """Whether the rule inside reads the confidence."""
         return self.rule.needs_confidence
+
+    @property
+    def evidence(self) -> Evidence:  # type: ignore[override]
+        """That of the rule inside."""
+        return self.rule.evidence
 
     def begin(self, after: StopState | None = None) -> StopState:
         """A state with the sums and pauses of `after`, and a new state of the rule inside."""

@@ -8,7 +8,9 @@ a prompt lives in the state that `begin` returns, so nothing carries over to the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+Evidence = Literal["probability", "entropy"]
 
 
 class StopState(Protocol):
@@ -41,6 +43,14 @@ class StopPolicy(Protocol):
     @property
     def max_draft(self) -> int:
         """Largest number of tokens that a round may draft."""
+        ...
+
+    @property
+    def evidence(self) -> Evidence:
+        """What `more` gets as the confidence: the drafted token's probability, or exp(-entropy) of its distribution.
+
+        Both lie between 0 and 1, and are 1 where the draft is sure.
+        """
         ...
 
     @property

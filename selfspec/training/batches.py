@@ -22,6 +22,7 @@ class Batch:
     """Padded slots of several texts; slot i pairs the hidden states at token i with token i + 1.
 
     Attributes:
+        first_id_B: token 0.
         features: hidden states by layer, in the order of the head's layers, [B, T, D] each.
         last_BTD: the input of the output head at token i + 1, which a feature loss aims at; None if the store lacks it.
         next_BT: token i + 1.
@@ -30,6 +31,7 @@ class Batch:
         top_ids_BTK, top_logprobs_BTK: the target's likeliest tokens at i + 2.
     """
 
+    first_id_B: Tensor
     features: list[Tensor]
     last_BTD: Tensor | None
     next_BT: Tensor
@@ -37,6 +39,11 @@ class Batch:
     first_B: Tensor
     top_ids_BTK: Tensor
     top_logprobs_BTK: Tensor
+
+    @property
+    def whole_text(self) -> Tensor:
+        """Tokens 0 to T."""
+        return torch.cat([self.first_id_B.unsqueeze(1), self.next_BT], 1)
 
     def counts(self, depth: int) -> Tensor:
         """Slots at which a drafted token of this depth would be judged, [B, T]."""
@@ -63,6 +70,7 @@ def batch_of(texts: Sequence[StoredText], layers: Sequence[int], *, max_slots: i
         return found
 
     return Batch(
+        first_id_B=torch.cat([row["first_id"] for row in rows]),
         features=[padded(f"hidden.{layer}") for layer in layers],
         last_BTD=padded("last") if "last" in rows[0] else None,
         next_BT=padded("next"),
@@ -82,6 +90,7 @@ def _row(text: StoredText, layers: Sequence[int], max_slots: int) -> dict[str, T
     is_goal_T = rows_T >= 1
     safe_T = rows_T.clamp(min=0)
     found = {
+        "first_id": text.ids[cut : cut + 1],
         "next": text.ids[cut + 1 : n + 1],
         "first": torch.tensor([first]),
         "goal": torch.where(is_goal_T, text.top_ids[safe_T, 0], -1),

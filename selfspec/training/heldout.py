@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfspec.heads.layer import shifted
-from selfspec.heads.modules import DraftModule
+from selfspec.heads.modules import Trainable
 from selfspec.training.batches import Batch
 
 
@@ -64,7 +64,7 @@ class RoundCosts:
 
 @torch.no_grad()
 def held_out(
-    module: DraftModule,
+    module: Trainable,
     batches: Iterable[Batch],
     embed: Callable[[Tensor], Tensor],
     vocabulary_V: Tensor,
@@ -75,7 +75,7 @@ def held_out(
     """Judge the drafts that begin at every slot of the texts.
 
     Args:
-        module: the head.
+        module: the head, or the trained parts of a draft.
         batches: held-out texts.
         embed: from token ids [B, T] to embeddings [B, T, D].
         vocabulary_V: ids of the tokens that the draft scores.
@@ -84,11 +84,12 @@ def held_out(
     """
     n_reached, n_right, vocabulary_V = [0] * n_depths, [0] * n_depths, vocabulary_V.to(rows_VD.device)
     for batch in (one.to(rows_VD.device) for one in batches):
-        predicted = module.unroll([f.to(rows_VD.dtype) for f in batch.features], embed(batch.next_BT), n_depths)
+        features = [f.to(rows_VD.dtype) for f in batch.features]
+        predicted = module.predict(batch.whole_text, features, embed, n_depths)
         alive = None
         for depth, one in enumerate(predicted):
             drafted_by_BTD = one.to_head if one.refined is None else one.refined
-            chosen_BT = vocabulary_V[(drafted_by_BTD @ rows_VD.T).argmax(-1)]
+            chosen_BT = vocabulary_V[(drafted_by_BTD.to(rows_VD.dtype) @ rows_VD.T).argmax(-1)]
             right_BT = chosen_BT == batch.goal_BT
             counted_BT = batch.counts(depth)
             # a draft reaches depth d at slot i if it began at slot i - d and was right at the slots between

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from selfspec.errors import InputError
-from selfspec.heads.modules import DraftModule
+from selfspec.heads.modules import Trainable
 from selfspec.models.decoder import Decoder
 from selfspec.training.batches import Batch, batch_of
 from selfspec.training.heldout import held_out
@@ -39,7 +39,7 @@ class Overfit:
     lr: float
 
 
-def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Training) -> Overfit:
+def check_overfit(decoder: Decoder, module: Trainable, store: Store, how: Training) -> Overfit:
     """Train a copy of the head on the first text of a store.
 
     Raises:
@@ -65,7 +65,7 @@ def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Trai
         if by_rate[rate] >= ENOUGH:
             return Overfit(by_rate[rate], how.lr * rate / RATES[0])
     rate = max(by_rate, key=lambda rate: by_rate[rate])
-    reached = {0: by_rate[rate], **{shift: learnt(shift, rate) for shift in (1, -1)}}
+    reached = {0: by_rate[rate], **{shift: learnt(shift, rate) for shift in ((1, -1) if module.layers else ())}}
     best = max(reached, key=lambda shift: reached[shift])
     hint = f"; shifted by {best} it reaches {reached[best]:.2f}, so the hidden states are shifted" if best else ""
     raise InputError(
@@ -75,9 +75,7 @@ def check_overfit(decoder: Decoder, module: DraftModule, store: Store, how: Trai
     )
 
 
-def _learnt(
-    decoder: Decoder, module: DraftModule, batch: Batch, ids_V: torch.Tensor, how: Training, lr: float
-) -> float:
+def _learnt(decoder: Decoder, module: Trainable, batch: Batch, ids_V: torch.Tensor, how: Training, lr: float) -> float:
     learner = Learner(decoder, module, ids_V, how)
     reached = 0.0
     for step in range(1, MAX_STEPS + 1):

@@ -9,7 +9,7 @@ A draft is judged where the text is what the target itself chooses: there it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from selfspec.heads.refinement.lattice import Lattice, Paths
 from selfspec.heads.refinement.refine import MODES, Refine
-from selfspec.training.batches import Batch
-from selfspec.training.heldout import HeldOut
+from selfspec.training.batches import HELD_OUT, Batch
+from selfspec.training.heldout import HeldOut, RoundCosts
+from selfspec.training.store import Store
 from selfspec.training.trainer import Trainer
 
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the n-grams; tried on training texts
+CONTROL = "p_best without n-grams"  # as many paths, so what is verified is as much
 CHUNK = 256  # drafts that are refined at once
 
 
@@ -50,7 +52,8 @@ class Refined:
     Attributes:
         n: number of drafts.
         weight: of the n-grams.
-        accepted: by mode, the drafts with 0, 1, ... K accepted tokens; of a tree its best path counts.
+        accepted: by mode, the drafts with 0, 1, ... K accepted tokens; of a tree its best path counts. `CONTROL` is the
+            tree of the heads' own best paths.
         repeats: by mode, the drafts in which a token repeats the one before it, the last committed one included; the
             target's own are under `target`.
         oracle: by m, as `accepted`, if each draft were the best path through its heads' m likeliest tokens.
@@ -89,23 +92,45 @@ class Refined:
         )
 
 
+def costs_with(costs: RoundCosts, module: Refine) -> RoundCosts:
+    """The costs of rounds whose drafts are `p_best` trees: a token more of each path, if no two share a beginning."""
+    if module.mode != "p_best":
+        return costs
+    last = len(costs.verify) - 1
+    return replace(costs, verify=tuple(costs.verify[min(last, k * module.n_paths)] for k in range(last + 1)))
+
+
 def block_size(counts: Sequence[int]) -> float:
     """Mean tokens of a round, of the numbers of drafts with 0, 1, ... accepted tokens."""
     return 1 + sum(a * n for a, n in enumerate(counts)) / max(1, sum(counts))
 
 
+def count(module: Refine, stores: Sequence[Store], chosen: Sequence[tuple[int, int]], n_vocab: int) -> None:
+    """Count the n-grams of the chosen answers, each (store, text)."""
+    texts = [stores[s].text(i, ()) for s, i in chosen]
+    n_before = module.ngrams.order - 1
+    module.ngrams.count([text.prompt[len(text.prompt) - n_before :] + text.tokens for text in texts], n_vocab)
+
+
 @torch.no_grad()
 def refine(trainer: Trainer, module: Refine) -> Refined:
-    """Choose the weight of the n-grams on training texts, unless it is given, and judge held-out drafts."""
+    """Choose the weight of the n-grams, unless it is given, and judge held-out drafts.
+
+    The weight is chosen on the training texts of a tenth of the prompts, with n-grams that were counted on the others.
+    """
     module.eval()
     judge = _Judge(trainer, module)
     if module.settings["weight"] is None:
         mode = module.mode if module.mode in ("local", "p_best") else "global"
-        known = judge.windows(trainer.batches(held_out=False))
+        rest, tried = _by_prompt(trainer)
+        count(module, trainer.stores, rest, trainer.decoder.n_vocab)
+        known = judge.windows(trainer.batches(tried))
         sizes = {weight: block_size(judge.accepted(known, mode, weight)[0]) for weight in WEIGHTS}
         module.set_weight(max(sizes, key=lambda weight: sizes[weight]))
-    held, weight = judge.windows(trainer.batches(held_out=True)), module.weight
+        count(module, trainer.stores, trainer.texts, trainer.decoder.n_vocab)
+    held, weight = judge.windows(trainer.batches(trainer.held)), module.weight
     found = {mode: judge.accepted(held, mode, weight) for mode in MODES}
+    found[CONTROL] = judge.accepted(held, "p_best", 0.0)
     oracle: dict[int, list[int]] = {}
     for m in sorted({1, 4, module.m}):
         is_there = (held.lattice.ids_BKM[..., :m] == held.goal_NK.unsqueeze(-1)).any(-1)
@@ -113,6 +138,16 @@ def refine(trainer: Trainer, module: Refine) -> Refined:
     goals = _repeats(held.context_NL, held.goal_NK)
     repeats = {mode: n for mode, (_, n) in found.items()} | {"target": goals}
     return Refined(len(held.goal_NK), weight, {mode: counts for mode, (counts, _) in found.items()}, repeats, oracle)
+
+
+def _by_prompt(trainer: Trainer) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Training texts, and those of a tenth of the prompts apart."""
+    by_prompt: dict[str, list[tuple[int, int]]] = {}
+    for s, i in trainer.texts:
+        by_prompt.setdefault(str(trainer.stores[s].text(i, ()).prompt), []).append((s, i))
+    tried = sorted(by_prompt)[:: round(1 / HELD_OUT)]
+    rest = [at for prompt, texts in by_prompt.items() if prompt not in tried for at in texts]
+    return rest or trainer.texts, [at for prompt in tried for at in by_prompt[prompt]]
 
 
 class _Judge:

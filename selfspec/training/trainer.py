@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from selfspec.errors import InputError
-from selfspec.heads.modules import DraftModule
+from selfspec.heads.modules import Trainable
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.records.run_files import write_file
@@ -47,6 +47,7 @@ class Training:
         decay: weight of depth d is decay to the power of d.
         lr, warmup, weight_decay, clip: of AdamW with a cosine schedule; `warmup` is a fraction of the steps.
         epochs: passes over the texts.
+        max_steps: steps after which training ends; None: no limit.
         max_s: seconds after which training ends; None: no limit. The schedule follows whichever limit comes first.
         slots: padded slots of a step.
         max_slots: slots of a text; of a longer one the last count.
@@ -69,6 +70,7 @@ class Training:
     weight_decay: float = 0.0
     clip: float = 0.5
     epochs: int = 8
+    max_steps: int | None = None
     max_s: float | None = None
     slots: int = 1536
     max_slots: int = 512
@@ -103,7 +105,7 @@ class Learner:
     """
 
     def __init__(
-        self, decoder: Decoder, module: DraftModule, vocabulary_V: Tensor, how: Training, peers: Peers = ALONE
+        self, decoder: Decoder, module: Trainable, vocabulary_V: Tensor, how: Training, peers: Peers = ALONE
     ) -> None:
         self.module, self.how, self.peers, self.device = module.to(decoder.device).float(), how, peers, decoder.device
         model: Any = decoder.model
@@ -171,7 +173,7 @@ class Learner:
             features = [f + ((torch.rand(f.shape, generator=rng) - 0.5) * how.noise).to(f) for f in features]
         context = torch.autocast(self.device.type, torch.bfloat16) if how.bf16 else nullcontext()
         with context:
-            predicted = self.module.unroll(features, self.embed(batch.next_BT), how.depths)
+            predicted = self.module.predict(batch.whole_text, features, self.embed, how.depths)
         total, sums = torch.zeros((), device=self.device), dict.fromkeys(how.losses, 0.0)
         weights = [how.decay**depth for depth in range(len(predicted))]
         weights = [weight / sum(weights) * share for weight, share in zip(weights, shares, strict=False)]
@@ -183,7 +185,7 @@ class Learner:
                 if to_head is None:
                     continue
                 with context:
-                    logits_MV = to_head[is_counted] @ self.rows_VD.T
+                    logits_MV = to_head[is_counted].to(self.rows_VD.dtype) @ self.rows_VD.T
                 slots = Slots(
                     logits_MV.float(),
                     self._place[batch.goal_BT[is_counted]],
@@ -206,6 +208,7 @@ class _Progress:
     best: float = -math.inf
     best_step: int = 0
     n_worse: int = 0
+    untrained: float | None = None  # expected speedup before the first step, of what drafts without training
 
 
 class Trainer:
@@ -228,7 +231,7 @@ class Trainer:
     def __init__(
         self,
         decoder: Decoder,
-        module: DraftModule,
+        module: Trainable,
         stores: Sequence[Store],
         vocabulary_V: Tensor,
         how: Training,
@@ -254,7 +257,8 @@ class Trainer:
     @property
     def n_steps(self) -> int:
         """Steps of the whole training, if neither time nor patience ends it."""
-        return self.how.epochs * self.steps_an_epoch
+        n_steps = self.how.epochs * self.steps_an_epoch
+        return n_steps if self.how.max_steps is None else min(n_steps, self.how.max_steps)
 
     def run(self, told: Told | None = None) -> HeldOut:
         """Train to the end; the module then has the weights of the best look at the held-out texts.
@@ -265,6 +269,8 @@ class Trainer:
             InputError: if one is nan before the first look.
         """
         tell, watch = told or (lambda row: None), Stopwatch(self.decoder.device)
+        if self.progress.step == 0 and self.module.drafts_untrained:
+            self.progress.untrained = self._look()["expected_speedup"]  # training must not make it worse
         while not self._is_over():
             for batch in self._rest_of_epoch():
                 begin = watch.now()
@@ -284,12 +290,16 @@ class Trainer:
                 tell(row)
                 if self._is_over():
                     break
+        return self.best()
+
+    def best(self) -> HeldOut:
+        """Give the module its best weights so far; returns the acceptance on the held-out texts."""
         self.module.load_state_dict(self.best_weights)
         return self.check()
 
-    def batches(self, *, held_out: bool) -> Iterator[Batch]:
-        """Batches of the held-out texts, or of as many that are trained on."""
-        return map(self._read, self._groups(self.held if held_out else self.texts[: len(self.held)]))
+    def batches(self, chosen: Sequence[tuple[int, int]]) -> Iterator[Batch]:
+        """Batches of some texts, each (store, text)."""
+        return map(self._read, self._groups(chosen))
 
     def check(self) -> HeldOut:
         """Acceptance on the held-out texts."""
@@ -299,7 +309,7 @@ class Trainer:
         self.module.eval()
         found = held_out(
             self.module,
-            self.batches(held_out=True),
+            self.batches(self.held),
             self.learner.embed,
             self.vocabulary_V,
             self.learner.rows_VD,
@@ -370,5 +380,5 @@ class Trainer:
         self.how = replace(self.how, lr=state.get("lr", self.how.lr))
 
 
-def _copy(module: DraftModule) -> dict[str, Tensor]:
+def _copy(module: Trainable) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The script of the dashboard: five pages about one folder of runs."""
+"""The script of the dashboard: six pages about one folder of runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from experiments.dashboard import page_calculator, page_compare, page_evaluation, page_runs, page_search
+from experiments.dashboard import (
+    page_calculator,
+    page_compare,
+    page_evaluation,
+    page_runs,
+    page_search,
+    page_training,
+)
 from experiments.results.run_folder import Run
 
 Draw = Callable[[Path], None]
@@ -23,16 +30,18 @@ def main(outputs: Path) -> None:
 
     search = page(page_search.draw, "Search", "search_insights", "search")
     evaluation = page(page_evaluation.draw, "Evaluation", "speed", "evaluation")
+    training = page(page_training.draw, "Training", "school", "training")
+    of_verb = {"search": search, "evaluate": evaluation, "train": training}
 
     def open_run(run: Run) -> None:
-        st.switch_page(search if run.verb == "search" else evaluation, query_params={"run": run.name})
+        st.switch_page(of_verb[run.verb], query_params={"run": run.name})
 
     runs = page(lambda folder: page_runs.draw(folder, open_run), "Runs", "list", "runs")
-    # Streamlit gives the first page no address of its own, so none of the five pages is the first page.
+    # Streamlit gives the first page no address of its own, so none of the six pages is the first page.
     home = st.Page(lambda: st.switch_page(runs), title="selfspec", default=True, visibility="hidden")
     compare = page(page_compare.draw, "Compare", "compare", "compare")
     calculator = page(page_calculator.draw, "Calculator", "calculate", "calculator")
-    chosen = st.navigation([home, runs, search, compare, evaluation, calculator], position="top")
+    chosen = st.navigation([home, runs, search, compare, evaluation, training, calculator], position="top")
     st.html("<style>.stMainBlockContainer{padding:4.2rem 1.6rem 3rem;max-width:1440px}</style>")
     chosen.run()
     st.caption(f"Runs in `{outputs}`")

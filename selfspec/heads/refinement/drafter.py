@@ -31,6 +31,7 @@ class RefineDraft(BaseDrafter):
 
     def __init__(self, module: Refine, output: OutputHead, *, name: str = Refine.kind) -> None:
         self.module, self.output, self.rows = module, output, HeadRows(module, output)
+        self.max_depth = module.max_depth
         self._name = name
 
     @property

@@ -84,7 +84,7 @@ class Refine(Blockwise):
         inner: int | None = None,
         mode: str = "neural",
         m: int = 16,
-        order: int = 2,
+        order: int = 3,
         weight: float | None = None,
         paths: int = 8,
         width: int = 128,
