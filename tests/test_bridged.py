@@ -24,6 +24,7 @@ from selfspec.skipping.skip_set import SkipSet
 from selfspec.stopping import Threshold
 from selfspec.training.bridged import Bridged, kept_layers, own_weights, with_adapters
 from selfspec.training.collect import collect
+from selfspec.training.overfit import ENOUGH, check_overfit
 from selfspec.training.store import Store
 from selfspec.training.trainer import Trainer, Training
 from tests.contracts.architecture import LONG, ROUNDING
@@ -128,6 +129,13 @@ def test_training_raises_the_acceptance_and_keeps_the_target(store: Store, form:
     at_first = trainer.check().conditional[0]
     assert trainer.run().conditional[0] > at_first + 0.1
     assert all(torch.equal(weight, before[name]) for name, weight in decoder.model.state_dict().items())
+
+
+def test_a_copy_learns_a_text_by_heart_and_the_parts_stay(store: Store) -> None:
+    module = Bridged(decoder_of(), begun(decoder_of(), "layer"))
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    assert check_overfit(decoder_of(), module, store, Training(bf16=False, depths=1)) >= ENOUGH
+    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
 
 
 def test_first_whole_layers_of_runs_are_kept() -> None:

@@ -121,8 +121,7 @@ def _write(
 ) -> None:
     """Write the draft, the pictures, the front and the summary, and say what was found."""
     rows, best = result.rows, result.best
-    found = best.trial_value if best.predicted is None else best.predicted
-    value = None if math.isnan(found) else round(found, 4)
+    value = best.trial_value if best.predicted is None else best.predicted
     figures.save(figures.best_so_far(rows, objective="expected_speedup"), folder.path / "search")
     figures.save(figures.pareto(rows, objective="expected_speedup"), folder.path / "pareto")
     write_front(folder.path / FRONT, rows, model=cfg.model.name, n_layers=loaded.decoder.n_layers, run=folder.id)
@@ -135,7 +134,7 @@ def _write(
         run=folder.id,
         date=provenance.now(),
         unit=UNIT,
-        value=value,
+        value=None if math.isnan(value) else round(value, 4),
         **({"settings": dict(best.point.settings)} if best.point.settings else {}),
     )
     winner = result.raced[0].row if result.raced else None
