@@ -24,7 +24,7 @@ from search.trained.job import CONTROL, UNIT, TrainedJob, TrainedListener, Train
 from selfspec.data.same_prompts import example_digests
 from selfspec.drafters.spec_files import save_spec
 from selfspec.models.load import Loaded
-from selfspec.records import provenance
+from selfspec.records import provenance, run_files
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,13 @@ def search_trained(cfg: DictConfig, overrides: list[str], say: Callable[[str], N
             )
         tracker = stack.enter_context(build.tracking(cfg, verb="search", folder=folder.path, say=say))
         shown = stack.enter_context(_Shown(progress, tracker, say))
-        _write(cfg, job, loaded, folder, job.run(folder.path, listener=shown), say)
+        (folder.path / run_files.SUMMARY).unlink(missing_ok=True)  # a run that goes on is not finished
+        try:
+            result = job.run(folder.path, listener=shown)
+        except KeyboardInterrupt:
+            say(f"interrupted; selfspec search resume={folder.path} goes on")
+            raise
+        _write(cfg, job, loaded, folder, result, say)
     return folder.path
 
 
