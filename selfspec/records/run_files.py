@@ -157,5 +157,5 @@ def refused_write(error: OSError) -> InputError | None:
         return None
     return InputError(
         f"cannot use {error.filename or 'a file of the run'} ({error.strerror}); what was written is whole: make "
-        "room or give the right to write there, then resume=RUN goes on"
+        "room or give the right to write there, then resume=RUN goes on (collect: the same command)"
     )
