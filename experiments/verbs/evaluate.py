@@ -174,7 +174,7 @@ def begin(cfg: DictConfig, *, phase: Phases = unwatched) -> Begun:
         raise InputError(f"samples={cfg.samples}, but greedy decoding gives the same each time; add sampling=sample")
     loaded = build.model(cfg, phase=phase)
     trained = named_trained(cfg, loaded) if cfg.ablation and cfg.get("trained") else None
-    cfg = pinned(cfg, trained)
+    cfg = pinned(cfg, trained) if cfg.ablation else cfg
     with phase("prompts", 0):
         asked_examples = select(_unseen(cfg), n=cfg.n, seed=cfg.seed)
         (warm_up,) = build.examples(cfg, "calibration", n=1, seed=cfg.seed)
