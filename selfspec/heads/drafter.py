@@ -10,15 +10,15 @@ from torch import Tensor
 
 from selfspec.drafters.chain import ChainDraft
 from selfspec.engine.cache import ClockCache
-from selfspec.engine.protocols import Draft, Needs, Output, Row, Verdict
+from selfspec.engine.protocols import Draft, Row
 from selfspec.heads.modules import DraftModule
 from selfspec.heads.output import OutputHead
-from selfspec.heads.rows import HeadRows
+from selfspec.heads.rows import ReadsTarget
 
 HEAD = "head"  # the source of its drafts
 
 
-class HeadDraft(ChainDraft):
+class HeadDraft(ReadsTarget, ChainDraft):
     """Drafts chains with a trained head; it keeps a small memory for each row and writes nothing into the cache.
 
     Args:
@@ -38,36 +38,8 @@ class HeadDraft(ChainDraft):
         needs_confidence: bool = True,
         name: str = HEAD,
     ) -> None:
-        self.module, self.output, self.rows = module, output, HeadRows(module, output)
-        self.sample, self.needs_confidence, self.max_depth = sample, needs_confidence, module.max_depth
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """Name of the drafter, and `source` of its drafts."""
-        return self._name
-
-    @property
-    def needs(self) -> Needs:
-        """The layers that the head reads."""
-        return Needs(hidden=self.module.layers)
-
-    def begin(self, row: Row, prompt: Output) -> None:
-        """See `HeadRows.begin`."""
-        self.rows.begin(row, prompt)
-
-    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `HeadRows.observe`."""
-        super().observe(row, draft, verdict, target)
-        self.rows.observe(row, draft, verdict, target)
-
-    def end(self, row: Row) -> None:
-        """Forget the row."""
-        self.rows.end(row)
-
-    def can_draft(self, row: Row) -> bool:
-        """Whether it was told of all accepted tokens of the row."""
-        return self.rows.knows(row)
+        super().__init__(module, output, name)
+        self.sample, self.needs_confidence = sample, needs_confidence
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """A chain for each row: depth 0 reads the hidden states of the accepted tokens, later ones the head's own."""

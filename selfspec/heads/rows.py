@@ -1,4 +1,7 @@
-"""What a head is told of the rows: it reads the hidden states of their accepted tokens, of all rows together."""
+"""What a head is told of the rows: it reads the hidden states of their accepted tokens, of all rows together.
+
+`ReadsTarget` is what every drafter of a head passes on to it.
+"""
 
 # B rows, T tokens, N slots or drafted tokens of all rows, D hidden size
 
@@ -11,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfspec.engine.protocols import Draft, Output, Row, Verdict
+from selfspec.engine.protocols import BaseDrafter, Draft, Needs, Output, Row, Verdict
 from selfspec.heads.modules import DraftModule
 from selfspec.heads.output import OutputHead
 
@@ -77,3 +80,51 @@ class HeadRows:
         """Read drafted tokens of one depth, see `DraftModule.step`; [N, D]."""
         embeds_ND = self.output.embed([token for row in tokens for token in row])[0]
         return self.module.step([self.known[row.key].state for row in rows], parents, embeds_ND, depth)
+
+
+class ReadsTarget(BaseDrafter):
+    """Tells a head of the rows; the class beside it in the bases, if any, is told first.
+
+    Attributes:
+        module: the head.
+        output: output head and embedding of the target, as the draft uses them.
+        rows: what the head knows of the rows.
+    """
+
+    module: DraftModule
+    output: OutputHead
+    rows: HeadRows
+
+    def __init__(self, module: DraftModule, output: OutputHead, name: str) -> None:
+        self.module, self.output, self.rows = module, output, HeadRows(module, output)
+        self.max_depth = module.max_depth
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """Name of the drafter, and `source` of its drafts."""
+        return self._name
+
+    @property
+    def needs(self) -> Needs:
+        """The layers that the head reads."""
+        return Needs(hidden=self.module.layers)
+
+    def begin(self, row: Row, prompt: Output) -> None:
+        """Keep the hidden states of the prompt."""
+        super().begin(row, prompt)
+        self.rows.begin(row, prompt)
+
+    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
+        """Keep the hidden states of the accepted tokens, whoever drafted them."""
+        super().observe(row, draft, verdict, target)
+        self.rows.observe(row, draft, verdict, target)
+
+    def end(self, row: Row) -> None:
+        """Forget the row."""
+        super().end(row)
+        self.rows.end(row)
+
+    def can_draft(self, row: Row) -> bool:
+        """Whether it was told of all accepted tokens of the row."""
+        return self.rows.knows(row)

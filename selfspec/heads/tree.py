@@ -12,14 +12,14 @@ from torch import Tensor
 from selfspec.drafters.tree_drafter import Growing, LevelDraft
 from selfspec.drafters.tree_shapes import TreeShape
 from selfspec.engine.cache import ClockCache
-from selfspec.engine.protocols import ROOT, Draft, Needs, Output, Row, Verdict
+from selfspec.engine.protocols import ROOT
 from selfspec.heads.modules import DraftModule
 from selfspec.heads.output import OutputHead
-from selfspec.heads.rows import HeadRows
+from selfspec.heads.rows import ReadsTarget
 from selfspec.skipping.trimmed_head import TextRows
 
 
-class HeadTree(LevelDraft):
+class HeadTree(ReadsTarget, LevelDraft):
     """Drafts trees with a trained head.
 
     Blind heads give all nodes of a level the same children, which is Medusa's tree.
@@ -35,39 +35,9 @@ class HeadTree(LevelDraft):
     def __init__(
         self, module: DraftModule, output: OutputHead, shape: TreeShape, *, sample: bool = False, name: str = "head"
     ) -> None:
-        self.module, self.output, self.rows = module, output, HeadRows(module, output)
-        self.shape, self.sample, self.max_depth = shape, sample, module.max_depth
-        self._name, self._gains = name, {}
+        super().__init__(module, output, name)
+        self.shape, self.sample, self._gains = shape, sample, {}
         self.check()
-
-    @property
-    def name(self) -> str:
-        """Name of the drafter, and `source` of its drafts."""
-        return self._name
-
-    @property
-    def needs(self) -> Needs:
-        """The layers that the head reads."""
-        return Needs(hidden=self.module.layers)
-
-    def begin(self, row: Row, prompt: Output) -> None:
-        """See `HeadRows.begin`."""
-        super().begin(row, prompt)
-        self.rows.begin(row, prompt)
-
-    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `HeadRows.observe`."""
-        super().observe(row, draft, verdict, target)
-        self.rows.observe(row, draft, verdict, target)
-
-    def end(self, row: Row) -> None:
-        """Forget the row."""
-        super().end(row)
-        self.rows.end(row)
-
-    def can_draft(self, row: Row) -> bool:
-        """Whether it was told of all accepted tokens of the row."""
-        return self.rows.knows(row)
 
     def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
         """See `OutputHead.text_rows`."""

@@ -9,16 +9,16 @@ from collections.abc import Sequence
 import torch
 
 from selfspec.engine.cache import ClockCache
-from selfspec.engine.protocols import BaseDrafter, Draft, Needs, Output, Row, Verdict
-from selfspec.engine.tree import depths
+from selfspec.engine.protocols import Draft, Output, Row, Verdict
+from selfspec.engine.tree import depth
 from selfspec.heads.blockwise import BlindState
 from selfspec.heads.output import OutputHead
 from selfspec.heads.refinement.lattice import Lattice, Paths, merged
 from selfspec.heads.refinement.refine import Refine
-from selfspec.heads.rows import HeadRows
+from selfspec.heads.rows import ReadsTarget
 
 
-class RefineDraft(BaseDrafter):
+class RefineDraft(ReadsTarget):
     """Drafts refined chains, or the tree of the best paths; tokens are point masses, which keeps samples exact.
 
     The best path asks the stop rule how long it may be, and the others are cut to its length.
@@ -29,38 +29,20 @@ class RefineDraft(BaseDrafter):
         name: name of the drafter, and `source` of its drafts.
     """
 
+    module: Refine
+
     def __init__(self, module: Refine, output: OutputHead, *, name: str = Refine.kind) -> None:
-        self.module, self.output, self.rows = module, output, HeadRows(module, output)
-        self.max_depth = module.max_depth
-        self._name = name
-
-    @property
-    def name(self) -> str:
-        """Name of the drafter, and `source` of its drafts."""
-        return self._name
-
-    @property
-    def needs(self) -> Needs:
-        """The layers that the head reads."""
-        return Needs(hidden=self.module.layers)
-
-    def begin(self, row: Row, prompt: Output) -> None:
-        """See `HeadRows.begin`."""
-        self.rows.begin(row, prompt)
+        super().__init__(module, output, name)
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        """See `HeadRows.observe`; the stop rule learns from this drafter's own drafts."""
+        """Keep the hidden states; the stop rule learns from this drafter's own drafts."""
         if draft.source == self.name:
-            row.stop.observe(max(depths(draft), default=0), verdict.n_accepted)
-        self.rows.observe(row, draft, verdict, target)
-
-    def end(self, row: Row) -> None:
-        """Forget the row."""
-        self.rows.end(row)
+            row.stop.observe(depth(draft), verdict.n_accepted)
+        super().observe(row, draft, verdict, target)
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """A chain or a tree for each row."""
-        on = [b for b, row in enumerate(rows) if row.limit > 0 and self.rows.knows(row) and row.stop.begins()]
+        on = [b for b, row in enumerate(rows) if row.limit > 0 and self.can_draft(row) and row.stop.begins()]
         drafts = [Draft(source=self.name) for _ in rows]
         if on:
             drafting = [rows[b] for b in on]
