@@ -26,7 +26,7 @@ from search.replay import rule_tuner
 from search.study.loop import Budget
 from search.study.pruning import WilcoxonPruning
 from selfspec.data.prompts import Prompt
-from selfspec.data.same_prompts import example_digests
+from selfspec.data.same_prompts import digests_of
 from selfspec.drafters.spec import DraftSpec
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
@@ -299,7 +299,7 @@ def _split(cfg: DictConfig, loaded: Loaded, *, needs_texts: bool, trained: Train
             n_finals += min(n_scored - n_fresh, (len(found) - n - n_finals) // 4)
         found = trained.unseen_first(found) if trained else found
         found = found if needs_texts else found[: n + n_finals]
-        split.seen.extend(digest for p in found for digest in example_digests(p.example))
+        split.seen.extend(digests_of(p.example for p in found))
         split.rest.extend(p.ids for p in found[n + n_finals :])
         split.search[data.data.name], split.finals[data.data.name] = found[:n], found[n : n + n_finals]  # type: ignore[index]
     return split

@@ -35,7 +35,7 @@ from selfspec.skipping.rounding import check_kernel
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.training.bridged import LAYER, Bridged
 from selfspec.training.heldout import RoundCosts
-from selfspec.training.store import Store
+from selfspec.training.store import Store, seen_by
 from selfspec.training.trainer import Training
 
 NAMES = ("drafter", "width", "features", "depths", "skip", "adapter", "vocabulary", "precision")
@@ -253,7 +253,7 @@ def job(cfg: DictConfig, loaded: Loaded, *, phase: Phases = unwatched) -> tuple[
 
 def _fresh(cfg: DictConfig, loaded: Loaded, held: Sequence[Store]) -> list[Prompt]:
     """Calibration prompts for the race, none of which the stores hold."""
-    seen: set[str] = {digest for store in held for digest in store.about.get("seen", ())}
+    seen = seen_by(held)
     found = build.prompts(
         cfg, loaded, "calibration", n=ALL, seed=cfg.searcher.seed, max_new_tokens=cfg.training.max_new_tokens
     )

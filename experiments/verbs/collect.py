@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from experiments.builders import build, build_training
 from experiments.terminal.progress import Progress
-from selfspec.data.same_prompts import example_digests
+from selfspec.data.same_prompts import digests_of
 from selfspec.records import run_files
 from selfspec.training.collect import collect as fill
 
@@ -22,7 +22,7 @@ def collect(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -
     how = build_training.collecting(cfg, loaded.decoder)
     found = build.prompts(cfg, loaded, "calibration", n=cfg.n, seed=cfg.seed, max_new_tokens=how.max_new_tokens)
     prompts = [prompt.ids for prompt in found]
-    seen = [digest for prompt in found for digest in example_digests(prompt.example)]
+    seen = digests_of(prompt.example for prompt in found)
     store = build_training.new_store(cfg, loaded, prompts, how, seen=seen)
     n_shards = how.samples * -(-len(prompts) // how.batch)
     n_done = len(store.shards)

@@ -21,10 +21,11 @@ from search.pareto import write_front
 from search.point import Point, settings_text
 from search.study.finals import Raced
 from search.trained.job import CONTROL, UNIT, TrainedJob, TrainedListener, TrainedResult
-from selfspec.data.same_prompts import example_digests
+from selfspec.data.same_prompts import digests_of
 from selfspec.drafters.spec_files import save_spec
 from selfspec.models.load import Loaded
 from selfspec.records import provenance, run_files
+from selfspec.training.store import seen_by
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +48,7 @@ def search_trained(cfg: DictConfig, overrides: list[str], say: Callable[[str], N
         if resumed:
             folder = stack.enter_context(reopen_folder(resumed))
         else:
-            seen = {d for store in job.stores for d in store.about.get("seen", ())}
-            seen |= {digest for p in fresh for digest in example_digests(p.example)}
+            seen = seen_by(job.stores) | set(digests_of(p.example for p in fresh))
             facts = build.facts(
                 cfg,
                 loaded,

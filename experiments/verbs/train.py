@@ -34,6 +34,7 @@ from selfspec.training.heldout import HeldOut, RoundCosts
 from selfspec.training.overfit import check_overfit
 from selfspec.training.peers import Peers, peers
 from selfspec.training.refining import costs_with, refine
+from selfspec.training.store import seen_by
 from selfspec.training.trainer import CHECKPOINT, Trainer
 
 
@@ -67,7 +68,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
     facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
-    facts |= {"seen": sorted({digest for s in held for digest in s.about.get("seen", ())})}
+    facts |= {"seen": sorted(seen_by(held))}
     with ExitStack() as stack:
         if resumed is not None:
             folder = stack.enter_context(reopen_folder(resumed))

@@ -33,6 +33,11 @@ def example_digests(example: Example) -> list[str]:
     return list(dict.fromkeys(same_digest(text) for text in (example.prompt, example.content or example.prompt)))
 
 
+def digests_of(examples: Iterable[Example]) -> list[str]:
+    """The digests of all examples, in their order."""
+    return [digest for example in examples for digest in example_digests(example)]
+
+
 def group_digests(prompts: Iterable[str]) -> dict[str, str]:
     """Prompt to the smallest SHA-256 among the prompts that are the same.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,3 +174,8 @@ class Store:
             except (SafetensorError, OSError) as error:
                 raise InputError(f"the shard {file} is damaged ({error}); delete it and collect again") from None
         return self._open[file]
+
+
+def seen_by(stores: Iterable[Store]) -> set[str]:
+    """Digests of the prompts of stores, which no evaluation of a draft that is trained on them may use."""
+    return {str(digest) for store in stores for digest in store.about.get("seen", ())}
