@@ -17,14 +17,14 @@ from torch import Tensor
 
 from experiments.builders import build
 from experiments.builders.build_control import control
-from experiments.builders.build_costs import costs, measuring
+from experiments.builders.build_costs import costs, head_costs, measuring
 from experiments.builders.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
 from experiments.evaluation.draft_only import DraftOnlyArm
 from experiments.results.locate_draft import locate_draft
-from search.costs.head_costs import measure_head, round_costs
+from search.costs.head_costs import round_costs
 from search.costs.measure import check
 from search.costs.table import CostTable
 from search.draft_of_point import heads, remembered
@@ -333,8 +333,7 @@ class Calibration:
     def _draft_cost(self, plan: DraftPlan) -> float:
         """The measured cost of a drafted token of a plan, in plain tokens."""
         if plan.trained is not None:
-            watch, repeats = Stopwatch(self._decoder.device), self._cfg.costs.repeats
-            table = measure_head(self._decoder, self.costs, plan, repeats=repeats, stopwatch=watch)
+            table = head_costs(self._cfg, self._loaded, plan, self.costs, phase=self.phase)
             return round_costs(table, plan).draft
         watch = Stopwatch(self._decoder.device)
         ((_, cost),) = check(
