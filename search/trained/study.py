@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from search.dimensions import Choice, Dimension, active
 from search.point import Value, settings_text
-from search.study.study import STUDY_NAME, MakeSampler
-from search.study.workers import LOCK_S, open_storage, open_study, shown
+from search.study.study import LOCK_S, STUDY_NAME, MakeSampler
+from search.study.workers import open_storage, open_study, shown
 from search.trained.objective import Settings, TrainingObjective
 from selfspec.errors import DrafterError, InputError
 from selfspec.measure.stopwatch import Stopwatch
