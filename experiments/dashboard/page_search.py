@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,11 @@ COLUMNS = ("number", "origin", "state", "value", "acceptance", "draft_cost", "n_
 
 def draw(outputs: Path) -> None:
     """The page."""
-    streamlit_helpers.show_title("Search")
-    run = streamlit_helpers.choose_run(outputs, "search")
-    if run is not None:
-        is_running = run.state == "running"
-        every = streamlit_helpers.REFRESH_S if is_running else None
-        st.fragment(_search, run_every=every)(run.path, outputs, is_watched=is_running)
+    streamlit_helpers.watched_page(outputs, "Search", "search", _search)
 
 
-def _search(path: Path, outputs: Path, *, is_watched: bool) -> None:
-    run = next(e for e in streamlit_helpers.all_runs(outputs) if e.path == path)  # read again: the run may have gone on
-    if is_watched and run.state != "running":
-        st.rerun()  # redraws the whole page, which then stops refreshing
-    read = streamlit_helpers.rows(run)
-    streamlit_helpers.show_problems(read.problems)
-    trials = sorted(read.rows, key=lambda row: int(row["number"]))
+def _search(run: Run, rows: Sequence[Any]) -> None:
+    trials = sorted(rows, key=lambda row: int(row["number"]))
     _figures_in_brief(run, trials)
     if not trials:
         st.info("No trial has ended yet; this page looks again every few seconds while the search runs.")

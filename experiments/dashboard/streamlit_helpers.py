@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,32 @@ def show_title(title: str) -> None:
     left, right = st.columns([4, 1], vertical_alignment="bottom")
     left.title(title)
     right.radio("Pictures as", ["svg", "png"], format_func=str.upper, horizontal=True, key="picture")
+
+
+def watched_page(outputs: Path, title: str, verb: Verb, show: Callable[[Run, Sequence[Any]], None]) -> None:
+    """A page of one run that is drawn anew every few seconds while the run goes on.
+
+    Args:
+        outputs: the folder of all runs.
+        title: of the page.
+        verb: of the runs to choose from.
+        show: draws the run and its rows.
+    """
+    show_title(title)
+    run = choose_run(outputs, verb)
+    if run is not None:
+        is_running = run.state == "running"
+        every = REFRESH_S if is_running else None
+        st.fragment(_watched, run_every=every)(run.path, outputs, show, is_watched=is_running)
+
+
+def _watched(path: Path, outputs: Path, show: Callable[[Run, Sequence[Any]], None], *, is_watched: bool) -> None:
+    run = next(e for e in all_runs(outputs) if e.path == path)  # read again: the run may have gone on
+    if is_watched and run.state != "running":
+        st.rerun()  # redraws the whole page, which then stops refreshing
+    read = rows(run)
+    show_problems(read.problems)
+    show(run, read.rows)
 
 
 def to_csv(data: Sequence[Mapping[str, Any]]) -> str:
