@@ -4,7 +4,7 @@ BIN := .venv/bin
 CONSTRAINTS := -c constraints.txt
 # pip, without its warnings about folders of wheels in its configuration that are not there
 SHELL := bash
-PIP = $(BIN)/python -m pip install --quiet $(CONSTRAINTS) 2> >(grep -v "is ignored: it is either a non-existing path" >&2)
+PIP = $(BIN)/python -m pip install --quiet $(CONSTRAINTS) 2> >(grep -vE "is ignored: it is (either a non-existing path|neither a file nor a directory)" >&2)
 
 .PHONY: install install-dev demo test test-all browser screenshots clean
 

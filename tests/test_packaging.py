@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,3 +169,14 @@ class TestWheel:
             ("baseline", "evaluation"),
             ("identical", "evaluation"),
         }
+
+
+def test_make_hides_pips_missing_folders_and_no_other_warning() -> None:
+    """In the words of several versions of pip."""
+    (pattern,) = re.findall(r'grep -vE "([^"]+)"', (ROOT / "Makefile").read_text(encoding="utf-8"))
+    for hidden in (
+        "Location 'file:///a/' is ignored: it is neither a file nor a directory.",
+        "Location 'b' is ignored: it is either a non-existing path or lacks a specific scheme.",
+    ):
+        assert re.search(pattern, f"WARNING: {hidden}")
+    assert not re.search(pattern, "WARNING: Retrying after connection broken by NewConnectionError")
