@@ -27,17 +27,22 @@ from selfspec.targets import TARGET, find_class
 N_MEMORIES = 4  # memories whose index is kept, so that their drafters share it; chosen, not tuned
 
 
-def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
+def build_drafter(spec: DraftSpec, decoder: Decoder, *, scorer: Scorer | None = None) -> Drafter:
     """The drafter of `spec`; the caller begins the stop rule for each row.
 
     A user's own drafter is made as `Class(decoder=decoder, spec=spec, forward=decoder.bind(spec.plan), **settings)`.
     Of the first three, it gets those that its signature names.
 
+    Args:
+        spec: the draft.
+        decoder: the target.
+        scorer: judges the draft's tokens in place of the predictor that the stop rule names.
+
     Raises:
         InputError: if the plan is for another model, or the user's drafter cannot be made.
     """
     drafter: Drafter
-    predictors = predictors_of(spec, decoder)
+    predictors = None if scorer is not None else predictors_of(spec, decoder)
     lookup = lookup_of(spec, predictors)
     # Looked-up tokens are point masses, so the draft in the same tree must be one as well.
     sample = spec.sample_draft and spec.lookup != "beside"
@@ -45,8 +50,8 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
         assert lookup is not None
         return lookup
     if spec.drafter is not None:
-        if predictors is not None:
-            raise InputError(f"stop.predictor scores the drafts of this package; leave it out for {_name(spec)}")
+        if predictors is not None or scorer is not None:
+            raise InputError(f"a predictor scores the drafts of this package, and not those of {_name(spec)}")
         drafter = _own(spec, decoder)
     elif spec.plan.trained is not None:
         rule = spec.stop
@@ -55,10 +60,10 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
         )
         if isinstance(head, ChainDraft):
             head.evidence = rule.evidence
-        if predictors is not None:
+        if predictors is not None or scorer is not None:
             if not isinstance(head, ChainDraft | LevelDraft):
-                raise InputError(f"{head.name} refines its tokens after it has chosen them; leave out stop.predictor")
-            head.scorer = _scorer(predictors, head.name, spec, decoder)
+                raise InputError(f"{head.name} refines its tokens after it has chosen them; it takes no predictor")
+            head.scorer = scorer or _scorer(predictors, head.name, spec, decoder)
             if isinstance(head, LevelDraft):
                 head.check()
         elif not isinstance(head, ChainDraft) and rule.evidence != "probability" and spec.tree is None:
@@ -67,11 +72,11 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     elif spec.tree is not None:
         # Siblings that cannot be drawn are point masses, which are as exact.
         is_drawn = sample and spec.tree.is_fixed
-        scorer = _scorer(predictors, LAYER_SKIP, spec, decoder)
+        scorer = scorer or _scorer(predictors, LAYER_SKIP, spec, decoder)
         drafter = TreeDraft(decoder.bind(spec.plan), spec.tree, is_drawn, scorer=scorer)
     else:
         forward, rule = decoder.bind(spec.plan), spec.stop
-        scorer = _scorer(predictors, LAYER_SKIP, spec, decoder)
+        scorer = scorer or _scorer(predictors, LAYER_SKIP, spec, decoder)
         drafter = ModelDraft(forward, sample, rule.needs_confidence, evidence=rule.evidence, scorer=scorer)
     if spec.lookup == "beside":
         assert lookup is not None

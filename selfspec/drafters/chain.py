@@ -57,10 +57,9 @@ class Chains:
     products: list[float]
     step: int = 0
 
-    def before(self) -> list[Before]:
-        """What stands before the next token of each row."""
-        parts = zip(self.rows, self.drafts, self.products, strict=True)
-        return [Before(row, draft.tokens, product) for row, draft, product in parts]
+    def before(self, b: int) -> Before:
+        """What stands before the next token of a row."""
+        return Before(self.rows[b], tuple(self.drafts[b].tokens), self.products[b])
 
 
 class ChainDraft(BaseDrafter, ABC):
@@ -144,13 +143,25 @@ class ChainDraft(BaseDrafter, ABC):
         if not self.needs_confidence:
             return [(token, math.nan) for token in tokens_B.tolist()]
         if self.scorer is not None:
-            scores_B1, raw_B1 = self.scorer.score(chains.before(), logits_BV, tokens_B.unsqueeze(-1), hidden_BD)
-            read = torch.stack([tokens_B.double(), scores_B1[:, 0].double(), raw_B1[:, 0].double()]).tolist()
-            chains.products = [product * raw for product, raw in zip(chains.products, read[2], strict=True)]
-            return [(int(token), score) for token, score in zip(*read[:2], strict=True)]
+            return self._scored(self.scorer, chains, logits_BV, tokens_B, hidden_BD)
         confidence_B = evidence_of(logits_BV, tokens_B, self.evidence)
         both = torch.stack([tokens_B.double(), confidence_B.double()]).tolist()
         return [(int(token), confidence) for token, confidence in zip(*both, strict=True)]
+
+    def _scored(
+        self, scorer: Scorer, chains: Chains, logits_BV: Tensor, tokens_B: Tensor, hidden_BD: Tensor | None
+    ) -> list[tuple[int, float]]:
+        """For each row a token and its predicted acceptance; rows that have stopped are not scored."""
+        on = [b for b, active in enumerate(chains.active) if active]
+        hidden_ND = None if hidden_BD is None else hidden_BD[on]
+        before = [chains.before(b) for b in on]
+        scores_N1, raw_N1 = scorer.score(before, logits_BV[on], tokens_B[on].unsqueeze(-1), hidden_ND)
+        read = torch.stack([scores_N1[:, 0].double(), raw_N1[:, 0].double()]).tolist()
+        found = [(token, math.nan) for token in tokens_B.tolist()]
+        for b, score, raw in zip(on, *read, strict=True):
+            found[b] = found[b][0], score
+            chains.products[b] *= raw
+        return found
 
     def _pick(self, row: Row, draft: Draft, logits_V: Tensor) -> int:
         ids = row.ids + draft.tokens

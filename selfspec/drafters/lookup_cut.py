@@ -1,4 +1,4 @@
-"""Where a looked-up draft ends: its tokens are judged by a predictor of their own, and by the stop rule at no draft cost.
+"""Where a looked-up draft ends: the stop rule reads a predictor of its tokens, at no draft cost.
 
 The length of the match is what is known of them. The rule begins anew for each draft, so that proposals depend only on
 the row's text.
