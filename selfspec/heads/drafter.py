@@ -52,7 +52,7 @@ class HeadDraft(ReadsTarget, ChainDraft):
             if len(on) < len(rows):  # what a stopped row gets is not used
                 hidden_BD = hidden_ND.new_zeros(len(rows), hidden_ND.shape[-1])
                 hidden_BD[on] = hidden_ND
-            self.grow(chains, self.output.logits(hidden_BD.unsqueeze(1), text_rows)[:, 0])
+            self.grow(chains, self.output.logits(hidden_BD.unsqueeze(1), text_rows)[:, 0], hidden_BD)
         return chains.drafts
 
     def _next(self, rows: Sequence[Row], tokens: Sequence[int], depth: int) -> Tensor:
