@@ -43,6 +43,9 @@ class HeadDraft(ReadsTarget, ChainDraft):
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """A chain for each row: depth 0 reads the hidden states of the accepted tokens, later ones the head's own."""
+        begun = self.drafting(rows)
+        if begun and len(begun) < len(rows):
+            return self.spread(self.propose([rows[b] for b in begun], cache=cache), begun, len(rows))
         chains = self.begin_chains(rows)
         text_rows = self.output.text_rows([row.ids for row in rows]) if any(chains.active) else None
         while any(chains.active):
