@@ -22,11 +22,16 @@ from selfspec.targets import TARGET, find_class
 N_MEMORIES = 4  # memories whose index is kept, so that their drafters share it; chosen, not tuned
 
 
-def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
+def build_drafter(spec: DraftSpec, decoder: Decoder, *, instead: Drafter | None = None) -> Drafter:
     """The drafter of `spec`; the caller begins the stop rule for each row.
 
     A user's own drafter is made as `Class(decoder=decoder, spec=spec, forward=decoder.bind(spec.plan), **settings)`.
     Of the first three, it gets those that its signature names.
+
+    Args:
+        spec: the draft spec.
+        decoder: the target.
+        instead: drafts in the place of the plan, behind or beside the spec's prompt lookup; None: the plan drafts.
 
     Raises:
         InputError: if the plan is for another model, or the user's drafter cannot be made.
@@ -38,7 +43,9 @@ def build_drafter(spec: DraftSpec, decoder: Decoder) -> Drafter:
     if spec.lookup == "only":
         assert lookup is not None
         return lookup
-    if spec.drafter is not None:
+    if instead is not None:
+        drafter = instead
+    elif spec.drafter is not None:
         drafter = _own(spec, decoder)
     elif spec.plan.trained is not None:
         rule = spec.stop
