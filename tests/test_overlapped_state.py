@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -110,6 +111,33 @@ def test_the_first_token_of_a_round_has_the_targets_distribution(is_drawn: bool)
         found[committed[0]] += 1
     chi_square = sum((found[v] - n * float(p)) ** 2 / (n * float(p)) for v, p in enumerate(target_V))
     assert chi_square < 23.5
+
+
+def test_three_tokens_over_two_rounds_have_the_targets_joint_distribution() -> None:
+    # target and draft are tables of the last token; blocks of 2 are drawn from the streams of their positions
+    n, v, rng = 1500, 3, torch.Generator().manual_seed(4)
+    target_VV = torch.rand(v, v, generator=rng, dtype=torch.float64).softmax(-1)
+    draft_VV = (3 * torch.rand(v, v, generator=rng, dtype=torch.float64)).softmax(-1)
+    found = Counter[tuple[int, ...]]()
+    for seed in range(n):
+        row, pending = row_of(Sampling(do_sample=True, seed=seed), ids=(0,)), tuple[Drafted, ...]()
+        while len(row.ids) < 4:
+            text, block = [*row.ids, *tokens(pending)], list[Drafted]()
+            for _ in range(2):
+                row.chooser.seek_draft(len(text))
+                draft_V = draft_VV[text[-1]]
+                text.append(int(torch.multinomial(draft_V, 1, generator=row.chooser.draft_rng)))
+                block.append(Drafted(text[-1], draft_V))
+            read = [row.ids[-1], *tokens(pending)]
+            outcome = judge(row, pending, target_VV[read].log(), lambda b=block: b[0])
+            committed, pending = advance(pending, block, outcome)
+            row.ids += committed
+        found[tuple(row.ids[1:4])] += 1
+    chi_square = 0.0
+    for a, b, c in itertools.product(range(v), repeat=3):
+        wanted = n * float(target_VV[0, a] * target_VV[a, b] * target_VV[b, c])
+        chi_square += (found[a, b, c] - wanted) ** 2 / wanted
+    assert chi_square < 61.7  # 26 degrees of freedom: passed with probability 1e-4; the seeds are fixed
 
 
 @pytest.mark.parametrize(("alpha", "overlapped", "in_turn"), [(0.8, 2.12, 1.68), (0.9, 2.765, 2.05), (0.6, 1.48, 1.15)])
