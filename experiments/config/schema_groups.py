@@ -278,6 +278,8 @@ class TrainedSearch:
     train: dict[str, Any]
     full: dict[str, Any]
     max_new_tokens: Count
+    trees: list[str]
+    stops: list[str] | None
 
 
 @dataclass

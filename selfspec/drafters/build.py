@@ -27,7 +27,9 @@ from selfspec.targets import TARGET, find_class
 N_MEMORIES = 4  # memories whose index is kept, so that their drafters share it; chosen, not tuned
 
 
-def build_drafter(spec: DraftSpec, decoder: Decoder, *, scorer: Scorer | None = None) -> Drafter:
+def build_drafter(
+    spec: DraftSpec, decoder: Decoder, *, scorer: Scorer | None = None, instead: Drafter | None = None
+) -> Drafter:
     """The drafter of `spec`; the caller begins the stop rule for each row.
 
     A user's own drafter is made as `Class(decoder=decoder, spec=spec, forward=decoder.bind(spec.plan), **settings)`.
@@ -37,6 +39,7 @@ def build_drafter(spec: DraftSpec, decoder: Decoder, *, scorer: Scorer | None = 
         spec: the draft.
         decoder: the target.
         scorer: judges the draft's tokens in place of the predictor that the stop rule names.
+        instead: drafts in the place of the plan, behind or beside the spec's prompt lookup; None: the plan drafts.
 
     Raises:
         InputError: if the plan is for another model, or the user's drafter cannot be made.
@@ -49,7 +52,9 @@ def build_drafter(spec: DraftSpec, decoder: Decoder, *, scorer: Scorer | None = 
     if spec.lookup == "only":
         assert lookup is not None
         return lookup
-    if spec.drafter is not None:
+    if instead is not None:
+        drafter = instead
+    elif spec.drafter is not None:
         if predictors is not None or scorer is not None:
             raise InputError(f"a predictor scores the drafts of this package, and not those of {_name(spec)}")
         drafter = _own(spec, decoder)

@@ -90,6 +90,17 @@ class ChainDraft(BaseDrafter, ABC):
         """Whether it knows enough of a row to draft for it."""
         return True
 
+    def drafting(self, rows: Sequence[Row]) -> list[int]:
+        """Indices of the rows that draft at all; the others take no part in a forward."""
+        return [b for b, row in enumerate(rows) if row.limit > 0 and self.can_draft(row) and row.stop.begins()]
+
+    def spread(self, drafts: Sequence[Draft], on: Sequence[int], n_rows: int) -> list[Draft]:
+        """The drafts of the rows `on` at their places, and empty ones elsewhere."""
+        found = [Draft(confidences=[], source=self.name) for _ in range(n_rows)]
+        for b, draft in zip(on, drafts, strict=True):
+            found[b] = draft
+        return found
+
     def begin_chains(self, rows: Sequence[Row]) -> Chains:
         """Empty chains; the rows that draft at all are active."""
         drafts = [
@@ -192,14 +203,12 @@ class ModelDraft(ChainDraft):
     is_replayable: ClassVar[bool] = True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """A chain for each row; rows before the first and behind the last one that drafts take no part in a forward."""
-        drafting = [b for b, row in enumerate(rows) if row.limit > 0 and row.stop.begins()]
+        """A chain for each row."""
+        on = self.drafting(rows)
         # a recorded forward keeps its cache at fixed addresses, and has no view of a part of it
-        if drafting and drafting[-1] - drafting[0] + 1 < len(rows) and isinstance(self.forward, BoundForward):
-            first, last = drafting[0], drafting[-1] + 1
-            found = self.propose(rows[first:last], cache=cache.part(first, last))
-            nothing = [Draft(confidences=[], source=self.name) for _ in rows]
-            return [*nothing[:first], *found, *nothing[last:]]
+        if on and len(on) < len(rows) and isinstance(self.forward, BoundForward):
+            found = self.propose([rows[b] for b in on], cache=cache.chosen(on))
+            return self.spread(found, on, len(rows))
         chains = self.begin_chains(rows)
         starts = [len(row.ids) - 1 for row in rows]
         # Every drafted token is of the row's text or of the head's own, so these rows serve the whole draft.

@@ -21,7 +21,7 @@ from selfspec.acceptance.scorer import Scorer
 from selfspec.drafters.chain import LAYER_SKIP, confidences_of
 from selfspec.drafters.tree_shapes import Node, TreeShape
 from selfspec.engine.cache import ClockCache
-from selfspec.engine.forward import Forward
+from selfspec.engine.forward import BoundForward, Forward
 from selfspec.engine.hidden_states import HEAD
 from selfspec.engine.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
 from selfspec.engine.tree import tree_layout
@@ -161,21 +161,30 @@ class LevelDraft(BaseDrafter, ABC):
         self._gains[row.key] = tokens + verdict.n_accepted + 1, cost + 1 + spent
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """A tree for each row; one forward for each level, of all rows together."""
-        growing = []
-        for row in rows:
+        """A tree for each row; one forward for each level, of all rows that draft."""
+        growing, on = [], []
+        for b, row in enumerate(rows):
             tokens, cost = self._gains.get(row.key, (1.0, 1.0))
             tree = Growing(row, len(row.ids) - 1, max(1.0, tokens / cost))
             if row.limit > 0 and self.can_draft(row) and row.stop.begins():
                 tree.level = [ROOT]
+                on.append(b)
             growing.append(tree)
-        text_rows = self.text_rows([row.ids for row in rows]) if any(t.level for t in growing) else None
-        while any(tree.level for tree in growing):
-            logits_BWV, hidden_BWD = self.read_level(growing, cache, text_rows)
-            for b, tree in enumerate(growing):
-                if tree.level:
-                    self._grow(tree, logits_BWV[b], None if hidden_BWD is None else hidden_BWD[b])
+        if on:
+            trees, part = self.drafting(growing, on, cache)
+            text_rows = self.text_rows([tree.row.ids for tree in trees])
+            while any(tree.level for tree in trees):
+                logits_BWV, hidden_BWD = self.read_level(trees, part, text_rows)
+                for b, tree in enumerate(trees):
+                    if tree.level:
+                        self._grow(tree, logits_BWV[b], None if hidden_BWD is None else hidden_BWD[b])
         return [self._draft(tree) for tree in growing]
+
+    def drafting(
+        self, growing: Sequence[Growing], on: Sequence[int], cache: ClockCache
+    ) -> tuple[list[Growing], ClockCache]:
+        """The trees that grow, of the rows `on`, and the cache of their rows; a head writes into none."""
+        return [growing[b] for b in on], cache
 
     def _grow(self, tree: Growing, logits_WV: Tensor, hidden_WD: Tensor | None) -> None:
         """Add the children of the newest level, and choose which of them form the next level."""
@@ -301,6 +310,14 @@ class TreeDraft(LevelDraft):
     def text_rows(self, texts: Sequence[Sequence[int]]) -> TextRows | None:
         """See `LevelDraft.text_rows`."""
         return self.forward.text_rows(texts)
+
+    def drafting(
+        self, growing: Sequence[Growing], on: Sequence[int], cache: ClockCache
+    ) -> tuple[list[Growing], ClockCache]:
+        """See `LevelDraft.drafting`; a recorded forward keeps its cache at fixed addresses, and so reads all rows."""
+        if len(on) == len(growing) or not isinstance(self.forward, BoundForward):
+            return list(growing), cache
+        return [growing[b] for b in on], cache.chosen(on)
 
     def read_level(
         self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None
