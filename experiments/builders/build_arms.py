@@ -66,6 +66,7 @@ _VERIFIED = (
     "accept_distance",
 )  # of arms that are verified
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
+LEAST_COST = 1e-3  # of a drafted token, in plain tokens, where noise says less
 
 
 def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unwatched) -> list[Arm]:
@@ -309,10 +310,15 @@ class Calibration:
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
         """The stop rule of a spec with the measured costs of its draft and a map from confidence to acceptance.
 
+        A rule that reads a predictor gets the costs alone, since its probabilities are calibrated.
+
         Raises:
             InputError: if the rule uses no costs, or the draft has no costs.
         """
         rule, plan = spec.stop, spec.plan
+        if isinstance(rule, Optimal) and rule.predictor is not None and spec.tree is None and spec.lookup != "only":
+            more = rule_tuner.verify_cost(self.costs, rule.max_draft, context=len(self.prompts[0]))
+            return replace(rule, draft_cost=max(LEAST_COST, self._draft_cost(plan)), verify_cost=more)
         if not isinstance(rule, Optimal) or spec.lookup == "only" or not spec.is_plan:
             raise InputError(
                 f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="
