@@ -24,6 +24,7 @@ USAGE = """selfspec VERB key=value ...
   profile                what drafts cost on this machine: measured, and checked
   search                 find which sublayers to skip, on calibration prompts
   evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
+  serve-sim skip=...     requests that come and go, with each controller at each rate: latency and throughput
   collect                the model's own text and hidden states, to train drafts on
   train drafter=eagle    train a draft head on them; evaluate drafter=RUN decodes with it
   export RUN             a trained draft in the format of other engines: format=speculators
@@ -42,6 +43,7 @@ VERBS = (
     "profile",
     "search",
     "evaluate",
+    "serve-sim",
     "collect",
     "train",
     "export",
@@ -199,7 +201,8 @@ class _Terminal(logging.Handler):
 
 def _verb(verb: str) -> Any:
     """The function of a verb, imported on first use; its libraries log warnings only."""
-    function = getattr(import_module(f"experiments.verbs.{verb}"), verb)
+    name = verb.replace("-", "_")
+    function = getattr(import_module(f"experiments.verbs.{name}"), name)
     for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return function

@@ -29,8 +29,8 @@ from selfspec.records import provenance, run_files
 log = logging.getLogger(__name__)
 
 PLAN, STEPS = "plan.json", "steps.jsonl"
-VERBS = ("profile", "search", "evaluate", "report")  # verbs of steps
-RESUMABLE = ("search", "evaluate")
+VERBS = ("profile", "search", "evaluate", "serve-sim", "report")  # verbs of steps
+RESUMABLE = ("search", "evaluate", "serve-sim")
 
 Say = Callable[[str], None]
 
