@@ -43,6 +43,9 @@ RUN_ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SISTERS[1:], ("search", "cnndm", "xsum", "cnndm_sampled", "xsum_sampled", "stops")),
     "paper/codellama-13b": ("stops",),
     "paper/smollm2-135m": ("stops",),
+    "control": tuple(
+        f"{text}_{n}" for text in ("code", "math", "news") for n in (1, 2, 4, 8, 16) if (text, n) != ("code", 2)
+    ),
 }
 # Few enough steps to be run again and again, of each kind of going on.
 STEPS_LEFT = ["costs", "search", "humaneval", "report"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from selfspec.records import provenance, run_files
 log = logging.getLogger(__name__)
 
 LOADS = "loads.jsonl"  # a row for each simulation
+Row = Mapping[str, Any]
 ENGINES: dict[str, tuple[Engine, ...]] = {"model": ("model",), "replay": ("replay",), "both": ("model", "replay")}
 
 
@@ -79,10 +80,10 @@ def _facts(cfg: DictConfig, begun: Begun | None) -> dict[str, Any]:
     return build.facts(cfg, begun.loaded, **draft, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, prompts=prompts)
 
 
-def _simulate(study: Study, engines: Sequence[Engine], folder: Folder, progress: Progress) -> list[dict[str, Any]]:
+def _simulate(study: Study, engines: Sequence[Engine], folder: Folder, progress: Progress) -> list[Row]:
     """The rows of all simulations; those of an earlier session stay as they are."""
     path, cells = folder.path / LOADS, study.cells(engines)
-    rows = run_files.read_rows(path) if path.is_file() else []
+    rows: list[Row] = list(run_files.read_rows(path)) if path.is_file() else []
     to_do = list(left(cells, rows))
     if rows:
         log.info("resumed: %d of %d simulations are there", len(cells) - len(to_do), len(cells))
@@ -97,9 +98,7 @@ def _simulate(study: Study, engines: Sequence[Engine], folder: Folder, progress:
     return in_order(rows, list(study.times), list(study.arms))
 
 
-def _finish(
-    cfg: DictConfig, study: Study, rows: list[dict[str, Any]], folder: Folder, say: Callable[[str], None]
-) -> None:
+def _finish(cfg: DictConfig, study: Study, rows: Sequence[Row], folder: Folder, say: Callable[[str], None]) -> None:
     """Write table, pictures and summary, and tell them.
 
     Raises:
@@ -132,7 +131,7 @@ def _finish(
         )
 
 
-def _agreement(rows: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+def _agreement(rows: Sequence[Row]) -> tuple[float, float] | None:
     """The least and the largest ratio of the tokens a second of a replay and of the same simulation with the model."""
     rates: dict[tuple[str, str], dict[str, float]] = {}
     for row in rows:
