@@ -11,8 +11,8 @@ from experiments.results.tables import ArmRow, arm_rows, markdown_table, number
 FIXED = "fixed "  # begin of the names of arms with one length for all
 NOTE = (
     "Tokens a second over plain decoding of the same batches, in brackets the 95 % interval over prompts; every batch "
-    "drains, so its last requests are fewer. The last column is the arm `goodput` over the better of plain decoding and "
-    "the best fixed length."
+    "drains, so its last requests are fewer. The last column is the arm `goodput` over the better of plain decoding "
+    "and the best fixed length."
 )
 
 
