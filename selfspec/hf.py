@@ -54,8 +54,11 @@ def generate(
     Args:
         model: a decoder-only transformers model.
         inputs: token ids ([B, T] or one list), or one text, which needs `tokenizer`.
-        draft, stop, lookup, controller, costs: as in `Speculator`; the folder of a search is enough for one prompt, and
-            a batch should have a controller.
+        draft: as in `Speculator`; the folder of a search is enough for one prompt, a batch should have a controller too.
+        stop: as in `Speculator`.
+        lookup: as in `Speculator`.
+        controller: as in `Speculator`.
+        costs: as in `Speculator`.
         tokenizer: encodes a text, and serves `stop_strings`.
         streamer: as in `model.generate`; it gets tokens when they are committed.
         **settings: as in `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
@@ -108,7 +111,12 @@ def as_custom_generate(
     `torch.manual_seed` makes the output reproducible. docs/generate.md lists what happens to each argument.
 
     Args:
-        draft, stop, lookup, sample_draft, controller, costs: as in `Speculator`.
+        draft: as in `Speculator`.
+        stop: as in `Speculator`.
+        lookup: as in `Speculator`.
+        sample_draft: as in `Speculator`.
+        controller: as in `Speculator`.
+        costs: as in `Speculator`.
     """
 
     def custom_generate(

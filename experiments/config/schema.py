@@ -25,6 +25,7 @@ from experiments.config.schema_groups import (
     Objective,
     Paths,
     Precision,
+    PredictorSettings,
     Prune,
     Sampling,
     Searcher,
@@ -151,6 +152,9 @@ class Train(Run):
 
     drafter: Built
     train: TrainSettings
+    predictor: PredictorSettings
+    tree: Built
+    sampling: Sampling
     costs: Costs
     store: str | list[str] | None
     skip: str | None

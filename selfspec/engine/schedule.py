@@ -170,6 +170,7 @@ def _commit(
                 tuple(draft.confidences),
                 draft.n_forwards,
                 draft.source,
+                draft.version,
             )
         )
         drafter.observe(request.row, draft, stands, _of_row(output, b, draft))
