@@ -54,7 +54,7 @@ def generate(
     Args:
         model: a decoder-only transformers model.
         inputs: token ids ([B, T] or one list), or one text, which needs `tokenizer`.
-        draft: as in `Speculator`; the folder of a search is enough for one prompt, a batch should have a controller too.
+        draft: as in `Speculator`; the folder of a search is enough; a batch should have a controller too.
         stop: as in `Speculator`.
         lookup: as in `Speculator`.
         controller: as in `Speculator`.
