@@ -38,12 +38,14 @@ SHRUNK_SEARCH = [
 
 
 SISTERS = ("paper/llama-2-13b", "paper/llama-2-13b-chat", "paper/llama-2-70b")  # of one file of steps
+SIZES = (1, 2, 4, 8, 16)  # of batches in the experiment `control`
 # Steps that another experiment runs too: `make test-all` runs them in every one.
 RUN_ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SISTERS[1:], ("search", "cnndm", "xsum", "cnndm_sampled", "xsum_sampled", "stops")),
     "paper/codellama-13b": ("stops",),
     "paper/smollm2-135m": ("stops",),
     "stopping": ("collect", "predict", "speed"),  # a predictor needs more text than a toy's: `test_predictors`
+    "control": (*(f"code_{n}" for n in (1, 4, 8, 16)), *(f"{text}_{n}" for text in ("math", "news") for n in SIZES)),
 }
 # Few enough steps to be run again and again, of each kind of going on.
 STEPS_LEFT = ["costs", "search", "humaneval", "report"]

@@ -147,7 +147,9 @@ def _draft_arm(
     name, verifier = name or f"{_in_short(spec)}, {rule}", _verifier(name, settings, is_greedy=not common[2].do_sample)
     name += f" (approximate: {verifier})" if verifier else ""
     speculator = Speculator(loaded.decoder, spec)
-    speculator.control = control(cfg, loaded, speculator, asked=settings.get("controller"), phase=calibration.phase)
+    speculator.control = control(
+        cfg, loaded, speculator.drafter, asked=settings.get("controller"), phase=calibration.phase
+    )
     return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=speculator, verifier=verifier)
 
 

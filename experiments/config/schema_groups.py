@@ -230,7 +230,7 @@ class Arm:
     lookup: Lookup | None = None
     drafter: str | None = None
     tree: str | None = None
-    controller: str | None = None
+    controller: str | dict[str, dict[str, Any]] | None = None
     draft: str | None = None
     head: Count | Literal["full"] | None = None
     precision: Precision | None = None
@@ -241,6 +241,15 @@ class Arm:
     accept_top: Count | None = None
     accept_distance: float | None = None
     generate: dict[str, Any] | None = None
+
+
+@dataclass
+class MemoryBound:
+    """The settings `memory` of a simulation of requests."""
+
+    max_rows: Count
+    max_tokens: Count
+    margin: Count
 
 
 @dataclass

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.builders import build
+from experiments.builders.build_control import control
 from experiments.results.locate_draft import locate_draft
 from experiments.terminal.progress import Progress
 from selfspec.data.answer_text import context, is_unfinished, text_after
@@ -49,6 +50,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
     speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
+    state = control(cfg, loaded, drafter, phase=Progress())
 
     # colours go to terminals only, and NO_COLOR switches them off there too
     console = Console(highlight=False, soft_wrap=True)
@@ -61,6 +63,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         ending=ending,
         sampling=how,
         listener=stream.put,
+        control=state,
     )
     stream.end()
     if console.is_terminal and not console.no_color:
