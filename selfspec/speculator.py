@@ -22,6 +22,7 @@ from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import load_spec
 from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.protocols import Drafter
 from selfspec.engine.sampling import Sampling
 from selfspec.engine.schedule import Listener
 from selfspec.engine.trace import DecodeResult
@@ -50,6 +51,7 @@ class Speculator:
         sample_draft: in sampling, draw drafted tokens (true) or take the likeliest (false); None: as in the draft.
         control: decides how far each row of a batch drafts in each step, and learns from call to call; None: as far as
             the stop rule goes.
+        instead: drafts in the place of the draft's plan, with its stop rule and lookup; None: the plan drafts.
 
     Raises:
         InputError: if there is no such draft, or it is for another model.
@@ -64,6 +66,7 @@ class Speculator:
         lookup: bool | None = None,
         sample_draft: bool | None = None,
         control: ControlState | None = None,
+        instead: Drafter | None = None,
     ) -> None:
         self.decoder = model if isinstance(model, Decoder) else Decoder(model)
         spec = _spec(draft, self.decoder, stop)
@@ -72,7 +75,7 @@ class Speculator:
         if sample_draft is not None:
             spec = replace(spec, sample_draft=sample_draft)
         self.spec = spec
-        self.drafter = build_drafter(spec, self.decoder)
+        self.drafter = build_drafter(spec, self.decoder, instead=instead)
         self.control = control
         self.states: list[StopState] = []  # by row, from the last call that had this row
 

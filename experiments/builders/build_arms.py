@@ -18,11 +18,13 @@ from torch import Tensor
 from experiments.builders import build
 from experiments.builders.build_control import control
 from experiments.builders.build_costs import costs, head_costs, measuring
+from experiments.builders.build_online import facts_of, is_online, online_by_name, online_draft
 from experiments.builders.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
 from experiments.evaluation.draft_only import DraftOnlyArm
+from experiments.evaluation.online_arm import OnlineArm
 from experiments.results.locate_draft import locate_draft
 from search.costs.head_costs import round_costs
 from search.costs.measure import check
@@ -62,9 +64,11 @@ _VERIFIED = (
     "drafter",
     "tree",
     "controller",
+    "online",
     "accept_top",
     "accept_distance",
 )  # of arms that are verified
+OWN = "own"  # the online searcher of the run's own arm: the settings of the group, as they were typed
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
 
 
@@ -143,11 +147,37 @@ def _draft_arm(
     if settings.get("tune_stop"):
         spec = replace(spec, stop=calibration.tuned(name, spec))
     rule = build.stop_name(spec.stop)
+    online = cfg.get("online") if settings.get("online") == OWN else None
+    if settings.get("online") not in (None, OWN):
+        online = online_by_name(str(settings["online"]))
+    if is_online(online):
+        assert online is not None
+        return _online_arm(cfg, loaded, common, name or f"online {online.name}", spec, online)
     name, verifier = name or f"{_in_short(spec)}, {rule}", _verifier(name, settings, is_greedy=not common[2].do_sample)
     name += f" (approximate: {verifier})" if verifier else ""
     speculator = Speculator(loaded.decoder, spec)
     speculator.control = control(cfg, loaded, speculator, asked=settings.get("controller"), phase=calibration.phase)
     return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=speculator, verifier=verifier)
+
+
+def _online_arm(
+    cfg: DictConfig,
+    loaded: Loaded,
+    common: tuple[Decoder, Ending, Sampling, Stopwatch],
+    name: str,
+    spec: DraftSpec,
+    online: DictConfig,
+) -> OnlineArm:
+    """The arm of a draft that changes while it decodes, and begins with `spec`."""
+    drafter = online_draft(cfg, online, loaded, spec, common[3])
+    return OnlineArm(
+        *common,
+        name=name,
+        skip=None,
+        stop=build.stop_name(spec.stop),
+        speculator=Speculator(loaded.decoder, spec, instead=drafter),
+        online=facts_of(online),
+    )
 
 
 def _verifier(name: str, settings: Mapping[str, Any], *, is_greedy: bool) -> Lenient | None:
@@ -165,6 +195,8 @@ def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     more = OmegaConf.to_container(cfg.arms) if cfg.arms else {}
     assert isinstance(more, dict)
     own: dict[str, Any] = {cfg.arm or "": {"skip": str(cfg.skip), "lookup": cfg.lookup}}
+    if is_online(cfg.get("online")):
+        own[cfg.arm or ""]["online"] = OWN
     if not cfg.ablation:
         return _joined(own, more)
     plan, has_int8 = build.plan(locate_draft(str(cfg.ablation), Path(cfg.paths.outputs)), loaded), True

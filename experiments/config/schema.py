@@ -22,6 +22,7 @@ from experiments.config.schema_groups import (
     Model,
     Natural,
     Objective,
+    Online,
     Paths,
     Precision,
     Prune,
@@ -54,6 +55,7 @@ class Decode(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    online: Online
     prompt: str | None
     skip: str
     lookup: Lookup | None
@@ -69,6 +71,7 @@ class Evaluate(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    online: Online
     controller: Built
     calibration: Calibration
     costs: Costs

@@ -21,6 +21,7 @@ from experiments.evaluation import ablation
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
 from experiments.evaluation.interleave import Key, alternate, finished, latest
+from experiments.evaluation.online_arm import OnlineFiles
 from experiments.evaluation.predicted import predicted
 from experiments.evaluation.specbench_export import write_answers
 from experiments.evaluation.unseen import unseen
@@ -76,6 +77,15 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             )
             setup = set_up(cfg, begun, phase=progress)  # fits drafts, which may take long
         folder.add_facts(setup.facts)
+        learnt = OnlineFiles(
+            folder.path,
+            setup.arms,
+            outputs=Path(cfg.paths.outputs),
+            name=cfg.name,
+            config=OmegaConf.to_yaml(cfg, resolve=True),
+            overrides=overrides,
+            provenance=provenance_of(folder.path),
+        )
         tracker = stack.enter_context(build.tracking(cfg, verb="evaluate", folder=folder.path, say=say))
         path = folder.path / run_files.RECORDS
         rows = latest(run_files.read_rows(path)) if path.is_file() else {}
@@ -89,6 +99,11 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             (folder.path / run_files.SUMMARY).unlink(missing_ok=True)  # the run is no longer finished
         panel = progress.steps("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values()))
         with panel as advance:
+
+            def tell(row: dict[str, Any]) -> None:
+                learnt.told(row)
+                advance(row)
+
             alternate(
                 setup.loaded.decoder,
                 setup.arms,
@@ -100,10 +115,11 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
                 is_greedy=not cfg.sampling.do_sample,
                 rows_path=path,
                 done=done,
-                listener=advance,
+                listener=tell,
             )
         with progress("judging", 0):
             _judge(setup, folder)
+        learnt.finish({"stream": folder.path.name, "finished": provenance.now()})
         _finish(cfg, setup, folder, tracker, say)
     return folder.path
 

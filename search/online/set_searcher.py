@@ -28,7 +28,7 @@ class Tools:
 
     Attributes:
         decoder: the target.
-        spec: the draft to begin with: its plan, of which further drafts keep head and precision; its stop rule and tree.
+        spec: the draft to begin with: its plan, whose head and precision further drafts keep; its stop rule and tree.
         stopwatch: measures the seconds.
         arms: further drafts by name, for a portfolio.
     """
