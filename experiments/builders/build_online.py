@@ -88,8 +88,8 @@ def _arm_spec(cfg: DictConfig, loaded: Loaded, name: str, settings: Mapping[str,
     for key in settings:
         if key not in _OF_ARMS:
             raise InputError(
-                f"online.searcher.arms.{name} has {key}; an arm of a portfolio has {', '.join(_OF_ARMS)}. What is fitted "
-                "is searched first, and then named by skip=RUN"
+                f"online.searcher.arms.{name} has {key}; an arm of a portfolio has {', '.join(_OF_ARMS)}. What is "
+                "fitted is searched first, and then named by skip=RUN"
             )
     draft = locate_draft(str(settings.get("skip", "none")), Path(cfg.paths.outputs))
     lookup = settings.get("lookup")

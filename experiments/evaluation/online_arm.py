@@ -152,5 +152,5 @@ class OnlineFiles:
 
 def _relative(path: Path, base: Path) -> Path:
     """The path from a folder to another one, so that the outputs can be moved as a whole."""
-    up = [parent for parent in [base, *base.parents] if path.is_relative_to(parent)][0]
+    up = next(parent for parent in [base, *base.parents] if path.is_relative_to(parent))
     return Path(*[".."] * len(base.relative_to(up).parts), path.relative_to(up))

@@ -112,8 +112,8 @@ def _learnt(name: str, searcher: Any, result: DecodeResult) -> str:
     changes = sum(a.version != b.version for a, b in pairwise(result.rounds))
     last = result.rounds[-1].version if rounds else "none"
     return (
-        f"  online={name}: {len(progress.trials)} trials in {progress.spent_s:.2f} s of the decoding; the draft changed "
-        f"{changes} times in {rounds} rounds, the last one is {last!r}"
+        f"  online={name}: {len(progress.trials)} trials in {progress.spent_s:.2f} s of the decoding; the draft "
+        f"changed {changes} times in {rounds} rounds, the last one is {last!r}"
     )
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.builders import build
 from experiments.builders.build_arms import arms as build_arms
 from experiments.builders.build_trained import named_trained, pinned
-from experiments.evaluation import ablation
+from experiments.evaluation import ablation, online_report
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
 from experiments.evaluation.interleave import Key, alternate, finished, latest
@@ -330,6 +330,7 @@ def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say
     if all(row.get("error") for row in plain):
         tracker.finish()
         raise InputError(f"no prompt could be decoded, see {path}; the first: {plain[0]['error']}")
+    online_report.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     if cfg.ablation:
         ablation.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))

@@ -11,6 +11,7 @@ from search.job import JOURNAL
 from search.objective import Score
 from search.online.tried import Tried
 from search.point import Point
+from search.samplers.optuna_samplers import random
 from search.space import Space
 from search.study.loop import row_of
 from search.study.study import Proposal, SearchStudy
@@ -70,6 +71,4 @@ class OnlineStudy:
 
 def _no_sampler(seed: int) -> Any:
     """Any sampler: nothing is asked of this study."""
-    from search.samplers.optuna_samplers import random
-
     return random(seed)

@@ -17,8 +17,8 @@ class ConfidenceComb(Shape):
     """A chain of the likeliest tokens, each with its likeliest siblings.
 
     Attributes:
-        widths: (probability, number): where the likeliest token has more than this probability, so many of the likeliest
-            tokens are verified; in falling order, the last one for any probability.
+        widths: (probability, number): where the likeliest token has more than this probability, so many of the
+            likeliest tokens are verified; in falling order, the last one for any probability.
         max_depth: length of the chain.
         threshold: the chain ends with a token whose probability is below it.
 
