@@ -149,7 +149,7 @@ def _draft_arm(
     rule = build.stop_name(spec.stop)
     online = cfg.get("online") if settings.get("online") == OWN else None
     if settings.get("online") not in (None, OWN):
-        online = online_by_name(str(settings["online"]))
+        online = online_by_name(settings["online"])
     if is_online(online):
         assert online is not None
         return _online_arm(cfg, loaded, common, name or f"online {online.name}", spec, online)

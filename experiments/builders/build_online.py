@@ -9,7 +9,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders import build
+from experiments.config import kinds
 from experiments.config.composing import option
+from experiments.config.schema_groups import Built
 from experiments.results.find_runs import list_runs
 from experiments.results.locate_draft import locate_draft
 from experiments.results.online_files import ONLINE, read_learnt
@@ -28,9 +30,21 @@ def is_online(settings: DictConfig | None) -> bool:
     return settings is not None and settings.get("searcher") is not None
 
 
-def online_by_name(name: str) -> DictConfig:
-    """The settings of an option of the group `online`."""
-    return option("online", name)
+def online_by_name(asked: str | Mapping[str, Mapping[str, Any]]) -> DictConfig:
+    """The settings of an option of the group `online`, with its searcher's settings or others: `{swift: {window: 32}}`.
+
+    Raises:
+        InputError: if there is no such option or setting, or several are named.
+    """
+    options = {asked: {}} if isinstance(asked, str) else dict(asked)
+    if len(options) != 1:
+        raise InputError(f"online={options} names {len(options)} searchers; give one, as {{swift: {{window: 32}}}}")
+    ((name, changed),) = options.items()
+    settings = option("online", name)
+    if changed:
+        merged = OmegaConf.to_container(OmegaConf.merge(settings.searcher, dict(changed)))
+        settings.searcher = kinds.read(merged, Built, f"online.{name}")
+    return settings
 
 
 def online_draft(

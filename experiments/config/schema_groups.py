@@ -240,7 +240,7 @@ class Arm:
     drafter: str | None = None
     tree: str | None = None
     controller: str | None = None
-    online: str | None = None
+    online: str | dict[str, dict[str, Any]] | None = None
     draft: str | None = None
     head: Count | Literal["full"] | None = None
     precision: Precision | None = None

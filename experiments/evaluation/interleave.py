@@ -136,9 +136,9 @@ def _rows(
     return rows
 
 
-def runs_of(versions: Sequence[str]) -> list[tuple[str, int]]:
+def runs_of(versions: Sequence[str]) -> list[list[str | int]]:
     """Each version of the draft with the number of consecutive rounds that it drafted; empty if it has none."""
-    found = [(version, len([*group])) for version, group in groupby(versions)]
+    found: list[list[str | int]] = [[version, len([*group])] for version, group in groupby(versions)]
     return found if any(version for version, _ in found) else []
 
 

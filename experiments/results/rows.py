@@ -130,7 +130,7 @@ class Record(RowOfSchema):
     round_accepted: NotRequired[Annotated[list[int], _is("accepted tokens of each round")]]
     round_threshold: NotRequired[Annotated[list[Number], _is("confidence threshold of each round; null: none")]]
     round_version: NotRequired[
-        Annotated[list[tuple[str, int]], _is("of a draft that changes: each version and its consecutive rounds")]
+        Annotated[list[list[str | int]], _is("of a draft that changes: each version and its consecutive rounds")]
     ]
     tokens: NotRequired[Annotated[list[int], _is("new token ids")]]
     text: NotRequired[Annotated[str, _is("the answer")]]

@@ -44,8 +44,8 @@ class ConfidenceComb(Shape):
             )
         if self.max_depth < 1 or not 0 <= self.threshold <= 1:
             raise InputError(
-                f"tree.max_depth={self.max_depth}, threshold={self.threshold}; the first is 1 at least, and the second a "
-                "probability"
+                f"tree.max_depth={self.max_depth}, threshold={self.threshold}; the first is 1 at least, and the second "
+                "a probability"
             )
 
     @property
