@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 
+PORTFOLIO = "portfolio"
 _OF_ARMS = ("skip", "lookup", "stop", "tree", "drafter")  # settings of an arm of a portfolio
 
 
@@ -60,10 +62,19 @@ def online_draft(
         name: _arm_spec(cfg, loaded, name, {} if body is None else dict(body))
         for name, body in (getattr(searcher, "arms", None) or {}).items()
     }
+    if spec.lookup == "only" and settings.name != PORTFOLIO:
+        raise InputError(
+            f"lookup=only leaves online={settings.name} nothing to choose; take lookup=front, or leave it out"
+        )
     made = searcher.begin(Tools(loaded.decoder, spec, stopwatch, arms))
     if settings.start:
         made.begin_from(_learnt(str(settings.start), str(settings.name), Path(cfg.paths.outputs)))
     return OnlineDraft(made)
+
+
+def around(settings: DictConfig, spec: DraftSpec) -> DraftSpec:
+    """The spec whose lookup stands before the online draft: none before a portfolio, whose arm it is."""
+    return replace(spec, lookup=None, lookup_settings={}) if settings.name == PORTFOLIO else spec
 
 
 def facts_of(settings: DictConfig) -> dict[str, Any]:

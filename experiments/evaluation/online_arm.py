@@ -103,7 +103,7 @@ class OnlineFiles:
                 self._n_written[arm.name] = len(trials)
                 self._folders[arm.name] = folder / body["study"]
             else:
-                about = {"searcher": f"online {arm.online['name']}", "objective": searcher.unit, "unit": searcher.unit}
+                about = {"searcher": f"online {arm.online['name']}", "objective": searcher.objective}
                 facts = {k: v for k, v in provenance["run"].items() if k != "arms"} | about | {"stream": folder.name}
                 of_arm = {**provenance, "run": facts}
                 self._folders[arm.name] = new_folder(

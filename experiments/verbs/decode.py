@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.builders import build
-from experiments.builders.build_online import is_online, online_draft
+from experiments.builders.build_online import around, is_online, online_draft
 from experiments.results.locate_draft import locate_draft
 from experiments.terminal.progress import Progress
 from selfspec.data.answer_text import context, is_unfinished, text_after
@@ -54,7 +54,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     changing = (
         online_draft(cfg, cfg.online, loaded, chosen, Stopwatch(decoder.device)) if is_online(cfg.online) else None
     )
-    drafter = build_drafter(chosen, decoder, instead=changing)
+    drafter = build_drafter(around(cfg.online, chosen), decoder, instead=changing)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
     with _not_learning(changing):

@@ -16,12 +16,14 @@ from search.online.tried import Progress, Tried
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.chain import NoDraft
 from selfspec.drafters.online import Chosen
+from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
 from selfspec.errors import InputError
 from selfspec.stopping import Fixed, StopPolicy, StopState
 
 PLAIN_ARM = "plain"
+OWN_ARM = "run"  # the draft that the run names, if it drafts anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +123,22 @@ class PortfolioArm:
 
 
 class PortfolioSearcher:
-    """See `Portfolio`. All arms observe all verdicts, so that any of them can draft next."""
+    """See `Portfolio`. All arms observe all verdicts, so that any of them can draft next.
 
-    unit = "tokens/s"
+    Raises:
+        InputError: if there is no arm besides plain decoding, or two have the same name.
+    """
+
+    objective = "tokens_per_second"
 
     def __init__(self, tools: Tools, settings: Portfolio) -> None:
         self.settings, self.watch, self.progress = settings, tools.stopwatch, Progress()
         self.is_learning = True
         self.arms = {PLAIN_ARM: PortfolioArm(PLAIN_ARM, NoDraft(), Fixed(1))}
-        for name, spec in tools.arms.items():
-            if name == PLAIN_ARM:
-                raise InputError("plain decoding is an arm of every portfolio; give your arm another name")
+        own = {OWN_ARM: tools.spec} if _drafts(tools.spec) else {}
+        for name in tools.arms.keys() & {PLAIN_ARM, *own}:
+            raise InputError(f"a portfolio has an arm {name!r} of its own; give your arm another name")
+        for name, spec in {**own, **tools.arms}.items():
             self.arms[name] = PortfolioArm(name, build_drafter(spec, tools.decoder), spec.stop)
         if len(self.arms) < 2:
             raise InputError(
@@ -265,6 +272,11 @@ class PortfolioSearcher:
         for name, body in state.get("arms", {}).items():
             if name in self.arms:
                 self.arms[name].rate = Rate(body["rounds"], body["tokens"], body["seconds"], tuple(body["squares"]))
+
+
+def _drafts(spec: DraftSpec) -> bool:
+    """Whether a spec drafts anything but the model itself."""
+    return bool(len(spec.skip)) or spec.plan.trained is not None or spec.drafter is not None or spec.lookup is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,7 @@ class TextReplay:
 class TextReplaySearcher(SetSearcher):
     """See `TextReplay`; it drafts nothing until a set is expected to gain, unless it begins with a set."""
 
-    unit: ClassVar[str] = "x"
+    objective: ClassVar[str] = "expected_speedup"
 
     def __init__(self, tools: Tools, settings: TextReplay) -> None:
         super().__init__(tools, start=None)
