@@ -25,6 +25,7 @@ from experiments.config.schema_groups import (
     Online,
     Paths,
     Precision,
+    PredictorSettings,
     Prune,
     Sampling,
     Searcher,
@@ -123,6 +124,9 @@ class Train(Run):
 
     drafter: Built
     train: TrainSettings
+    predictor: PredictorSettings
+    tree: Built
+    sampling: Sampling
     costs: Costs
     store: str | list[str] | None
     skip: str | None

@@ -189,10 +189,12 @@ class BaseDrafter:
         is_replayable: whether a draft costs exactly its `n_forwards` forwards of the plan's draft. A search replays
             such a drafter with the costs of a table, and times any other.
         has_free_drafts: whether some of its drafts take no forward, so that they are not limited by what forwards cost.
+        reads_cache: whether it reads the target's keys and values. A drafter in another process gets them only then.
     """
 
     is_replayable: ClassVar[bool] = False
     has_free_drafts: ClassVar[bool] = False
+    reads_cache: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

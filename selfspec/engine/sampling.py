@@ -94,6 +94,15 @@ class Chooser:
         self._processors = sampling.processors()
         self.target_rng = torch.Generator().manual_seed(_stream(sampling.seed, row, 0))
         self.draft_rng = torch.Generator().manual_seed(_stream(sampling.seed, row, 1))
+        self._draft_seed = self.draft_rng.initial_seed()
+
+    def seek_draft(self, position: int) -> None:
+        """Set the draft's stream to that of a position, so that a token drawn there does not depend on earlier draws.
+
+        The output stays exact although a position may be drafted twice with the same draws: the first token there was
+        thrown away before anything depended on it, since an earlier one was rejected.
+        """
+        self.draft_rng.manual_seed(_stream(self._draft_seed, position, 2))
 
     @property
     def is_plain_greedy(self) -> bool:

@@ -62,6 +62,13 @@ class PackedLinear(nn.Module):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(self.packed.dtype), 1)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The layer with its weight [O, I] unpacked: oneDNN's layout belongs to a process and cannot be written."""
+        return {**self.__dict__, "packed": self.weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "packed": torch.ops.mkldnn._reorder_linear_weight(state["packed"], 1)})
+
     def extra_repr(self) -> str:
         """Sizes, for `repr`."""
         return f"in_features={self.in_features}, out_features={self.out_features}, packed"
