@@ -23,6 +23,7 @@ from experiments.config.schema_groups import (
     Model,
     Natural,
     Objective,
+    Online,
     Paths,
     Precision,
     PredictorSettings,
@@ -58,6 +59,7 @@ class Decode(Run):
     tree: Built
     controller: Built
     costs: Costs
+    online: Online
     prompt: str | None
     skip: str
     lookup: Lookup | None
@@ -73,6 +75,7 @@ class Evaluate(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    online: Online
     controller: Built
     calibration: Calibration
     costs: Costs

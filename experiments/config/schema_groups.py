@@ -178,6 +178,15 @@ class Head:
 
 
 @dataclass
+class Online:
+    """The group `online`."""
+
+    name: str
+    start: str | None
+    searcher: Built | None
+
+
+@dataclass
 class Experiment(Open):
     """The group `experiment`; an option may add texts that its steps refer to."""
 
@@ -231,6 +240,7 @@ class Arm:
     drafter: str | None = None
     tree: str | None = None
     controller: str | dict[str, dict[str, Any]] | None = None
+    online: str | dict[str, dict[str, Any]] | None = None
     draft: str | None = None
     head: Count | Literal["full"] | None = None
     precision: Precision | None = None
