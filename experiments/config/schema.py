@@ -26,6 +26,7 @@ from experiments.config.schema_groups import (
     Precision,
     Prune,
     Sampling,
+    Schedule,
     Searcher,
     SearchLookup,
     Tracker,
@@ -89,6 +90,7 @@ class Evaluate(Run):
     allow_code_execution: bool
     resume: str | None
     trained: str | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass

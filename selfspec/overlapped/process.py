@@ -141,8 +141,10 @@ class ChildPartner:
         try:
             said = self._connection.recv_bytes() if self._connection.poll(start_s) else b""
         except (EOFError, OSError):
-            said = child.FAILED + b"it ended; does the script that starts it call its main function behind " + (
-                b"`if __name__ == '__main__'`?"
+            said = (
+                child.FAILED
+                + b"it ended; does the script that starts it call its main function behind "
+                + (b"`if __name__ == '__main__'`?")
             )
         if said[:1] != child.READY:
             self.stop()
@@ -279,5 +281,6 @@ def _check(decoder: Decoder, spec: DraftSpec) -> None:
         )
     for part, value in (("lookup", spec.lookup), ("tree", spec.tree)):
         if value is not None:
-            raise InputError(f"{part}={value} cannot draft in another process; leave it out, or use schedule=sequential")
-
+            raise InputError(
+                f"{part}={value} cannot draft in another process; leave it out, or use schedule=sequential"
+            )

@@ -98,7 +98,9 @@ class Ring:
     """
 
     def __init__(self, n_slots: int, *, n_vocab: int | None, dtype: torch.dtype = torch.float32) -> None:
-        self.slots_R3 = torch.zeros(n_slots, 3, dtype=torch.long).share_memory_()  # number of the block, token, is drawn
+        self.slots_R3 = torch.zeros(
+            n_slots, 3, dtype=torch.long
+        ).share_memory_()  # number of the block, token, is drawn
         self.written_1 = torch.zeros(1, dtype=torch.long).share_memory_()
         self.drafts_RV: Tensor | None = None
         if n_vocab is not None:
