@@ -7,6 +7,7 @@ and exit status 2, not in a traceback.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,20 +21,33 @@ from selfspec.records.run_files import make_writable, refused_write
 
 USAGE = """selfspec VERB key=value ...
 
-  decode prompt="..."    stream an answer, coloured by accepted, correction and bonus tokens
+Find a draft
   profile                what drafts cost on this machine: measured, and checked
-  search                 find which sublayers to skip, on calibration prompts
-  evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
+  search                 find what to draft with and which sublayers to skip, on calibration prompts
   collect                the model's own text and hidden states, to train drafts on
   train drafter=eagle    train a draft head on them; evaluate drafter=RUN decodes with it
-  export RUN             a trained draft in the format of other engines: format=speculators
-  report [runs=...]      tables and pictures of finished runs
-  reproduce experiment=  all of these, one after the other, as a paper or an experiment has them
-  dashboard [runs=...]   runs in the browser: searches as they go on, skip sets side by side, answers token by token
-  runs list|show|compare runs and skip sets on the terminal; `--json` for scripts
-  doctor                 versions, device, threads, hub, extras: what this machine offers
 
-`selfspec VERB --help` shows the settings and their groups; `-m` sweeps: selfspec search -m searcher=tpe,gp
+Use and judge it
+  decode prompt="..."    stream an answer, coloured by accepted, correction and bonus tokens
+  evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
+  export RUN             a trained draft in the format of other engines: format=speculators
+
+Look at runs
+  runs list|show|compare runs and skip sets on the terminal; `--json` for scripts
+  report [runs=...]      tables and pictures of finished runs
+  dashboard [runs=...]   the same in the browser, and searches and trainings as they go on
+  reproduce experiment=  a whole experiment, step by step, as a paper or an ablation has it
+
+This machine
+  doctor                 versions, device, threads, hub, extras: what this machine offers
+  completion bash        completion of verbs, options and settings in your shell
+
+Examples
+  selfspec search model=qwen2.5-0.5b data=humaneval
+  selfspec evaluate skip=outputs/search/NAME/RUN stop=searched lookup=searched
+  selfspec search -m searcher=tpe,gp       # -m sweeps: one run each
+
+`selfspec VERB --help` shows examples, options and settings; `selfspec VERB --help stop` explains the group stop.
 `--config-dir FOLDER` adds options of your own: FOLDER/stop/mine.yaml is stop=mine, and may name classes of FOLDER/*.py
 """
 
@@ -50,6 +64,7 @@ VERBS = (
     "dashboard",
     "runs",
     "doctor",
+    "completion",
 )
 FLAGS = {"--repair": "data.repair=true"}  # short forms of settings
 
@@ -59,6 +74,9 @@ def _ending_well() -> Iterator[None]:
     """Turn a user's mistake or a full disk into one line and exit status 2, an interruption into exit status 130."""
     try:
         yield
+    except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (InputError, OSError) as error:
         told = error if isinstance(error, InputError) else refused_write(error)
         if told is None:
@@ -81,16 +99,16 @@ def main() -> None:
     verb, *words = argv
     if verb not in VERBS:
         raise unknown_name("verb", verb, list(VERBS))
-    if verb in ("runs", "doctor", "export"):  # whose words are names, or names before all
+    if verb in ("runs", "doctor", "export", "completion"):  # whose words are names, or names before all
         return _verb(verb)(list(words), print)  # type: ignore[no-any-return]
     from experiments.config.composing import (
         check_no_shadows,
         composing,
         configuration,
-        help_text,
         make_importable,
         split_config_dir,
     )
+    from experiments.config.help import verb_help
     from experiments.config.steps import is_own
     from experiments.config.sweep_words import SWEEP, check_sweep
     from experiments.config.words import outputs_of
@@ -106,7 +124,8 @@ def main() -> None:
         asked = [w for w in typed if is_own(w)]  # the other words are for the steps of the experiment
     settings = [w for w in asked if not w.startswith(("-", "hydra"))]
     if {"-h", "--help"} & set(asked):
-        return print(help_text(verb, settings, folder=folder))
+        topics = [word for word in settings if "=" not in word]
+        return print(verb_help(verb, topics, [w for w in settings if w not in topics], folder=folder))
     if is_sweep:
         check_sweep(verb, settings, folder=folder)
         if not {",", "$"} & set(str(outputs := outputs_of(settings))):  # otherwise it is no single folder

@@ -51,7 +51,9 @@ def generate(
     Args:
         model: a decoder-only transformers model.
         inputs: token ids ([B, T] or one list), or one text, which needs `tokenizer`.
-        draft, stop, lookup: as in `Speculator`; the folder of a search is enough.
+        draft: as in `Speculator`; the folder of a search is enough.
+        stop: as in `Speculator`.
+        lookup: as in `Speculator`.
         tokenizer: encodes a text, and serves `stop_strings`.
         streamer: as in `model.generate`; it gets tokens when they are committed.
         **settings: as in `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
@@ -102,7 +104,10 @@ def as_custom_generate(
     `torch.manual_seed` makes the output reproducible. docs/generate.md lists what happens to each argument.
 
     Args:
-        draft, stop, lookup, sample_draft: as in `Speculator`.
+        draft: as in `Speculator`.
+        stop: as in `Speculator`.
+        lookup: as in `Speculator`.
+        sample_draft: as in `Speculator`.
     """
 
     def custom_generate(

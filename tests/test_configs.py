@@ -124,7 +124,7 @@ class TestHelp:
 
 @cache
 def _help(verb: str) -> str:
-    ran = command(verb, "--help")
+    ran = command(verb, "--help", "all")
     assert ran.status == 0, ran.err
     return ran.out
 

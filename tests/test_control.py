@@ -7,12 +7,25 @@ from itertools import pairwise, product
 
 import pytest
 
-from selfspec.control import Controller, Ema, Fixed, Goodput, Judged, Oracle, SmartSpec, Standing, StepCosts, Throughput
+from selfspec.control import (
+    Controller,
+    ControlState,
+    Ema,
+    Fixed,
+    Goodput,
+    Judged,
+    Oracle,
+    SmartSpec,
+    Standing,
+    StepCosts,
+    Throughput,
+)
 from selfspec.control.acceptance import Acceptance
 from selfspec.control.allotment import allot, goodput
 from selfspec.control.step_costs import BatchCosts
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
+from selfspec.drafters.tree_shapes import ExpandRerank
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.decode import Ending, autoregress, speculate
 from selfspec.engine.protocols import BaseDrafter, Draft, Row
@@ -24,6 +37,7 @@ from selfspec.stopping import Fixed as Always
 from tests.contracts.architecture import LONG, MIDDLE, SHORT
 from tests.contracts.controller import COSTS, DEAR, ControllerContract, share_of_oracle, steps, survivals
 from tests.test_engine import decoder_of
+from tests.test_heads import copying
 
 PROMPTS = [SHORT * 3, LONG, MIDDLE * 2]  # repetitions, which prompt lookup finds
 
@@ -246,44 +260,58 @@ def test_a_drafter_that_is_always_wrong_is_soon_not_asked() -> None:
     assert max(map(max, drafted)) > 0 and not any(sum(rounds[-10:]) for rounds in drafted)
 
 
-def test_rows_that_draft_nothing_take_no_part_in_the_drafts_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+class Only(Fixed):
+    """Lets some of three rows draft two tokens."""
+
+    drafting: tuple[int, ...] = ()
+
+    def begin(self, costs: StepCosts):  # type: ignore[no-untyped-def]
+        keys: list[int] = []
+
+        class State(ControlState):
+            policy = self
+
+            def limits(self, rows: Sequence[Standing]) -> list[int]:
+                keys.extend(row.key for row in rows if row.key not in keys)
+                on = Only.drafting if len(rows) == 3 else ()
+                return [min(row.room, 2) if keys.index(row.key) in on else 0 for row in rows]
+
+        return State()
+
+
+@pytest.mark.parametrize("on", [(1,), (0, 2)], ids=["the middle", "the ends"])
+@pytest.mark.parametrize("kind", ["chain", "tree", "head", "head tree"])
+def test_rows_that_draft_nothing_take_no_part_in_the_drafts_forwards(
+    kind: str, on: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     decoder = decoder_of("llama")
-    drafter = build_drafter(DraftSpec(DraftPlan.from_skip_set(SkipSet(decoder.n_layers)), Always(3)), decoder)
+    plan = copying(decoder) if "head" in kind else DraftPlan.from_skip_set(SkipSet(decoder.n_layers))
+    tree = ExpandRerank(width=2, max_depth=2, max_nodes=4) if "tree" in kind else None
+    drafter = build_drafter(DraftSpec(plan, Always(3), tree=tree, sample_draft=tree is None), decoder)
     sizes: list[int] = []
-    kind = type(drafter.forward)  # type: ignore[attr-defined]
-    called = kind.__call__
+    forward = drafter.output if "head" in kind else drafter.forward  # type: ignore[attr-defined]
+    name = "logits" if "head" in kind else "tree" if tree else "__call__"
+    called = getattr(type(forward), name)
 
-    def counting(self, ids_BT, **where):  # type: ignore[no-untyped-def]
-        if self is drafter.forward:  # type: ignore[attr-defined]
+    def counting(self, ids_BT, *args, **where):  # type: ignore[no-untyped-def]
+        if self is forward:
             sizes.append(len(ids_BT))
-        return called(self, ids_BT, **where)
+        return called(self, ids_BT, *args, **where)
 
-    monkeypatch.setattr(kind, "__call__", counting)
-
-    class Second(Fixed):
-        def begin(self, costs: StepCosts):  # type: ignore[no-untyped-def]
-            state = super().begin(costs)
-            kind = type(
-                "State",
-                (type(state),),
-                {
-                    "limits": lambda self, rows: [
-                        2 * (row.key == rows[1].key) * (row.room > 1) if len(rows) == 3 else 0 for row in rows
-                    ]
-                },
-            )
-            return kind(self)
-
+    monkeypatch.setattr(type(forward), name, counting)
+    monkeypatch.setattr(Only, "drafting", on)
     found = speculate(
         decoder,
         PROMPTS,
         drafter=drafter,
         stops=[Always(3).begin() for _ in PROMPTS],
         ending=Ending(8, frozenset()),
-        control=Second(2).begin(COSTS),
+        control=Only(2).begin(COSTS),
     )
-    assert sizes and set(sizes) == {1}
-    assert [r.drafted > 0 for r in found] == [False, True, False]
-    assert found[1].accepted == found[1].drafted  # a draft of nothing skipped is right: it read the right row's keys
+    if kind == "chain":  # nothing is skipped there, so plain tokens run through the same forward
+        sizes = [n for n in sizes if n < 3]
+        assert all(found[b].accepted == found[b].drafted for b in on)  # it read the right rows' keys
+    assert sizes and set(sizes) == {len(on)}
+    assert [r.drafted > 0 for r in found] == [b in on for b in range(3)]
     plain = autoregress(decoder, PROMPTS, ending=Ending(8, frozenset()))
     assert [r.tokens for r in found] == [r.tokens for r in plain]

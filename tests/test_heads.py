@@ -13,13 +13,14 @@ from torch import Tensor
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_shapes import BestFirst, ExpandRerank, TreeShape, comb
+from selfspec.engine.decode import Ending, speculate
 from selfspec.engine.protocols import Drafter
 from selfspec.heads.layer import LayerSize
 from selfspec.heads.modules import DraftModule, build_module, size_of
 from selfspec.models.decoder import Decoder
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.stopping import Threshold
+from selfspec.stopping import Fixed, Threshold
 from tests.contracts.drafter import DrafterContract
 from tests.test_engine import decoder_of
 
@@ -196,3 +197,17 @@ def test_a_plan_with_a_head_survives_its_files(tmp_path: Any) -> None:
     facts: Mapping[str, Any] = {"weights": {"revision": None, "sha256": "0"}}
     save_spec(tmp_path, spec, model="toy", decoder=decoder, facts=facts)
     assert load_spec(tmp_path, decoder, facts) == spec
+
+
+@torch.inference_mode()
+def test_the_prompt_is_read_before_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seconds are those of the prefill; the first draft reads the slot of the first new token alone."""
+    decoder = decoder_of("llama")
+    drafter = build_drafter(DraftSpec(trained(decoder, "eagle"), Fixed(2)), decoder)
+    lengths: list[list[int]] = []
+    kind = type(drafter.module)  # type: ignore[attr-defined]
+    extend = kind.extend
+    monkeypatch.setattr(kind, "extend", lambda self, s, f, e, n: (lengths.append(list(n)), extend(self, s, f, e, n))[1])
+    prompts = [[5, 6, 7, 8], [9]]
+    speculate(decoder, prompts, drafter=drafter, stops=[Fixed(2).begin() for _ in prompts], ending=Ending(4))
+    assert lengths[:2] == [[3], [1, 1]]

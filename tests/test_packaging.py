@@ -122,7 +122,10 @@ class TestWheel:
         ("words", "pieces"),
         [
             (["--help"], ["selfspec VERB key=value"]),
-            (["search", "--help"], ["anneal, clasp, cmaes, custom", "_target_: search.samplers.quadratic.Quadratic"]),
+            (
+                ["search", "--help", "all"],
+                ["anneal, clasp, cmaes, custom", "_target_: search.samplers.quadratic.Quadratic"],
+            ),
         ],
         ids=["usage", "a verb's help"],
     )

@@ -29,7 +29,7 @@ RULE = {"_target_": "my_rules.Patient", "max_draft": 3, "least": 0.01}
 def mine(empty_folder: Path) -> Iterator[Path]:
     """The user's folder, in the current one; what was imported from it is forgotten afterwards."""
     yield write_plugins(empty_folder / "mine")
-    for name in ("my_rules", "my_search", "my_data", "my_drafts"):
+    for name in ("my_rules", "my_search", "my_data", "my_drafts", "my_control"):
         sys.modules.pop(name, None)
 
 
@@ -224,8 +224,17 @@ def test_an_experiment_hands_the_folder_on_to_its_steps(
     assert len(run_files.read_rows(steps_file)) == 2
 
 
+@pytest.mark.parametrize(("batch", "drafts"), [(2, True), (3, False)])
+def test_a_controller_says_how_far_a_batch_drafts(batch: int, drafts: bool, mine: Path, words: list[str]) -> None:
+    asked = ["n=3", "max_new_tokens=6", "generate=false", "controls=false", "skip=a1", "controller=mine"]
+    ran = finished(command("evaluate", "--config-dir=mine", *words, *asked, f"batch={batch}"))
+    rows = [row for row in run_files.read_rows(ran.run / run_files.RECORDS) if row["arm"] != "plain"]
+    assert {row["verdict"] for row in rows} == {"identical"}
+    assert any(row["drafted"] for row in rows) is drafts
+
+
 def test_every_file_of_the_example_is_short() -> None:
-    assert {name: n for name, text in FILES.items() if (n := len(text.strip().splitlines())) > 30} == {}
+    assert {name: n for name, text in FILES.items() if (n := len(text.strip().splitlines())) > 40} == {}
 
 
 def test_a_folder_that_is_none_is_refused() -> None:

@@ -30,6 +30,7 @@ from selfspec.stopping import (
     Optimal,
     PauseWhenUnprofitable,
     RuleState,
+    Specdec,
     StopPolicy,
     StopRule,
     StopState,
@@ -141,6 +142,25 @@ class TestAdaptive(StopContract):
 class TestAdaptiveCarriesOver(StopContract):
     def make(self) -> StopPolicy:
         return adaptive(carry_over=True)
+
+
+class TestSpecdec(StopContract):
+    def make(self) -> StopPolicy:
+        return Specdec(6, threshold=0.3)
+
+    @pytest.mark.parametrize(
+        ("confidences", "length"),
+        [([0.9], 4), ([0.69, 1.0], 1), ([0.84, 0.8, 1.0], 2), ([0.7 + 1e-9, 1.0, 1.0, 1.0, 1.0, 1.0], 6)],
+    )
+    def test_stops_when_a_rejection_is_likelier_than_the_threshold(self, confidences: list[float], length: int) -> None:
+        rule = self.make()  # 0.9³ = 0.729 goes on, 0.9⁴ = 0.656 does not
+        assert draft_length(rule, rule.begin(), confidences) == length
+
+    def test_the_product_begins_anew_with_each_draft(self) -> None:
+        rule = self.make()
+        state = rule.begin()
+        lengths = [draft_length(rule, state, [0.9]) for _ in range(3)]
+        assert lengths == [4, 4, 4]
 
 
 class TestConfigured(StopContract):
@@ -386,6 +406,10 @@ class TestWritten:
         ),
         "svip": (Svip(9), {"name": "svip", "max_draft": 9, "threshold": 0.3, "scale": 0.15}),
         "entropy_bound": (EntropyBound(**ADAPTIVE), {"name": "entropy_bound", **ADAPTIVE, "gamma": 0.2}),
+        "specdec": (
+            Specdec(20, 0.3, "RUN"),
+            {"name": "specdec", "max_draft": 20, "threshold": 0.3, "predictor": "RUN"},
+        ),
     }
 
     @pytest.mark.parametrize(("rule", "body"), FORMS.values(), ids=FORMS)

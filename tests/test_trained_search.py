@@ -130,15 +130,21 @@ def test_from_space_to_race_with_controls(toy: list[str], tmp_path: Path) -> Non
         "searcher.n_trials=4",
         "finals.top=1",
         "finals.race=1",
+        "training.trees=[chain, best_first]",
+        "training.stops=[optimal, svip]",
     )
     assert ran.status == 0, ran.err
     rows = [json.loads(line) for line in (ran.run / "trials.jsonl").read_text().splitlines()]
     assert len(rows) == 4 and all(row["state"] in ("complete", "pruned") for row in rows)
     finals = [json.loads(line) for line in (ran.run / "finals.jsonl").read_text().splitlines()]
+    forms = [(row["settings"].get("tree"), row["settings"].get("stop")) for row in finals]
+    assert {(t, s) for t in ("chain", "best_first") for s in ("optimal", "svip")} == set(forms) - {(None, None)}
     controls = {row["settings"].get("control") for row in finals}
     assert {None, "nothing skipped"} <= controls
     assert ("untrained linear maps" in controls) == any(row["settings"]["drafter"] == "bridged" for row in finals)
-    assert yaml.safe_load((ran.run / "plan.yaml").read_text())["stop"]["draft_cost"] > 0
+    saved = yaml.safe_load((ran.run / "plan.yaml").read_text())
+    assert saved["stop"].get("draft_cost", 1) > 0 and saved["stop"]["name"] == finals[0]["stop"]["name"]
+    assert ("tree" in saved) == (forms[0][0] == "best_first")
     assert command("runs", "list", str(tmp_path)).status == 0
     again = command("search", f"resume={ran.run}", "searcher.n_trials=5")
     assert again.status == 0 and len((ran.run / "trials.jsonl").read_text().splitlines()) == 5, again.err

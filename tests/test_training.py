@@ -64,8 +64,8 @@ def test_a_store_holds_what_the_model_says_and_sees(decoder: Decoder, store: Sto
         assert text.top_ids[: len(text.tokens), 0].tolist() == text.tokens
         cache = decoder.new_cache(n_rows=1, capacity=len(text.ids))
         output = decoder.full.output(text.ids[None], starts=[0], cache=cache, hidden=(1, -1))
-        for layer in (1, -1):
-            torch.testing.assert_close(text.hidden[layer].double(), output.hidden[layer][0].double())
+        for layer in (1, -1):  # float32, and the store was written in a batch, which rounds otherwise
+            torch.testing.assert_close(text.hidden[layer], output.hidden[layer][0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_stopped_collection_goes_on_and_half_shards_do_not_count(

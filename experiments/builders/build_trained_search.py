@@ -33,6 +33,7 @@ from selfspec.records import provenance
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.rounding import check_kernel
 from selfspec.skipping.skip_set import SkipSet
+from selfspec.stopping import StopPolicy
 from selfspec.training.bridged import LAYER, Bridged
 from selfspec.training.heldout import RoundCosts
 from selfspec.training.store import Store, seen_by
@@ -238,7 +239,8 @@ def job(cfg: DictConfig, loaded: Loaded, *, phase: Phases = unwatched) -> tuple[
         full=_plain(t.full),
         finals=Finals(cfg.finals.top, cfg.finals.race),
         fresh=[p.ids for p in fresh],
-        stop=build.stop(cfg),
+        stops=_stops(cfg),
+        trees={str(name): build.tree_by_name(str(name)) for name in t.trees},
         lookup=cfg.lookup,
         max_new_tokens=t.max_new_tokens,
         identity={
@@ -249,6 +251,12 @@ def job(cfg: DictConfig, loaded: Loaded, *, phase: Phases = unwatched) -> tuple[
         },
     )
     return made, fresh
+
+
+def _stops(cfg: DictConfig) -> dict[str, StopPolicy]:
+    """The stop rules of the race: those of `training.stops`, or the run's own."""
+    names = cfg.training.stops
+    return {"stop": build.stop(cfg)} if names is None else {str(name): build.stop_by_name(str(name)) for name in names}
 
 
 def _fresh(cfg: DictConfig, loaded: Loaded, held: Sequence[Store]) -> list[Prompt]:

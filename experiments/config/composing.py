@@ -291,18 +291,6 @@ def _told(error: Exception) -> InputError:
     return InputError(" ".join(str(error).split()) + why)
 
 
-def help_text(verb: str, words: Sequence[str], *, folder: Path | None = None) -> str:
-    """The groups of a verb with their options, and its settings under these words."""
-    with composing(folder):
-        listed = "\n".join(f"{group}: {', '.join(options(group))}" for group in sorted(groups(verb)))
-        settings = OmegaConf.to_yaml(unchecked(verb, words)).strip()
-    return (
-        f"== Configuration groups ==\nOptions are chosen by group=option\n\n{listed}\n\n"
-        f"== Config ==\nSettings are changed by setting=value\n\n{settings}\n\n"
-        f"Powered by Hydra (https://hydra.cc), see {verb} --hydra-help"
-    )
-
-
 def check_no_shadows(folder: Path | None) -> None:
     """Refuse a user's option with the name of an option of this package: Hydra would use the package's.
 

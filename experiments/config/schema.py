@@ -24,6 +24,7 @@ from experiments.config.schema_groups import (
     Objective,
     Paths,
     Precision,
+    PredictorSettings,
     Prune,
     Sampling,
     Schedule,
@@ -122,6 +123,9 @@ class Train(Run):
 
     drafter: Built
     train: TrainSettings
+    predictor: PredictorSettings
+    tree: Built
+    sampling: Sampling
     costs: Costs
     store: str | list[str] | None
     skip: str | None

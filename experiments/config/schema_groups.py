@@ -291,3 +291,20 @@ class TrainedSearch:
     train: dict[str, Any]
     full: dict[str, Any]
     max_new_tokens: Count
+    trees: list[str]
+    stops: list[str] | None
+
+
+@dataclass
+class PredictorSettings:
+    """The group `predictor`."""
+
+    kinds: list[str]
+    max_draft: Count
+    n_texts: Count | None
+    n_compared: Count
+    rejection_weight: float
+    epochs: Count
+    lr: float
+    batch: Count
+    share: Annotated[float, Bounds(0, 1)]

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from experiments.builders import build, build_costs, build_training
+from experiments.predictors.training import train_predictors
 from experiments.results import figures
 from experiments.results.named_drafts import UNIT
 from experiments.results.run_writer import open_folder, reopen_folder
@@ -46,6 +47,8 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     Raises:
         InputError: if the settings are impossible, or the head cannot learn.
     """
+    if cfg.get("predictor") and cfg.predictor.kinds:
+        return train_predictors(cfg, overrides, say)
     together = peers()
     if not together.is_first:  # the first process checks, measures, judges, speaks and writes
         logging.disable(logging.WARNING)

@@ -51,12 +51,16 @@ class HiddenStateRunner:
         decoder: the model.
         texts: positions are chosen among those whose next token is the model's own.
         n_positions: evenly spaced positions of each text; a text with fewer positions repeats some.
+        keys: the full model's keys and values of the texts without their last tokens, which are not changed; None: they
+            are computed.
 
     Raises:
         InputError: if there is no such position, or the model takes no explicit mask.
     """
 
-    def __init__(self, decoder: Decoder, texts: Sequence[Text], *, n_positions: int) -> None:
+    def __init__(
+        self, decoder: Decoder, texts: Sequence[Text], *, n_positions: int, keys: ClockCache | None = None
+    ) -> None:
         _check(decoder, texts, n_positions)
         self.n_layers = decoder.n_layers
         self._decoder = decoder
@@ -65,7 +69,7 @@ class HiddenStateRunner:
         at = [[row[p] for p in ps] for row, ps in zip(ids, positions, strict=True)]
         self.positions_BP = torch.tensor(positions, device=decoder.device)
         self._ids_BP = torch.tensor(at, device=decoder.device)
-        self._cache = _keys_and_values(decoder, [row[:-1] for row in ids])
+        self._cache = _read_only(_keys_and_values(decoder, [row[:-1] for row in ids]) if keys is None else keys, ids)
         self._layers = {
             (attn, mlp): _layers(decoder, attn=attn, mlp=mlp) for attn in (False, True) for mlp in (False, True)
         }
@@ -182,16 +186,25 @@ class _TextLayer(ClockLayer):
 
 @torch.inference_mode()
 def _keys_and_values(decoder: Decoder, texts: Sequence[Sequence[int]]) -> ClockCache:
-    """Keys and values of the full model; the clocks are after the longest text, where the queries' own keys are."""
+    """Keys and values of the full model."""
     caches = []
     for ids in texts:
         cache = decoder.new_cache(n_rows=1, capacity=len(ids))
         decoder.full(torch.tensor([ids], device=decoder.device), starts=[0], cache=cache, n_logits=1)
         caches.append(cache)
-    cache = ClockCache.stack(caches)
-    cache.layers = [_TextLayer(cache, layer) for layer in cache.layers]
-    cache.clocks = [cache.capacity] * len(texts)
-    return cache
+    return ClockCache.stack(caches)
+
+
+def _read_only(cache: ClockCache, texts: Sequence[Sequence[int]]) -> ClockCache:
+    """A view of the texts' keys and values; its clocks are after the longest text, where the queries' own keys are."""
+    n_keys = max(len(ids) - 1 for ids in texts)
+    found = ClockCache(len(cache.layers), n_rows=len(texts), capacity=n_keys, device=cache.device)
+    for view, layer in zip(found.layers, cache.layers, strict=True):
+        if layer.is_initialized:
+            view.restore(layer.keys[:, :, :n_keys], layer.values[:, :, :n_keys], layer.device)
+    found.layers = [_TextLayer(found, layer) for layer in found.layers]
+    found.clocks = [n_keys] * len(texts)
+    return found
 
 
 def _bound(decoder: Decoder, *, attn: bool, mlp: bool) -> Forward:

@@ -123,6 +123,31 @@ def decode_references(
     return [ReferenceBatch(tuple(r for r, _ in b), ClockCache.stack([c for _, c in b])) for b in batches]
 
 
+@torch.inference_mode()
+def batches_of(
+    decoder: Decoder, texts: Sequence[tuple[Sequence[int], Sequence[int]]], *, batch_starts: int = BATCH_STARTS
+) -> list[ReferenceBatch]:
+    """References whose answers are known: (prompt, answer) pairs, in order, of 2 answer tokens or more.
+
+    Args:
+        decoder: the model, for keys and values.
+        texts: token ids.
+        batch_starts: see `decode_references`.
+    """
+    check_batches(decoder.config)
+    grouped: list[list[Reference]] = []
+    for prompt, tokens in texts:
+        reference = Reference(list(prompt), list(tokens), len(tokens))
+        if not grouped or sum(r.n_starts for r in grouped[-1]) + reference.n_starts > batch_starts:
+            grouped.append([])
+        grouped[-1].append(reference)
+
+    def states(reference: Reference) -> ClockCache:
+        return _states(decoder, [*reference.prompt, *reference.tokens][:-1], None, lambda: None)
+
+    return [ReferenceBatch(tuple(group), ClockCache.stack([states(r) for r in group])) for group in grouped]
+
+
 def greedy_answer(decoder: Decoder, prompt: Sequence[int], ending: Ending) -> dict[str, Any]:
     """What determines the greedy answer of a model to a prompt, for a cache."""
     eos_ids = decoder.eos_ids if ending.eos_ids is None else ending.eos_ids

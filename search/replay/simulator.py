@@ -49,6 +49,11 @@ class _Replayed:
     def is_over(self) -> bool:
         return self.n_committed >= len(self.reference.tokens)
 
+    @property
+    def next(self) -> int:
+        """The next token of the reference."""
+        return self.reference.tokens[self.n_committed]
+
     def judge(self, draft: Draft) -> Verdict:
         """The target's verdict on a draft."""
         known = self.reference.tokens[self.n_committed :]
@@ -90,7 +95,14 @@ class _Replayed:
 
 @torch.inference_mode()
 def simulate(
-    decoder: Decoder, drafter: Drafter, batch: ReferenceBatch, stop: StopPolicy, *, after: StopState | None = None
+    decoder: Decoder,
+    drafter: Drafter,
+    batch: ReferenceBatch,
+    stop: StopPolicy,
+    *,
+    after: StopState | None = None,
+    sampling: Sampling | None = None,
+    every_start: bool = False,
 ) -> tuple[list[list[Round]], list[StopState]]:
     """The rounds that `speculate` would make for every prompt of a batch, without seconds; and the rules' last states.
 
@@ -100,6 +112,8 @@ def simulate(
         batch: references with the target's keys and values, which are not changed.
         stop: the stop rule, with a new state for each prompt.
         after: state of an earlier prompt, for `StopPolicy.begin`.
+        sampling: how the drafter chooses tokens; None: greedily. A draft is judged by the reference in any case.
+        every_start: commit one token of the reference after each draft, so that a draft begins after each token.
 
     Raises:
         DrafterError: if a draft is invalid.
@@ -107,7 +121,7 @@ def simulate(
     everyone = []
     for b, reference in enumerate(batch.references):
         ids = [*reference.prompt, *reference.tokens[:1]]
-        row = Row(b, ids, 0, stop.begin(after), Chooser(Sampling()))
+        row = Row(b, ids, 0, stop.begin(after), Chooser(sampling or Sampling(), row=b))
         hidden = _hidden(decoder, reference, drafter.needs.hidden)
         of_prompt = {layer: states_1TD[:, : len(reference.prompt)] for layer, states_1TD in hidden.items()}
         drafter.begin(row, Output(torch.empty(1, 1, 0), of_prompt))
@@ -115,12 +129,18 @@ def simulate(
     live = [one for one in everyone if not one.is_over]
     cache = _copied(batch.cache, [one.in_batch for one in live])
     while live:
-        live = _round(decoder, drafter, batch, cache, live)
+        live = _round(decoder, drafter, batch, cache, live, every_start=every_start)
     return [one.rounds for one in everyone], [one.row.stop for one in everyone]
 
 
 def _round(
-    decoder: Decoder, drafter: Drafter, batch: ReferenceBatch, cache: ClockCache, live: list[_Replayed]
+    decoder: Decoder,
+    drafter: Drafter,
+    batch: ReferenceBatch,
+    cache: ClockCache,
+    live: list[_Replayed],
+    *,
+    every_start: bool,
 ) -> list[_Replayed]:
     """Run one round of every live prompt; returns the prompts that are not finished."""
     rows = [one.row for one in live]
@@ -131,7 +151,8 @@ def _round(
         drafts = drafter.propose(rows, cache=cache)
     check_drafts(drafts, rows, n_vocab=decoder.n_vocab, by=drafter.name)
     for b, (one, draft) in enumerate(zip(live, drafts, strict=True)):
-        stands = one.commit(draft, one.judge(draft))
+        verdict = Verdict([], one.next) if every_start else one.judge(draft)
+        stands = one.commit(draft, verdict)
         _restore(cache, b, batch.cache, one.in_batch, starts[b], min(len(one.row.ids) - 1, batch.n_keys))
         drafter.observe(one.row, draft, stands, one.output(draft, stands, starts[b]))
         if one.is_over:

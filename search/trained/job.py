@@ -6,6 +6,7 @@ nothing skipped and, where sublayers are skipped, their linear maps without any 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from search.study.loop import Budget
 from search.trained.objective import Candidate, CostsOf, Outcome, Settings, TrainingObjective
 from search.trained.study import Row, Rungs, TrainedStudy, write_rows
 from selfspec.drafters.spec import DraftSpec, Lookup
+from selfspec.drafters.tree_shapes import BestFirst, TreeShape
 from selfspec.engine.decode import Ending
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 UNIT = "x plain decoding"
 CONTROL = "control"  # the setting that names a control in rows
+CHAIN = "chain"  # the name of a draft without branches
 FINALISTS = "finalists"  # folder of the full trainings
 
 
@@ -54,7 +57,10 @@ class TrainedJob:
         full: settings of the finalists' trainings that differ from those of their drafters.
         finals: how many are trained in full and raced.
         fresh: token ids of prompts for the race, none of them in the stores.
-        stop: stop rule of the finalists; the costs of stop=optimal are set to each draft's own.
+        stops: stop rules by name that each finalist is raced with; the costs of stop=optimal are set to each draft's
+            own.
+        trees: shapes by name that each finalist is raced with; None: a chain. Costs that a shape lacks are set
+            likewise.
         lookup: prompt lookup of the finalists.
         max_new_tokens: of an answer in the race.
         identity: what must be equal for a folder to belong to this search.
@@ -71,7 +77,8 @@ class TrainedJob:
     full: Mapping[str, Any]
     finals: Finals
     fresh: Sequence[Sequence[int]]
-    stop: StopPolicy
+    stops: Mapping[str, StopPolicy]
+    trees: Mapping[str, TreeShape | None] = field(default_factory=lambda: {CHAIN: None})
     lookup: Lookup | None = None
     max_new_tokens: int = 64
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -108,24 +115,31 @@ class TrainedJob:
             raise InputError(
                 f"none of {len(study.rows)} trials could be judged; the first says: {study.rows[0]['reason']}"
             )
-        finalists = []
+        finalists: list[list[Finalist]] = []
         for number, (settings, value) in enumerate(best):
             tell.training(settings, number, len(best))
             place = folder / FINALISTS / str(number) if folder else None
             finalists.append(self._finalist(settings, value, objective(settings, folder=place, **self.full)))
-        finalists.sort(key=lambda f: -(f.predicted or 0.0))
-        finalists = [*finalists[: self.finals.race], *self._controls(finalists[: self.finals.race])]
-        raced = self._raced(finalists, watch, tell) if self.finals.top and self.fresh else []
+        finalists.sort(key=lambda one: -(one[0].predicted or 0.0))
+        drafts = finalists[: self.finals.race]
+        entered = [*itertools.chain.from_iterable(drafts), *self._controls([forms[0] for forms in drafts])]
+        raced = self._raced(entered, watch, tell) if self.finals.top and self.fresh else []
         if folder:
             (folder / run_files.FINALS).unlink(missing_ok=True)
             for r in raced:
                 run_files.append_row(folder / run_files.FINALS, r.row)
-        return TrainedResult(study.rows, finalists, raced)
+        return TrainedResult(study.rows, entered, raced)
 
-    def _finalist(self, settings: Settings, value: float, outcome: Outcome) -> Finalist:
+    def _finalist(self, settings: Settings, value: float, outcome: Outcome) -> list[Finalist]:
+        """A trained draft in every form that it is raced in, the plainest first."""
         log.info("%s, trained in full: %.3f %s", settings_text(settings), outcome.value, UNIT)
-        found = Finalist(Point(outcome.plan.skip, settings), self._spec(outcome.plan, outcome.costs), value)
-        found.predicted = None if self.lookup else outcome.value
+        found = []
+        for (tree, shape), (stop, rule) in itertools.product(self.trees.items(), self.stops.items()):
+            own = {**({"tree": tree} if len(self.trees) > 1 else {}), **({"stop": stop} if len(self.stops) > 1 else {})}
+            spec = self._spec(outcome.plan, outcome.costs, rule, shape)
+            made = Finalist(Point(outcome.plan.skip, {**settings, **own}), spec, value)
+            made.predicted = outcome.value if shape is None and self.lookup is None else None
+            found.append(made)
         return found
 
     def _controls(self, finalists: Sequence[Finalist]) -> list[Finalist]:
@@ -137,14 +151,17 @@ class TrainedJob:
                 if plan not in known:
                     known.append(plan)
                     point = Point(plan.skip, {CONTROL: name, **f.point.settings})
-                    found.append(Finalist(point, self._spec(plan, self.costs(plan)), math.nan))
+                    spec = self._spec(plan, self.costs(plan), next(iter(self.stops.values())), None)
+                    found.append(Finalist(point, spec, math.nan))
         return found
 
-    def _spec(self, plan: DraftPlan, costs: RoundCosts) -> DraftSpec:
-        stop = self.stop
+    def _spec(self, plan: DraftPlan, costs: RoundCosts, stop: StopPolicy, tree: TreeShape | None) -> DraftSpec:
+        """A draft with the costs of its own rounds."""
         if isinstance(stop, Optimal):
             stop = replace(stop, draft_cost=costs.draft, verify_cost=costs.one_more)
-        return DraftSpec(plan, stop, lookup=self.lookup)
+        if isinstance(tree, BestFirst) and not tree.is_priced:
+            tree = tree.priced(costs.draft, costs.one_more)
+        return DraftSpec(plan, stop, lookup=self.lookup, tree=tree)
 
     def _raced(self, finalists: Sequence[Finalist], watch: Stopwatch, tell: TrainedListener) -> list[Raced]:
         def measure() -> list[Raced]:

@@ -24,24 +24,33 @@ class StepCosts:
         draft: seconds of a forward of the draft: a constant, and for each row; None: no forward drafts.
         r2: R² of `verify` on points that it was not fitted to; None: unknown.
         of: what the seconds were measured on, by name: device, dtype, threads, ...
+        prefill: seconds of the forward that reads a piece of one prompt: a constant, and for each token; None: as
+            `verify` says, which was fitted to a few tokens.
     """
 
     verify: tuple[float, ...]
     draft: tuple[float, float] | None = None
     r2: float | None = None
     of: Mapping[str, Any] | None = None
+    prefill: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        drafting = self.draft or (0.0, 0.0)
-        if len(self.verify) != N_TERMS or min(*self.verify, *drafting) < 0 or sum(self.verify) <= 0:
+        others = *(self.draft or ()), *(self.prefill or ())
+        if len(self.verify) != N_TERMS or min(*self.verify, *others) < 0 or sum(self.verify) <= 0:
             raise InputError(
-                f"costs of a step verify={self.verify}, draft={self.draft}: {N_TERMS} terms and 2, none below 0; "
-                "measure them again (costs.refresh=true)"
+                f"costs of a step verify={self.verify}, draft={self.draft}, prefill={self.prefill}: {N_TERMS} terms, "
+                "2 and 2, none below 0; measure them again (costs.refresh=true)"
             )
 
     def verify_s(self, n_rows: int, n_tokens: int, context: float) -> float:
         """Seconds of the target's forward of `n_tokens` in each of `n_rows`, after `context` tokens on average."""
         return sum(c * t for c, t in zip(self.verify, terms(n_rows, n_tokens, context), strict=True))
+
+    def prefill_s(self, n_tokens: int, context: int) -> float:
+        """Seconds of reading `n_tokens` of one prompt after `context` tokens."""
+        if self.prefill is None:
+            return self.verify_s(1, n_tokens, context)
+        return self.prefill[0] + self.prefill[1] * n_tokens + self.verify[-1] * context
 
     def of_batch(self, n_rows: int, context: float, longest: int, breadth: float = 1.0) -> BatchCosts:
         """The costs of one step of a batch.
@@ -85,8 +94,8 @@ class StepCosts:
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> StepCosts:
         """The costs of `to_dict`, also from JSON."""
-        draft = body.get("draft")
-        return cls(tuple(body["verify"]), None if draft is None else tuple(draft), body.get("r2"), body.get("of"))
+        draft, prefill = (None if body.get(name) is None else tuple(body[name]) for name in ("draft", "prefill"))
+        return cls(tuple(body["verify"]), draft, body.get("r2"), body.get("of"), prefill)
 
 
 @dataclass(frozen=True, slots=True)

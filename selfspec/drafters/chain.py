@@ -8,13 +8,16 @@ import math
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from selfspec.acceptance.features import Before
+from selfspec.acceptance.scorer import Scorer
 from selfspec.engine.cache import ClockCache
 from selfspec.engine.forward import BoundForward, Forward
+from selfspec.engine.hidden_states import HEAD
 from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Output, Row, Verdict
 from selfspec.engine.sampling import draw, largest
 from selfspec.stopping.protocol import Evidence
@@ -42,6 +45,7 @@ class Chains:
         limits: the longest chain of each row.
         active: rows that draft another token.
         last: the last token of each row, drafted or not.
+        products: product of the confidences of each row's draft; kept for a scorer alone.
         step: tokens drafted for the rows that are active.
     """
 
@@ -50,7 +54,12 @@ class Chains:
     limits: list[int]
     active: list[bool]
     last: list[int]
+    products: list[float]
     step: int = 0
+
+    def before(self, b: int) -> Before:
+        """What stands before the next token of a row."""
+        return Before(self.rows[b], tuple(self.drafts[b].tokens), self.products[b])
 
 
 class ChainDraft(BaseDrafter, ABC):
@@ -62,17 +71,35 @@ class ChainDraft(BaseDrafter, ABC):
         sample: draw from the draft's distribution if the target samples; otherwise take its maximum.
         needs_confidence: whether the stop rule reads the confidence; otherwise it gets nan.
         evidence: what the rule reads as the confidence.
+        scorer: predicts acceptance, which the rule then reads as the confidence; None: nothing is predicted.
         max_depth: the most tokens of a chain; None: any number.
     """
 
     sample: bool
     needs_confidence: bool
     evidence: Evidence = "probability"
+    scorer: Scorer | None = None
     max_depth: int | None = None
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether `grow` needs the input of the output head."""
+        return self.scorer is not None and self.scorer.needs_hidden
 
     def can_draft(self, row: Row) -> bool:
         """Whether it knows enough of a row to draft for it."""
         return True
+
+    def drafting(self, rows: Sequence[Row]) -> list[int]:
+        """Indices of the rows that draft at all; the others take no part in a forward."""
+        return [b for b, row in enumerate(rows) if row.limit > 0 and self.can_draft(row) and row.stop.begins()]
+
+    def spread(self, drafts: Sequence[Draft], on: Sequence[int], n_rows: int) -> list[Draft]:
+        """The drafts of the rows `on` at their places, and empty ones elsewhere."""
+        found = [Draft(confidences=[], source=self.name) for _ in range(n_rows)]
+        for b, draft in zip(on, drafts, strict=True):
+            found[b] = draft
+        return found
 
     def begin_chains(self, rows: Sequence[Row]) -> Chains:
         """Empty chains; the rows that draft at all are active."""
@@ -84,11 +111,17 @@ class ChainDraft(BaseDrafter, ABC):
         active = [
             limit > 0 and self.can_draft(row) and row.stop.begins() for row, limit in zip(rows, limits, strict=True)
         ]
-        return Chains(rows, drafts, limits, active, [row.ids[-1] for row in rows])
+        return Chains(rows, drafts, limits, active, [row.ids[-1] for row in rows], [1.0] * len(rows))
 
-    def grow(self, chains: Chains, logits_BV: Tensor) -> None:
-        """Choose the next token of each active row, and ask its stop rule whether it goes on."""
-        chosen = self._choose(chains.rows, chains.drafts, chains.active, logits_BV)
+    def grow(self, chains: Chains, logits_BV: Tensor, hidden_BD: Tensor | None = None) -> None:
+        """Choose the next token of each active row, and ask its stop rule whether it goes on.
+
+        Args:
+            chains: the chains.
+            logits_BV: the draft's logits.
+            hidden_BD: input of its output head, if `reads_hidden`.
+        """
+        chosen = self._choose(chains, logits_BV, hidden_BD)
         chains.step += 1
         for b, (row, draft) in enumerate(zip(chains.rows, chains.drafts, strict=True)):
             if chains.active[b]:
@@ -105,10 +138,9 @@ class ChainDraft(BaseDrafter, ABC):
         if draft.source == self.name:
             row.stop.observe(len(draft.tokens), verdict.n_accepted)
 
-    def _choose(
-        self, rows: Sequence[Row], drafts: Sequence[Draft], active: Sequence[bool], logits_BV: Tensor
-    ) -> list[tuple[int, float]]:
+    def _choose(self, chains: Chains, logits_BV: Tensor, hidden_BD: Tensor | None) -> list[tuple[int, float]]:
         """For each row a token and its confidence, before any processor; greedy rows read the device once."""
+        rows, drafts, active = chains.rows, chains.drafts, chains.active
         if all(row.chooser.is_plain_greedy for row in rows):
             tokens_B = largest(logits_BV)
         else:
@@ -121,9 +153,26 @@ class ChainDraft(BaseDrafter, ABC):
             )
         if not self.needs_confidence:
             return [(token, math.nan) for token in tokens_B.tolist()]
+        if self.scorer is not None:
+            return self._scored(self.scorer, chains, logits_BV, tokens_B, hidden_BD)
         confidence_B = evidence_of(logits_BV, tokens_B, self.evidence)
         both = torch.stack([tokens_B.double(), confidence_B.double()]).tolist()
         return [(int(token), confidence) for token, confidence in zip(*both, strict=True)]
+
+    def _scored(
+        self, scorer: Scorer, chains: Chains, logits_BV: Tensor, tokens_B: Tensor, hidden_BD: Tensor | None
+    ) -> list[tuple[int, float]]:
+        """For each row a token and its predicted acceptance; rows that have stopped are not scored."""
+        on = [b for b, active in enumerate(chains.active) if active]
+        hidden_ND = None if hidden_BD is None else hidden_BD[on]
+        before = [chains.before(b) for b in on]
+        scores_N1, raw_N1 = scorer.score(before, logits_BV[on], tokens_B[on].unsqueeze(-1), hidden_ND)
+        read = torch.stack([scores_N1[:, 0].double(), raw_N1[:, 0].double()]).tolist()
+        found = [(token, math.nan) for token in tokens_B.tolist()]
+        for b, score, raw in zip(on, *read, strict=True):
+            found[b] = found[b][0], score
+            chains.products[b] *= raw
+        return found
 
     def _pick(self, row: Row, draft: Draft, logits_V: Tensor) -> int:
         ids = row.ids + draft.tokens
@@ -141,7 +190,7 @@ class ModelDraft(ChainDraft):
 
     Attributes:
         forward: the draft.
-        sample, needs_confidence, evidence: see `ChainDraft`.
+        sample, needs_confidence, evidence, scorer: see `ChainDraft`.
         name: name of the drafter, and `source` of its drafts.
     """
 
@@ -150,17 +199,16 @@ class ModelDraft(ChainDraft):
     needs_confidence: bool = True
     name: str = LAYER_SKIP
     evidence: Evidence = "probability"
+    scorer: Scorer | None = None
     is_replayable: ClassVar[bool] = True
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """A chain for each row; rows before the first and behind the last one that drafts take no part in a forward."""
-        drafting = [b for b, row in enumerate(rows) if row.limit > 0 and row.stop.begins()]
+        """A chain for each row."""
+        on = self.drafting(rows)
         # a recorded forward keeps its cache at fixed addresses, and has no view of a part of it
-        if drafting and drafting[-1] - drafting[0] + 1 < len(rows) and isinstance(self.forward, BoundForward):
-            first, last = drafting[0], drafting[-1] + 1
-            found = self.propose(rows[first:last], cache=cache.part(first, last))
-            nothing = [Draft(confidences=[], source=self.name) for _ in rows]
-            return [*nothing[:first], *found, *nothing[last:]]
+        if on and len(on) < len(rows) and isinstance(self.forward, BoundForward):
+            found = self.propose([rows[b] for b in on], cache=cache.chosen(on))
+            return self.spread(found, on, len(rows))
         chains = self.begin_chains(rows)
         starts = [len(row.ids) - 1 for row in rows]
         # Every drafted token is of the row's text or of the head's own, so these rows serve the whole draft.
@@ -169,8 +217,12 @@ class ModelDraft(ChainDraft):
             ids_B1 = torch.tensor(chains.last, device=cache.device).unsqueeze(1)
             # A stopped row keeps its position, so that its clock stays within the cache.
             at = [start + chains.step if on else start for start, on in zip(starts, chains.active, strict=True)]
-            logits_BTV = self.forward(ids_B1, starts=at, cache=cache, n_logits=1, text_rows=text_rows)
-            self.grow(chains, logits_BTV[:, -1])
+            where: dict[str, Any] = {"starts": at, "cache": cache, "n_logits": 1, "text_rows": text_rows}
+            if self.reads_hidden:
+                output = self.forward.output(ids_B1, **where, hidden=(HEAD,))
+                self.grow(chains, output.logits_BTV[:, -1], output.hidden[HEAD][:, -1])
+            else:
+                self.grow(chains, self.forward(ids_B1, **where)[:, -1])
         return chains.drafts
 
 

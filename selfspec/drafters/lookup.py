@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice, takewhile
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +29,29 @@ from selfspec.errors import InputError
 
 LOOKUP = "lookup"  # the source of looked-up drafts
 BETWEEN = -1  # separates the texts of a memory; no token has this id
+
+
+@dataclass(frozen=True, slots=True)
+class LookedUp:
+    """A proposal.
+
+    Attributes:
+        tokens: the proposed ids.
+        n_match: tokens of the match; 0: the last two occurrences of the last token agreed.
+        in_memory: whether the match is in the memory.
+    """
+
+    tokens: list[int]
+    n_match: int = 0
+    in_memory: bool = False
+
+
+class Cut(Protocol):
+    """Decides where a proposal ends."""
+
+    def n_tokens(self, found: LookedUp) -> int:
+        """Number of its first tokens to keep, at least 1."""
+        ...
 
 
 class Memory:
@@ -108,6 +131,7 @@ class LookupDraft(AroundDrafter):
         window: the most matches of the memory that its hit rate is computed from.
         reach_tokens: how far back these matches may lie.
         min_hit_rate: the fraction of these matches that must be right, between 0 and 1.
+        cut: shortens proposals; None: they stay as they are.
         has_free_drafts: always.
 
     Raises:
@@ -130,6 +154,7 @@ class LookupDraft(AroundDrafter):
     window: int = 16
     reach_tokens: int = 64
     min_hit_rate: float = 0.2
+    cut: Cut | None = None
     has_free_drafts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -160,9 +185,16 @@ class LookupDraft(AroundDrafter):
         match. If the continuation of a match reaches the end of the text, it goes on with the proposed tokens: a text
         that repeats every few tokens is assumed to go on repeating.
         """
+        found = self.found(ids, limit)
+        if self.cut is None or not found.tokens:
+            return found.tokens
+        return found.tokens[: self.cut.n_tokens(found)]
+
+    def found(self, ids: Sequence[int], limit: int) -> LookedUp:
+        """The proposal before it is cut; see `following`."""
         n_tokens = min(self.max_tokens, limit)
         if n_tokens < 1:
-            return []
+            return LookedUp([])
         text = SearchableText(list(ids))
         remembered, n_like = self._match(self.memory, ids, len(ids)) if self.memory else (0, 0)
         for n in range(min(self.max_ngram, len(ids) - 1), self.min_ngram - 1, -1):
@@ -170,10 +202,11 @@ class LookupDraft(AroundDrafter):
             at = text.last(end)
             if at >= 0:
                 distance = len(ids) - n - at
-                return [ids[len(ids) - distance + i % distance] for i in range(min(n_tokens, n * self.per_match))]
+                n_here = min(n_tokens, n * self.per_match)
+                return LookedUp([ids[len(ids) - distance + i % distance] for i in range(n_here)], n)
             if self.memory and n == n_like and self._knows(self.memory, ids):
-                return self.memory.after(remembered, min(n_tokens, n * self.per_memory_match))
-        return self._agreed(ids, n_tokens)
+                return LookedUp(self.memory.after(remembered, min(n_tokens, n * self.per_memory_match)), n, True)
+        return LookedUp(self._agreed(ids, n_tokens))
 
     def _match(self, memory: Memory, ids: Sequence[int], end: int) -> tuple[int, int]:
         return memory.match(ids, end, shortest=self.min_ngram, longest=min(self.max_ngram, end - 1))

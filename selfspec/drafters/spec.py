@@ -18,7 +18,7 @@ from selfspec.drafters.tree_shapes import TreeShape, shape_from
 from selfspec.errors import InputError
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
-from selfspec.stopping import StopPolicy, StopRule
+from selfspec.stopping import StopPolicy, StopRule, predictor_of
 from selfspec.targets import TARGET
 
 Lookup = Literal["front", "beside", "only"]
@@ -84,7 +84,7 @@ class DraftSpec:
     def is_plan(self) -> bool:
         """Whether it is a chain of the built-in drafter, which a cost table describes and a replay can grow."""
         is_built_in = self.drafter is None and self.plan.trained is None
-        return is_built_in and self.tree is None and self.lookup != "beside"
+        return is_built_in and self.tree is None and self.lookup != "beside" and predictor_of(self.stop) is None
 
     def settings(self) -> dict[str, Any]:
         """Everything except the plan, for YAML; rare parts only if they differ from the default."""

@@ -16,15 +16,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from selfspec.acceptance.features import Before
+from selfspec.acceptance.scorer import Scorer
 from selfspec.drafters.chain import LAYER_SKIP, confidences_of
 from selfspec.drafters.tree_shapes import Node, TreeShape
 from selfspec.engine.cache import ClockCache
-from selfspec.engine.forward import Forward
+from selfspec.engine.forward import BoundForward, Forward
+from selfspec.engine.hidden_states import HEAD
 from selfspec.engine.protocols import ROOT, BaseDrafter, Draft, Output, Row, Verdict
 from selfspec.engine.tree import tree_layout
 from selfspec.errors import InputError
 from selfspec.skipping.trimmed_head import TextRows
 
+# Parent, tokens, their confidences, and the distribution that they were drawn from.
+Children = tuple[int, list[int], list[float], Tensor | None]
 PRIOR_ROUNDS = 4.0  # the rate starts at 1 (plain decoding) with this weight; chosen, not tuned
 
 
@@ -37,6 +42,7 @@ class Growing:
         start: position of its last token.
         rate: tokens committed so far for the cost of one plain token.
         tokens, nodes, confidences, drawn_from: of each node; `drawn_from` is empty if nothing was drawn.
+        products: of the confidences up to each node; kept for a scorer alone.
         read: nodes that the draft has read, in that order; `ROOT`, the row's last token, is the first.
         level: nodes to read next; empty: the tree is whole.
         n_forwards: levels read so far.
@@ -49,6 +55,7 @@ class Growing:
     nodes: list[Node] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     drawn_from: list[Tensor] = field(default_factory=list)
+    products: list[float] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
     level: list[int] = field(default_factory=list)
     n_forwards: int = 0
@@ -60,6 +67,10 @@ class Growing:
             found.append(self.tokens[node])
             node = self.nodes[node].parent
         return found[::-1]
+
+    def before(self, nodes: Sequence[int]) -> list[Before]:
+        """What stands before the children of each of these nodes."""
+        return [Before(self.row, self.path(i), 1.0 if i == ROOT else self.products[i]) for i in nodes]
 
     def as_read(self) -> Draft:
         """The nodes read so far and those of this level, as a draft whose nodes are in the order of their slots."""
@@ -75,11 +86,14 @@ class LevelDraft(BaseDrafter, ABC):
         shape: decides how a tree grows.
         sample: draw siblings from the draft's distribution without replacement, if the target samples and the shape is
             fixed; otherwise they are the likeliest tokens, each a point mass. Both are exact.
+        scorer: predicts acceptance, which takes the place of the confidence; the stop rule then ends a tree whose
+            shape weighs no costs. None: nothing is predicted.
         max_depth: the longest path that it can draft; None: any.
     """
 
     shape: TreeShape
     sample: bool
+    scorer: Scorer | None = None
     max_depth: int | None = None
     _gains: dict[int, tuple[float, float]]
 
@@ -96,9 +110,24 @@ class LevelDraft(BaseDrafter, ABC):
                 "and tree.verify_cost, in plain tokens"
             )
 
+        if self.scorer is not None and self.scorer.is_late:
+            raise InputError(
+                "a tree needs the acceptance of a token before it reads it, and a predictor of form=published gives "
+                "it after; train one with predictor=specdec, logistic or table"
+            )
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether the scorer needs the input of the output head."""
+        return self.scorer is not None and self.scorer.needs_hidden
+
     @abstractmethod
-    def read_level(self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None) -> Tensor:
+    def read_level(
+        self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None
+    ) -> tuple[Tensor, Tensor | None]:
         """The draft's logits after each node of the newest level, [B, W, V]; what pads short levels is not used.
+
+        With them the input of its output head, [B, W, D], if `reads_hidden`.
 
         Args:
             growing: the trees, whose levels have one depth; those without a level are whole.
@@ -132,28 +161,40 @@ class LevelDraft(BaseDrafter, ABC):
         self._gains[row.key] = tokens + verdict.n_accepted + 1, cost + 1 + spent
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
-        """A tree for each row; one forward for each level, of all rows together."""
-        growing = []
-        for row in rows:
+        """A tree for each row; one forward for each level, of all rows that draft."""
+        growing, on = [], []
+        for b, row in enumerate(rows):
             tokens, cost = self._gains.get(row.key, (1.0, 1.0))
             tree = Growing(row, len(row.ids) - 1, max(1.0, tokens / cost))
             if row.limit > 0 and self.can_draft(row) and row.stop.begins():
                 tree.level = [ROOT]
+                on.append(b)
             growing.append(tree)
-        text_rows = self.text_rows([row.ids for row in rows]) if any(t.level for t in growing) else None
-        while any(tree.level for tree in growing):
-            logits_BWV = self.read_level(growing, cache, text_rows)
-            for tree, logits_WV in zip(growing, logits_BWV, strict=True):
-                if tree.level:
-                    self._grow(tree, logits_WV)
+        if on:
+            trees, part = self.drafting(growing, on, cache)
+            text_rows = self.text_rows([tree.row.ids for tree in trees])
+            while any(tree.level for tree in trees):
+                logits_BWV, hidden_BWD = self.read_level(trees, part, text_rows)
+                for b, tree in enumerate(trees):
+                    if tree.level:
+                        self._grow(tree, logits_BWV[b], None if hidden_BWD is None else hidden_BWD[b])
         return [self._draft(tree) for tree in growing]
 
-    def _grow(self, tree: Growing, logits_WV: Tensor) -> None:
+    def drafting(
+        self, growing: Sequence[Growing], on: Sequence[int], cache: ClockCache
+    ) -> tuple[list[Growing], ClockCache]:
+        """The trees that grow, of the rows `on`, and the cache of their rows; a head writes into none."""
+        return [growing[b] for b in on], cache
+
+    def _grow(self, tree: Growing, logits_WV: Tensor, hidden_WD: Tensor | None) -> None:
         """Add the children of the newest level, and choose which of them form the next level."""
         parents, tree.read = tree.level, [*tree.read, *tree.level]
         tree.n_forwards += 1
         newest: list[int] = []
-        for parent, tokens, confidences, draft_V in self._children(tree, parents, logits_WV):
+        children = self._children(tree, parents, logits_WV)
+        if self.scorer is not None:
+            children = self._scored(self.scorer, tree, children, logits_WV, hidden_WD)
+        for parent, tokens, confidences, draft_V in children:
             above = tree.nodes[parent] if parent != ROOT else Node(ROOT, 0, (), 1.0)
             for rank, (token, confidence) in enumerate(zip(tokens, confidences, strict=True)):
                 chance = above.path_probability * self.shape.acceptance(confidence)
@@ -167,15 +208,33 @@ class LevelDraft(BaseDrafter, ABC):
         limits = tree.row.limit, self.shape.max_depth, self.max_depth
         if tree.nodes[newest[0]].depth < min(limit for limit in limits if limit is not None):
             tree.level = self.shape.expands(tree.nodes, newest, rate=tree.rate)
+        if tree.level and self.scorer is not None and not self.shape.cost(n_forwards=1, n_nodes=1):
+            # A level is to the rule what a token of a chain is: it is accepted if one of its nodes is.
+            above_p = sum(tree.nodes[i].path_probability if i != ROOT else 1.0 for i in parents)
+            reached = min(1.0, sum(tree.nodes[i].path_probability for i in newest) / above_p) if above_p else 0.0
+            if not tree.row.stop.more(tree.n_forwards, reached):
+                tree.level = []
 
-    def _children(
-        self, tree: Growing, parents: Sequence[int], logits_WV: Tensor
-    ) -> list[tuple[int, list[int], list[float], Tensor | None]]:
+    def _scored(
+        self, scorer: Scorer, tree: Growing, children: Sequence[Children], logits_WV: Tensor, hidden_WD: Tensor | None
+    ) -> list[Children]:
+        """The children with predicted acceptances in place of confidences."""
+        found: list[Children] = []
+        for w, (parent, tokens, _, draft_V) in enumerate(children):
+            tokens_1K = torch.tensor([tokens], device=logits_WV.device)
+            hidden_1D = None if hidden_WD is None else hidden_WD[w : w + 1]
+            before = tree.before([parent])
+            scores_1K, raw_1K = scorer.score(before, logits_WV[w : w + 1], tokens_1K, hidden_1D)
+            tree.products += [before[0].product * raw for raw in raw_1K[0].tolist()]
+            found.append((parent, tokens, scores_1K[0].tolist(), draft_V))
+        return found
+
+    def _children(self, tree: Growing, parents: Sequence[int], logits_WV: Tensor) -> list[Children]:
         """For each parent: tokens, their raw probabilities, and the distribution if they were drawn."""
         logits_WV = logits_WV[: len(parents)]
         chooser = tree.row.chooser
         if self.is_drawn(tree.row):
-            found: list[tuple[int, list[int], list[float], Tensor | None]] = []
+            found: list[Children] = []
             for parent, logits_V in zip(parents, logits_WV, strict=True):
                 tokens_K, draft_V = self._drawn(tree, parent, logits_V)
                 found.append((parent, tokens_K.tolist(), confidences_of(logits_V, tokens_K).tolist(), draft_V))
@@ -233,7 +292,7 @@ class TreeDraft(LevelDraft):
 
     Attributes:
         forward: the draft.
-        shape, sample: see `LevelDraft`.
+        shape, sample, scorer: see `LevelDraft`.
         name: name of the drafter, and `source` of its drafts.
     """
 
@@ -241,6 +300,7 @@ class TreeDraft(LevelDraft):
     shape: TreeShape
     sample: bool = False
     name: str = LAYER_SKIP
+    scorer: Scorer | None = None
     is_replayable: ClassVar[bool] = True
     _gains: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -251,7 +311,17 @@ class TreeDraft(LevelDraft):
         """See `LevelDraft.text_rows`."""
         return self.forward.text_rows(texts)
 
-    def read_level(self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None) -> Tensor:
+    def drafting(
+        self, growing: Sequence[Growing], on: Sequence[int], cache: ClockCache
+    ) -> tuple[list[Growing], ClockCache]:
+        """See `LevelDraft.drafting`; a recorded forward keeps its cache at fixed addresses, and so reads all rows."""
+        if len(on) == len(growing) or not isinstance(self.forward, BoundForward):
+            return list(growing), cache
+        return [growing[b] for b in on], cache.chosen(on)
+
+    def read_level(
+        self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `LevelDraft.read_level`; one forward of all rows."""
         width = max(len(tree.level) for tree in growing)
         # Slot 0 of a row is its last token; a node's slot is its index among the read nodes, plus 1.
@@ -268,11 +338,13 @@ class TreeDraft(LevelDraft):
         ]
         cache.set(clocks, width)
         device = cache.device
-        return self.forward.tree(
+        output = self.forward.tree_output(
             torch.tensor(ids, device=device),
             positions_BT=positions_BT.gather(1, at_BW).to(device),
             seen_BTS=seen_BTS.gather(1, at_BW.unsqueeze(-1).expand(-1, -1, seen_BTS.shape[-1])).to(device),
             key_positions_BS=key_positions_BS.to(device),
             cache=cache,
             text_rows=text_rows,
+            hidden=(HEAD,) if self.reads_hidden else (),
         )
+        return output.logits_BTV, output.hidden.get(HEAD)

@@ -205,13 +205,28 @@ class ClockCache(Cache):  # type: ignore[misc]
                 view.restore(layer.keys[first:last], layer.values[first:last], layer.device)
         return found
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep `rows`, in this order, and drop the others."""
+    def chosen(self, rows: Sequence[int]) -> ClockCache:
+        """Some rows, in rising order, for a draft: views of adjacent ones (`part`), copies of others.
+
+        A copy loses nothing: a verification writes the keys of a draft anew.
+        """
+        first, last = rows[0], rows[-1] + 1
+        found = self.part(first, last)
+        if len(rows) < last - first:
+            guard, found._guard = found._guard, None
+            found.keep([row - first for row in rows])
+            if guard is not None:
+                found._guard = [guard[0][row - first] for row in rows], guard[1]
+        return found
+
+    def keep(self, rows: Sequence[int]) -> list[int]:
+        """Keep `rows` and drop the others; returns the rows that were kept, in the order that they have now."""
         if len(rows) == len(self.clocks):
-            return
+            return list(rows)
         self.clocks = [self.clocks[r] for r in rows]
         for layer in self.layers:
             if layer.is_initialized:
-                index = torch.tensor(list(rows), device=layer.device)
+                index = torch.tensor(list(rows), dtype=torch.long, device=layer.device)
                 layer.keys = layer.keys.index_select(0, index)
                 layer.values = layer.values.index_select(0, index)
+        return list(rows)

@@ -111,7 +111,7 @@ def speculate(
     by_block = any(each.by_block for each in how)
     assert by_block == all(each.by_block for each in how) or not how, "one verifier judges all rows"
     requests = [
-        _request(decoder, i, prompt, stop, end, Chooser(chosen, row=first_row + i))
+        new_request(decoder, i, prompt, stop, end, Chooser(chosen, row=first_row + i))
         for i, (prompt, stop, end, chosen) in enumerate(zip(prompts, stops, endings, how, strict=True))
     ]
     tell = listener or (lambda row, tokens, kinds: None)
@@ -129,9 +129,15 @@ def speculate(
     return [request.result() for request in requests]
 
 
-def _request(
+def new_request(
     decoder: Decoder, index: int, prompt: Sequence[int], stop: StopState, ending: Ending, chooser: Chooser
 ) -> Request:
+    """A request with a key of its own, before its prompt is read.
+
+    Raises:
+        InputError: if the prompt is empty or leaves no room in the model's context.
+        PromptError: if it holds an id outside the vocabulary.
+    """
     room = decoder.context_length - len(prompt)
     if not prompt or room < 1:
         raise InputError(
@@ -163,7 +169,7 @@ def _prefill(
     cache, n_known = text_cache(decoder, row.ids, prefix, capacity=request.n_prompt + request.n_max)
     ids_1T = torch.tensor([row.ids[n_known:]], device=decoder.device)
     output = decoder.full.output(ids_1T, starts=[n_known], cache=cache, n_logits=1, hidden=drafter.needs.hidden)
-    token = _choose(row, output.logits_BTV[0, -1])
+    token = choose(row, output.logits_BTV[0, -1])
     request.commit([token])
     if request.finish is None:
         drafter.begin(row, output)
@@ -172,7 +178,8 @@ def _prefill(
     return cache
 
 
-def _choose(row: Row, logits_V: Tensor) -> int:
+def choose(row: Row, logits_V: Tensor) -> int:
+    """The target's own next token of a row, without a draft."""
     if row.chooser.do_sample:
         return draw(row.chooser.probabilities(row.ids, logits_V), row.chooser.target_rng)
     return row.chooser.greedy(row.ids, logits_V)

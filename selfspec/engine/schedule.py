@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +33,7 @@ class Session:
         watch: measures the seconds.
         tell: called with tokens when they are committed.
         control: decides how far each row drafts in each step; None: as far as its stop rule goes.
+        longest: most tokens of a path, whatever the controller allows.
     """
 
     decoder: Decoder
@@ -42,6 +44,7 @@ class Session:
     watch: Stopwatch
     tell: Listener
     control: ControlState | None = None
+    longest: int = sys.maxsize
 
 
 class Sequential:
@@ -49,32 +52,44 @@ class Sequential:
 
     def run(self, session: Session) -> None:
         """Decode in rounds until every request has finished."""
-        decoder, drafter, cache, watch = session.decoder, session.drafter, session.cache, session.watch
-        end = watch.now()
+        end = session.watch.now()
         while session.live:
-            begin = end
-            rows = [request.row for request in session.live]
-            standing = _limited(session)
-            thresholds = [row.stop.threshold for row in rows]
-            if session.control is not None and not any(row.limit for row in rows):
-                drafts = [Draft(source=drafter.name) for _ in rows]
-            else:
-                with cache.guarded([len(row.ids) - 1 for row in rows], by=drafter.name):
-                    drafts = drafter.propose(rows, cache=cache)
-                check_drafts(drafts, rows, n_vocab=decoder.n_vocab, by=drafter.name)
-            if session.control is not None and session.control.cuts:
-                drafts = _cut(session, standing, drafts)
-            drafted_at = watch.now()
-            output = read_drafts(decoder, rows, drafts, cache, hidden=drafter.needs.hidden)
-            verdicts = session.verifier.judge(rows, drafts, output.logits_BTV)
-            times = begin, drafted_at, watch.now()
-            end = _commit(session, drafts, verdicts, output, thresholds, times)
+            end = play_round(session, end)
+
+
+def play_round(session: Session, begin: float) -> float:
+    """Draft, verify and commit once for all live rows; rows that have finished leave.
+
+    Args:
+        session: at least one of its rows is live.
+        begin: when the round begins, by the session's watch.
+
+    Returns:
+        When it ended.
+    """
+    decoder, drafter, cache, watch = session.decoder, session.drafter, session.cache, session.watch
+    rows = [request.row for request in session.live]
+    standing = _limited(session)
+    thresholds = [row.stop.threshold for row in rows]
+    if session.control is not None and not any(row.limit for row in rows):
+        drafts = [Draft(source=drafter.name) for _ in rows]
+    else:
+        with cache.guarded([len(row.ids) - 1 for row in rows], by=drafter.name):
+            drafts = drafter.propose(rows, cache=cache)
+        check_drafts(drafts, rows, n_vocab=decoder.n_vocab, by=drafter.name)
+    if session.control is not None and session.control.cuts:
+        drafts = _cut(session, standing, drafts)
+    drafted_at = watch.now()
+    output = read_drafts(decoder, rows, drafts, cache, hidden=drafter.needs.hidden)
+    verdicts = session.verifier.judge(rows, drafts, output.logits_BTV)
+    times = begin, drafted_at, watch.now()
+    return _commit(session, drafts, verdicts, output, thresholds, times)
 
 
 def _limited(session: Session) -> list[Standing]:
     """Set the limits of the live rows; returns what the controller saw of them, nothing without one."""
     # A round commits one token more than it accepts, so it never drafts the last one.
-    rooms = [request.n_left - 1 for request in session.live]
+    rooms = [min(request.n_left - 1, session.longest) for request in session.live]
     control, drafter = session.control, session.drafter
     if control is None:
         for request, room in zip(session.live, rooms, strict=True):
@@ -155,6 +170,7 @@ def _commit(
                 tuple(draft.confidences),
                 draft.n_forwards,
                 draft.source,
+                draft.version,
             )
         )
         drafter.observe(request.row, draft, stands, _of_row(output, b, draft))
@@ -166,8 +182,7 @@ def _commit(
     if session.control is not None:
         session.control.observe(judged)
     going = [b for b, request in enumerate(live) if request.finish is None]
-    if going:
-        cache.keep(going)
+    going = cache.keep(going)
     end = session.watch.now()
     for request in live:
         request.total_s += (end - begin) * share

@@ -22,6 +22,7 @@ class Round:
             reads none.
         n_forwards: number of forwards of the drafter.
         source: source of the draft, see `Draft`; empty without a draft.
+        version: version of the drafter, see `Draft`; empty for a drafter that does not change.
     """
 
     drafted: int
@@ -33,6 +34,7 @@ class Round:
     confidences: tuple[float, ...] = ()
     n_forwards: int = 0
     source: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,9 @@ class HeadDraft(ReadsTarget, ChainDraft):
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         """A chain for each row: depth 0 reads the hidden states of the accepted tokens, later ones the head's own."""
+        begun = self.drafting(rows)
+        if begun and len(begun) < len(rows):
+            return self.spread(self.propose([rows[b] for b in begun], cache=cache), begun, len(rows))
         chains = self.begin_chains(rows)
         text_rows = self.output.text_rows([row.ids for row in rows]) if any(chains.active) else None
         while any(chains.active):
@@ -55,7 +58,7 @@ class HeadDraft(ReadsTarget, ChainDraft):
             if len(on) < len(rows):  # what a stopped row gets is not used
                 hidden_BD = hidden_ND.new_zeros(len(rows), hidden_ND.shape[-1])
                 hidden_BD[on] = hidden_ND
-            self.grow(chains, self.output.logits(hidden_BD.unsqueeze(1), text_rows)[:, 0])
+            self.grow(chains, self.output.logits(hidden_BD.unsqueeze(1), text_rows)[:, 0], hidden_BD)
         return chains.drafts
 
     def grown(self, row: Row, given: Sequence[int]) -> Iterator[Draft]:

@@ -42,9 +42,17 @@ class HeadRows:
         self.known: dict[int, _Known] = {}  # by key of the row
 
     def begin(self, row: Row, prompt: Output) -> None:
-        """Keep the hidden states of the prompt; slot i needs token i + 1."""
+        """Read the prompt but for its last slot, which the first draft reads; slot i needs token i + 1.
+
+        So the time that a head needs for a prompt is part of the prefill.
+        """
         found = [prompt.hidden[layer] for layer in self.module.layers]
-        self.known[row.key] = _Known(self.module.begin(), [found], list(row.ids[1:]))
+        known = self.known[row.key] = _Known(self.module.begin(), [found], list(row.ids[1:]))
+        if len(known.tokens) > 1:
+            before = [h[:, :-1] for h in found]
+            n_before = len(known.tokens) - 1
+            self.module.extend([known.state], before, self.output.embed(known.tokens[:-1]), [n_before])
+            known.n_read, known.features, known.tokens = n_before, [[h[:, -1:] for h in found]], known.tokens[-1:]
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
         """Keep the hidden states of the accepted tokens, whoever drafted them."""

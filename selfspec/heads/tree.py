@@ -43,7 +43,9 @@ class HeadTree(ReadsTarget, LevelDraft):
         """See `OutputHead.text_rows`."""
         return self.output.text_rows(texts)
 
-    def read_level(self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None) -> Tensor:
+    def read_level(
+        self, growing: Sequence[Growing], cache: ClockCache, text_rows: TextRows | None
+    ) -> tuple[Tensor, Tensor | None]:
         """See `LevelDraft.read_level`; nothing is written into the cache."""
         on = [tree for tree in growing if tree.level]
         rows = [tree.row for tree in on]
@@ -60,4 +62,4 @@ class HeadTree(ReadsTarget, LevelDraft):
         hidden_BWD = hidden_ND.new_zeros(len(growing), max(widths), hidden_ND.shape[-1])
         for b, part in enumerate(torch.split(hidden_ND, widths)):
             hidden_BWD[b, : widths[b]] = part
-        return self.output.logits(hidden_BWD, text_rows)
+        return self.output.logits(hidden_BWD, text_rows), hidden_BWD

@@ -63,7 +63,8 @@ def pooled_ratio(top: Sequence[float], bottom: Sequence[float], *, most: float =
     """The ratio of two sums over prompts, with its 95 % interval.
 
     Args:
-        top, bottom: one number a prompt each.
+        top: one number a prompt.
+        bottom: the number by which it is divided, for the same prompts.
         most: the largest value that the ratio can have: 1 for a fraction.
     """
     columns = np.array(top, dtype=float), np.array(bottom, dtype=float)

@@ -4,12 +4,13 @@ It must not know models, caches or tensors: a rule sees counts and confidences o
 """
 
 from selfspec.stopping.adaptive import Adaptive
-from selfspec.stopping.base import RuleState, StopRule
+from selfspec.stopping.base import RuleState, StopRule, predictor_of
 from selfspec.stopping.entropy import EntropyBound, Svip
 from selfspec.stopping.lookahead import Optimal
 from selfspec.stopping.pausing import PauseWhenUnprofitable
 from selfspec.stopping.protocol import Evidence, StopPolicy, StopState
 from selfspec.stopping.rules import Fixed, Heuristic, Threshold
+from selfspec.stopping.specdec import Specdec
 
 __all__ = [
     "Adaptive",
@@ -20,9 +21,11 @@ __all__ = [
     "Optimal",
     "PauseWhenUnprofitable",
     "RuleState",
+    "Specdec",
     "StopPolicy",
     "StopRule",
     "StopState",
     "Svip",
     "Threshold",
+    "predictor_of",
 ]

@@ -60,9 +60,15 @@ class StopRule:
         """Nothing: by default a rule has no other settings to try."""
         return ()
 
+    def free(self) -> StopPolicy:
+        """The rule for drafts that take no forward: itself, unless it weighs the cost of one."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Name or import path of the rule, and its settings."""
-        settings = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        held = {f: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        # an optional part that a rule lacks is not written
+        settings = {f.name: _plain(v) for f, v in held.items() if not (v is None and f.default is None)}
         kind = type(self)
         name = _name(kind)
         if named_rules().get(name) is kind:
@@ -106,6 +112,12 @@ class RuleState:
 
     def observe(self, n_drafted: int, n_accepted: int) -> None:
         """Learn nothing."""
+
+
+def predictor_of(rule: StopPolicy) -> str | None:
+    """Folder of the predictor whose probabilities a rule reads in place of the confidence; None: it has none."""
+    found: str | None = getattr(rule, "predictor", None)
+    return found
 
 
 def check_max_draft(max_draft: int) -> None:

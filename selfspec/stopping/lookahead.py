@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from selfspec.errors import InputError
 from selfspec.stopping.base import RuleState, StopRule, check_max_draft
-from selfspec.stopping.protocol import StopState
+from selfspec.stopping.protocol import StopPolicy, StopState
 
+FREE = 1e-9  # plain tokens; a draft cost is above 0
 PRIOR_ACCEPTANCE = 0.8  # assumed before any draft was verified; chosen, not tuned
 
 
@@ -27,6 +28,8 @@ class Optimal(StopRule):
             the confidence as the probability.
         prior_rounds: weight, in rounds, of the rate 1 (plain decoding) at the start; chosen, not tuned.
         carry_over: keep the estimates from prompt to prompt.
+        predictor: folder of a `selfspec train predictor=...`, whose probabilities are calibrated instead of the
+            confidences; None: no predictor.
 
     Source: the look-ahead rule of optimal stopping for a renewal-reward process, e.g. Ross, Introduction to Stochastic
     Dynamic Programming (1983), chapter III.
@@ -38,6 +41,7 @@ class Optimal(StopRule):
     calibration: tuple[tuple[float, float], ...]
     prior_rounds: float
     carry_over: bool
+    predictor: str | None = None
 
     def __post_init__(self) -> None:
         check_max_draft(self.max_draft)
@@ -71,6 +75,10 @@ class Optimal(StopRule):
         # The prior: rounds that commit one token at the cost of one, and drafts that are mostly accepted.
         n = self.prior_rounds
         return _OptimalState(self, n, n, PRIOR_ACCEPTANCE * n, n)
+
+    def free(self) -> StopPolicy:
+        """The rule at a draft cost of almost nothing, with plain decoding's rate."""
+        return replace(self, draft_cost=FREE)
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from selfspec.errors import InputError
-from selfspec.stopping.base import RuleState, StopRule
+from selfspec.stopping.base import RuleState, StopRule, predictor_of
 from selfspec.stopping.protocol import Evidence, StopPolicy, StopState
 
 
@@ -72,6 +72,11 @@ class PauseWhenUnprofitable(StopRule):
         return self.rule.needs_confidence
 
     @property
+    def predictor(self) -> str | None:
+        """That of the rule inside."""
+        return predictor_of(self.rule)
+
+    @property
     def evidence(self) -> Evidence:  # type: ignore[override]
         """That of the rule inside."""
         return self.rule.evidence
@@ -82,6 +87,10 @@ class PauseWhenUnprofitable(StopRule):
             return replace(after, inner=self.rule.begin(after.inner))
         weight = self.window / 2
         return _PausingState(self, self.rule.begin(), self.credit * weight, weight, self.pause)
+
+    def free(self) -> StopPolicy:
+        """The rule inside, without pauses: looked-up drafts do not pause."""
+        return self.rule.free() if isinstance(self.rule, StopRule) else self.rule
 
     def variants(self) -> Sequence[StopPolicy]:
         """The variants of the rule inside, each with these pauses."""

@@ -41,10 +41,17 @@ class Fixed(StopRule):
 
 @dataclass(frozen=True, slots=True)
 class Threshold(StopRule):
-    """Stops after a token whose probability is below `threshold`."""
+    """Stops after a token whose probability is below `threshold`.
+
+    Attributes:
+        threshold: between 0 and 1; a larger one stops sooner.
+        predictor: folder of a `selfspec train predictor=...`; its probability of acceptance takes the place of the
+            draft's probability, as in DISCO (Mamou et al. 2024, arXiv:2405.04304). None: no predictor.
+    """
 
     max_draft: int
     threshold: float
+    predictor: str | None = None
 
     def __post_init__(self) -> None:
         check_max_draft(self.max_draft)

@@ -1,4 +1,4 @@
-"""Fill a store: the model continues prompts, and reads each text once more for its hidden states.
+"""Fill a store: the model continues prompts, and what it computes on the way is kept.
 
 Continuations are greedy or drawn at given temperatures, several a prompt, decoded in batches. They are the model's own:
 a head that is trained on them learns what the model says, not what people wrote.
@@ -12,11 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from selfspec.engine.decode import Ending, autoregress
+from selfspec.drafters.chain import NoDraft
+from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.protocols import Draft, Needs, Output, Row, Verdict
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
 from selfspec.models.decoder import Decoder
+from selfspec.stopping import Fixed
 from selfspec.training.store import Store, StoredText
 
 Told = Callable[[int], None]  # called with the number of answer tokens that were added
@@ -94,18 +98,84 @@ def _texts(
     decoder: Decoder, prompts: Sequence[Sequence[int]], temperature: float, how: Collecting, *, first_row: int
 ) -> list[StoredText]:
     sampling = Sampling(do_sample=True, temperature=temperature, seed=how.seed) if temperature else None
-    results = autoregress(decoder, prompts, ending=Ending(how.max_new_tokens), sampling=sampling, first_row=first_row)
-    return [read_text(decoder, p, r.tokens, how) for p, r in zip(prompts, results, strict=True)]
+    recorder = _Recorder(how)
+    # the last token of a text is dropped: nothing was computed after it
+    results = speculate(
+        decoder,
+        prompts,
+        drafter=recorder,
+        stops=[Fixed(1).begin() for _ in prompts],
+        ending=Ending(how.max_new_tokens + 1),
+        sampling=sampling,
+        first_row=first_row,
+    )
+    found = iter(recorder.records.values())
+    return [
+        # a text of one token ends before it can be recorded
+        next(found).text(prompt) if len(result.tokens) > 1 else read_text(decoder, prompt, [], how)
+        for prompt, result in zip(prompts, results, strict=True)
+    ]
+
+
+@dataclass(slots=True)
+class _Record:
+    """Of a text, in pieces: tokens of the answer, hidden states by layer, likeliest tokens and log-probabilities."""
+
+    tokens: list[int]
+    hidden: list[list[Tensor]]
+    top: list[tuple[Tensor, Tensor]]
+    layers: tuple[int, ...]
+
+    def text(self, prompt: Sequence[int]) -> StoredText:
+        """The text, without a last token after which nothing was computed."""
+        tokens = self.tokens[: len(self.top) - 1]
+        hidden = {
+            layer: torch.cat(parts) for layer, parts in zip(self.layers, zip(*self.hidden, strict=True), strict=True)
+        }
+        top_ids, top_logprobs = (torch.cat(parts) for parts in zip(*self.top, strict=True))
+        return StoredText(torch.tensor([*prompt, *tokens]), len(prompt), hidden, top_ids, top_logprobs)
+
+
+class _Recorder(NoDraft):
+    """Drafts nothing, and keeps what the target computes."""
+
+    def __init__(self, how: Collecting) -> None:
+        self.how = how
+        self.records: dict[int, _Record] = {}  # by key of the row, in the order of the prompts
+
+    @property
+    def needs(self) -> Needs:
+        """The layers that are kept."""
+        return Needs(hidden=self.how.layers)
+
+    def begin(self, row: Row, prompt: Output) -> None:
+        """Keep the prompt's states and what comes after it."""
+        self.records[row.key] = _Record([row.ids[-1]], [], [], self.how.layers)
+        self._keep(row, prompt)
+
+    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
+        """Keep the state at the newest token and what comes after it."""
+        self.records[row.key].tokens.append(verdict.token)
+        self._keep(row, target)
+
+    def _keep(self, row: Row, output: Output) -> None:
+        record = self.records[row.key]
+        record.hidden.append([output.hidden[layer][0].cpu() for layer in self.how.layers])
+        record.top.append(_likeliest(output.logits_BTV[0, -1:], self.how))
+
+
+def _likeliest(logits_TV: Tensor, how: Collecting) -> tuple[Tensor, Tensor]:
+    top = logits_TV.float().log_softmax(-1).topk(how.top_k)
+    return top.indices.cpu(), top.values.cpu()
 
 
 @torch.inference_mode()
 def read_text(decoder: Decoder, prompt: Sequence[int], tokens: Sequence[int], how: Collecting) -> StoredText:
-    """One forward over a prompt and its continuation."""
+    """What is recorded of a text, by one forward over a prompt and its continuation."""
     ids = torch.tensor([*prompt, *tokens])
     cache = decoder.new_cache(n_rows=1, capacity=len(ids))
     output = decoder.full.output(
         ids.unsqueeze(0).to(decoder.device), starts=[0], cache=cache, n_logits=len(tokens) + 1, hidden=how.layers
     )
-    top = output.logits_BTV[0].float().log_softmax(-1).topk(how.top_k)
     hidden = {layer: h[0].cpu() for layer, h in output.hidden.items()}
-    return StoredText(ids, len(prompt), hidden, top.indices.cpu(), top.values.cpu())
+    return StoredText(ids, len(prompt), hidden, *_likeliest(output.logits_BTV[0], how))

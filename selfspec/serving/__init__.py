@@ -1,0 +1,36 @@
+"""Requests that come and go: continuous batching of the model, or of recorded drafts under costs of any device.
+
+`serve` is the loop. It knows neither models nor tensors: an `Engine` reads prompts and plays steps.
+"""
+
+from selfspec.serving.arrivals import Arrival, poisson, read_trace
+from selfspec.serving.latency import Load, load_of, percentile
+from selfspec.serving.loop import Engine, Memory, Served, ServedStep, Serving, serve
+from selfspec.serving.model_engine import ModelEngine, Order
+from selfspec.serving.recorded_drafts import DraftRecorder, RecordedRequest
+from selfspec.serving.replay_engine import ReplayEngine
+from selfspec.serving.timeline import MeasuredTime, RealTime, SimulatedTime, Timeline
+
+__all__ = [
+    "Arrival",
+    "DraftRecorder",
+    "Engine",
+    "Load",
+    "MeasuredTime",
+    "Memory",
+    "ModelEngine",
+    "Order",
+    "RealTime",
+    "RecordedRequest",
+    "ReplayEngine",
+    "Served",
+    "ServedStep",
+    "Serving",
+    "SimulatedTime",
+    "Timeline",
+    "load_of",
+    "percentile",
+    "poisson",
+    "read_trace",
+    "serve",
+]
