@@ -74,7 +74,7 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,7 +157,7 @@ def test_a_drafter_that_hangs_is_given_up_and_ended(target: Any, caplog: pytest.
 def test_a_drafter_that_cannot_be_made_is_an_error_of_one_line(target: Any) -> None:
     settings = {"_target_": "selfspec.drafters.small_model.SmallModel", "path": "/nowhere"}
     spec = DraftSpec(DraftPlan.from_skip_set(SkipSet(target.n_layers)), Fixed(4), drafter=settings)
-    with pytest.raises(InputError, match="did not start.*nowhere") as raised:
+    with pytest.raises(InputError, match=r"did not start.*nowhere") as raised:
         start(target, spec)
     assert "\n" not in str(raised.value)
 

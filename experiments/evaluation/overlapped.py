@@ -139,9 +139,9 @@ def overlap_sentences(arm: OverlappedArm, found: Overlap, measured: Mapping[str,
     if math.isnan(found.acceptance):
         return [*lines, f"{arm.name}: no drafted token was tested, so there is nothing to predict from"]
     lines += [
-        f"{arm.name}: gamma {found.gamma}, acceptance {found.acceptance:.2f}, {found.n_in_a_row:.1f} tokens accepted in "
-        f"a row; predicted {found.predicted:.2f}x, measured {measured.get(arm.name, 'nan')}; in turn at its best length "
-        f"predicted {found.in_turn:.2f}x",
+        f"{arm.name}: gamma {found.gamma}, acceptance {found.acceptance:.2f}, {found.n_in_a_row:.1f} tokens accepted "
+        f"in a row; predicted {found.predicted:.2f}x, measured {measured.get(arm.name, 'nan')}; the best length in "
+        f"turn is predicted at {found.in_turn:.2f}x",
         f"{arm.name}: on this machine PEARL needs r >= {found.needs_r:.2f} and has {found.has_r:.2f}: it "
         + ("pays" if found.has_r >= found.needs_r else "does not pay"),
     ]

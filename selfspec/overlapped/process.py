@@ -65,8 +65,8 @@ class Places:
 class ChildPartner:
     """Drafts in a process of its own, which is started here; use it as a context, or call `stop`.
 
-    When the process fails, is killed or says nothing for `timeout_s` seconds, the verifier goes on alone: a warning says
-    so once, and no token is lost or repeated.
+    When the process fails, is killed or says nothing for `timeout_s` seconds, the verifier goes on alone. A warning
+    says so once, and no token is lost or repeated.
 
     Args:
         decoder: the target, on the CPU. Its weights are moved to shared memory; packed ones are packed again in the
@@ -276,11 +276,9 @@ def _end(process: BaseProcess, connection: Connection) -> None:
 def _check(decoder: Decoder, spec: DraftSpec) -> None:
     if decoder.device.type != "cpu":
         raise InputError(
-            f"the model is on {decoder.device}, and another process shares weights, keys and values in the memory of the "
-            "host; use model.device=cpu, or schedule=sequential"
+            f"the model is on {decoder.device}; two processes share weights, keys and values in the memory of "
+            "the host; use model.device=cpu, or schedule=sequential"
         )
     for part, value in (("lookup", spec.lookup), ("tree", spec.tree)):
         if value is not None:
-            raise InputError(
-                f"{part}={value} cannot draft in another process; leave it out, or use schedule=sequential"
-            )
+            raise InputError(f"{part}={value} drafts in turn only; leave it out, or use schedule=sequential")
