@@ -171,8 +171,8 @@ def composed(verb: str, words: Sequence[str]) -> Any:
     return configuration(verb, settings, folder=folder)
 
 
-def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> None:
-    """Run a verb in this process; the effect equals that of the command `selfspec VERB WORDS`."""
+def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> Path | None:
+    """Run a verb in this process; the effect equals that of the command `selfspec VERB WORDS`. Returns its folder."""
     from experiments.config.composing import composing, make_importable, split_config_dir
 
     folder, settings = split_config_dir(words)
@@ -180,7 +180,7 @@ def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> No
     with composing(folder):
         cfg = composed(verb, settings)
         check_names(cfg)
-        _verb(verb)(cfg, settings, say)
+        return _verb(verb)(cfg, settings, say)
 
 
 def _run_hydra(verb: str, words: list[str], folder: Path | None) -> None:

@@ -29,8 +29,8 @@ from selfspec.records import provenance, run_files
 log = logging.getLogger(__name__)
 
 PLAN, STEPS = "plan.json", "steps.jsonl"
-VERBS = ("profile", "search", "evaluate", "report")  # verbs of steps
-RESUMABLE = ("search", "evaluate")
+VERBS = ("profile", "collect", "train", "search", "evaluate", "report")  # verbs of steps
+RESUMABLE = ("train", "search", "evaluate")  # collect, begun again, goes on by itself
 
 Say = Callable[[str], None]
 
@@ -143,12 +143,12 @@ def _do(step: Step, folder: Path, say: Say) -> Path:
         return begun
     go_on = f"`selfspec reproduce resume={folder}` goes on from there"
     try:
-        run_words(step.verb, list(step.words), say)
+        told = run_words(step.verb, list(step.words), say)
     except Exception as error:
         if not isinstance(error, InputError):
             log.exception("step %s failed", step.name)
-        told = " ".join(str(error).split())
-        raise InputError(f"step {step.name} failed: {told}; it was `{step.command()}`; {go_on}") from error
+        why = " ".join(str(error).split())
+        raise InputError(f"step {step.name} failed: {why}; it was `{step.command()}`; {go_on}") from error
     except KeyboardInterrupt:
         log.info("interrupted; %s", go_on)
         raise
@@ -156,7 +156,7 @@ def _do(step: Step, folder: Path, say: Say) -> Path:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    run = _newest(step, folder)
+    run = _newest(step, folder) or told
     assert run is not None
     return run
 

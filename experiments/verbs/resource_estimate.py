@@ -100,7 +100,11 @@ def seconds(verb: str, cfg: DictConfig, tokens_per_s: float | None) -> float | N
     """Greatest expected seconds of a step; None if they are unknown.
 
     A search that replays needs the seconds of its tokens plus `searcher.max_s`; without that limit they are unknown.
+    Those of a training are known if it has a limit.
     """
+    if verb == "train":
+        limit: float | None = cfg.train.max_s
+        return limit
     tokens = n_tokens(verb, cfg)
     if tokens is None or not tokens_per_s:
         return None
