@@ -65,7 +65,7 @@ def counts(results: list[DecodeResult]) -> list[Any]:
 
 
 def start(decoder: Any, spec: DraftSpec, **settings: Any) -> ChildPartner:
-    # a fork server saves the imports of every process; users, and the first test, start one by spawn
+    # a fork server saves the imports of every process; users, and the test of the verb, start one by spawn
     return ChildPartner(decoder, spec, places=Places(1, 1), **{"method": "forkserver", **settings})
 
 
@@ -75,6 +75,15 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process ends within 10 s."""
+    for _ in range(500):
+        if not is_alive(pid):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,9 +98,10 @@ def target() -> Any:
 
 @pytest.fixture(scope="module")
 def partner(target: Any) -> Iterator[ChildPartner]:
-    with start(target, spec_of(target), method="spawn") as found:
+    before = set(os.listdir("/dev/shm"))
+    with start(target, spec_of(target)) as found:
         yield found
-    assert not is_alive(found.pid)
+    assert has_ended(found.pid) and set(os.listdir("/dev/shm")) <= before
 
 
 def test_tokens_and_rounds_are_those_of_the_simulation(target: Any, partner: ChildPartner) -> None:
@@ -170,6 +180,26 @@ def test_too_little_shared_memory_is_refused_before_it_is_written(monkeypatch: p
     assert not any(p.is_shared() for p in decoder.model.parameters())
 
 
+def test_ctrl_c_ends_the_run_and_its_drafter(target: Any) -> None:
+    def interrupt(row: int, tokens: list[int], kinds: list[str]) -> None:
+        os.kill(partner.pid, signal.SIGINT)  # Ctrl-C reaches both processes
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), start(target, spec_of(target)) as partner:
+        assert len(decode(target, partner)) == len(PROMPTS)
+        os.kill(partner.pid, signal.SIGINT)
+        assert [r.tokens for r in decode(target, partner)] == plain(target, PROMPTS, ending=ENDING)
+        assert partner.is_there, "of Ctrl-C the target's process decides"
+        decode(target, partner, listener=interrupt)
+    assert has_ended(partner.pid)
+
+
+def test_a_drafter_ends_by_itself_when_its_verifier_is_gone(target: Any) -> None:
+    partner = start(target, spec_of(target))
+    partner._connection.close()  # as the system does when it kills a process
+    assert has_ended(partner.pid)
+
+
 def decode_for_ever(connection: Connection) -> None:
     decoder = decoder_of()
     partner = start(decoder, spec_of(decoder))
@@ -179,6 +209,7 @@ def decode_for_ever(connection: Connection) -> None:
         connection.send(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_both_processes_end_together_and_leave_no_memory(ending: signal.Signals) -> None:
     before = set(os.listdir("/dev/shm"))
@@ -191,14 +222,9 @@ def test_both_processes_end_together_and_leave_no_memory(ending: signal.Signals)
     pid = ours.recv()
     ours.recv()
     if ending == signal.SIGINT:
-        os.kill(pid, ending)  # Ctrl-C reaches both
+        os.kill(pid, ending)
     assert main.pid is not None
     os.kill(main.pid, ending)
     main.join(20)
     assert main.exitcode == (1 if ending == signal.SIGINT else -signal.SIGKILL)
-    for _ in range(400):
-        if not is_alive(pid):
-            break
-        time.sleep(0.02)
-    assert not is_alive(pid)
-    assert set(os.listdir("/dev/shm")) <= before
+    assert has_ended(pid) and set(os.listdir("/dev/shm")) <= before
