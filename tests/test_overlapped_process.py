@@ -36,6 +36,9 @@ from tests.toys import toy
 
 PROMPTS = [SHORT, LONG, MIDDLE]
 ENDING = Ending(9)
+
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 SAMPLING = Sampling(do_sample=True, temperature=1.3, top_k=20, seed=5)
 
 
@@ -65,8 +68,7 @@ def counts(results: list[DecodeResult]) -> list[Any]:
 
 
 def start(decoder: Any, spec: DraftSpec, **settings: Any) -> ChildPartner:
-    # a fork server saves the imports of every process; users, and the test of the verb, start one by spawn
-    return ChildPartner(decoder, spec, places=Places(1, 1), **{"method": "forkserver", **settings})
+    return ChildPartner(decoder, spec, places=Places(1, 1), **settings)
 
 
 def is_alive(pid: int) -> bool:
@@ -86,13 +88,8 @@ def has_ended(pid: int) -> bool:
     return False
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_import_for_all() -> None:
-    multiprocessing.set_forkserver_preload([__name__])
-
-
 @pytest.fixture(scope="module")
-def target() -> Any:
+def target(quick_processes: None) -> Any:
     return decoder_of()
 
 
