@@ -19,6 +19,7 @@ from experiments.builders import build
 from experiments.builders.build_control import AUTO, NONE, control
 from experiments.builders.build_costs import costs, head_costs, measuring
 from experiments.builders.build_online import around, facts_of, is_online, online_by_name, online_draft
+from experiments.builders.build_overlapped import overlapped_arms
 from experiments.builders.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
@@ -93,6 +94,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unw
         found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))
         if cfg.get("controls") and name == (cfg.arm or "") and isinstance(found[-1], DraftArm):
             own = found[-1].speculator.spec
+    found += overlapped_arms(cfg, found[n_baselines:])
     if own is not None:
         for name, settings in _controls(str(cfg.skip), own, asked).items():
             found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))

@@ -29,6 +29,7 @@ from experiments.config.schema_groups import (
     PredictorSettings,
     Prune,
     Sampling,
+    Schedule,
     Searcher,
     SearchLookup,
     Tracker,
@@ -96,6 +97,7 @@ class Evaluate(Run):
     allow_code_execution: bool
     resume: str | None
     trained: str | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass

@@ -62,6 +62,7 @@ class Model:
     pack: bool | None
     trust_remote_code: bool
     size: Size | None
+    draft_path: str | None = None
 
 
 @dataclass
@@ -158,6 +159,18 @@ class Sampling:
     seed: int
     by_block: bool
     sample_draft: bool
+
+
+@dataclass
+class Schedule:
+    """The group `schedule`; `sequential` has a name alone."""
+
+    name: Literal["sequential", "pearl"]
+    gamma: Count | Literal["auto", "adaptive"] = "auto"
+    draft_threads: Count = 1
+    pin: bool = True
+    timeout_s: Annotated[float, Bounds(0)] = 10.0
+    measure_s: Annotated[float, Bounds(0)] = 1.0
 
 
 @dataclass
