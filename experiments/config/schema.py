@@ -212,7 +212,7 @@ class Report:
     paths: Paths
     name: str
     runs: str | None
-    preset: Literal["default", "paper"]
+    preset: Literal["default", "paper", "systems"]
     format: Literal["md", "csv", "latex", "html"]
     sets: list[str]
     published: str | None

@@ -28,7 +28,7 @@ from selfspec.records import provenance, run_files
 
 log = logging.getLogger(__name__)
 
-PLAN, STEPS = "plan.json", "steps.jsonl"
+PLAN, STEPS = "plan.json", run_files.STEPS
 VERBS = ("profile", "collect", "train", "search", "evaluate", "serve-sim", "report")  # verbs of steps
 RESUMABLE = ("train", "search", "evaluate", "serve-sim")  # collect, begun again, goes on by itself
 
