@@ -371,10 +371,11 @@ class TestCommands:
         assert (ran.run / "stops.md").is_file() and "| oracle |" in ran.out
         found = [json.loads(line) for line in (ran.run / "reliability.jsonl").read_text().splitlines()]
         assert {row["predictor"] for row in found} == {"confidence", "logistic", "published"}
-        short = ("max_new_tokens=6", "generate=false", "controls=false", "n=2", f"paths.outputs={outputs}")
+        short = ("max_new_tokens=6", "generate=false", "n=2", f"paths.outputs={outputs}")
         by_id = f"stop.predictor={ran.run.name}/published"
         used = command("evaluate", *toy, "skip=m2", "stop=specdec", by_id, *short)
         assert used.status == 0, used.err
+        assert "nothing skipped: its stop rule reads the confidence" in used.err
 
     @pytest.mark.parametrize(
         ("words", "message"),

@@ -51,7 +51,7 @@ from selfspec.skipping.plan import PLAIN as SKIP
 from selfspec.skipping.rounding import check_kernel
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.speculator import Speculator
-from selfspec.stopping import Optimal
+from selfspec.stopping import Optimal, predictor_of, without_predictor
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ _VERIFIED = (
     "accept_top",
     "accept_distance",
 )  # of arms that are verified
+_OF_PLAN = {"unskipped", "draft", "head", "precision", "memory"}  # settings of an arm that change its plan
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
 LEAST_COST = 1e-3  # of a drafted token, in plain tokens, where noise says less
 
@@ -135,6 +136,9 @@ def _draft_arm(
         lookup = build.searched(draft if "lookup" in settings else own).get("lookup")
     asked = settings.get("stop")
     policy = build.stop(cfg, own) if asked is None else build.stop_by_name(asked, draft)
+    if asked is None and (draft != own or _OF_PLAN & set(settings)) and predictor_of(policy) is not None:
+        log.info("%s: its stop rule reads the confidence, since the run's predictor is for another draft", name)
+        policy = without_predictor(policy)
     drafter = _drafter(cfg, settings, lookup)
     tree = _tree(cfg, settings, lookup, drafter)
     spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
