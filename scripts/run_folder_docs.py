@@ -21,6 +21,7 @@ Made by `python scripts/run_folder_docs.py` from `experiments/results/rows.py`; 
 | `trials.jsonl`, `finals.jsonl` | of a search: its trials, and the race of its finalists |
 | `records.jsonl`, `quality.jsonl`, `prompts.jsonl` | of an evaluation: answers, their quality, rendered prompts |
 | `curve.jsonl`, `plan.yaml`, `checkpoint.pt` | of a training: steps, draft, and the weights from which it goes on |
+| `rules.jsonl`, `reliability.jsonl`, `stops.md`, `KIND/predictor.yaml` | of `train predictor=...`: stop rules, predictors and how reliable they are |
 | `skip_set.yaml`, `plan.yaml`, `pareto.yaml` | of a search: the draft it found, and the front of its sets |
 | `summary.json` | what the run came to; a run without it is not finished, nor is a search that `ended` interrupted |
 | `log.txt` | log lines |
