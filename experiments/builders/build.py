@@ -26,6 +26,7 @@ from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
 from selfspec.data.prompts import Prompt, encode, ends_with_any
 from selfspec.data.task import Example, Part, select
+from selfspec.drafters.small_model import check_same_tokens
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import find_draft, load_spec, read_draft
 from selfspec.drafters.tree_shapes import TreeShape
@@ -33,7 +34,7 @@ from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
-from selfspec.models.load import Loaded, load
+from selfspec.models.load import Loaded, load, vocabulary
 from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
 from selfspec.records.content_cache import ContentCache
@@ -42,6 +43,8 @@ from selfspec.stopping import PauseWhenUnprofitable, StopPolicy, StopRule
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
+
+SMALL_MODEL = "selfspec.drafters.small_model.SmallModel"
 
 
 def instance(cfg: DictConfig) -> Any:
@@ -190,8 +193,17 @@ def sampling(cfg: DictConfig) -> Sampling:
 
 
 def own_drafter(cfg: DictConfig) -> dict[str, Any] | None:
-    """The user's drafter that `cfg.drafter` names, with its settings; None for the built-in drafter."""
-    return _drafter_of(cfg.get("drafter"))
+    """The user's drafter that `cfg.drafter` names, with its settings; None for the built-in drafter.
+
+    Raises:
+        InputError: if the model of `model.draft_path` drafts too.
+    """
+    found, path = _drafter_of(cfg.get("drafter")), cfg.model.get("draft_path")
+    if path is None:
+        return found
+    if found is not None:
+        raise InputError(f"model.draft_path={path} and drafter={cfg.drafter.get('name')} both draft; leave one out")
+    return {TARGET: SMALL_MODEL, "path": str(Path(path).expanduser())}
 
 
 def drafter_by_name(name: str) -> dict[str, Any] | None:
@@ -256,6 +268,8 @@ def spec(
     Raises:
         InputError: if there is no such draft or no such lookup.
     """
+    if drafter and drafter[TARGET] == SMALL_MODEL:
+        check_same_tokens(loaded.tokenizer.get_vocab(), vocabulary(drafter["path"]), path=drafter["path"])
     found = load_spec(draft, loaded.decoder, loaded.facts, stop=policy)
     asked: dict[str, Any] = {"lookup": lookup, "sample_draft": cfg.sampling.sample_draft}
     asked |= {"lookup_settings": {}} if lookup is None else {}
