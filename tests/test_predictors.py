@@ -392,6 +392,7 @@ class TestCommands:
             (("predictor=specdec",), "name it by skip=DRAFT"),
             (("predictor=specdec", "predictor.kinds=[tables]", "skip=m2"), "they are any of table, logistic"),
             (("predictor=published", "skip=m2", "tree=static"), "take predictor=specdec"),
+            (("predictor=table", "skip=m2", "tree=static", "sampling=sample"), "sampling.sample_draft=false"),
         ],
     )
     def test_what_cannot_be_trained_is_told_in_one_line(

@@ -135,6 +135,12 @@ def _spec(cfg: DictConfig, loaded: Loaded) -> DraftSpec:
             "predictor=published reads a text with the draft alone, and a trained head or a tree cannot do that; take "
             "predictor=specdec"
         )
+    draws = bool(cfg.sampling.do_sample and cfg.sampling.sample_draft)
+    if draws and found.tree is not None and found.tree.is_fixed:
+        raise InputError(
+            "siblings that are drawn without replacement have no label of their own; train and use the predictor with "
+            "sampling.sample_draft=false"
+        )
     return replace(found, sample_draft=bool(cfg.sampling.sample_draft))
 
 
