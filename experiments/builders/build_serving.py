@@ -27,6 +27,7 @@ from selfspec.data.task import Example, select
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending
+from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
@@ -121,8 +122,11 @@ def check(cfg: DictConfig) -> None:
         raise InputError("clock=real has no effect on engine=replay, which waits for nothing; leave it out")
     for rate in cfg.rates or ():
         poisson(1, rate=rate, seed=cfg.seed)
-    if cfg.sampling.do_sample:
-        raise InputError("serve-sim decodes greedily, since drawn tokens have no recorded drafts; take sampling=greedy")
+    if build.sampling(cfg) != Sampling(seed=cfg.sampling.seed):
+        raise InputError(
+            "serve-sim decodes greedily and without penalties, since other tokens have no recorded drafts; take "
+            "sampling=greedy"
+        )
     arms(cfg)
 
 
