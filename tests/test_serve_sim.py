@@ -61,7 +61,7 @@ def test_each_arm_has_a_row_for_each_load_and_engine(both: Path) -> None:
     assert (both / "loads.md").read_text().count("\n") == 14
 
 
-def test_records_are_replayed_under_the_costs_of_another_device_without_a_model(both: Path) -> None:
+def test_records_are_replayed_under_costs_of_another_device(both: Path) -> None:
     Path("h100.json").write_text(json.dumps(H100))
     asked = f"records={both}", "engine=replay", ARMS, "model.path=nowhere", "loads=[0.5,2]", "n=12"
     rows = rows_of(command("serve-sim", "model=local", *asked, "costs.path=h100.json"))
