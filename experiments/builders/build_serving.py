@@ -33,7 +33,7 @@ from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
-from selfspec.serving import Arrival, Memory, RecordedRequest, poisson, read_trace, record
+from selfspec.serving import Arrival, MemoryBound, RecordedRequest, poisson, read_trace, record
 from selfspec.serving.recorded_drafts import check_replayable
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
@@ -257,9 +257,9 @@ def study(cfg: DictConfig, known: Recorded, live: Live | None) -> Study:
     return replace(found, times=times, rates=rates)
 
 
-def memory(cfg: DictConfig) -> Memory:
+def memory(cfg: DictConfig) -> MemoryBound:
     """The bound of what is held at once."""
-    return Memory(cfg.memory.max_rows, cfg.memory.max_tokens, cfg.memory.margin)
+    return MemoryBound(cfg.memory.max_rows, cfg.memory.max_tokens, cfg.memory.margin)
 
 
 def _rates(cfg: DictConfig, study: Study) -> Sequence[float | None]:

@@ -8,7 +8,7 @@ from selfspec.control.base import ControlState, Judged, Proposal, Standing
 from selfspec.control.step_costs import StepCosts
 from selfspec.engine.slots import compacted
 from selfspec.serving.arrivals import Arrival
-from selfspec.serving.loop import Memory, Reading, ServedStep
+from selfspec.serving.loop import MemoryBound, Reading, ServedStep
 from selfspec.serving.recorded_drafts import RecordedDraft, RecordedRequest
 from selfspec.serving.timeline import SimulatedTime
 
@@ -35,7 +35,7 @@ class ReplayEngine:
         requests: Sequence[RecordedRequest],
         times: Sequence[float],
         *,
-        memory: Memory,
+        memory: MemoryBound,
         costs: StepCosts,
         time: SimulatedTime,
         source: str,
