@@ -146,10 +146,10 @@ def test_what_is_impossible_is_told_in_one_line(words: list[str], why: str, smal
 def test_a_report_shows_speeds_by_batch(tmp_path: Path) -> None:
     for seed, batch in enumerate((1, 8)):
         evaluate_run(tmp_path, skip="a1", seed=seed, arms=("fixed 2", "goodput"), batch=batch)
-    markdown = make_report(find_runs("", tmp_path), tmp_path / "report").markdown
+    markdown = make_report(find_runs("evaluate", tmp_path), tmp_path / "report").markdown
     section = markdown.partition("## Batches")[2]
     assert "| model | data | batch | plain tokens/s | fixed 2 | goodput | goodput over the best |" in section
     assert [line.split(" | ")[2] for line in section.splitlines() if line.startswith("| toy")] == ["1", "8"]
     assert "| 1.000 |" in section  # both arms have the same made-up seconds
     shutil.rmtree(tmp_path / "evaluate" / "made-up" / "20261101T100100Z-00000001")
-    assert "## Batches" not in make_report(find_runs("", tmp_path), tmp_path / "report").markdown
+    assert "## Batches" not in make_report(find_runs("evaluate", tmp_path), tmp_path / "report").markdown
