@@ -24,6 +24,7 @@ from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import load_spec
 from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.protocols import Drafter
 from selfspec.engine.sampling import Sampling
 from selfspec.engine.schedule import Listener
 from selfspec.engine.trace import DecodeResult
@@ -55,6 +56,7 @@ class Speculator:
             the stop rule goes.
         controller: makes `control` at the first call, when the forwards of the draft are timed.
         costs: what it decides by: seconds of a step, or the file `costs.json` of `selfspec profile`.
+        instead: drafts in the place of the draft's plan, with its stop rule and lookup; None: the plan drafts.
 
     Raises:
         InputError: if there is no such draft, or it is for another model.
@@ -71,6 +73,7 @@ class Speculator:
         control: ControlState | None = None,
         controller: Controller | None = None,
         costs: CostsLike | None = None,
+        instead: Drafter | None = None,
     ) -> None:
         self.decoder = model if isinstance(model, Decoder) else Decoder(model)
         spec = _spec(draft, self.decoder, stop)
@@ -79,7 +82,7 @@ class Speculator:
         if sample_draft is not None:
             spec = replace(spec, sample_draft=sample_draft)
         self.spec = spec
-        self.drafter = build_drafter(spec, self.decoder)
+        self.drafter = build_drafter(spec, self.decoder, instead=instead)
         self.control, self._controller = control, controller
         self._costs = costs if isinstance(costs, StepCosts | None) else StepCosts.read(Path(costs))
         self.states: list[StopState] = []  # by row, from the last call that had this row

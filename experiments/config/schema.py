@@ -23,11 +23,13 @@ from experiments.config.schema_groups import (
     Model,
     Natural,
     Objective,
+    Online,
     Paths,
     Precision,
     PredictorSettings,
     Prune,
     Sampling,
+    Schedule,
     Searcher,
     SearchLookup,
     Tracker,
@@ -58,6 +60,7 @@ class Decode(Run):
     tree: Built
     controller: Built
     costs: Costs
+    online: Online
     prompt: str | None
     skip: str
     lookup: Lookup | None
@@ -73,6 +76,7 @@ class Evaluate(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    online: Online
     controller: Built
     calibration: Calibration
     costs: Costs
@@ -93,6 +97,7 @@ class Evaluate(Run):
     allow_code_execution: bool
     resume: str | None
     trained: str | None = None
+    schedule: Schedule | None = None
 
 
 @dataclass
@@ -207,7 +212,7 @@ class Report:
     paths: Paths
     name: str
     runs: str | None
-    preset: Literal["default", "paper"]
+    preset: Literal["default", "paper", "systems"]
     format: Literal["md", "csv", "latex", "html"]
     sets: list[str]
     published: str | None

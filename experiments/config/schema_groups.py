@@ -62,6 +62,7 @@ class Model:
     pack: bool | None
     trust_remote_code: bool
     size: Size | None
+    draft_path: str | None = None
 
 
 @dataclass
@@ -161,6 +162,18 @@ class Sampling:
 
 
 @dataclass
+class Schedule:
+    """The group `schedule`; `sequential` has a name alone."""
+
+    name: Literal["sequential", "pearl"]
+    gamma: Count | Literal["auto", "adaptive"] = "auto"
+    draft_threads: Count = 1
+    pin: bool = True
+    timeout_s: Annotated[float, Bounds(0)] = 10.0
+    measure_s: Annotated[float, Bounds(0)] = 1.0
+
+
+@dataclass
 class Draft:
     """The group `draft`."""
 
@@ -175,6 +188,15 @@ class Head:
 
     n: Count | None
     others: list[Count]
+
+
+@dataclass
+class Online:
+    """The group `online`."""
+
+    name: str
+    start: str | None
+    searcher: Built | None
 
 
 @dataclass
@@ -231,6 +253,7 @@ class Arm:
     drafter: str | None = None
     tree: str | None = None
     controller: str | dict[str, dict[str, Any]] | None = None
+    online: str | dict[str, dict[str, Any]] | None = None
     draft: str | None = None
     head: Count | Literal["full"] | None = None
     precision: Precision | None = None
