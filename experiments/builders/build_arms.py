@@ -19,6 +19,7 @@ from experiments.builders import build
 from experiments.builders.build_control import AUTO, NONE, control
 from experiments.builders.build_costs import costs, head_costs, measuring
 from experiments.builders.build_online import around, facts_of, is_online, online_by_name, online_draft
+from experiments.builders.build_overlapped import overlapped_arms
 from experiments.builders.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
@@ -71,6 +72,7 @@ _VERIFIED = (
 )  # of arms that are verified
 OWN = "own"  # the online searcher of the run's own arm: the settings of the group, as they were typed
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
+LEAST_COST = 1e-3  # of a drafted token, in plain tokens, where noise says less
 
 
 def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unwatched) -> list[Arm]:
@@ -92,6 +94,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unw
         found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))
         if cfg.get("controls") and name == (cfg.arm or "") and isinstance(found[-1], DraftArm):
             own = found[-1].speculator.spec
+    found += overlapped_arms(cfg, found[n_baselines:])
     if own is not None:
         for name, settings in _controls(str(cfg.skip), own, asked).items():
             found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))
@@ -169,7 +172,9 @@ def _draft_arm(
         return arm
     name = f"{name or f'{_in_short(spec)}, {rule}'}{lenient}"
     speculator = Speculator(loaded.decoder, spec)
-    speculator.control = control(cfg, loaded, speculator, asked=settings.get("controller"), phase=calibration.phase)
+    speculator.control = control(
+        cfg, loaded, speculator.drafter, asked=settings.get("controller"), phase=calibration.phase
+    )
     return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=speculator, verifier=verifier)
 
 
@@ -354,10 +359,15 @@ class Calibration:
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
         """The stop rule of a spec with the measured costs of its draft and a map from confidence to acceptance.
 
+        A rule that reads a predictor gets the costs alone, since its probabilities are calibrated.
+
         Raises:
             InputError: if the rule uses no costs, or the draft has no costs.
         """
         rule, plan = spec.stop, spec.plan
+        if isinstance(rule, Optimal) and rule.predictor is not None and spec.tree is None and spec.lookup != "only":
+            more = rule_tuner.verify_cost(self.costs, rule.max_draft, context=len(self.prompts[0]))
+            return replace(rule, draft_cost=max(LEAST_COST, self._draft_cost(plan)), verify_cost=more)
         if not isinstance(rule, Optimal) or spec.lookup == "only" or not spec.is_plan:
             raise InputError(
                 f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="

@@ -19,6 +19,7 @@ from experiments.config.schema_groups import (
     Finals,
     Head,
     Lookup,
+    MemoryBound,
     Model,
     Natural,
     Objective,
@@ -28,6 +29,7 @@ from experiments.config.schema_groups import (
     PredictorSettings,
     Prune,
     Sampling,
+    Schedule,
     Searcher,
     SearchLookup,
     Tracker,
@@ -56,6 +58,8 @@ class Decode(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    controller: Built
+    costs: Costs
     online: Online
     prompt: str | None
     skip: str
@@ -93,6 +97,35 @@ class Evaluate(Run):
     allow_code_execution: bool
     resume: str | None
     trained: str | None = None
+    schedule: Schedule | None = None
+
+
+@dataclass
+class ServeSim(Run):
+    """`selfspec serve-sim`."""
+
+    sampling: Sampling
+    drafter: Built
+    tree: Built
+    costs: Costs
+    skip: str
+    lookup: Lookup | None
+    arms: dict[str, str | dict[str, dict[str, Any]]] | None
+    engine: Literal["model", "replay", "both"]
+    clock: Literal["virtual", "real"]
+    records: str | None
+    trace: str | None
+    rates: list[Annotated[float, Bounds(0)] | None] | None
+    loads: list[Annotated[float, Bounds(0)]]
+    n: Count
+    n_prompts: Count
+    memory: MemoryBound
+    chunk: Count
+    batch: Count
+    max_new_tokens: Count
+    overhead_s: Annotated[float, Bounds(0)] | None
+    seed: int
+    resume: str | None
 
 
 @dataclass
@@ -179,7 +212,7 @@ class Report:
     paths: Paths
     name: str
     runs: str | None
-    preset: Literal["default", "paper"]
+    preset: Literal["default", "paper", "systems"]
     format: Literal["md", "csv", "latex", "html"]
     sets: list[str]
     published: str | None
@@ -211,6 +244,7 @@ VERBS: dict[str, type] = {
     "decode": Decode,
     "evaluate": Evaluate,
     "profile": Profile,
+    "serve-sim": ServeSim,
     "search": Search,
     "collect": Collect,
     "train": Train,

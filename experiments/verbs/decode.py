@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.builders import build
+from experiments.builders.build_control import control
 from experiments.builders.build_online import around, is_online, online_draft
 from experiments.results.locate_draft import locate_draft
 from experiments.terminal.progress import Progress
-from selfspec.data.answer_text import context, is_unfinished, text_after
+from selfspec.answer_text import context, is_unfinished, text_after
 from selfspec.data.prompts import encode
 from selfspec.data.task import Example
 from selfspec.drafters.build import build_drafter
@@ -57,6 +58,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     drafter = build_drafter(around(cfg.online, chosen), decoder, instead=changing)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
+    state = control(cfg, loaded, drafter, phase=Progress())
     with _not_learning(changing):
         speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
 
@@ -71,6 +73,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         ending=ending,
         sampling=how,
         listener=stream.put,
+        control=state,
     )
     stream.end()
     if console.is_terminal and not console.no_color:

@@ -22,6 +22,7 @@ from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
 from experiments.evaluation.interleave import Key, alternate, finished, latest
 from experiments.evaluation.online_arm import OnlineFiles
+from experiments.evaluation.overlapped import OverlappedArm, end_processes, overlap, overlap_facts, overlap_sentences
 from experiments.evaluation.predicted import predicted
 from experiments.evaluation.specbench_export import write_answers
 from experiments.evaluation.unseen import unseen
@@ -35,7 +36,7 @@ from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
 from experiments.verbs.resuming import config_to_resume, make_ready, resuming
-from selfspec.data.answer_text import text_after
+from selfspec.answer_text import text_after
 from selfspec.data.prompts import check_room, encode_turns, fit
 from selfspec.data.task import Example, select
 from selfspec.errors import InputError
@@ -76,6 +77,7 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
                 open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=begun.facts)
             )
             setup = set_up(cfg, begun, phase=progress)  # fits drafts, which may take long
+        stack.callback(end_processes, setup.arms)
         folder.add_facts(setup.facts)
         learnt = OnlineFiles(
             folder.path,
@@ -325,6 +327,9 @@ def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say
     rows = latest(run_files.read_rows(path))
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
+    overlaps = {arm.name: (arm, overlap(arm, rows.values())) for arm in setup.arms if isinstance(arm, OverlappedArm)}
+    if overlaps:
+        summary["overlapped"] = {name: overlap_facts(*each) for name, each in overlaps.items()}
     folder.finish(summary | {"predicted": setup.speedups})
     plain = [row for row in rows.values() if row["arm"] == setup.arms[0].name]
     if all(row.get("error") for row in plain):
@@ -336,6 +341,10 @@ def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     show_evaluation(tracker, arms, list(rows.values()))
     _tell(folder, arms, setup.speedups, say)
+    measured = {row.arm: speedup_text(row) for row in arms}
+    for arm, found in overlaps.values():
+        for sentence in overlap_sentences(arm, found, measured):
+            say(sentence)
     if verdicts["mismatch"]:
         raise InputError(
             f"{verdicts['mismatch']} outputs differ from plain decoding by more than a tie can explain; this is a bug "

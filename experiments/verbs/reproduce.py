@@ -19,18 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import composed, run_words
 from experiments.config.composing import config_dir, flag_of, known_settings
+from experiments.config.resource_estimate import told_plan
 from experiments.config.steps import CACHE, RUNS, Step, is_own, plan
 from experiments.results.run_writer import Folder, open_folder, reopen_folder
-from experiments.verbs.resource_estimate import told_plan
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records import provenance, run_files
 
 log = logging.getLogger(__name__)
 
-PLAN, STEPS = "plan.json", "steps.jsonl"
-VERBS = ("profile", "collect", "train", "search", "evaluate", "report")  # verbs of steps
-RESUMABLE = ("train", "search", "evaluate")  # collect, begun again, goes on by itself
+PLAN, STEPS = "plan.json", run_files.STEPS
+VERBS = ("profile", "collect", "train", "search", "evaluate", "serve-sim", "report")  # verbs of steps
+RESUMABLE = ("train", "search", "evaluate", "serve-sim")  # collect, begun again, goes on by itself
 
 Say = Callable[[str], None]
 
