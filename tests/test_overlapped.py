@@ -15,7 +15,7 @@ from selfspec.drafters.chain import ModelDraft
 from selfspec.drafters.small_model import SmallModelDraft, check_same_tokens
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_drafter import TreeDraft
-from selfspec.drafters.tree_shapes import BestFirst
+from selfspec.drafters.tree_shapes import BestFirst, comb
 from selfspec.engine.approximate import AmongBest
 from selfspec.engine.decode import Ending, autoregress, speculate
 from selfspec.engine.protocols import Drafter, Row
@@ -210,6 +210,9 @@ def test_what_cannot_overlap_is_refused_in_one_line() -> None:
         decode(decoder, [LONG], skipping(decoder), verifier=AmongBest(2))
     with pytest.raises(InputError, match="gamma=99"):
         decode(decoder, [LONG], skipping(decoder), gamma=99)
+    rescored = build_drafter(DraftSpec(trained(decoder, "eagle"), Fixed(4), tree=comb((2, 2))), decoder)
+    with pytest.raises(InputError, match="cannot draft behind others"):
+        decode(decoder, [LONG], rescored)
     tree = TreeDraft(decoder.bind(SkipSet.parse("m2", 3)), BestFirst(7, 4, 3, draft_cost=0.3, verify_cost=0.03), False)
     with pytest.raises(InputError, match="drafts trees"):
         decode(decoder, [LONG], tree)

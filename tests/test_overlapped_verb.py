@@ -47,16 +47,18 @@ def test_a_run_measures_predicts_and_judges_both_schedules(toy: list[str], model
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["batch=2"], "use batch=1"),
-        (["sampling=sample", "sampling.by_block=true"], "by_block=false"),
-        (["lookup=only"], "drafts copies of the text"),
+        (["schedule=pearl", "batch=2"], "use batch=1"),
+        (["schedule=pearl", "sampling=sample", "sampling.by_block=true"], "by_block=false"),
+        (["schedule=pearl", "lookup=only"], "drafts copies of the text"),
+        (["schedule=pearl", "schedule.gamma=17"], "1 to 16 tokens"),
+        (["schedule=sequential", "schedule.gamma=2"], "schedule.gamma has no effect"),
     ],
 )
 def test_what_cannot_overlap_is_refused_before_a_process_starts(
     toy: list[str], words: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.builders.build_overlapped.ChildPartner", lambda *a, **k: pytest.fail("started"))
-    ran = command("evaluate", *toy, "schedule=pearl", "skip=m2", *QUICK, *words)
+    ran = command("evaluate", *toy, "skip=m2", *QUICK, *words)
     assert ran.status and message in ran.err
 
 
