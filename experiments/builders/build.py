@@ -21,6 +21,7 @@ from experiments.config import kinds
 from experiments.config.composing import as_config, option
 from experiments.config.registry_source import RegistrySource
 from experiments.config.schema_groups import Built
+from experiments.results.locate_draft import locate_predictor
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
 from selfspec.data.prompts import Prompt, encode, ends_with_any
@@ -133,7 +134,11 @@ def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
 
 def stop(cfg: DictConfig, draft: str = "none") -> StopPolicy:
     """The stop rule of the run; the setting `searched` means the rule of the search that saved `draft`."""
-    return _stop(cfg.stop, draft)
+    settings = cfg.stop
+    if settings.get("predictor"):
+        found = locate_predictor(str(settings.predictor), Path(cfg.paths.outputs))
+        settings = as_config({**settings, "predictor": found})
+    return _stop(settings, draft)
 
 
 def stop_by_name(asked: str | Mapping[str, Mapping[str, Any]], draft: str = "none") -> StopPolicy:

@@ -191,6 +191,15 @@ class Head:
 
 
 @dataclass
+class Online:
+    """The group `online`."""
+
+    name: str
+    start: str | None
+    searcher: Built | None
+
+
+@dataclass
 class Experiment(Open):
     """The group `experiment`; an option may add texts that its steps refer to."""
 
@@ -243,7 +252,8 @@ class Arm:
     lookup: Lookup | None = None
     drafter: str | None = None
     tree: str | None = None
-    controller: str | None = None
+    controller: str | dict[str, dict[str, Any]] | None = None
+    online: str | dict[str, dict[str, Any]] | None = None
     draft: str | None = None
     head: Count | Literal["full"] | None = None
     precision: Precision | None = None
@@ -254,6 +264,15 @@ class Arm:
     accept_top: Count | None = None
     accept_distance: float | None = None
     generate: dict[str, Any] | None = None
+
+
+@dataclass
+class MemoryBound:
+    """The settings `memory` of a simulation of requests."""
+
+    max_rows: Count
+    max_tokens: Count
+    margin: Count
 
 
 @dataclass

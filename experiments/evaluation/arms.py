@@ -112,7 +112,11 @@ class DraftArm:
 
     @property
     def about(self) -> dict[str, Any]:
-        """The draft's settings; `memory`: tokens that prompt lookup searches in addition to the row's own."""
+        """The draft's settings.
+
+        `memory`: tokens that prompt lookup searches in addition to the row's own; `extra_bytes`: of the tensors that
+        the draft holds besides the model's.
+        """
         spec = self.speculator.spec
         memory = None if spec.plan.memory is None or not spec.lookup else len(spec.plan.memory)
         draft = None if spec.lookup == "only" else str(spec.plan)
@@ -127,6 +131,7 @@ class DraftArm:
             "draft": draft,
             "lookup": spec.lookup,
             "memory": memory,
+            "extra_bytes": 0 if spec.lookup == "only" else self.decoder.extra_bytes(spec.plan),
             **own,
         }
 

@@ -52,7 +52,11 @@ def write_paper(evidence: Evidence, folder: Path) -> tuple[list[str], list[Path]
     Returns:
         The Markdown of the sections and of the missing ones, and the paths of the written files.
     """
-    sections = [make(evidence) for make in SECTIONS]
+    return write_sections([make(evidence) for make in SECTIONS], CELLS, folder)
+
+
+def write_sections(sections: Sequence[Section], note: str, folder: Path) -> tuple[list[str], list[Path]]:
+    """Write sections as `write_paper` does, below a note on their cells."""
     paths: list[Path] = []
     for section in sections:
         if section.table:
@@ -62,6 +66,6 @@ def write_paper(evidence: Evidence, folder: Path) -> tuple[list[str], list[Path]
         for name, figure in section.figures.items():
             paths += figures.save(figure, folder / name)
     missing = [f"- {section.title}: `{section.to_do}`" for section in sections if section.is_empty]
-    parts = [CELLS, *(section.markdown() for section in sections if not section.is_empty)]
+    parts = [note, *(section.markdown() for section in sections if not section.is_empty)]
     parts += ["## Left out, for want of runs", "\n".join(missing)] if missing else []
     return parts, paths

@@ -17,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.builders import build
 from experiments.builders.build_arms import arms as build_arms
 from experiments.builders.build_trained import named_trained, pinned
-from experiments.evaluation import ablation
+from experiments.evaluation import ablation, online_report
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
 from experiments.evaluation.interleave import Key, alternate, finished, latest
+from experiments.evaluation.online_arm import OnlineFiles
 from experiments.evaluation.overlapped import OverlappedArm, end_processes, overlap, overlap_facts, overlap_sentences
 from experiments.evaluation.predicted import predicted
 from experiments.evaluation.specbench_export import write_answers
@@ -78,6 +79,15 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             setup = set_up(cfg, begun, phase=progress)  # fits drafts, which may take long
         stack.callback(end_processes, setup.arms)
         folder.add_facts(setup.facts)
+        learnt = OnlineFiles(
+            folder.path,
+            setup.arms,
+            outputs=Path(cfg.paths.outputs),
+            name=cfg.name,
+            config=OmegaConf.to_yaml(cfg, resolve=True),
+            overrides=overrides,
+            provenance=provenance_of(folder.path),
+        )
         tracker = stack.enter_context(build.tracking(cfg, verb="evaluate", folder=folder.path, say=say))
         path = folder.path / run_files.RECORDS
         rows = latest(run_files.read_rows(path)) if path.is_file() else {}
@@ -91,6 +101,11 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             (folder.path / run_files.SUMMARY).unlink(missing_ok=True)  # the run is no longer finished
         panel = progress.steps("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values()))
         with panel as advance:
+
+            def tell(row: dict[str, Any]) -> None:
+                learnt.told(row)
+                advance(row)
+
             alternate(
                 setup.loaded.decoder,
                 setup.arms,
@@ -102,10 +117,11 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
                 is_greedy=not cfg.sampling.do_sample,
                 rows_path=path,
                 done=done,
-                listener=advance,
+                listener=tell,
             )
         with progress("judging", 0):
             _judge(setup, folder)
+        learnt.finish({"stream": folder.path.name, "finished": provenance.now()})
         _finish(cfg, setup, folder, tracker, say)
     return folder.path
 
@@ -319,6 +335,7 @@ def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say
     if all(row.get("error") for row in plain):
         tracker.finish()
         raise InputError(f"no prompt could be decoded, see {path}; the first: {plain[0]['error']}")
+    online_report.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     if cfg.ablation:
         ablation.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))

@@ -37,6 +37,8 @@ from experiments.results.tables import (
 )
 from experiments.results.trainings import training_cells
 from experiments.results.verdicts import verdict_sentences
+from experiments.serving.batch_table import batch_table
+from experiments.systems.write import write_systems
 from selfspec.errors import InputError
 from selfspec.records import run_files
 from selfspec.skipping.skip_set import SkipSet
@@ -72,10 +74,11 @@ def make_report(
     Args:
         runs: runs of evaluate, search and train, in the order of the rows.
         folder: folder of the report; it is created if missing, and files with the same names are replaced.
-        preset: `default`: the arms, skip sets and searches; `paper`: the paper's tables and figures, and more.
+        preset: `default`: the arms, skip sets and searches; `paper`: the paper's tables and figures, and more;
+            `systems`: one table of all systems.
         failures: failed jobs, which the report lists.
         sets: label to further skip sets, which the report shows and compares.
-        figures_of: published values, for `paper`.
+        figures_of: published values, for `paper` and `systems`.
         overrides: further settings of the command that made this report, such as `paths.outputs=...`; table.md shows
             them, so that a user can repeat the report.
 
@@ -87,8 +90,12 @@ def make_report(
     run_files.make_writable(folder)
     evidence = read(runs, published=figures_of, sets=sets)
     rows = [arm.row for arm in evidence.arms]
-    trainings = [run for run in runs if run.verb == "train"]
-    parts, paths = write_paper(evidence, folder) if preset == "paper" else _short(rows, evidence, trainings, folder)
+    if preset == "systems":
+        parts, paths = write_systems(evidence, runs, folder)
+    elif preset == "paper":
+        parts, paths = write_paper(evidence, folder)
+    else:
+        parts, paths = _short(rows, evidence, runs, folder)
     sentences = verdict_sentences(rows)
     findings = [bullets(sentences)] if sentences else []
     markdown = "\n\n".join(["# Report", *findings, *parts, *conditions(runs, failures, overrides)])
@@ -97,9 +104,10 @@ def make_report(
 
 
 def _short(
-    rows: Sequence[ArmRow], evidence: Evidence, trainings: Sequence[Run], folder: Path
+    rows: Sequence[ArmRow], evidence: Evidence, runs: Sequence[Run], folder: Path
 ) -> tuple[list[str], list[Path]]:
     """The Markdown of the default report, and its other files."""
+    trainings = [run for run in runs if run.verb == "train"]
     paths = figures.save(figures.skip_map(evidence.sets), folder / "skip_map") if evidence.sets else []
     for name, search in _histories(evidence.searches).items():
         paths += figures.save(_history(search), folder / name)
@@ -110,7 +118,7 @@ def _short(
     for name, run in _curves(trainings).items():
         title = f"{text(run.facts.get('drafter'))}, {text(run.facts.get('model'))}"
         paths += figures.save(figures.training_curve(run.steps().rows, title=title), folder / name)
-    parts = [*_arms_part(rows), *_skip_part(evidence.sets), *_searches_part(evidence.searches)]
+    parts = [*_arms_part(rows), *batch_table(runs), *_skip_part(evidence.sets), *_searches_part(evidence.searches)]
     return [*parts, *_trainings_part(trainings)], paths
 
 
@@ -187,7 +195,8 @@ def report(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     run_files.make_writable(outputs)
     runs, failures = find_runs(cfg.runs or "", outputs), find_failures(cfg.runs or "", outputs)
     sets = {one.found.label: one.found.skip for one in named_sets([str(name) for name in cfg.sets], outputs)}
-    known_figures = published_figures(cfg.published) if cfg.published else []
+    is_all = cfg.preset == "systems"  # each system has figures of its own
+    known_figures = published_figures(None if is_all else cfg.published) if cfg.published else []
     config = OmegaConf.to_yaml(cfg, resolve=True)
     facts = {"name": cfg.name, "runs": [run.name for run in runs]}
     with open_folder(outputs, "report", cfg.name, config=config, overrides=overrides, facts=facts) as folder:

@@ -71,6 +71,7 @@ def train(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) -> 
     n_weights = sum(p.numel() for p in module.parameters())
     facts = {"name": cfg.name, "model": cfg.model.name, "data": cfg.data.name, "drafter": cfg.drafter.name}
     facts |= {"n_weights": n_weights, "stores": [str(s.path) for s in held], **loaded.facts}
+    facts |= {"n_answer_tokens": sum(s.n_tokens for s in held)}
     facts |= {"seen": sorted(seen_by(held))}
     with ExitStack() as stack:
         if resumed is not None:

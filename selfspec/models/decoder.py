@@ -231,7 +231,14 @@ class Decoder:
         return n_bytes(module) + rounded + self._bridge_bytes(plan) - sum(map(n_bytes, skipped)) - embedding_bytes
 
     def extra_bytes(self, plan: DraftPlan) -> int:
-        """Bytes that a plan takes in addition to the model: bridges, head rows, and rounded copies."""
+        """Bytes that a plan takes in addition to the model: bridges, head rows, rounded copies, and a trained head.
+
+        The weights of a trained head count in the model's dtype, also where they are rounded when it drafts.
+        """
+        if plan.trained is not None:
+            head = None if plan.head is None else self._trimmed_head(plan.head, plan.precision)
+            own = sum(t.numel() for t in plan.trained.weights.values()) * self.dtype.itemsize
+            return own + (0 if head is None else head.n_bytes)
         made = (m for m in self.bind(plan).module.modules() if isinstance(m, RoundedLinear | TrimmedHead))
         tuned = 0  # rounded ones are among the copies
         if plan.precision == "same":

@@ -23,6 +23,7 @@ CONFIG, OVERRIDES, PROVENANCE, SUMMARY = "config.yaml", "overrides.txt", "proven
 RECORDS, TRIALS, FINALS, LOG = "records.jsonl", "trials.jsonl", "finals.jsonl", "log.txt"
 CURVE = "curve.jsonl"  # steps of a training
 PROMPTS = "prompts.jsonl"  # prompts as rendered by the chat template
+STEPS = "steps.jsonl"  # finished steps of an experiment, beside the folder of their runs
 INTERRUPTED = "interrupted"  # end of a search that Ctrl-C ended
 FAILURE = "failure.json"  # reason of a failed job of a sweep; such a folder holds no run
 
