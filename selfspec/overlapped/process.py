@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -104,10 +104,12 @@ class ChildPartner:
         self._n_read = self._block = self._n_asked = 0
         self._whole: list[Drafted] = []
         self._is_over = True
-        context = multiprocessing.get_context(METHOD)
+        context: Any = multiprocessing.get_context(METHOD)
+        theirs: Connection
+        self._connection: Connection
         self._connection, theirs = context.Pipe()
         setup = child.Setup(decoder.model, spec, self._ring, places.draft_threads, places.draft_cores)
-        self._process = context.Process(target=child.run, args=(theirs,), name="drafter", daemon=True)
+        self._process: BaseProcess = context.Process(target=child.run, args=(theirs,), name="drafter", daemon=True)
         self._process.start()
         theirs.close()
         self._stop = weakref.finalize(self, _end, self._process, self._connection)
