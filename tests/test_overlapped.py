@@ -24,6 +24,7 @@ from selfspec.engine.trace import DecodeResult
 from selfspec.errors import InputError
 from selfspec.heads.drafter import HeadDraft
 from selfspec.models.decoder import Decoder
+from selfspec.overlapped.blocks import BlockDrafter
 from selfspec.overlapped.partner import SamePartner
 from selfspec.overlapped.schedule import Overlapped
 from selfspec.skipping.skip_set import SkipSet
@@ -161,6 +162,22 @@ def test_a_perfect_draft_never_stops_and_commits_a_block_a_round() -> None:
     drafter = ModelDraft(decoder.full, sample=False)
     (result,) = decode(decoder, [LONG], drafter, gamma=4, ending=Ending(18))
     assert [(r.drafted, r.accepted, r.committed) for r in result.rounds] == [(1, 1, 1)] + [(4, 4, 4)] * 4
+
+
+def test_the_draft_reads_every_key_of_the_target_and_writes_none() -> None:
+    decoder, text = decoder_of(), [*LONG, 7]
+    source = decoder.new_cache(n_rows=1, capacity=len(LONG) + 4)
+    with torch.inference_mode():
+        decoder.full(torch.tensor([LONG]), starts=[0], cache=source)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in source.layers]
+    blocks = BlockDrafter(skipping(decoder), decoder)
+    blocks.open(Row(0, list(text), 0, Fixed(1).begin(), Chooser(Sampling())), source, {})
+    assert len(list(blocks.draft(text, [3], 2))) == 2
+    n = len(LONG)
+    for own, true, (keys, values) in zip(blocks._cache.layers, source.layers, before, strict=True):
+        assert torch.equal(own.keys[:, :, :n], true.keys[:, :, :n]), "keys"
+        assert torch.equal(own.values[:, :, :n], true.values[:, :, :n]), "values"
+        assert torch.equal(true.keys, keys) and torch.equal(true.values, values), "the source is the target's"
 
 
 @pytest.mark.parametrize("name", ["eagle", "chain"])
