@@ -26,7 +26,7 @@ ROUND = (
     "the rest (overhead), all in plain tokens: it loses where it pays more than it gains."
 )
 BY_DEPTH = (
-    f"By depth: of tokens at depths 1 to {DEPTHS} that were judged, the accepted ones; of a tree, in order of its tokens."
+    f"By depth: of tokens at depths 1 to {DEPTHS} that were judged, the accepted ones; of a tree, in its order."
 )
 
 
