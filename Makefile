@@ -1,4 +1,4 @@
-# make demo: search, evaluate, report on a real model.   make test: what CI runs.   make test-all: every test.
+# make demo: search, evaluate, report on a real model.   make test: what CI runs.   make test-all: every test.   make docs: the pages as a site.
 PYTHON ?= python3
 BIN := .venv/bin
 CONSTRAINTS := -c constraints.txt
@@ -6,7 +6,7 @@ CONSTRAINTS := -c constraints.txt
 SHELL := bash
 PIP = $(BIN)/python -m pip install --quiet $(CONSTRAINTS) 2> >(grep -vE "is ignored: it is (either a non-existing path|neither a file nor a directory)" >&2)
 
-.PHONY: install install-dev demo test test-all browser screenshots clean
+.PHONY: install install-dev demo test test-all docs browser screenshots clean
 
 install: .venv/.installed
 install-dev: .venv/.installed-dev
@@ -23,6 +23,11 @@ install-dev: .venv/.installed-dev
 	@echo installing into .venv
 	@$(PIP) -e '.[dev]'
 	@touch $@ .venv/.installed
+
+.venv/.installed-docs: .venv/.installed
+	@echo installing what builds the documentation
+	@$(PIP) -e '.[docs]'
+	@touch $@
 
 demo: .venv/.installed
 	@bash scripts/demo.sh $(BIN)/selfspec
@@ -41,11 +46,14 @@ test-all: .venv/.installed-dev  # every structure, searcher and matrix
 	$(BIN)/python -m pytest -m "not model" --durations=20 -n auto --dist worksteal
 	$(BIN)/python -m pytest -m model --durations=5
 
+docs: .venv/.installed-docs  # build/site/index.html; a broken link or page is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 browser:  # Debian's chromium, for the tests marked `browser`
 	apt-get update
 	apt-get install -y --no-install-recommends chromium
 
-screenshots: .venv/.installed-dev  # of the dashboard, for the README
+screenshots: .venv/.installed-dev  # of the dashboard, for the pages
 	SELFSPEC_SCREENSHOTS=docs $(BIN)/python -m pytest -m browser tests/test_dashboard_browser.py
 
 clean:

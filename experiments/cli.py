@@ -30,6 +30,7 @@ Find a draft
 Use and judge it
   decode prompt="..."    stream an answer, coloured by accepted, correction and bonus tokens
   evaluate skip=...      plain decoding and drafts in turn, on prompts no search has seen
+  serve-sim skip=...     requests that come and go, with each controller at each rate: latency and throughput
   export RUN             a trained draft in the format of other engines: format=speculators
 
 Look at runs
@@ -56,6 +57,7 @@ VERBS = (
     "profile",
     "search",
     "evaluate",
+    "serve-sim",
     "collect",
     "train",
     "export",
@@ -218,7 +220,8 @@ class _Terminal(logging.Handler):
 
 def _verb(verb: str) -> Any:
     """The function of a verb, imported on first use; its libraries log warnings only."""
-    function = getattr(import_module(f"experiments.verbs.{verb}"), verb)
+    name = verb.replace("-", "_")
+    function = getattr(import_module(f"experiments.verbs.{name}"), name)
     for noisy in ("optuna", "httpx", "httpcore", "urllib3", "matplotlib", "fontTools", "filelock"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return function

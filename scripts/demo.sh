@@ -23,6 +23,7 @@ echo "== 3/3 report"
 "$selfspec" report name=demo runs="$run,$search" | tee "$log"
 echo "
 The pictures of the search: $(sed -n 's/^wrote \(.*\.png\)$/\1/p' "$log" | tr '\n' ' ')
+What each number means: docs/start.md, "What the demo prints"
 To go on:
   $selfspec decode prompt='Why is the sky blue?' skip=$search
   $selfspec runs show $(basename "$search")

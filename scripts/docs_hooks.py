@@ -31,14 +31,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File
 
     pages = {"reference/verbs.md": verbs_page(), "reference/options.md": options_page()}
-    pages |= {page: (ROOT / name).read_text(encoding="utf-8") for page, name in AT_THE_ROOT.items()}
+    for page, name in AT_THE_ROOT.items():
+        pages[page] = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
     for page, content in pages.items():
         files.append(File.generated(config, page, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let links to files at the root of the repository lead to their pages."""
+    """Let links of pages in docs/ to files at the root of the repository lead to the pages of these."""
     for page, name in AT_THE_ROOT.items():
         markdown = markdown.replace(f"](../{name})", f"]({page})")
     return markdown

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from selfspec.control.base import Controller
 from selfspec.data.answer_text import text_after
 from selfspec.engine.decode import Kind
 from selfspec.engine.sampling import Sampling
@@ -23,7 +24,7 @@ from selfspec.errors import InputError
 from selfspec.hf_checks import check_arguments, check_mask, check_settings, check_streamer, kept_tokens
 from selfspec.hf_rows import Ends, padded, row_warp, views
 from selfspec.models.context import tell_full
-from selfspec.speculator import DraftLike, kept
+from selfspec.speculator import CostsLike, DraftLike, kept
 from selfspec.stopping import StopPolicy
 
 _NOT_HERE = {
@@ -42,6 +43,8 @@ def generate(
     draft: DraftLike,
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
+    controller: Controller | None = None,
+    costs: CostsLike | None = None,
     tokenizer: Any = None,
     streamer: Any = None,
     **settings: Any,
@@ -51,9 +54,11 @@ def generate(
     Args:
         model: a decoder-only transformers model.
         inputs: token ids ([B, T] or one list), or one text, which needs `tokenizer`.
-        draft: as in `Speculator`; the folder of a search is enough.
+        draft: as in `Speculator`; the folder of a search is enough; a batch should have a controller too.
         stop: as in `Speculator`.
         lookup: as in `Speculator`.
+        controller: as in `Speculator`.
+        costs: as in `Speculator`.
         tokenizer: encodes a text, and serves `stop_strings`.
         streamer: as in `model.generate`; it gets tokens when they are committed.
         **settings: as in `model.generate`: max_new_tokens, do_sample, temperature, logits_processor, ...
@@ -78,7 +83,7 @@ def generate(
     _hand_over_stop_strings(model, settings, tokenizer)
     output = model.generate(
         ids_BT,
-        custom_generate=as_custom_generate(draft, stop=stop, lookup=lookup),
+        custom_generate=as_custom_generate(draft, stop=stop, lookup=lookup, controller=controller, costs=costs),
         token_streamer=streamer,
         **settings,
     )
@@ -96,6 +101,8 @@ def as_custom_generate(
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
     sample_draft: bool | None = None,
+    controller: Controller | None = None,
+    costs: CostsLike | None = None,
 ) -> Callable[..., Any]:
     """A callable for `model.generate(ids, custom_generate=...)` that drafts and verifies.
 
@@ -108,6 +115,8 @@ def as_custom_generate(
         stop: as in `Speculator`.
         lookup: as in `Speculator`.
         sample_draft: as in `Speculator`.
+        controller: as in `Speculator`.
+        costs: as in `Speculator`.
     """
 
     def custom_generate(
@@ -124,7 +133,9 @@ def as_custom_generate(
         check_settings(config, processors)
         check_arguments(model_kwargs, kept_BT)
         check_streamer(token_streamer, len(input_ids))
-        speculator = kept(model, draft, stop=stop, lookup=lookup, sample_draft=sample_draft)
+        speculator = kept(
+            model, draft, stop=stop, lookup=lookup, sample_draft=sample_draft, controller=controller, costs=costs
+        )
         check_mask(kept_BT, speculator.decoder.config)
         rows = views(input_ids, kept_BT)
         ends = Ends(stopping_criteria, n_rows=len(rows), n_prompt=input_ids.shape[1])

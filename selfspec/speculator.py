@@ -17,11 +17,14 @@ from typing import Any
 
 from torch import nn
 
-from selfspec.control.base import ControlState
+from selfspec.control.base import Controller, ControlState
+from selfspec.control.measured import begun
+from selfspec.control.step_costs import StepCosts
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import load_spec
 from selfspec.engine.decode import Ending, speculate
+from selfspec.engine.protocols import Drafter
 from selfspec.engine.sampling import Sampling
 from selfspec.engine.schedule import Listener
 from selfspec.engine.trace import DecodeResult
@@ -35,6 +38,7 @@ from selfspec.stopping import StopPolicy, StopState, Threshold
 DEFAULT_STOP = Threshold(max_draft=12, threshold=0.6)  # the paper's K and first threshold, without its adaptation
 MOST_KEPT = 4  # speculators kept for a model; each may hold rounded copies of its weights; chosen, not tuned
 
+CostsLike = StepCosts | str | Path
 DraftLike = DraftSpec | DraftPlan | SkipSet | str | Path
 
 
@@ -50,6 +54,9 @@ class Speculator:
         sample_draft: in sampling, draw drafted tokens (true) or take the likeliest (false); None: as in the draft.
         control: decides how far each row of a batch drafts in each step, and learns from call to call; None: as far as
             the stop rule goes.
+        controller: makes `control` at the first call, when the forwards of the draft are timed.
+        costs: what it decides by: seconds of a step, or the file `costs.json` of `selfspec profile`.
+        instead: drafts in the place of the draft's plan, with its stop rule and lookup; None: the plan drafts.
 
     Raises:
         InputError: if there is no such draft, or it is for another model.
@@ -64,6 +71,9 @@ class Speculator:
         lookup: bool | None = None,
         sample_draft: bool | None = None,
         control: ControlState | None = None,
+        controller: Controller | None = None,
+        costs: CostsLike | None = None,
+        instead: Drafter | None = None,
     ) -> None:
         self.decoder = model if isinstance(model, Decoder) else Decoder(model)
         spec = _spec(draft, self.decoder, stop)
@@ -72,8 +82,9 @@ class Speculator:
         if sample_draft is not None:
             spec = replace(spec, sample_draft=sample_draft)
         self.spec = spec
-        self.drafter = build_drafter(spec, self.decoder)
-        self.control = control
+        self.drafter = build_drafter(spec, self.decoder, instead=instead)
+        self.control, self._controller = control, controller
+        self._costs = costs if isinstance(costs, StepCosts | None) else StepCosts.read(Path(costs))
         self.states: list[StopState] = []  # by row, from the last call that had this row
 
     def __call__(
@@ -91,6 +102,8 @@ class Speculator:
         If the stop rule carries something over, row i continues the state of row i of the last call, or of its last row
         if that call had fewer rows.
         """
+        if self.control is None and self._controller is not None:
+            self.control = begun(self._controller, self._costs, self.decoder, self.drafter)
         states = self.begin(len(prompts))
         results = speculate(
             self.decoder,
@@ -155,6 +168,8 @@ def kept(
     stop: StopPolicy | None = None,
     lookup: bool | None = None,
     sample_draft: bool | None = None,
+    controller: Controller | None = None,
+    costs: CostsLike | None = None,
 ) -> Speculator:
     """The speculator of an earlier call with the same arguments; a new one if weights or files have changed.
 
@@ -167,9 +182,19 @@ def kept(
     if found.decoder is None or found.weights != weights:
         found.decoder, found.weights = Decoder(model), weights
         found.speculators.clear()
-    key = _key(draft), None if stop is None else json.dumps(stop.to_dict(), sort_keys=True), lookup, sample_draft
+    rules = (None if rule is None else json.dumps(rule.to_dict(), sort_keys=True) for rule in (stop, controller))
+    known = json.dumps(costs.to_dict(), sort_keys=True) if isinstance(costs, StepCosts) else _key(costs or "")
+    key = _key(draft), *rules, known, lookup, sample_draft
     if key not in found.speculators:
-        made = Speculator(found.decoder, draft, stop=stop, lookup=lookup, sample_draft=sample_draft)
+        made = Speculator(
+            found.decoder,
+            draft,
+            stop=stop,
+            lookup=lookup,
+            sample_draft=sample_draft,
+            controller=controller,
+            costs=costs,
+        )
         while len(found.speculators) >= MOST_KEPT:
             found.speculators.popitem(last=False)
         found.speculators[key] = made

@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import base64
+import multiprocessing
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -95,3 +96,12 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_processes() -> Iterator[None]:
+    """Processes of drafters share their imports by a fork server; without it each imports torch anew, by spawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfspec.overlapped.process.METHOD", "forkserver")
+        multiprocessing.set_forkserver_preload(["selfspec.overlapped.child"])
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,18 @@ def _trial(number: int, skip: SkipSet, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def evaluate_run(outputs: Path, *, skip: str | None = None, seed: int = 0) -> Path:
+def evaluate_run(
+    outputs: Path, *, skip: str | None = None, seed: int = 0, arms: Sequence[str] = ("searched", "longer"), **facts: Any
+) -> Path:
     """An evaluation of three arms on four prompts; by default of the best set of the first search there is."""
     if skip is None:
         summary = next((outputs / "search" / "made-up").glob("*/summary.json"))
         skip = json.loads(summary.read_text(encoding="utf-8"))["best"]["skip"]
-    facts = {"model": "toy", "data": "mini", "dtype": "float64", "device": "cpu", "threads": 1, "n_layers": N_LAYERS}
-    folder = _folder(outputs, "evaluate", seed, facts)
+    about = {"model": "toy", "data": "mini", "dtype": "float64", "device": "cpu", "threads": 1, "n_layers": N_LAYERS}
+    folder = _folder(outputs, "evaluate", seed, about | facts)
     rows = []
     for prompt in range(4):
-        for arm in ("plain", "searched", "longer"):
+        for arm in ("plain", *arms):
             rows.append(_answer(f"mini/{prompt}", arm, skip, parts=prompt == 0 and arm == "searched"))
     _write_rows(folder / "records.jsonl", rows)
     _write(folder / "summary.json", {"verb": "evaluate", "n_prompts": 4})

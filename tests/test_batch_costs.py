@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from search.costs.batch import fitted, measure_drafting, measure_steps
+from search.costs.batch import fitted, measure_steps
 from selfspec.control import StepCosts
+from selfspec.control.measured import measure_drafting
 from selfspec.control.step_costs import terms
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
@@ -49,6 +50,7 @@ def test_the_seconds_of_rows_and_tokens_are_found() -> None:
     )
     assert costs.verify_s(4, 8, 24) == pytest.approx(0.1 + 0.04 + 0.64)
     assert costs.verify_s(3, 5, 8) == pytest.approx(0.1 + 0.03 + 0.3)
+    assert costs.prefill_s(50, 8) == pytest.approx(0.11 + 1.0)
     assert costs.r2 == pytest.approx(1) and costs.of == {"device": "toy"}
     nothing = SkipSet(model.decoder.n_layers)
     drafter = build_drafter(DraftSpec(DraftPlan.from_skip_set(nothing), Fixed(4), lookup="front"), model.decoder)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -30,7 +32,12 @@ _SHARED = {
 }
 
 
+MY_ARCHITECTURE: Any = run_path(str(Path(__file__).parents[1] / "docs/examples/test_my_architecture.py"))
 OTHERS = [name for name in FAMILIES if name not in STRUCTURES]
+
+
+class TestExampleOfTheDocumentation(MY_ARCHITECTURE["TestMyArchitecture"]):  # type: ignore[misc]
+    """As a user runs it."""
 
 
 class OfFamily(EssentialContract):

@@ -163,7 +163,8 @@ def no_searcher_changes_the_output(name: str, structures: Sequence[str]) -> None
             versions |= {r.version for r in result.rounds}
         searcher: Any = drafter.searcher
         assert searcher.progress.trials and not getattr(searcher, "prompts", {}), structure
-    assert len(versions) > 1 or name == "conflayers", "it never changed its draft"
+    # noise agrees at no layer, and a toy of three layers has one that may be skipped
+    assert len(versions) > 1 or name in ("del", "conflayers"), "it never changed its draft"
 
 
 def arms_of(decoder: Decoder) -> dict[str, DraftSpec]:

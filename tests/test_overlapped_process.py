@@ -36,6 +36,9 @@ from tests.toys import toy
 
 PROMPTS = [SHORT, LONG, MIDDLE]
 ENDING = Ending(9)
+
+pytestmark = pytest.mark.usefixtures("quick_processes")
+
 SAMPLING = Sampling(do_sample=True, temperature=1.3, top_k=20, seed=5)
 
 
@@ -65,8 +68,7 @@ def counts(results: list[DecodeResult]) -> list[Any]:
 
 
 def start(decoder: Any, spec: DraftSpec, **settings: Any) -> ChildPartner:
-    # a fork server saves the imports of every process; users, and the first test, start one by spawn
-    return ChildPartner(decoder, spec, places=Places(1, 1), **{"method": "forkserver", **settings})
+    return ChildPartner(decoder, spec, places=Places(1, 1), **settings)
 
 
 def is_alive(pid: int) -> bool:
@@ -74,24 +76,29 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return not Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_import_for_all() -> None:
-    multiprocessing.set_forkserver_preload([__name__])
+def has_ended(pid: int) -> bool:
+    """Whether a process ends within 10 s."""
+    for _ in range(500):
+        if not is_alive(pid):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @pytest.fixture(scope="module")
-def target() -> Any:
+def target(quick_processes: None) -> Any:
     return decoder_of()
 
 
 @pytest.fixture(scope="module")
 def partner(target: Any) -> Iterator[ChildPartner]:
-    with start(target, spec_of(target), method="spawn") as found:
+    before = set(os.listdir("/dev/shm"))
+    with start(target, spec_of(target)) as found:
         yield found
-    assert not is_alive(found.pid)
+    assert has_ended(found.pid) and set(os.listdir("/dev/shm")) <= before
 
 
 def test_tokens_and_rounds_are_those_of_the_simulation(target: Any, partner: ChildPartner) -> None:
@@ -157,7 +164,7 @@ def test_a_drafter_that_hangs_is_given_up_and_ended(target: Any, caplog: pytest.
 def test_a_drafter_that_cannot_be_made_is_an_error_of_one_line(target: Any) -> None:
     settings = {"_target_": "selfspec.drafters.small_model.SmallModel", "path": "/nowhere"}
     spec = DraftSpec(DraftPlan.from_skip_set(SkipSet(target.n_layers)), Fixed(4), drafter=settings)
-    with pytest.raises(InputError, match="did not start.*nowhere") as raised:
+    with pytest.raises(InputError, match=r"did not start.*nowhere") as raised:
         start(target, spec)
     assert "\n" not in str(raised.value)
 
@@ -170,6 +177,26 @@ def test_too_little_shared_memory_is_refused_before_it_is_written(monkeypatch: p
     assert not any(p.is_shared() for p in decoder.model.parameters())
 
 
+def test_ctrl_c_ends_the_run_and_its_drafter(target: Any) -> None:
+    def interrupt(row: int, tokens: list[int], kinds: list[str]) -> None:
+        os.kill(partner.pid, signal.SIGINT)  # Ctrl-C reaches both processes
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), start(target, spec_of(target)) as partner:
+        assert len(decode(target, partner)) == len(PROMPTS)
+        os.kill(partner.pid, signal.SIGINT)
+        assert [r.tokens for r in decode(target, partner)] == plain(target, PROMPTS, ending=ENDING)
+        assert partner.is_there, "of Ctrl-C the target's process decides"
+        decode(target, partner, listener=interrupt)
+    assert has_ended(partner.pid)
+
+
+def test_a_drafter_ends_by_itself_when_its_verifier_is_gone(target: Any) -> None:
+    partner = start(target, spec_of(target))
+    partner._connection.close()  # as the system does when it kills a process
+    assert has_ended(partner.pid)
+
+
 def decode_for_ever(connection: Connection) -> None:
     decoder = decoder_of()
     partner = start(decoder, spec_of(decoder))
@@ -179,6 +206,7 @@ def decode_for_ever(connection: Connection) -> None:
         connection.send(None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_both_processes_end_together_and_leave_no_memory(ending: signal.Signals) -> None:
     before = set(os.listdir("/dev/shm"))
@@ -191,14 +219,9 @@ def test_both_processes_end_together_and_leave_no_memory(ending: signal.Signals)
     pid = ours.recv()
     ours.recv()
     if ending == signal.SIGINT:
-        os.kill(pid, ending)  # Ctrl-C reaches both
+        os.kill(pid, ending)
     assert main.pid is not None
     os.kill(main.pid, ending)
     main.join(20)
     assert main.exitcode == (1 if ending == signal.SIGINT else -signal.SIGKILL)
-    for _ in range(400):
-        if not is_alive(pid):
-            break
-        time.sleep(0.02)
-    assert not is_alive(pid)
-    assert set(os.listdir("/dev/shm")) <= before
+    assert has_ended(pid) and set(os.listdir("/dev/shm")) <= before

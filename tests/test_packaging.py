@@ -174,6 +174,56 @@ class TestWheel:
         }
 
 
+@pytest.mark.slow
+def test_a_wheel_of_the_source_archive_runs_the_demos_verbs_alone(
+    packages: list[str], toy: list[str], tmp_path: Path, empty_folder: Path
+) -> None:
+    """Built from the sdist, installed into an environment of its own; dependencies are those of the tests."""
+    copy, unpacked, built = tmp_path / "copy", tmp_path / "unpacked", tmp_path / "built"
+    for top in {package.partition(".")[0] for package in packages}:
+        shutil.copytree(ROOT / top, copy / top, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, copy)
+    for kind, folder in (("sdist", copy), ("wheel", unpacked)):
+        code = f"from setuptools import build_meta; build_meta.build_{kind}({str(built)!r})"
+        built.mkdir(exist_ok=True)
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        if kind == "sdist":
+            (archive,) = built.glob("*.tar.gz")
+            shutil.unpack_archive(archive, tmp_path / "archive", filter="data")
+            next((tmp_path / "archive").iterdir()).rename(unpacked)
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    install = [sys.executable, "-m", "pip", "--python", tmp_path / "venv", "install", "--no-deps", "--no-index", "-q"]
+    done = subprocess.run([*install, wheel], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in sys.path if "site-packages" in path))
+
+    def ran(*words: str) -> str:
+        clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        line = [str(tmp_path / "venv/bin/selfspec"), *words]
+        done = subprocess.run(line, capture_output=True, text=True, env=clean)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = subprocess.run(
+        [tmp_path / "venv/bin/python", "-c", "import experiments; print(experiments.__file__)"],
+        **{"capture_output": True, "text": True, "env": {"PATH": os.environ["PATH"]}},
+    ).stdout
+    assert where.startswith(str(site)), "another copy was imported"
+    few = ["objective.n_prompts=1", "objective.max_new_tokens=4", "finals.n_prompts=1", "finals.top=1", "force=true"]
+    costs = ["costs.contexts=[8]", "costs.max_tokens=14", "costs.repeats=1"]
+    out = ran("search", "draft=skip", "starts=[nothing]", "searcher.n_trials=3", "name=demo", *toy, *few, *costs)
+    run = out.rpartition("run: ")[2].strip()
+    few = ["n=1", "max_new_tokens=4", "stop=searched", "lookup=searched"]
+    out = ran("evaluate", "name=demo", *toy, f"skip={run}", *few)
+    assert "speedup" in ran("report", f"runs={out.rpartition('run: ')[2].strip()}")
+    assert "identical" in ran("decode", *toy, "prompt=hi", f"skip={run}", "max_new_tokens=4")
+    assert "Best set" in ran("runs", "show", run)
+
+
 def test_make_hides_pips_missing_folders_and_no_other_warning() -> None:
     """In the words of several versions of pip."""
     (pattern,) = re.findall(r'grep -vE "([^"]+)"', (ROOT / "Makefile").read_text(encoding="utf-8"))

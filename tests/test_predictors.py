@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from selfspec.stopping import Fixed, Optimal, PauseWhenUnprofitable, Specdec, St
 from selfspec.training.collect import Collecting, read_text
 from selfspec.training.heldout import RoundCosts
 from selfspec.training.store import StoredText
+from tests.commands import command
 from tests.test_heads import copying
 from tests.toys import toy
 
@@ -43,6 +45,7 @@ PROMPTS = [[i, 2, 3, i, 2, 3, i, 2] for i in range(1, 6)]
 COSTS = RoundCosts(0.3, (1.0, 1.05, 1.1, 1.15, 1.2), overhead=0.02)
 QUICK = HeadTraining(epochs=12, lr=4e-2, batch=500)
 PLAN = DraftPlan.from_skip_set(SkipSet.parse("m2", 3))
+SHORT_COSTS = ("costs.repeats=2", "costs.contexts=[8]", "costs.max_tokens=6")
 SHAPE = Static(((0,), (1,), (0, 0), (0, 0, 0)))
 
 
@@ -346,3 +349,43 @@ class TestDrafting:
         assert all(one.found.tokens == oracle.tokens and one.gap > -1e-9 for one in compared)
         read = {(one.rule.split()[0], one.signal) for one in compared}
         assert {(rule, kind) for rule in ("specdec", "optimal") for kind in fits} <= read
+
+
+class TestCommands:
+    """`selfspec train predictor=...` on a toy, and decoding with what it wrote."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def outputs(toy: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+        found = tmp_path_factory.mktemp("outputs")
+        words = ("samples=2", "temperatures=[0.0,1.0]", "max_new_tokens=32", "batch=4", f"paths.outputs={found}")
+        assert command("collect", *toy, *words).status == 0
+        return found
+
+    def test_a_run_compares_stop_rules_and_its_predictors_are_used(self, toy: list[str], outputs: Path) -> None:
+        words = ("predictor=all", "predictor.kinds=[logistic,published]", "predictor.max_draft=4", *SHORT_COSTS)
+        ran = command("train", *toy, *words, "skip=m2", f"paths.outputs={outputs}")
+        assert ran.status == 0, ran.err
+        rules = [json.loads(line) for line in (ran.run / "rules.jsonl").read_text().splitlines()]
+        assert {"oracle", "specdec", "optimal", "fixed", "adaptive"} <= {row["rule"].split()[0] for row in rules}
+        assert (ran.run / "stops.md").is_file() and "| oracle |" in ran.out
+        found = [json.loads(line) for line in (ran.run / "reliability.jsonl").read_text().splitlines()]
+        assert {row["predictor"] for row in found} == {"confidence", "logistic", "published"}
+        short = ("max_new_tokens=6", "generate=false", "controls=false", "n=2", f"paths.outputs={outputs}")
+        by_id = f"stop.predictor={ran.run.name}/published"
+        used = command("evaluate", *toy, "skip=m2", "stop=specdec", by_id, *short)
+        assert used.status == 0, used.err
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("predictor=specdec",), "name it by skip=DRAFT"),
+            (("predictor=specdec", "predictor.kinds=[tables]", "skip=m2"), "they are any of table, logistic"),
+            (("predictor=published", "skip=m2", "tree=static"), "take predictor=specdec"),
+        ],
+    )
+    def test_what_cannot_be_trained_is_told_in_one_line(
+        self, toy: list[str], outputs: Path, words: tuple[str, ...], message: str
+    ) -> None:
+        ran = command("train", *toy, *words, f"paths.outputs={outputs}")
+        assert ran.status == 2 and message in ran.error_lines[-1], ran.err

@@ -1,4 +1,4 @@
-"""What the README and the pages show works: their Python runs, and their commands name verbs and settings that there are."""
+"""What the README and the pages show works: Python runs, commands name what there is, links lead somewhere."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from selfspec.skipping.skip_set_files import load_skip_set
 from tests.commands import N_LAYERS, Ran, command, write_model
 from tests.toys import slow_unless
 
-pytestmark = pytest.mark.usefixtures("empty_folder")
+pytestmark = pytest.mark.usefixtures("empty_folder", "quick_processes")
 
 EXPERIMENTS = [name for name in options("experiment") if name != "none"]
 SMALL_ONE = "paper/smollm2-135m"
@@ -38,11 +38,15 @@ SHRUNK_SEARCH = [
 
 
 SISTERS = ("paper/llama-2-13b", "paper/llama-2-13b-chat", "paper/llama-2-70b")  # of one file of steps
+SIZES = (1, 2, 4, 8, 16)  # of batches in the experiment `control`
 # Steps that another experiment runs too: `make test-all` runs them in every one.
 RUN_ELSEWHERE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SISTERS[1:], ("search", "cnndm", "xsum", "cnndm_sampled", "xsum_sampled", "stops")),
     "paper/codellama-13b": ("stops",),
     "paper/smollm2-135m": ("stops",),
+    "stopping": ("collect", "predict", "speed"),  # a predictor needs more text than a toy's: `test_predictors`
+    "control": (*(f"code_{n}" for n in (1, 4, 8, 16)), *(f"{text}_{n}" for text in ("math", "news") for n in SIZES)),
+    "pearl": ("code_in_chat", "questions"),
 }
 # Few enough steps to be run again and again, of each kind of going on.
 STEPS_LEFT = ["costs", "search", "humaneval", "report"]
@@ -119,7 +123,7 @@ class TestEvery:
             assert verbs >= {"search", "evaluate", "report"}
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("experiment", RUN_ELSEWHERE)
+    @pytest.mark.parametrize("experiment", [name for name in RUN_ELSEWHERE if name != "stopping"])
     def test_runs_every_step_on_a_toy(self, experiment: str, toys: dict[int, Path], toy: list[str]) -> None:
         assert run_on_toy(experiment, toys, toy, *SHRUNK_SEARCH) >= {"search", "evaluate", "report"}
 
@@ -136,6 +140,7 @@ def run_on_toy(experiment: str, toys: dict[int, Path], toy: list[str], *more: st
     """Run an experiment on a model of noise and check what it left; the verbs of its steps."""
     words = [w for w in toy if not w.startswith("model.path=")]
     words += [f"model.path={toys[n_layers(experiment)]}", *SHRUNK, "n=1", *more]
+    words += ["schedule.measure_s=0.02"] if experiment == "pearl" else []
     folder = folder_of(command("reproduce", f"experiment={experiment}", *words))
     rows = run_files.read_rows(folder / STEPS)
     assert all(run_files.is_finished(Path(row["run"])) for row in rows) and run_files.is_finished(folder)

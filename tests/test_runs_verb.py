@@ -10,6 +10,7 @@ import pytest
 
 from experiments.results.overlap import jaccard, n_shared, only_in
 from experiments.terminal import skip_map_text
+from selfspec.records import run_files
 from selfspec.records.run_files import FAILURE
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.skipping.skip_set_files import save_skip_set
@@ -223,3 +224,23 @@ def test_a_map_has_a_character_a_layer_below_its_number() -> None:
     skip = SkipSet.parse("a0,10 m11", 12)
     assert skip_map_text.rows(skip) == ("█·········█·", "···········█")
     assert skip_map_text.ruler(12).index("10") == 10
+
+
+@pytest.mark.parametrize(
+    ("verb", "summary", "pieces"),
+    [
+        ("profile", {"check": {"n": 3, "worst": 0.08, "median": 0.02}}, ["cost of 3 skip sets", "0.08"]),
+        ("report", {"files": ["table.md"]}, ["selfspec report name=x"]),
+        ("reproduce", {"steps": {}}, ["step first: outputs/search/a"]),
+    ],
+)
+def test_a_run_without_rows_is_shown_too(verb: str, summary: dict[str, Any], pieces: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / verb / "x" / "20261128T000000Z-0000000a"
+    folder.mkdir(parents=True)
+    (folder / run_files.PROVENANCE).write_text(json.dumps({"run": {"model": "toy"}}))
+    (folder / run_files.SUMMARY).write_text(json.dumps({"verb": verb, **summary}))
+    (folder / run_files.OVERRIDES).write_text("name=x\n")
+    (folder / "steps.jsonl").write_text('{"step": "first", "run": "outputs/search/a"}\n{"half')
+    for word in (str(folder), folder.name, "0000000a"):
+        text = runs(tmp_path, "show", word)
+        assert [piece for piece in (*pieces, verb, "model: toy", "finished") if piece not in text] == []

@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from selfspec.data import Example, HumanEval, Jsonl, Mini, Part, select
+from selfspec.data.stream import Stream
 from selfspec.errors import InputError
 from tests.contracts.task import PARTS, TaskContract
 
@@ -49,6 +50,18 @@ def assert_told(error: pytest.ExceptionInfo[InputError], *pieces: str) -> None:
 class TestMiniContract(TaskContract):
     def make(self) -> Mini:
         return Mini()
+
+
+class TestStreamContract(TaskContract):
+    def make(self) -> Stream:
+        only = {"second": "code", "first": "summary"}
+        return Stream({"first": Mini(), "second": Mini()}, n_each=3, seed=1, only=only)
+
+    def test_a_stream_asks_task_after_task(self) -> None:
+        asked = [example.category for example in self.make().examples("evaluation")]
+        assert asked == ["first"] * 3 + ["second"] * 3
+        with pytest.raises(InputError, match=r"data.only names third"):
+            Stream({"first": Mini()}, n_each=3, seed=1, only={"third": "code"})
 
 
 class TestJsonlContract(TaskContract):

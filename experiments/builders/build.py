@@ -21,10 +21,12 @@ from experiments.config import kinds
 from experiments.config.composing import as_config, option
 from experiments.config.registry_source import RegistrySource
 from experiments.config.schema_groups import Built
+from experiments.results.locate_draft import locate_predictor
 from experiments.tracking import NoTracker, SafeTracker, Tracker, WandbTracker
 from experiments.tracking.public import public
 from selfspec.data.prompts import Prompt, encode, ends_with_any
 from selfspec.data.task import Example, Part, select
+from selfspec.drafters.small_model import check_same_tokens
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.spec_files import find_draft, load_spec, read_draft
 from selfspec.drafters.tree_shapes import TreeShape
@@ -32,7 +34,7 @@ from selfspec.engine.decode import Ending
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
-from selfspec.models.load import Loaded, load
+from selfspec.models.load import Loaded, load, vocabulary
 from selfspec.models.locate import locate
 from selfspec.records import provenance, run_files
 from selfspec.records.content_cache import ContentCache
@@ -41,6 +43,8 @@ from selfspec.stopping import PauseWhenUnprofitable, StopPolicy, StopRule
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
+
+SMALL_MODEL = "selfspec.drafters.small_model.SmallModel"
 
 
 def instance(cfg: DictConfig) -> Any:
@@ -130,7 +134,11 @@ def facts(cfg: DictConfig, loaded: Loaded, **more: Any) -> dict[str, Any]:
 
 def stop(cfg: DictConfig, draft: str = "none") -> StopPolicy:
     """The stop rule of the run; the setting `searched` means the rule of the search that saved `draft`."""
-    return _stop(cfg.stop, draft)
+    settings = cfg.stop
+    if settings.get("predictor"):
+        found = locate_predictor(str(settings.predictor), Path(cfg.paths.outputs))
+        settings = as_config({**settings, "predictor": found})
+    return _stop(settings, draft)
 
 
 def stop_by_name(asked: str | Mapping[str, Mapping[str, Any]], draft: str = "none") -> StopPolicy:
@@ -185,8 +193,17 @@ def sampling(cfg: DictConfig) -> Sampling:
 
 
 def own_drafter(cfg: DictConfig) -> dict[str, Any] | None:
-    """The user's drafter that `cfg.drafter` names, with its settings; None for the built-in drafter."""
-    return _drafter_of(cfg.get("drafter"))
+    """The user's drafter that `cfg.drafter` names, with its settings; None for the built-in drafter.
+
+    Raises:
+        InputError: if the model of `model.draft_path` drafts too.
+    """
+    found, path = _drafter_of(cfg.get("drafter")), cfg.model.get("draft_path")
+    if path is None:
+        return found
+    if found is not None:
+        raise InputError(f"model.draft_path={path} and drafter={cfg.drafter.get('name')} both draft; leave one out")
+    return {TARGET: SMALL_MODEL, "path": str(Path(path).expanduser())}
 
 
 def drafter_by_name(name: str) -> dict[str, Any] | None:
@@ -251,6 +268,8 @@ def spec(
     Raises:
         InputError: if there is no such draft or no such lookup.
     """
+    if drafter and drafter[TARGET] == SMALL_MODEL:
+        check_same_tokens(loaded.tokenizer.get_vocab(), vocabulary(drafter["path"]), path=drafter["path"])
     found = load_spec(draft, loaded.decoder, loaded.facts, stop=policy)
     asked: dict[str, Any] = {"lookup": lookup, "sample_draft": cfg.sampling.sample_draft}
     asked |= {"lookup_settings": {}} if lookup is None else {}

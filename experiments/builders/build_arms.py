@@ -16,13 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from experiments.builders import build
-from experiments.builders.build_control import control
+from experiments.builders.build_control import AUTO, NONE, control
 from experiments.builders.build_costs import costs, head_costs, measuring
+from experiments.builders.build_online import around, facts_of, is_online, online_by_name, online_draft
+from experiments.builders.build_overlapped import overlapped_arms
 from experiments.builders.build_search import ALL
 from experiments.config.composing import option
 from experiments.evaluation import ablation
 from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, GenerateArm, PlainArm, generation
 from experiments.evaluation.draft_only import DraftOnlyArm
+from experiments.evaluation.online_arm import OnlineArm
 from experiments.results.locate_draft import locate_draft
 from search.costs.head_costs import round_costs
 from search.costs.measure import check
@@ -31,6 +34,7 @@ from search.draft_of_point import heads, remembered
 from search.fitting.bridge_fitting import BridgeFitter
 from search.fitting.continuations import Text, continued
 from search.fitting.kept_fits import bridge_fitter
+from search.online.swift import every_odd_layer
 from search.replay import rule_tuner
 from search.replay.chain_replay import draft_everything, find_lookup_proposals
 from search.replay.chains import Chains
@@ -62,10 +66,13 @@ _VERIFIED = (
     "drafter",
     "tree",
     "controller",
+    "online",
     "accept_top",
     "accept_distance",
 )  # of arms that are verified
+OWN = "own"  # the online searcher of the run's own arm: the settings of the group, as they were typed
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
+LEAST_COST = 1e-3  # of a drafted token, in plain tokens, where noise says less
 
 
 def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unwatched) -> list[Arm]:
@@ -87,6 +94,7 @@ def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unw
         found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))
         if cfg.get("controls") and name == (cfg.arm or "") and isinstance(found[-1], DraftArm):
             own = found[-1].speculator.spec
+    found += overlapped_arms(cfg, found[n_baselines:])
     if own is not None:
         for name, settings in _controls(str(cfg.skip), own, asked).items():
             found.append(_draft_arm(cfg, loaded, common, calibration, name, settings))
@@ -138,16 +146,56 @@ def _draft_arm(
     tree = _tree(cfg, settings, lookup, drafter)
     spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
     spec = replace(spec, plan=_changed(spec.plan, settings, calibration))
-    if not rule_tuner.is_priced(spec):
+    if not rule_tuner.is_priced(spec) and settings.get("online") and not len(spec.skip):
+        # the draft is not known yet: one that skips every odd layer stands for it
+        half = every_odd_layer(spec.skip.n_layers)
+        priced = calibration.priced(replace(spec, plan=replace(spec.plan, skip=half)))
+        spec = replace(spec, tree=priced.tree, stop=priced.stop)
+    elif not rule_tuner.is_priced(spec):
         spec = calibration.priced(spec)
     if settings.get("tune_stop"):
         spec = replace(spec, stop=calibration.tuned(name, spec))
     rule = build.stop_name(spec.stop)
-    name, verifier = name or f"{_in_short(spec)}, {rule}", _verifier(name, settings, is_greedy=not common[2].do_sample)
-    name += f" (approximate: {verifier})" if verifier else ""
+    online = cfg.get("online") if settings.get("online") == OWN else None
+    if settings.get("online") not in (None, OWN):
+        online = online_by_name(settings["online"])
+    verifier = _verifier(name, settings, is_greedy=not common[2].do_sample)
+    lenient = f" (approximate: {verifier})" if verifier else ""
+    if is_online(online):
+        assert online is not None
+        if settings.get("controller") or (cfg.get("controller") or {}).get("name") not in (None, AUTO, NONE):
+            raise InputError(
+                f"arms.{name} has a controller and online={online.name}; an online draft takes no controller"
+            )
+        arm = _online_arm(cfg, loaded, common, f"{name or f'online {online.name}'}{lenient}", spec, online)
+        arm.verifier = verifier
+        return arm
+    name = f"{name or f'{_in_short(spec)}, {rule}'}{lenient}"
     speculator = Speculator(loaded.decoder, spec)
-    speculator.control = control(cfg, loaded, speculator, asked=settings.get("controller"), phase=calibration.phase)
+    speculator.control = control(
+        cfg, loaded, speculator.drafter, asked=settings.get("controller"), phase=calibration.phase
+    )
     return DraftArm(*common, name=name, skip=spec.skip, stop=rule, speculator=speculator, verifier=verifier)
+
+
+def _online_arm(
+    cfg: DictConfig,
+    loaded: Loaded,
+    common: tuple[Decoder, Ending, Sampling, Stopwatch],
+    name: str,
+    spec: DraftSpec,
+    online: DictConfig,
+) -> OnlineArm:
+    """The arm of a draft that changes while it decodes, and begins with `spec`."""
+    drafter = online_draft(cfg, online, loaded, spec, common[3])
+    return OnlineArm(
+        *common,
+        name=name,
+        skip=None,
+        stop=build.stop_name(spec.stop),
+        speculator=Speculator(loaded.decoder, around(online, spec), instead=drafter),
+        online=facts_of(online),
+    )
 
 
 def _verifier(name: str, settings: Mapping[str, Any], *, is_greedy: bool) -> Lenient | None:
@@ -165,6 +213,8 @@ def _asked(cfg: DictConfig, loaded: Loaded) -> dict[str, Any]:
     more = OmegaConf.to_container(cfg.arms) if cfg.arms else {}
     assert isinstance(more, dict)
     own: dict[str, Any] = {cfg.arm or "": {"skip": str(cfg.skip), "lookup": cfg.lookup}}
+    if is_online(cfg.get("online")):
+        own[cfg.arm or ""]["online"] = OWN
     if not cfg.ablation:
         return _joined(own, more)
     plan, has_int8 = build.plan(locate_draft(str(cfg.ablation), Path(cfg.paths.outputs)), loaded), True
@@ -309,10 +359,15 @@ class Calibration:
     def tuned(self, name: str, spec: DraftSpec) -> Optimal:
         """The stop rule of a spec with the measured costs of its draft and a map from confidence to acceptance.
 
+        A rule that reads a predictor gets the costs alone, since its probabilities are calibrated.
+
         Raises:
             InputError: if the rule uses no costs, or the draft has no costs.
         """
         rule, plan = spec.stop, spec.plan
+        if isinstance(rule, Optimal) and rule.predictor is not None and spec.tree is None and spec.lookup != "only":
+            more = rule_tuner.verify_cost(self.costs, rule.max_draft, context=len(self.prompts[0]))
+            return replace(rule, draft_cost=max(LEAST_COST, self._draft_cost(plan)), verify_cost=more)
         if not isinstance(rule, Optimal) or spec.lookup == "only" or not spec.is_plan:
             raise InputError(
                 f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="

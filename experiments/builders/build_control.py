@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.builders import build, build_costs
-from experiments.config.composing import option
-from search.costs.batch import measure_drafting, measure_steps
+from experiments.config import kinds
+from experiments.config.composing import as_config, option
+from experiments.config.schema_groups import Built
+from search.costs.batch import measure_steps
 from selfspec.control import Controller, ControlState, StepCosts
+from selfspec.control.measured import measure_drafting
+from selfspec.engine.protocols import Drafter
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import provenance
-from selfspec.speculator import Speculator
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -26,29 +30,30 @@ log = logging.getLogger(__name__)
 AUTO, NONE = "auto", "none"
 KIND = "step_costs"  # of entries of the cache
 STEPS = "steps"  # key of a file of costs
-FORM = 1  # version of the measurement
+FORM = 2  # version of the measurement
 SHARE = 0.25  # of the seconds of a cost table
+Asked = str | Mapping[str, Mapping[str, Any]]  # a controller by name, or with settings of its own
 ANY = StepCosts((1.0, 0.0, 0.0, 0.0, 0.0))  # for a controller that reads no costs
 
 
 def control(
-    cfg: DictConfig, loaded: Loaded, speculator: Speculator, *, asked: str | None = None, phase: Phases = unwatched
+    cfg: DictConfig, loaded: Loaded, drafter: Drafter, *, asked: Asked | None = None, phase: Phases = unwatched
 ) -> ControlState | None:
     """The state of the controller of an arm; None if its drafts go as far as the stop rule lets them.
 
     Args:
         cfg: configuration of the run.
         loaded: the model.
-        speculator: decodes for the arm; the forwards of its drafter are timed.
+        drafter: drafts for the arm; its forwards are timed.
         asked: name of the arm's own controller; None: that of the run.
         phase: is told how costs are measured.
 
     Raises:
         InputError: if the controller cannot be made, or needs costs that are of another device.
     """
-    settings = cfg.get("controller") if asked is None else option("controller", asked)
-    name = None if settings is None else settings.get("name")
-    if settings is None or name == NONE or (name == AUTO and cfg.batch == 1):
+    settings = cfg.get("controller") if asked is None else _settings(asked)
+    name, batch = None if settings is None else settings.get("name"), cfg.get("batch", 1)
+    if settings is None or name == NONE or (name == AUTO and batch == 1):
         return None
     policy = _made(option("controller", "goodput") if name == AUTO else settings)
     if not policy.reads_costs:
@@ -58,17 +63,41 @@ def control(
         log.info(
             "batch=%d: drafts go as far as the stop rule lets them, which may be slower than plain decoding; `selfspec "
             "profile` measures what batches cost here, and controller=goodput decides by it",
-            cfg.batch,
+            batch,
         )
         return None
     drafting = measure_drafting(
         loaded.decoder,
-        speculator.drafter,
-        n_rows=cfg.batch,
+        drafter,
+        n_rows=batch,
         context=build_costs.place_and_time(cfg, loaded)["contexts"][0],
         stopwatch=Stopwatch(loaded.decoder.device),
     )
     return policy.begin(costs.drafting(drafting))
+
+
+def by_name(asked: Asked) -> Controller | None:
+    """The controller of a name, with the settings of its file or with given ones: `{fixed: {max_draft: 2}}`.
+
+    Returns:
+        None for `none`: drafts go as far as the stop rule lets them.
+
+    Raises:
+        InputError: if there is no such controller, or it has other settings.
+    """
+    settings = _settings(asked)
+    if settings.get("name") == NONE:
+        return None
+    return _made(option("controller", "goodput") if settings.get("name") == AUTO else settings)
+
+
+def _settings(asked: Asked) -> DictConfig:
+    named = {asked: {}} if isinstance(asked, str) else dict(asked)
+    if len(named) != 1:
+        raise InputError(f"controller={named} names {len(named)} controllers; give one, as {{fixed: {{max_draft: 2}}}}")
+    ((name, changed),) = named.items()
+    settings = OmegaConf.to_container(OmegaConf.merge(option("controller", name), dict(changed)))
+    return as_config(kinds.read(settings, Built, f"controller.{name}"))
 
 
 def _made(settings: DictConfig) -> Controller:
@@ -104,7 +133,7 @@ def step_costs(cfg: DictConfig, loaded: Loaded, *, may_measure: bool, phase: Pha
             "costs=default, or controller=none"
         )
     if cfg.costs.path:
-        found = _beside(Path(cfg.costs.path))
+        found = beside(Path(cfg.costs.path))
         if found is None and may_measure:
             raise InputError(f"{cfg.costs.path} holds no costs of batches; `selfspec profile` measures them")
         if found is not None:
@@ -141,7 +170,7 @@ def _here(loaded: Loaded) -> dict[str, Any]:
     return facts | {"machine": provenance.processor()}
 
 
-def _beside(path: Path) -> StepCosts | None:
+def beside(path: Path) -> StepCosts | None:
     try:
         body = json.loads(path.read_text(encoding="utf-8")).get(STEPS)
         return None if body is None else StepCosts.from_dict(body)

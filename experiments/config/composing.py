@@ -168,7 +168,7 @@ def configuration(verb: str, words: Sequence[str], *, folder: Path | None = None
 def as_skip(verb: str, word: str) -> str:
     """`drafter=RUN` as `skip=RUN`: a trained draft is a plan, like that of a search. For a search: `trained=RUN`."""
     key, _, value = word.partition("=")
-    names = {"evaluate": "skip", "decode": "skip", "search": "trained"}
+    names = {"evaluate": "skip", "decode": "skip", "search": "trained", "serve-sim": "skip"}
     is_run = verb in names and key == "drafter" and value not in options("drafter")
     return f"{names[verb]}={value}" if is_run and ("/" in value or value[:2] == "20") else word
 

@@ -34,6 +34,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'selfspec evaluate skip="a20-24 m3" stop=threshold data=humaneval n=20',
         "selfspec evaluate -m stop=adaptive,optimal,fixed",
     ),
+    "serve-sim": (
+        "selfspec serve-sim skip=RUN lookup=searched",
+        "selfspec serve-sim records=outputs/serve-sim/NAME/RUN engine=replay n=500 costs.path=h100/costs.json",
+        "selfspec serve-sim skip=RUN trace=trace.jsonl",
+    ),
     "collect": ("selfspec collect data=gsm8k data.calibration_n=300",),
     "train": ("selfspec train drafter=eagle", "selfspec train drafter=bridged skip=outputs/search/NAME/RUN"),
     "report": ("selfspec report", "selfspec report runs='outputs/evaluate/**' format=html"),

@@ -19,14 +19,17 @@ from experiments.config.schema_groups import (
     Finals,
     Head,
     Lookup,
+    MemoryBound,
     Model,
     Natural,
     Objective,
+    Online,
     Paths,
     Precision,
     PredictorSettings,
     Prune,
     Sampling,
+    Schedule,
     Searcher,
     SearchLookup,
     Tracker,
@@ -55,6 +58,9 @@ class Decode(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    controller: Built
+    costs: Costs
+    online: Online
     prompt: str | None
     skip: str
     lookup: Lookup | None
@@ -70,6 +76,7 @@ class Evaluate(Run):
     sampling: Sampling
     drafter: Built
     tree: Built
+    online: Online
     controller: Built
     calibration: Calibration
     costs: Costs
@@ -90,6 +97,35 @@ class Evaluate(Run):
     allow_code_execution: bool
     resume: str | None
     trained: str | None = None
+    schedule: Schedule | None = None
+
+
+@dataclass
+class ServeSim(Run):
+    """`selfspec serve-sim`."""
+
+    sampling: Sampling
+    drafter: Built
+    tree: Built
+    costs: Costs
+    skip: str
+    lookup: Lookup | None
+    arms: dict[str, str | dict[str, dict[str, Any]]] | None
+    engine: Literal["model", "replay", "both"]
+    clock: Literal["virtual", "real"]
+    records: str | None
+    trace: str | None
+    rates: list[Annotated[float, Bounds(0)] | None] | None
+    loads: list[Annotated[float, Bounds(0)]]
+    n: Count
+    n_prompts: Count
+    memory: MemoryBound
+    chunk: Count
+    batch: Count
+    max_new_tokens: Count
+    overhead_s: Annotated[float, Bounds(0)] | None
+    seed: int
+    resume: str | None
 
 
 @dataclass
@@ -208,6 +244,7 @@ VERBS: dict[str, type] = {
     "decode": Decode,
     "evaluate": Evaluate,
     "profile": Profile,
+    "serve-sim": ServeSim,
     "search": Search,
     "collect": Collect,
     "train": Train,

@@ -62,6 +62,7 @@ class Model:
     pack: bool | None
     trust_remote_code: bool
     size: Size | None
+    draft_path: str | None = None
 
 
 @dataclass
@@ -161,6 +162,18 @@ class Sampling:
 
 
 @dataclass
+class Schedule:
+    """The group `schedule`; `sequential` has a name alone."""
+
+    name: Literal["sequential", "pearl"]
+    gamma: Count | Literal["auto", "adaptive"] = "auto"
+    draft_threads: Count = 1
+    pin: bool = True
+    timeout_s: Annotated[float, Bounds(0)] = 10.0
+    measure_s: Annotated[float, Bounds(0)] = 1.0
+
+
+@dataclass
 class Draft:
     """The group `draft`."""
 
@@ -175,6 +188,15 @@ class Head:
 
     n: Count | None
     others: list[Count]
+
+
+@dataclass
+class Online:
+    """The group `online`."""
+
+    name: str
+    start: str | None
+    searcher: Built | None
 
 
 @dataclass
@@ -230,7 +252,8 @@ class Arm:
     lookup: Lookup | None = None
     drafter: str | None = None
     tree: str | None = None
-    controller: str | None = None
+    controller: str | dict[str, dict[str, Any]] | None = None
+    online: str | dict[str, dict[str, Any]] | None = None
     draft: str | None = None
     head: Count | Literal["full"] | None = None
     precision: Precision | None = None
@@ -241,6 +264,15 @@ class Arm:
     accept_top: Count | None = None
     accept_distance: float | None = None
     generate: dict[str, Any] | None = None
+
+
+@dataclass
+class MemoryBound:
+    """The settings `memory` of a simulation of requests."""
+
+    max_rows: Count
+    max_tokens: Count
+    margin: Count
 
 
 @dataclass

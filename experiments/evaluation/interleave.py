@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,12 @@ def _rows(
     return rows
 
 
+def runs_of(versions: Sequence[str]) -> list[list[str | int]]:
+    """Each version of the draft with the number of consecutive rounds that it drafted; empty if it has none."""
+    found: list[list[str | int]] = [[version, len([*group])] for version, group in groupby(versions)]
+    return found if any(version for version, _ in found) else []
+
+
 def _judged(verdict: str, comparison: Comparison | None) -> Row:
     return {
         "verdict": verdict,
@@ -170,6 +177,7 @@ def _counts(decoder: Decoder, arm: Arm, ids: Sequence[int], result: DecodeResult
         "round_threshold": [r.threshold for r in rounds] if result.drafted else [],
         "tokens": result.tokens,
         "text": to_text(ids, result.tokens),
+        **({"round_version": versions} if (versions := runs_of([r.version for r in rounds])) else {}),
         # some chat templates open a thought in the prompt; the answer then holds its end only
         **({"begins_in_thought": True} if opens_thought(to_text([], ids[-LAST:])) else {}),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -61,13 +62,13 @@ def picture(compared: Sequence[Compared], oracle: Studied, found: Mapping[str, R
     left.set_title(title, loc="left", fontsize=10.5)
     plain_axes(left, "predicted acceptance", counts=False)
     left.legend(frameon=False, fontsize=8.5)
-    kinds = list(dict.fromkeys(one.rule.split()[0] for one in compared))
+    kinds = list(dict.fromkeys(rule.rule.split()[0] for rule in compared))
     for colour, marker, kind in zip(COLOURS * 2, "osD^vP" * 2, kinds, strict=False):
-        of = [one for one in compared if one.rule.split()[0] == kind]
-        x, y = [one.found.wasted for one in of], [one.found.speedup for one in of]
+        of = [rule for rule in compared if rule.rule.split()[0] == kind]
+        x, y = [rule.found.wasted for rule in of], [rule.found.speedup for rule in of]
         right.scatter(x, y, color=colour, marker=marker, label=kind, zorder=2)
-        for one in of if kind in ("specdec", "optimal") else ():
-            right.annotate(one.signal, (one.found.wasted, one.found.speedup), (4, 2), **_SMALL)
+        for rule in of if kind in ("specdec", "optimal") else ():
+            right.annotate(rule.signal, (rule.found.wasted, rule.found.speedup), (4, 2), **_SMALL)
     right.axhline(oracle.speedup, color=DARK, linestyle="--", linewidth=1, label="oracle")
     right.set_ylabel("predicted speedup over plain decoding")
     plain_axes(right, "drafted tokens that were not accepted, for each committed one", counts=False)
@@ -75,4 +76,4 @@ def picture(compared: Sequence[Compared], oracle: Studied, found: Mapping[str, R
     return figure
 
 
-_SMALL = {"textcoords": "offset points", "fontsize": 7, "color": GREY}
+_SMALL: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": GREY}

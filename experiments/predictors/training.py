@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.builders import build, build_costs, build_training
 from experiments.predictors import comparing, showing
 from experiments.results import figures
+from experiments.results.locate_draft import PREDICTORS as VERB
 from experiments.results.locate_draft import locate_draft
 from experiments.results.run_writer import open_folder
 from experiments.terminal.progress import Progress
@@ -34,7 +35,6 @@ from selfspec.training.heldout import RoundCosts
 from selfspec.training.store import Store, StoredText, seen_by
 
 TABLE, LOGISTIC, SPECDEC, PUBLISHED = KINDS = ("table", "logistic", "specdec", "published")
-VERB = "predictor"  # folder of these runs in the outputs
 RULES, RELIABILITY, REPORT, PICTURE = "rules.jsonl", "reliability.jsonl", "stops.md", "stops"
 
 
@@ -82,6 +82,8 @@ def train_predictors(cfg: DictConfig, overrides: list[str], say: Callable[[str],
         run: dict[str, Any] = {"max_draft": how.max_draft, "sampling": sampling}
         with progress("drafting along stored texts", len(train)) as step:
             found = drafted_examples(loaded.decoder, spec, train, **run, told=step)
+        if LOOKUP in found and len(found[LOOKUP].judged) < fitting.LEAST:
+            say(f"{len(found.pop(LOOKUP).judged)} judged tokens of {LOOKUP} are too few: its drafts stay as they are")
         for source, examples in found.items():
             fitting.check_enough(examples.judged, source)
         say(", ".join(f"{len(e.judged)} judged tokens of {source}" for source, e in found.items()))
@@ -173,7 +175,8 @@ def _fitted(
     progress: Progress,
 ) -> dict[str, Predictor]:
     """A predictor of this kind for each source; looked-up tokens have no hidden state, and take the regression."""
-    how, fits = cfg.predictor, {}
+    how = cfg.predictor
+    fits: dict[str, Predictor] = {}
     training = fitting.HeadTraining(how.rejection_weight, how.epochs, how.lr, how.batch, seed=cfg.train.seed)
     for source, examples in found.items():
         judged = examples.judged
@@ -190,8 +193,7 @@ def _fitted(
                     )
                 training = fitting.published(training)
             assert judged.hidden_ND is not None
-            form = "published" if kind == PUBLISHED else "corrected"
-            head = ResidualHead(judged.hidden_ND.shape[-1], form=form)
+            head = ResidualHead(judged.hidden_ND.shape[-1], form="published" if kind == PUBLISHED else "corrected")
             fits[source] = fitting.fit_head(head, judged, training)
     return fits
 

@@ -1,4 +1,4 @@
-"""Translates a user's name of a draft to one that the library knows: the id of a run becomes its folder."""
+"""Translates a user's name of a draft or predictor to one that the library knows: an id of a run becomes its folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from selfspec.drafters.spec_files import find_draft
 from selfspec.errors import InputError
 from selfspec.skipping.plan_files import NAME as PLAN
 from selfspec.skipping.skip_set_files import unknown_draft
+
+PREDICTORS = "predictor"  # folder of the runs of selfspec train predictor=..., in the outputs
 
 
 def locate_draft(name: str, outputs: Path) -> str:
@@ -33,3 +35,15 @@ def locate_draft(name: str, outputs: Path) -> str:
             raise unknown_draft(name, runs=sorted(found)) from None
         return str(found[name])
     return name
+
+
+def locate_predictor(name: str, outputs: Path) -> str:
+    """The folder of a predictor that is named by a folder, or by the id of its run, as `ID/logistic`.
+
+    Args:
+        name: the user's name of the predictor.
+        outputs: folder of the runs.
+    """
+    here = Path(name).expanduser()
+    found = [here] if os.path.exists(here) else sorted((outputs / PREDICTORS).glob(f"*/{name}"))
+    return str(found[0].resolve()) if found else name  # loading it tells what is wrong with it

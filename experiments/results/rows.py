@@ -129,6 +129,9 @@ class Record(RowOfSchema):
     round_drafted: NotRequired[Annotated[list[int], _is("drafted tokens of each round; empty if nothing was drafted")]]
     round_accepted: NotRequired[Annotated[list[int], _is("accepted tokens of each round")]]
     round_threshold: NotRequired[Annotated[list[Number], _is("confidence threshold of each round; null: none")]]
+    round_version: NotRequired[
+        Annotated[list[list[str | int]], _is("of a draft that changes: each version and its consecutive rounds")]
+    ]
     tokens: NotRequired[Annotated[list[int], _is("new token ids")]]
     text: NotRequired[Annotated[str, _is("the answer")]]
     begins_in_thought: NotRequired[Annotated[bool, _is("the chat template opened a thought that the answer ends")]]

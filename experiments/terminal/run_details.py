@@ -16,7 +16,7 @@ from experiments.results.run_folder import Run
 from experiments.results.tables import arm_cells, arms_or_problem, number, package, text
 from experiments.results.trainings import looks, trained
 from experiments.results.verdicts import verdict_sentences
-from experiments.terminal import run_list, skip_map_text, store_list
+from experiments.terminal import other_runs, run_list, skip_map_text, store_list
 from experiments.terminal.live_panel import format_value
 from experiments.terminal.run_list import plain, plain_table
 from selfspec.errors import InputError
@@ -34,7 +34,8 @@ def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
     run = _one(word, outputs)
     if not isinstance(run, Run):
         facts = {**run, "files": _files(Path(run["path"]))}
-        return facts, list(_shown_store(facts))
+        show = _shown_store(facts) if run["verb"] == store_list.FOLDER else other_runs.shown(facts, run_list.STYLES)
+        return facts, [*show, *_listed(facts["files"])]
     facts = run_list.facts_of(run)
     facts |= {"conditions": _conditions(run), "command": run.command, "files": _files(run.path)}
     if facts["state"] not in ("failed", "unreadable"):
@@ -44,6 +45,7 @@ def show_run(word: str, outputs: Path) -> tuple[Any, list[RenderableType]]:
 
 def _one(word: str, outputs: Path) -> Run | dict[str, Any]:
     found: Sequence[Run | dict[str, Any]] = list_runs(word, outputs) or store_list.list_stores(word, outputs)
+    found = found or other_runs.list_others(word, outputs)
     if not found:
         raise InputError(f"no run {word!r} in {outputs}; `selfspec runs list` shows those that there are")
     if len(found) > 1:
@@ -95,7 +97,6 @@ def _shown_store(facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text.assemble(Text(facts["name"], style="bold"), "  store, ", state, f", begun {text(facts['started'])}")
     yield Text(f"model {text(facts['model'])}, data {text(facts['data'])}")
     yield Text(store_list.in_brief(facts))
-    yield from _listed(facts["files"])
 
 
 def _listed(files: Mapping[str, int]) -> Iterator[RenderableType]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -11,17 +14,21 @@ from rich.console import Console
 from rich.text import Text
 
 from experiments.builders import build
+from experiments.builders.build_control import control
+from experiments.builders.build_online import around, is_online, online_draft
 from experiments.results.locate_draft import locate_draft
 from experiments.terminal.progress import Progress
 from selfspec.data.answer_text import context, is_unfinished, text_after
 from selfspec.data.prompts import encode
 from selfspec.data.task import Example
 from selfspec.drafters.build import build_drafter
+from selfspec.drafters.online import OnlineDraft
 from selfspec.engine.decode import Ending, Kind, autoregress, speculate
 from selfspec.engine.trace import DecodeResult
 from selfspec.errors import InputError
 from selfspec.measure.exactness import compare
 from selfspec.measure.metrics import Timed, acceptance, ratio, tokens_per_round, tokens_per_s
+from selfspec.measure.stopwatch import Stopwatch
 
 # three hues that colour-blind readers can tell apart on dark and on light terminals
 STYLES: dict[Kind, str] = {"accepted": "bright_blue", "correction": "yellow", "bonus": "bright_magenta"}
@@ -45,10 +52,15 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
     policy, how, ending = build.stop(cfg, draft), build.sampling(cfg), build.ending(cfg, loaded)
     lookup = build.searched(draft).get("lookup") if cfg.lookup == "searched" else cfg.lookup
     chosen = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=build.own_drafter(cfg), tree=build.tree(cfg))
-    drafter = build_drafter(chosen, decoder)
+    changing = (
+        online_draft(cfg, cfg.online, loaded, chosen, Stopwatch(decoder.device)) if is_online(cfg.online) else None
+    )
+    drafter = build_drafter(around(cfg.online, chosen), decoder, instead=changing)
     warm = Ending(2)
     autoregress(decoder, [prompt.ids], ending=warm)
-    speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
+    state = control(cfg, loaded, drafter, phase=Progress())
+    with _not_learning(changing):
+        speculate(decoder, [prompt.ids], drafter=drafter, stops=[policy.begin()], ending=warm)
 
     # colours go to terminals only, and NO_COLOR switches them off there too
     console = Console(highlight=False, soft_wrap=True)
@@ -61,6 +73,7 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         ending=ending,
         sampling=how,
         listener=stream.put,
+        control=state,
     )
     stream.end()
     if console.is_terminal and not console.no_color:
@@ -73,6 +86,8 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
         f"acceptance {acceptance(result.accepted, result.drafted):.3f}, "
         f"{tokens_per_round(result.accepted, len(result.rounds)):.2f} tokens per round"
     )
+    if changing is not None:
+        say(_learnt(cfg.online.name, changing.searcher, result))
     if cfg.compare:
         (plain,) = autoregress(decoder, [prompt.ids], ending=ending, sampling=how)
         say(_speed("plain decoding", plain))
@@ -81,6 +96,28 @@ def decode(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) ->
             gain = ratio(_rate(result), _rate(plain))
             where = "" if same.gap is None else f" at token {same.first_divergence}, top-2 gap {same.gap:.4f}"
             say(f"speedup {gain:.2f}x on this one prompt; output {same.verdict.replace('_', '-')}{where}")
+
+
+@contextmanager
+def _not_learning(online: OnlineDraft | None) -> Iterator[None]:
+    """A context in which an online draft stays as it is and learns nothing: the warm-up."""
+    searcher: Any = online.searcher if online else SimpleNamespace()
+    searcher.is_learning = False
+    try:
+        yield
+    finally:
+        searcher.is_learning = True
+
+
+def _learnt(name: str, searcher: Any, result: DecodeResult) -> str:
+    """What an online searcher did during an answer."""
+    progress, rounds = searcher.progress, len(result.rounds)
+    changes = sum(a.version != b.version for a, b in pairwise(result.rounds))
+    last = result.rounds[-1].version if rounds else "none"
+    return (
+        f"  online={name}: {len(progress.trials)} trials in {progress.spent_s:.2f} s of the decoding; the draft "
+        f"changed {changes} times in {rounds} rounds, the last one is {last!r}"
+    )
 
 
 def _rate(result: DecodeResult) -> float:

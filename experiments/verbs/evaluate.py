@@ -17,10 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.builders import build
 from experiments.builders.build_arms import arms as build_arms
 from experiments.builders.build_trained import named_trained, pinned
-from experiments.evaluation import ablation
+from experiments.evaluation import ablation, online_report
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import Asked, Encode
 from experiments.evaluation.interleave import Key, alternate, finished, latest
+from experiments.evaluation.online_arm import OnlineFiles
+from experiments.evaluation.overlapped import OverlappedArm, end_processes, overlap, overlap_facts, overlap_sentences
 from experiments.evaluation.predicted import predicted
 from experiments.evaluation.specbench_export import write_answers
 from experiments.evaluation.unseen import unseen
@@ -75,7 +77,17 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
                 open_folder(outputs, "evaluate", cfg.name, config=config, overrides=overrides, facts=begun.facts)
             )
             setup = set_up(cfg, begun, phase=progress)  # fits drafts, which may take long
+        stack.callback(end_processes, setup.arms)
         folder.add_facts(setup.facts)
+        learnt = OnlineFiles(
+            folder.path,
+            setup.arms,
+            outputs=Path(cfg.paths.outputs),
+            name=cfg.name,
+            config=OmegaConf.to_yaml(cfg, resolve=True),
+            overrides=overrides,
+            provenance=provenance_of(folder.path),
+        )
         tracker = stack.enter_context(build.tracking(cfg, verb="evaluate", folder=folder.path, say=say))
         path = folder.path / run_files.RECORDS
         rows = latest(run_files.read_rows(path)) if path.is_file() else {}
@@ -89,6 +101,11 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
             (folder.path / run_files.SUMMARY).unlink(missing_ok=True)  # the run is no longer finished
         panel = progress.steps("answer", n_rows, done=n_done, show=live_panel.arms, rows=list(rows.values()))
         with panel as advance:
+
+            def tell(row: dict[str, Any]) -> None:
+                learnt.told(row)
+                advance(row)
+
             alternate(
                 setup.loaded.decoder,
                 setup.arms,
@@ -100,10 +117,11 @@ def evaluate(cfg: DictConfig, overrides: list[str], say: Callable[[str], None]) 
                 is_greedy=not cfg.sampling.do_sample,
                 rows_path=path,
                 done=done,
-                listener=advance,
+                listener=tell,
             )
         with progress("judging", 0):
             _judge(setup, folder)
+        learnt.finish({"stream": folder.path.name, "finished": provenance.now()})
         _finish(cfg, setup, folder, tracker, say)
     return folder.path
 
@@ -309,16 +327,24 @@ def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say
     rows = latest(run_files.read_rows(path))
     verdicts = Counter(row.get("verdict", "failed") for row in rows.values())
     summary = {"verb": "evaluate", "n_prompts": setup.facts["n_prompts"], "verdicts": dict(verdicts)}
+    overlaps = {arm.name: (arm, overlap(arm, rows.values())) for arm in setup.arms if isinstance(arm, OverlappedArm)}
+    if overlaps:
+        summary["overlapped"] = {name: overlap_facts(*each) for name, each in overlaps.items()}
     folder.finish(summary | {"predicted": setup.speedups})
     plain = [row for row in rows.values() if row["arm"] == setup.arms[0].name]
     if all(row.get("error") for row in plain):
         tracker.finish()
         raise InputError(f"no prompt could be decoded, see {path}; the first: {plain[0]['error']}")
+    online_report.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     if cfg.ablation:
         ablation.write(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     show_evaluation(tracker, arms, list(rows.values()))
     _tell(folder, arms, setup.speedups, say)
+    measured = {row.arm: speedup_text(row) for row in arms}
+    for arm, found in overlaps.values():
+        for sentence in overlap_sentences(arm, found, measured):
+            say(sentence)
     if verdicts["mismatch"]:
         raise InputError(
             f"{verdicts['mismatch']} outputs differ from plain decoding by more than a tie can explain; this is a bug "

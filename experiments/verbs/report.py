@@ -37,6 +37,7 @@ from experiments.results.tables import (
 )
 from experiments.results.trainings import training_cells
 from experiments.results.verdicts import verdict_sentences
+from experiments.serving.batch_table import batch_table
 from experiments.systems.write import write_systems
 from selfspec.errors import InputError
 from selfspec.records import run_files
@@ -89,13 +90,12 @@ def make_report(
     run_files.make_writable(folder)
     evidence = read(runs, published=figures_of, sets=sets)
     rows = [arm.row for arm in evidence.arms]
-    trainings = [run for run in runs if run.verb == "train"]
     if preset == "systems":
         parts, paths = write_systems(evidence, runs, folder)
     elif preset == "paper":
         parts, paths = write_paper(evidence, folder)
     else:
-        parts, paths = _short(rows, evidence, trainings, folder)
+        parts, paths = _short(rows, evidence, runs, folder)
     sentences = verdict_sentences(rows)
     findings = [bullets(sentences)] if sentences else []
     markdown = "\n\n".join(["# Report", *findings, *parts, *conditions(runs, failures, overrides)])
@@ -104,9 +104,10 @@ def make_report(
 
 
 def _short(
-    rows: Sequence[ArmRow], evidence: Evidence, trainings: Sequence[Run], folder: Path
+    rows: Sequence[ArmRow], evidence: Evidence, runs: Sequence[Run], folder: Path
 ) -> tuple[list[str], list[Path]]:
     """The Markdown of the default report, and its other files."""
+    trainings = [run for run in runs if run.verb == "train"]
     paths = figures.save(figures.skip_map(evidence.sets), folder / "skip_map") if evidence.sets else []
     for name, search in _histories(evidence.searches).items():
         paths += figures.save(_history(search), folder / name)
@@ -117,7 +118,7 @@ def _short(
     for name, run in _curves(trainings).items():
         title = f"{text(run.facts.get('drafter'))}, {text(run.facts.get('model'))}"
         paths += figures.save(figures.training_curve(run.steps().rows, title=title), folder / name)
-    parts = [*_arms_part(rows), *_skip_part(evidence.sets), *_searches_part(evidence.searches)]
+    parts = [*_arms_part(rows), *batch_table(runs), *_skip_part(evidence.sets), *_searches_part(evidence.searches)]
     return [*parts, *_trainings_part(trainings)], paths
 
 

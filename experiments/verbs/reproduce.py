@@ -29,8 +29,8 @@ from selfspec.records import provenance, run_files
 log = logging.getLogger(__name__)
 
 PLAN, STEPS = "plan.json", run_files.STEPS
-VERBS = ("profile", "collect", "train", "search", "evaluate", "report")  # verbs of steps
-RESUMABLE = ("train", "search", "evaluate")  # collect, begun again, goes on by itself
+VERBS = ("profile", "collect", "train", "search", "evaluate", "serve-sim", "report")  # verbs of steps
+RESUMABLE = ("train", "search", "evaluate", "serve-sim")  # collect, begun again, goes on by itself
 
 Say = Callable[[str], None]
 

@@ -17,7 +17,12 @@ from selfspec.records import run_files
 
 RESUME = "resume"
 # a setting that no other verb has
-SETTING_OF: Mapping[str, str] = {"evaluate": "samples", "search": "searcher", "train": "vocabulary"}
+SETTING_OF: Mapping[str, str] = {
+    "evaluate": "samples",
+    "search": "searcher",
+    "train": "vocabulary",
+    "serve-sim": "loads",
+}
 
 
 def make_ready(resumed: Path | None, cfg: DictConfig) -> None:

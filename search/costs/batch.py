@@ -1,4 +1,4 @@
-"""Measure the steps of a batch: the target's forward of several rows, and the forwards of a drafter.
+"""Measure the steps of a batch: the target's forward of several rows.
 
 The seconds of verifying n tokens in each of B rows after a context are fitted to the few terms of
 `selfspec.control.step_costs`. How good the fit is, is measured on points that it has not seen.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,17 +17,15 @@ import torch
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 from search.costs.interleaved_timer import InterleavedTimer
-from search.costs.timed_calls import Place, always
+from search.costs.timed_calls import Place
 from selfspec.control.step_costs import StepCosts, terms
-from selfspec.engine.decode import Ending, speculate
-from selfspec.engine.protocols import AroundDrafter, Drafter
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 
 TOKENS = (1, 2, 4, 8)  # of each row in a timed forward
+PIECES = (32, 128)  # tokens of a prompt in a timed forward
 HELD_OUT = 5  # every fifth point tells how good the fit is; prime to the number of sizes, so that all sizes occur
-N_DRAFTED, N_ROUNDS = 4, 4  # of the rounds that time a drafter
 
 Point = tuple[int, int, int]  # rows, tokens of each, context
 
@@ -46,6 +44,8 @@ def measure_steps(
 ) -> StepCosts:
     """Time the target's forward of `TOKENS` tokens in each of `rows` rows, in turn with a plain token; fit the seconds.
 
+    Pieces of one prompt, of `PIECES` tokens, are timed as well: they are far longer than the largest step.
+
     Args:
         decoder: the model.
         rows: numbers of rows, rising.
@@ -61,16 +61,21 @@ def measure_steps(
     ends = {rows[0], rows[-1]}
     points += [(n, k, c) for c in contexts[1:] for n, k in product(sorted(ends), (TOKENS[0], TOKENS[-1]))]
     found: dict[Point, float] = {}
-    with phase("costs of batches", len(points) * repeats) as step:
+    pieces = sorted({min(n, decoder.context_length - contexts[0] - 1) for n in PIECES})
+    n_calls = len(points) + len(pieces)
+    with phase("costs of batches", n_calls * repeats) as step:
         plain = Place(decoder, contexts[0], TOKENS[-1]).plain()
         turns = InterleavedTimer(plain, repeats, stopwatch, max_s=max_s, step=step)
         for n, context in dict.fromkeys((n, c) for n, _, c in points):  # one cache at a time
             place = Place(decoder, context, TOKENS[-1], n_rows=n)
             sizes = [k for m, k, c in points if (m, c) == (n, context)]
-            units = turns.units({str(k): place.plain(k) for k in sizes}, share=len(sizes) / len(points))
+            units = turns.units({str(k): place.plain(k) for k in sizes}, share=len(sizes) / n_calls)
             found |= {(n, k, context): units[str(k)] for k in sizes}
+        place = Place(decoder, contexts[0], pieces[-1])
+        read = turns.units({str(n): place.reading(n) for n in pieces}, share=len(pieces) / n_calls)
     unit_s = turns.unit_s
-    return fitted({point: units * unit_s for point, units in found.items()}, of)
+    steps = fitted({point: units * unit_s for point, units in found.items()}, of)
+    return replace(steps, prefill=_line([(n, read[str(n)] * unit_s) for n in pieces]))
 
 
 def fitted(seconds: Mapping[Point, float], of: Mapping[str, Any] | None = None) -> StepCosts:
@@ -90,50 +95,14 @@ def fitted(seconds: Mapping[Point, float], of: Mapping[str, Any] | None = None) 
     return StepCosts(_fit(seconds), r2=r2, of=None if of is None else dict(of))
 
 
+def _line(points: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Seconds of a forward without tokens, and of each token, none below 0; through the first and the last point."""
+    (n_first, first_s), (n_last, last_s) = points[0], points[-1]
+    each = max(0.0, (last_s - first_s) / (n_last - n_first)) if n_last > n_first else first_s / n_first
+    return max(0.0, last_s - each * n_last), each
+
+
 def _fit(seconds: Mapping[Point, float]) -> tuple[float, ...]:
     rows = np.array([[term / s for term in terms(*point)] for point, s in seconds.items()])
     found, _ = nnls(rows, np.ones(len(rows)))
     return tuple(float(v) for v in found)
-
-
-@torch.inference_mode()
-def measure_drafting(
-    decoder: Decoder, drafter: Drafter, *, n_rows: int, context: int, stopwatch: Stopwatch
-) -> tuple[float, float] | None:
-    """Seconds of a forward of a drafter: those of one row without it, and those of each row; see `StepCosts.draft`.
-
-    Real rounds with one row and with `n_rows` are timed, so it serves every drafter. Of drafters around others the
-    innermost counts.
-
-    Args:
-        decoder: the target.
-        drafter: the drafter.
-        n_rows: rows of the largest batch.
-        context: tokens before the rounds.
-        stopwatch: measures the seconds.
-
-    Returns:
-        None if it drafts without forwards.
-    """
-    while isinstance(drafter, AroundDrafter):
-        drafter = drafter.inner
-    one, all_s = (_forward_s(decoder, drafter, n, context, stopwatch) for n in (1, n_rows))
-    if one is None or all_s is None:
-        return None
-    row_s = max(0.0, (all_s - one) / (n_rows - 1)) if n_rows > 1 else 0.0
-    return max(0.0, one - row_s), row_s
-
-
-def _forward_s(decoder: Decoder, drafter: Drafter, n_rows: int, context: int, stopwatch: Stopwatch) -> float | None:
-    ids = [(-1 - i // 3) % int(decoder.config.vocab_size) for i in range(context)]
-    results = speculate(
-        decoder,
-        [ids] * n_rows,
-        drafter=drafter,
-        stops=[always(N_DRAFTED).begin() for _ in range(n_rows)],
-        ending=Ending((N_DRAFTED + 1) * N_ROUNDS + 1, frozenset()),
-        stopwatch=stopwatch,
-    )
-    # equal rows stay together, and each has its share of the seconds
-    found = [n_rows * r.draft_s / r.n_forwards for r in results[0].rounds if r.n_forwards]
-    return median(found) if found else None

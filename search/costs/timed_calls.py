@@ -23,7 +23,7 @@ class Place:
         decoder: the model.
         context: number of tokens before the timed ones.
         room: number of tokens of the longest call.
-        n_rows: rows of the cache, all with this text; more than one serve `plain` alone.
+        n_rows: rows of the cache, all with this text; more than one serve `plain` and `reading` alone.
 
     Attributes:
         ids: the text.
@@ -44,6 +44,16 @@ class Place:
 
         def call() -> None:
             largest(self._decoder.full(ids_BT, starts=starts, cache=self._cache)).tolist()
+
+        return call
+
+    def reading(self, n_tokens: int) -> Callable[[], None]:
+        """A call that reads `n_tokens` of a prompt in each row, and chooses the token after them."""
+        ids_BT = torch.full((self._n_rows, n_tokens), 5, device=self._decoder.device)
+        starts = [self._context] * self._n_rows
+
+        def call() -> None:
+            largest(self._decoder.full(ids_BT, starts=starts, cache=self._cache, n_logits=1)).tolist()
 
         return call
 

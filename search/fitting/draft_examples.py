@@ -33,6 +33,7 @@ from selfspec.models.decoder import Decoder
 from selfspec.stopping import Threshold
 from selfspec.training.store import StoredText
 
+N_STARTS = 2048  # tokens of the answers of a batch; it bounds the keys and values that are held
 OPEN = 1.0  # label of a token that cannot be judged; `judged_N` leaves it out
 Told = Callable[[int], None]  # called with the number of texts that were read
 
@@ -146,7 +147,8 @@ def drafted_examples(
     plain = DraftSpec(spec.plan, stop, spec.lookup, spec.lookup_settings, spec.tree, spec.sample_draft, spec.drafter)
     lookup, n_done = lookup_of(plain), 0
     parts: dict[str, list[Examples]] = {}
-    for batch in batches_of(decoder, [(text.prompt, text.tokens) for text in texts]):
+    pairs = [(text.prompt, text.tokens) for text in texts]
+    for batch in batches_of(decoder, pairs, batch_starts=N_STARTS):
         recorder = _Recorder(draws=spec.sample_draft and spec.lookup != "beside")
         drafter = build_drafter(plain, decoder, scorer=recorder)
         made, _ = simulate(decoder, drafter, batch, stop, sampling=sampling, every_start=every_start)

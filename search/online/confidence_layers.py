@@ -70,7 +70,7 @@ class ConfLayers:
 class ConfLayersSearcher(SetSearcher):
     """See `ConfLayers`; until the first search it skips evenly spaced layers."""
 
-    unit: ClassVar[str] = "agreed"
+    objective: ClassVar[str] = "agreement"
 
     def __init__(self, tools: Tools, settings: ConfLayers) -> None:
         n = tools.decoder.n_layers

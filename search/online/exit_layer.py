@@ -62,7 +62,7 @@ class Del:
 class DelSearcher(SetSearcher):
     """See `Del`. It draws no set from the draft that it begins with, only head and precision."""
 
-    unit: ClassVar[str] = "tokens/layer"
+    objective: ClassVar[str] = "tokens_per_layer"
 
     def __init__(self, tools: Tools, settings: Del) -> None:
         super().__init__(tools, start=None)

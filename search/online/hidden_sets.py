@@ -93,7 +93,7 @@ class HiddenSetSearcher(SetSearcher):
         n_rounds: the newest rounds whose tokens are looked at; 0: the last token alone.
     """
 
-    unit: ClassVar[str] = "cosine"
+    objective: ClassVar[str] = "cosine"
 
     def __init__(self, tools: Tools, *, start: SkipSet | None, interval: int, n_rounds: int) -> None:
         super().__init__(tools, start=start)
@@ -160,7 +160,7 @@ class ClaspSearcher(HiddenSetSearcher):
 class KnapspecSearcher(HiddenSetSearcher):
     """See `Knapspec`; nothing is drafted until the first search, which measures what sublayers cost."""
 
-    unit: ClassVar[str] = "tokens/s"
+    objective: ClassVar[str] = "tokens_per_second"
 
     def __init__(self, tools: Tools, settings: Knapspec) -> None:
         super().__init__(tools, start=None, interval=settings.interval, n_rounds=settings.n_rounds)

@@ -1,4 +1,4 @@
-"""A portfolio: several drafts as arms of a bandit, by the tokens that they commit in a second, with plain decoding among them.
+"""A portfolio: several drafts as arms of a bandit, by the tokens that they commit in a second; plain decoding is one.
 
 Every round is timed. The arm with the largest measured rate drafts; an arm whose rate is uncertain enough to be larger
 is tried for a few rounds, as long as what such trials have lost stays within a share of all seconds.
@@ -16,12 +16,14 @@ from search.online.tried import Progress, Tried
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.chain import NoDraft
 from selfspec.drafters.online import Chosen
+from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.cache import ClockCache
-from selfspec.engine.protocols import Draft, Drafter, Needs, Output, Row, Verdict
+from selfspec.engine.protocols import BaseDrafter, Draft, Drafter, Needs, Output, Row, Verdict
 from selfspec.errors import InputError
 from selfspec.stopping import Fixed, StopPolicy, StopState
 
 PLAIN_ARM = "plain"
+OWN_ARM = "run"  # the draft that the run names, if it drafts anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +55,8 @@ class Portfolio:
         if min(self.rounds, self.memory, self.kept) < 1 or min(self.deviations, self.max_loss, self.grace_s) < 0:
             raise InputError(
                 f"online=portfolio with rounds={self.rounds}, memory={self.memory}, kept={self.kept}, "
-                f"deviations={self.deviations}, max_loss={self.max_loss}, grace_s={self.grace_s}; the first three are 1 "
-                "at least, and the others are not negative"
+                f"deviations={self.deviations}, max_loss={self.max_loss}, grace_s={self.grace_s}; the first three are "
+                "1 at least, and the others are not negative"
             )
 
     def begin(self, tools: Tools) -> PortfolioSearcher:
@@ -121,17 +123,22 @@ class PortfolioArm:
 
 
 class PortfolioSearcher:
-    """See `Portfolio`. All arms observe all verdicts, so that any of them can draft next."""
+    """See `Portfolio`. All arms observe all verdicts, so that any of them can draft next.
 
-    unit = "tokens/s"
+    Raises:
+        InputError: if there is no arm besides plain decoding, or two have the same name.
+    """
+
+    objective = "tokens_per_second"
 
     def __init__(self, tools: Tools, settings: Portfolio) -> None:
         self.settings, self.watch, self.progress = settings, tools.stopwatch, Progress()
         self.is_learning = True
         self.arms = {PLAIN_ARM: PortfolioArm(PLAIN_ARM, NoDraft(), Fixed(1))}
-        for name, spec in tools.arms.items():
-            if name == PLAIN_ARM:
-                raise InputError("plain decoding is an arm of every portfolio; give your arm another name")
+        own = {OWN_ARM: tools.spec} if _drafts(tools.spec) else {}
+        for name in tools.arms.keys() & {PLAIN_ARM, *own}:
+            raise InputError(f"a portfolio has an arm {name!r} of its own; give your arm another name")
+        for name, spec in {**own, **tools.arms}.items():
             self.arms[name] = PortfolioArm(name, build_drafter(spec, tools.decoder), spec.stop)
         if len(self.arms) < 2:
             raise InputError(
@@ -164,9 +171,8 @@ class PortfolioSearcher:
             if not self._left or self._now == self._best():
                 self._choose()
             self._left = max(0, self._left - 1)
-            self._began = (
-                began if any(row.limit for row in rows) else None
-            )  # a round without room to draft tells nothing
+            # a round without room to draft tells nothing
+            self._began = began if any(row.limit for row in rows) else None
         self.progress.spent_s += self.watch.now() - began
         return Chosen(_OwnStops(self.arms[self._now]), self._now)
 
@@ -176,9 +182,8 @@ class PortfolioSearcher:
             self._seconds = self.watch.now() - self._began
             self._tokens += len(verdict.path) + 1
         for arm in self.arms.values():
-            arm.drafter.observe(
-                arm.seen(row), draft if self._is_by(arm) else replace(draft, source=""), verdict, target
-            )
+            told = draft if arm.name == self._now else replace(draft, source="")  # no rule hears of others' drafts
+            arm.drafter.observe(arm.seen(row), told, verdict, target)
         if self.is_learning:
             self.progress.n_rounds += 1
             self.progress.n_tokens += len(verdict.path) + 1
@@ -189,8 +194,9 @@ class PortfolioSearcher:
             arm.drafter.end(arm.seen(row))
             arm.last = arm.states.pop(row.key)
 
-    def _is_by(self, arm: PortfolioArm) -> bool:
-        return arm.name == self._now
+    def _hope(self, arm: PortfolioArm) -> tuple[bool, float]:
+        """Order in which arms are tried: unknown ones first, then by the rate that they may have."""
+        return arm.rate.rounds < 2, arm.rate.mean + self.settings.deviations * min(arm.rate.error, 1e9)
 
     def _count(self) -> None:
         """Count the round that has just ended."""
@@ -222,17 +228,12 @@ class PortfolioSearcher:
             and self.lost_s + self._may_lose(arm, best) <= allowed
         ]
         if best.rate.rounds >= min(2, s.rounds) and hopeful:
-            arm = max(
-                hopeful,
-                key=lambda a: (a.rate.rounds < 2, a.rate.mean + s.deviations * min(a.rate.error, best.rate.mean)),
-            )
-            self._now, self._left = arm.name, s.rounds
+            self._now, self._left = max(hopeful, key=self._hope).name, s.rounds
         if self._now != before:
-            rate = self.arms[self._now].rate
+            rate, n_tokens = self.arms[self._now].rate, self.progress.n_tokens
+            n_read = round(rate.rounds)
             self.progress.trials.append(
-                Tried(
-                    self._now, rate.mean, round(rate.rounds), 0, None, 0.0, self.progress.n_tokens, self.seconds, True
-                )
+                Tried(self._now, rate.mean, n_read, 0, None, 0.0, n_tokens, self.seconds, is_taken=True)
             )
 
     def _may_lose(self, arm: PortfolioArm, best: PortfolioArm) -> float:
@@ -273,25 +274,16 @@ class PortfolioSearcher:
                 self.arms[name].rate = Rate(body["rounds"], body["tokens"], body["seconds"], tuple(body["squares"]))
 
 
+def _drafts(spec: DraftSpec) -> bool:
+    """Whether a spec drafts anything but the model itself."""
+    return bool(len(spec.skip)) or spec.plan.trained is not None or spec.drafter is not None or spec.lookup is not None
+
+
 @dataclass(frozen=True, slots=True)
-class _OwnStops:
+class _OwnStops(BaseDrafter):
     """The drafter of an arm, which sees the rows with the arm's own stop rules."""
 
     arm: PortfolioArm
-    name: str = "portfolio"
-
-    @property
-    def needs(self) -> Needs:
-        return self.arm.drafter.needs
-
-    def begin(self, row: Row, prompt: Output) -> None:
-        pass
 
     def propose(self, rows: Sequence[Row], *, cache: ClockCache) -> list[Draft]:
         return self.arm.drafter.propose([self.arm.seen(row) for row in rows], cache=cache)
-
-    def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
-        pass
-
-    def end(self, row: Row) -> None:
-        pass

@@ -28,7 +28,7 @@ class Tools:
 
     Attributes:
         decoder: the target.
-        spec: the draft to begin with: its plan, of which further drafts keep head and precision; its stop rule and tree.
+        spec: the draft to begin with: its plan, whose head and precision further drafts keep; its stop rule and tree.
         stopwatch: measures the seconds.
         arms: further drafts by name, for a portfolio.
     """
@@ -47,7 +47,7 @@ class SetSearcher(OnlineBase, ABC):
         start: the first set, unless the draft of `tools` skips something; None: nothing is drafted at first.
 
     Attributes:
-        unit: unit of the values.
+        objective: name of the values.
         skip: the set in use; None: nothing is drafted.
         value: its value when it was scored last; None: never.
         progress: how far the stream has come.
@@ -57,7 +57,7 @@ class SetSearcher(OnlineBase, ABC):
         InputError: if the model takes no explicit mask, or the draft is none of the model's own layers.
     """
 
-    unit: ClassVar[str] = "agreed"
+    objective: ClassVar[str] = "matchness"
 
     def __init__(self, tools: Tools, *, start: SkipSet | None) -> None:
         super().__init__()

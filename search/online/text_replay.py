@@ -1,8 +1,8 @@
 """Search on the newest text: drafts are replayed on what was just verified, with the full model's keys, and priced.
 
 One forward counts how many of the newest tokens a draft predicts, each after the full model's text, without noise. With
-costs that are measured on the spot this gives the speedup to expect. A set that looks better is confirmed by a replay of
-all rounds of the window. Nothing is drafted while no set is expected to gain.
+costs that are measured on the spot this gives the speedup to expect. A set that looks better is confirmed by a replay
+of all rounds of the window. Nothing is drafted while no set is expected to gain.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class TextReplay:
         if min(self.window, self.interval, self.max_draft) < 1 or min(self.early_share, self.share, self.best) < 0:
             raise InputError(
                 f"online=replay with window={self.window}, interval={self.interval}, max_draft={self.max_draft}, "
-                f"early_share={self.early_share}, share={self.share}, best={self.best}; the first three are 1 at least, "
-                "and the others are not negative"
+                f"early_share={self.early_share}, share={self.share}, best={self.best}; the first three are 1 at "
+                "least, and the others are not negative"
             )
 
     def begin(self, tools: Tools) -> TextReplaySearcher:
@@ -87,7 +87,7 @@ class TextReplay:
 class TextReplaySearcher(SetSearcher):
     """See `TextReplay`; it drafts nothing until a set is expected to gain, unless it begins with a set."""
 
-    unit: ClassVar[str] = "x"
+    objective: ClassVar[str] = "expected_speedup"
 
     def __init__(self, tools: Tools, settings: TextReplay) -> None:
         super().__init__(tools, start=None)
@@ -137,7 +137,7 @@ class TextReplaySearcher(SetSearcher):
     _spent_before = 0.0
 
     def _score_in_use(self, window: Window) -> None:
-        """The value of the set in use on the newest text; it gives way to plain decoding if that is expected to gain."""
+        """The value of the set in use on the newest text; it gives way to plain decoding if it loses."""
         if self.skip is None or not len(self.skip):
             self.value = 1.0
             return

@@ -45,8 +45,8 @@ def scalars(before: Sequence[Before], logits_NV: Tensor, tokens_NK: Tensor) -> T
     # an infinitely unlikely token adds nothing to the entropy, and 0 times -inf would be nan
     entropy_N1 = -(logs_NV.exp() * logs_NV.clamp_min(-1e4)).sum(-1, keepdim=True)
     top_N2 = logs_NV.topk(2, -1)
-    first_N1, second_N1 = top_N2.values.exp().split(1, -1)
-    other_NK = torch.where(tokens_NK == top_N2.indices[:, :1], second_N1, first_N1)
+    top_p_N2 = top_N2.values.exp()
+    other_NK = torch.where(tokens_NK == top_N2.indices[:, :1], top_p_N2[:, 1:], top_p_N2[:, :1])
     depth_N1 = torch.tensor([[len(b.tokens) + 1.0] for b in before], device=logits_NV.device)
     product_N1 = torch.tensor([[b.product] for b in before], device=logits_NV.device)
     parts = (

@@ -50,9 +50,9 @@ def fingerprint(decoder: Decoder) -> str:
     They are those of the absolute weights of its last layer and of its embedding.
     """
     layers: Any = decoder.model.get_submodule(decoder.sublayers.path)
-    embedding: Any = decoder.model.get_input_embeddings()
+    model: Any = decoder.model
     # a packed layer shows its weight in its state alone
-    parts = (layers[len(layers) - 1].state_dict().values(), [embedding.weight])
+    parts = (layers[len(layers) - 1].state_dict().values(), [model.get_input_embeddings().weight])
     sums = (sum(float(p.detach().abs().sum(dtype=torch.float64)) for p in part) for part in parts)
     return " ".join(f"{total:.6e}" for total in sums)
 

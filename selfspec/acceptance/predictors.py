@@ -85,7 +85,8 @@ class Logistic(Predictor):
 
     def logit(self, scalars_N5: Tensor) -> Tensor:
         """Log-odds of acceptance, [N]."""
-        return self.scale(columns(scalars_N5)) @ self.weight + self.bias
+        logit_N: Tensor = self.scale(columns(scalars_N5)) @ self.weight + self.bias
+        return logit_N
 
     def forward(self, scalars_N5: Tensor, hidden_ND: Tensor | None = None) -> Tensor:
         """See `Predictor.forward`."""

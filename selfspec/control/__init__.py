@@ -4,7 +4,7 @@ It must not know models, caches or tensors: a controller sees counts and seconds
 confidence; a controller says how far it may go at all, since in a batch one request's tokens cost all of them time.
 """
 
-from selfspec.control.base import Controller, ControlState, Judged, Proposal, Standing
+from selfspec.control.base import Controller, ControlState, Judged, OneLength, Proposal, Standing
 from selfspec.control.fixed import Fixed
 from selfspec.control.goodput import Goodput, Oracle
 from selfspec.control.sglang import Ema, Throughput
@@ -18,6 +18,7 @@ __all__ = [
     "Fixed",
     "Goodput",
     "Judged",
+    "OneLength",
     "Oracle",
     "Proposal",
     "SmartSpec",

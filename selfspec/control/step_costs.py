@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from selfspec.errors import InputError
@@ -90,6 +92,22 @@ class StepCosts:
     def to_dict(self) -> dict[str, Any]:
         """The costs as plain values; `from_dict` is the inverse."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> StepCosts:
+        """The costs in a file `costs.json` of `selfspec profile` or `selfspec serve-sim`.
+
+        Raises:
+            InputError: if it holds none.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8"))["steps"])
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"costs={path} holds no costs of a step ({error}); `selfspec profile` measures them"
+            ) from None
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> StepCosts:

@@ -95,8 +95,10 @@ def lookup_of(spec: DraftSpec, predictors: Predictors | None = None) -> LookupDr
         return None
     memory = None if spec.plan.memory is None else _memory(spec.plan.memory)
     predictor = predictors.of(LOOKUP) if predictors else None
-    assert predictor is None or isinstance(spec.stop, StopRule)
-    cut = LookupCut(predictor, spec.stop.free()) if predictor else None  # type: ignore[union-attr]
+    cut = None
+    if predictor is not None:
+        assert isinstance(spec.stop, StopRule), "it names a predictor"
+        cut = LookupCut(predictor, spec.stop.free())
     return LookupDraft(memory=memory, cut=cut, **_settings(spec))
 
 

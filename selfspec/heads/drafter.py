@@ -76,7 +76,7 @@ class HeadDraft(ReadsTarget, ChainDraft):
                 chains.step += 1
             else:
                 row.chooser.seek_draft(len(row.ids) + chains.step)
-                self.grow(chains, self.output.logits(hidden_1D.unsqueeze(1), text_rows)[:, 0])
+                self.grow(chains, self.output.logits(hidden_1D.unsqueeze(1), text_rows)[:, 0], hidden_1D)
                 yield chains.drafts[0]
 
     def _next(self, rows: Sequence[Row], tokens: Sequence[int], depth: int) -> Tensor:

@@ -166,6 +166,17 @@ def load(
     return Loaded(decoder, tokenizer, facts)
 
 
+def vocabulary(folder: str | Path) -> dict[str, int]:
+    """The id of each token of the tokenizer in a folder.
+
+    Raises:
+        InputError: if there is none.
+    """
+    with _one_line(str(folder)):
+        found: dict[str, int] = AutoTokenizer.from_pretrained(str(folder)).get_vocab()
+        return found
+
+
 def _check_report(where: str, model: Any, report: Mapping[str, Any]) -> None:
     """Refuse a model with missing tensors, which transformers would draw at random.
 

@@ -8,7 +8,6 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from selfspec.engine.cache import ClockCache

@@ -35,6 +35,7 @@ from selfspec.overlapped.state import Drafted
 log = logging.getLogger(__name__)
 
 ROOM = 256  # the room of a text is a multiple of so many tokens, so that it seldom grows; chosen, not tuned
+METHOD = "spawn"  # how Python starts the process; tests share their imports by a fork server
 FAREWELL_S = 2.0  # seconds that a process gets to end before it is killed; chosen, not tuned
 
 
@@ -65,8 +66,8 @@ class Places:
 class ChildPartner:
     """Drafts in a process of its own, which is started here; use it as a context, or call `stop`.
 
-    When the process fails, is killed or says nothing for `timeout_s` seconds, the verifier goes on alone: a warning says
-    so once, and no token is lost or repeated.
+    When the process fails, is killed or says nothing for `timeout_s` seconds, the verifier goes on alone. A warning
+    says so once, and no token is lost or repeated.
 
     Args:
         decoder: the target, on the CPU. Its weights are moved to shared memory; packed ones are packed again in the
@@ -76,7 +77,6 @@ class ChildPartner:
         places: threads and cores.
         timeout_s: seconds without a token after which the process is taken for dead.
         start_s: seconds in which it must be ready.
-        method: how Python starts it. A fork server that preloads this package imports it once for all processes.
 
     Raises:
         InputError: if the draft cannot run in another process, there is too little shared memory, or the process
@@ -91,7 +91,6 @@ class ChildPartner:
         places: Places | None = None,
         timeout_s: float = 10.0,
         start_s: float = 300.0,
-        method: Literal["spawn", "forkserver"] = "spawn",
     ) -> None:
         _check(decoder, spec)
         places = places or Places.of_machine(torch.get_num_threads())
@@ -105,7 +104,7 @@ class ChildPartner:
         self._n_read = self._block = self._n_asked = 0
         self._whole: list[Drafted] = []
         self._is_over = True
-        context = multiprocessing.get_context(method)
+        context = multiprocessing.get_context(METHOD)
         self._connection, theirs = context.Pipe()
         setup = child.Setup(decoder.model, spec, self._ring, places.draft_threads, places.draft_cores)
         self._process = context.Process(target=child.run, args=(theirs,), name="drafter", daemon=True)
@@ -141,8 +140,10 @@ class ChildPartner:
         try:
             said = self._connection.recv_bytes() if self._connection.poll(start_s) else b""
         except (EOFError, OSError):
-            said = child.FAILED + b"it ended; does the script that starts it call its main function behind " + (
-                b"`if __name__ == '__main__'`?"
+            said = (
+                child.FAILED
+                + b"it ended; does the script that starts it call its main function behind "
+                + (b"`if __name__ == '__main__'`?")
             )
         if said[:1] != child.READY:
             self.stop()
@@ -274,10 +275,9 @@ def _end(process: BaseProcess, connection: Connection) -> None:
 def _check(decoder: Decoder, spec: DraftSpec) -> None:
     if decoder.device.type != "cpu":
         raise InputError(
-            f"the model is on {decoder.device}, and another process shares weights, keys and values in the memory of the "
-            "host; use model.device=cpu, or schedule=sequential"
+            f"the model is on {decoder.device}; two processes share weights, keys and values in the memory of "
+            "the host; use model.device=cpu, or schedule=sequential"
         )
     for part, value in (("lookup", spec.lookup), ("tree", spec.tree)):
         if value is not None:
-            raise InputError(f"{part}={value} cannot draft in another process; leave it out, or use schedule=sequential")
-
+            raise InputError(f"{part}={value} drafts in turn only; leave it out, or use schedule=sequential")

@@ -144,7 +144,7 @@ def _mean(counted: Counted) -> float:
 
 
 def count_calls(call: Callable[[], object], *, for_s: float, watch: Stopwatch | None = None) -> Counted:
-    """Call something until `for_s` seconds are over, at least once, after a warm-up; the number of calls and seconds."""
+    """Call something until `for_s` seconds are over, at least once, after a warm-up; number of calls and seconds."""
     watch = watch or Stopwatch()
     for _ in range(WARM_UP):
         call()

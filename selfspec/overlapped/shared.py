@@ -1,4 +1,4 @@
-"""Memory that the two processes of overlapped decoding share: the target's side writes some of it, the drafter's the rest.
+"""Memory that the two processes of overlapped decoding share; each part of it is written by one of them alone.
 
 It consists of tensors alone. Their files in /dev/shm lose their names as soon as they are made, so nothing stays behind
 when a process is killed.
@@ -98,7 +98,7 @@ class Ring:
     """
 
     def __init__(self, n_slots: int, *, n_vocab: int | None, dtype: torch.dtype = torch.float32) -> None:
-        self.slots_R3 = torch.zeros(n_slots, 3, dtype=torch.long).share_memory_()  # number of the block, token, is drawn
+        self.slots_R3 = torch.zeros(n_slots, 3, dtype=torch.long).share_memory_()  # (block, token, is drawn)
         self.written_1 = torch.zeros(1, dtype=torch.long).share_memory_()
         self.drafts_RV: Tensor | None = None
         if n_vocab is not None:

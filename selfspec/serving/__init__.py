@@ -7,13 +7,12 @@ from selfspec.serving.arrivals import Arrival, poisson, read_trace
 from selfspec.serving.latency import Load, load_of, percentile
 from selfspec.serving.loop import Engine, Memory, Served, ServedStep, Serving, serve
 from selfspec.serving.model_engine import ModelEngine, Order
-from selfspec.serving.recorded_drafts import DraftRecorder, RecordedRequest
+from selfspec.serving.recorded_drafts import RecordedRequest, Recording, record
 from selfspec.serving.replay_engine import ReplayEngine
 from selfspec.serving.timeline import MeasuredTime, RealTime, SimulatedTime, Timeline
 
 __all__ = [
     "Arrival",
-    "DraftRecorder",
     "Engine",
     "Load",
     "MeasuredTime",
@@ -22,6 +21,7 @@ __all__ = [
     "Order",
     "RealTime",
     "RecordedRequest",
+    "Recording",
     "ReplayEngine",
     "Served",
     "ServedStep",
@@ -32,5 +32,6 @@ __all__ = [
     "percentile",
     "poisson",
     "read_trace",
+    "record",
     "serve",
 ]

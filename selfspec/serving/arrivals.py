@@ -27,21 +27,23 @@ class Arrival:
     n_max: int
 
 
-def poisson(n: int, *, rate: float, seed: int) -> list[float]:
+def poisson(n: int, *, rate: float | None, seed: int) -> list[float]:
     """Times of `n` requests that arrive at random, in seconds; the first one arrives at 0.
 
     The gaps of one seed are the same at every rate, in units of the mean gap, so that loads differ in nothing else.
 
     Args:
         n: number of requests.
-        rate: requests for a second on average, above 0; infinite: all arrive at 0.
+        rate: requests for a second on average, above 0; None: all arrive at 0.
         seed: of the gaps.
 
     Raises:
         InputError: if the rate is not above 0.
     """
+    if rate is None:
+        return [0.0] * n
     if math.isnan(rate) or rate <= 0:
-        raise InputError(f"rate={rate}; requests arrive at a rate above 0 a second (.inf: all at once)")
+        raise InputError(f"rate={rate}; requests arrive at a rate above 0 a second (null: all at once)")
     rng, at_s, found = random.Random(seed), 0.0, list[float]()
     for _ in range(n):
         found.append(at_s)

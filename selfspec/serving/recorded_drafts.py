@@ -20,6 +20,7 @@ from selfspec.engine.protocols import Draft, Drafter, Row, Verdict, Verifier
 from selfspec.engine.tree import depth
 from selfspec.engine.verify import Exact
 from selfspec.errors import InputError
+from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.stopping import StopPolicy
 from selfspec.stopping.base import RuleState
@@ -63,15 +64,20 @@ class RecordedRequest:
 
     Attributes:
         n_prompt: tokens of its prompt.
-        n_tokens: tokens of its output.
-        n_max: the most that it might have had.
-        drafts: the draft after each token of the output but the last, n_tokens - 1 of them.
+        tokens: its output.
+        n_max: the most tokens that it might have had.
+        drafts: the draft after each token of the output but the last.
     """
 
     n_prompt: int
-    n_tokens: int
+    tokens: list[int]
     n_max: int
     drafts: Sequence[RecordedDraft]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of its output."""
+        return len(self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the fields of the drafts in columns; `from_dict` is the inverse."""
@@ -83,7 +89,20 @@ class RecordedRequest:
         """The request of `to_dict`."""
         columns = [body["drafts"][name] for name in RecordedDraft.__slots__]
         drafts = [RecordedDraft(*values) for values in zip(*columns, strict=True)]
-        return cls(body["n_prompt"], body["n_tokens"], body["n_max"], drafts)
+        return cls(body["n_prompt"], body["tokens"], body["n_max"], drafts)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """Recorded requests.
+
+    Attributes:
+        requests: in the order of their prompts.
+        overhead_s: seconds of a step beside its forwards, on average.
+    """
+
+    requests: list[RecordedRequest]
+    overhead_s: float
 
 
 class DraftRecorder:
@@ -121,8 +140,14 @@ def check_replayable(policy: StopPolicy) -> None:
 
 
 def record(
-    decoder: Decoder, drafter: Drafter, prompts: Sequence[Sequence[int]], *, policy: StopPolicy, ending: Ending
-) -> list[RecordedRequest]:
+    decoder: Decoder,
+    drafter: Drafter,
+    prompts: Sequence[Sequence[int]],
+    *,
+    policy: StopPolicy,
+    ending: Ending,
+    stopwatch: Stopwatch | None = None,
+) -> Recording:
     """The greedy outputs of prompts, decoded as one batch, with the draft after each of their tokens.
 
     Args:
@@ -131,6 +156,7 @@ def record(
         prompts: token ids.
         policy: the stop rule, whose longest draft is the longest that a replay can have.
         ending: when an output is over.
+        stopwatch: measures the seconds.
 
     Raises:
         InputError: if the stop rule learns from rounds.
@@ -144,17 +170,23 @@ def record(
         stops=[policy.begin() for _ in prompts],
         ending=ending,
         verifier=recorder,
+        stopwatch=stopwatch,
     )
     drafts = iter([recorder.seen[key] for key in sorted(recorder.seen)])  # keys rise with the prompts
-    return [
+    requests = [
         RecordedRequest(
             len(prompt),
-            len(result.tokens),
+            result.tokens,
             min(ending.max_new_tokens, decoder.context_length - len(prompt)),
             next(drafts) if result.rounds else [],
         )
         for prompt, result in zip(prompts, results, strict=True)
     ]
+    # each row has its share of the seconds of a step
+    forwards_s = sum(round_.draft_s + round_.verify_s for result in results for round_ in result.rounds)
+    other_s = sum(result.total_s - result.prefill_s for result in results) - forwards_s
+    n_steps = max(len(result.rounds) for result in results)
+    return Recording(requests, max(0.0, other_s) / n_steps if n_steps else 0.0)
 
 
 def acceptance_by_position(requests: Sequence[RecordedRequest]) -> tuple[float, ...]:
