@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import composed, run_words
 from experiments.config.composing import config_dir, flag_of, known_settings
+from experiments.config.resource_estimate import told_plan
 from experiments.config.steps import CACHE, RUNS, Step, is_own, plan
 from experiments.results.run_writer import Folder, open_folder, reopen_folder
-from experiments.verbs.resource_estimate import told_plan
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records import provenance, run_files
