@@ -52,13 +52,13 @@ def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
         known={verb: known_settings(verb) for verb in VERBS},
         data_folder=cfg.data_folder,
     )
-    for step in steps:
-        composed(step.verb, step.words)  # reports a mistake in any step before the first one runs
     flags = flag_of(config_dir())  # stored in each step, so that a resumed experiment has them too
+    # composed once, which reports a mistake in any step before the first one runs
+    settings = [composed(step.verb, step.words) for step in steps]
     steps = [replace(step, words=(*flags, *step.words)) for step in steps]
     if cfg.dry_run:
         rate = None if any(w.startswith("model=") for w in words) else e.tokens_per_s
-        say(told_plan(e.name, [(s, composed(s.verb, s.words)) for s in steps], left_out, rate, e.rate_source))
+        say(told_plan(e.name, list(zip(steps, settings, strict=True)), left_out, rate, e.rate_source))
         return None
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(outputs)
