@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from selfspec.answer_text import text_after
 from selfspec.control.base import Controller
-from selfspec.data.answer_text import text_after
 from selfspec.engine.decode import Kind
 from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError

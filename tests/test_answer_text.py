@@ -14,7 +14,7 @@ from experiments.dashboard.token_sources import pieces
 from experiments.quality.judge import MEASURES, assess
 from experiments.verbs.decode import _Stream
 from selfspec import hf
-from selfspec.data.answer_text import context, opens_thought, text_after, without_thoughts
+from selfspec.answer_text import context, opens_thought, text_after, without_thoughts
 from selfspec.data.prompts import encode_turns
 from selfspec.data.task import Example
 from selfspec.errors import InputError

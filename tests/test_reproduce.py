@@ -14,10 +14,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from experiments.config.composing import option, options
+from experiments.config.resource_estimate import Size, seconds, size_of
 from experiments.config.steps import is_own, merged, plan
 from experiments.results.published import published_figures
 from experiments.verbs.reproduce import STEPS
-from experiments.verbs.resource_estimate import Size, seconds, size_of
 from selfspec.errors import InputError
 from selfspec.records import run_files
 from selfspec.skipping.skip_set_files import load_skip_set

@@ -14,6 +14,8 @@ from experiments.systems import account, table
 from experiments.systems.figure import kind
 from experiments.systems.systems import System, slug, systems
 from experiments.verbs.report import make_report
+from scripts.result_page import write_page
+from selfspec.errors import InputError
 from tests.test_paper_report import ROUNDS, cells, drafted, plain
 from tests.test_report import row, write_run
 
@@ -173,3 +175,21 @@ def test_the_report_writes_tables_and_the_picture(outputs: Path, tmp_path: Path)
 def test_every_published_figure_has_a_source_and_a_system() -> None:
     rows = [r for r in published_figures("systems")]
     assert all(r["source"] and slug(r["system"]) == r["system"] and not math.isnan(r["value"]) for r in rows)
+
+
+def test_a_report_becomes_a_page_with_its_pictures_once(tmp_path: Path) -> None:
+    report, docs = tmp_path / "report", tmp_path / "docs"
+    report.mkdir()
+    docs.mkdir()
+    (report / "table.md").write_text("# Report\n\n![speed](speed.png)\n")
+    (report / "speed.png").write_bytes(b"png")
+    provenance = {"cpu": "A CPU", "started": "2026-01-02T03:04:05Z", "run": {"name": "all"}}
+    (report / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(InputError, match="no finished report"):
+        write_page(report, "page", docs)
+    (report / "summary.json").write_text("{}")
+    page = write_page(report, "page", docs)
+    assert page.read_text() == "# A CPU, 2026-01-02\n\nMade from `all`.\n\n![speed](page/speed.png)\n"
+    assert (docs / "page" / "speed.png").read_bytes() == b"png"
+    with pytest.raises(InputError, match="not changed afterwards"):
+        write_page(report, "page", docs)

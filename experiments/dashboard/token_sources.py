@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from selfspec.data.answer_text import is_unfinished, text_after
+from selfspec.answer_text import is_unfinished, text_after
 
 Kind = Literal["prompt", "plain", "accepted", "correction", "bonus"]
 

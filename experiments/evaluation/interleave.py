@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.evaluation.arms import Arm
 from experiments.evaluation.conversations import UNDECODED, Answer, Asked, Conversations, Encode, ToText, why_none
-from selfspec.data.answer_text import opens_thought
+from selfspec.answer_text import opens_thought
 from selfspec.engine.trace import DecodeResult
 from selfspec.measure.exactness import Comparison, compare
 from selfspec.models.decoder import Decoder

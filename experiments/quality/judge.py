@@ -18,7 +18,7 @@ from experiments.quality.code import Problem, pass_at_k
 from experiments.quality.rouge import rouge
 from experiments.quality.sandbox import Sandbox, find_sandbox
 from experiments.results.tables import markdown_table, number
-from selfspec.data.answer_text import without_thoughts
+from selfspec.answer_text import without_thoughts
 from selfspec.data.task import Example
 from selfspec.errors import InputError, unknown_name
 from selfspec.measure.metrics import mean_interval

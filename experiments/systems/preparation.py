@@ -103,11 +103,11 @@ def _predictors(stop: Any) -> Iterator[str]:
 
 def _of_step(word: str) -> float | None:
     """Seconds of the step of an experiment whose run `word` names or lies in; None if there is no such step."""
-    path = Path(word)
+    path = Path(word).resolve()
     for folder in path.parents if path.exists() else ():
         if (folder / run_files.STEPS).is_file():
             rows = run_files.read_rows(folder / run_files.STEPS)
-            return next((float(r["seconds"]) for r in rows if path.is_relative_to(r["run"])), None)
+            return next((float(r["seconds"]) for r in rows if path.is_relative_to(Path(r["run"]).resolve())), None)
     return None
 
 

@@ -25,9 +25,7 @@ ROUND = (
     "tokens (c), for drafting rejected ones (acceptance), for verifying beyond one plain token (verification), and for "
     "the rest (overhead), all in plain tokens: it loses where it pays more than it gains."
 )
-BY_DEPTH = (
-    f"By depth: of tokens at depths 1 to {DEPTHS} that were judged, the accepted ones; of a tree, in order of its tokens."
-)
+BY_DEPTH = f"By depth: of tokens at depths 1 to {DEPTHS} that were judged, the accepted ones; of a tree, in its order."
 
 
 def speeds(systems: Sequence[System]) -> Section:

@@ -18,7 +18,7 @@ from experiments.builders.build_control import control
 from experiments.builders.build_online import around, is_online, online_draft
 from experiments.results.locate_draft import locate_draft
 from experiments.terminal.progress import Progress
-from selfspec.data.answer_text import context, is_unfinished, text_after
+from selfspec.answer_text import context, is_unfinished, text_after
 from selfspec.data.prompts import encode
 from selfspec.data.task import Example
 from selfspec.drafters.build import build_drafter

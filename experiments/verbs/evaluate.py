@@ -36,7 +36,7 @@ from experiments.terminal.progress import Progress
 from experiments.tracking import Tracker
 from experiments.tracking.of_evaluation import show_evaluation
 from experiments.verbs.resuming import config_to_resume, make_ready, resuming
-from selfspec.data.answer_text import text_after
+from selfspec.answer_text import text_after
 from selfspec.data.prompts import check_room, encode_turns, fit
 from selfspec.data.task import Example, select
 from selfspec.errors import InputError

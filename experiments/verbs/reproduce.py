@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.cli import composed, run_words
 from experiments.config.composing import config_dir, flag_of, known_settings
+from experiments.config.resource_estimate import told_plan
 from experiments.config.steps import CACHE, RUNS, Step, is_own, plan
 from experiments.results.run_writer import Folder, open_folder, reopen_folder
-from experiments.verbs.resource_estimate import told_plan
 from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.records import provenance, run_files
@@ -52,13 +52,13 @@ def reproduce(cfg: DictConfig, overrides: list[str], say: Say) -> Path | None:
         known={verb: known_settings(verb) for verb in VERBS},
         data_folder=cfg.data_folder,
     )
-    for step in steps:
-        composed(step.verb, step.words)  # reports a mistake in any step before the first one runs
     flags = flag_of(config_dir())  # stored in each step, so that a resumed experiment has them too
+    # composed once, which reports a mistake in any step before the first one runs
+    settings = [composed(step.verb, step.words) for step in steps]
     steps = [replace(step, words=(*flags, *step.words)) for step in steps]
     if cfg.dry_run:
         rate = None if any(w.startswith("model=") for w in words) else e.tokens_per_s
-        say(told_plan(e.name, [(s, composed(s.verb, s.words)) for s in steps], left_out, rate, e.rate_source))
+        say(told_plan(e.name, list(zip(steps, settings, strict=True)), left_out, rate, e.rate_source))
         return None
     outputs = Path(cfg.paths.outputs)
     run_files.make_writable(outputs)

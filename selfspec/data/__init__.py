@@ -1,6 +1,6 @@
 """Data sets for calibration and evaluation, one file each, all of the interface `Task`.
 
-It must not know models, decoding or scores; `prompts` and `answer_text` know a tokenizer only.
+It must not know models, decoding or scores; `prompts` knows a tokenizer only.
 """
 
 from selfspec.data.humaneval import HumanEval

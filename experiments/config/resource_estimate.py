@@ -99,7 +99,8 @@ def n_tokens(verb: str, cfg: DictConfig) -> int | None:
 def seconds(verb: str, cfg: DictConfig, tokens_per_s: float | None) -> float | None:
     """Greatest expected seconds of a step; None if they are unknown.
 
-    A search that replays needs the seconds of its tokens plus `searcher.max_s`; without that limit they are unknown.
+    A search that replays needs the seconds of its tokens plus `searcher.max_s`; without that limit they are unknown. A
+    search that decodes ends after `searcher.max_s` as well.
     Those of a training are known if it has a limit.
     """
     if verb == "train":
@@ -111,6 +112,8 @@ def seconds(verb: str, cfg: DictConfig, tokens_per_s: float | None) -> float | N
     is_replayed = verb == "search" and cfg.objective.name != "tokens_per_second"
     if is_replayed and cfg.searcher.max_s is None:
         return None
+    if verb == "search" and not is_replayed and cfg.searcher.max_s is not None:
+        return float(min(tokens / tokens_per_s, cfg.searcher.max_s))
     return tokens / tokens_per_s + (cfg.searcher.max_s if is_replayed else 0)
 
 
