@@ -182,7 +182,8 @@ def run_words(verb: str, words: Sequence[str], say: Callable[[str], None]) -> Pa
     with composing(folder):
         cfg = composed(verb, settings)
         check_names(cfg)
-        return _verb(verb)(cfg, settings, say)
+        folder_of_run: Path | None = _verb(verb)(cfg, settings, say)
+        return folder_of_run
 
 
 def _run_hydra(verb: str, words: list[str], folder: Path | None) -> None:

@@ -50,7 +50,7 @@ def verbs_page() -> str:
     lines = ["# Verbs", "", "`selfspec VERB --help` shows this page's section on the terminal.", ""]
     for verb in VERBS:
         about = of_verb(verb)
-        lines += [f"## {verb}", "", _sentence(about.heading), "", "```", *command_help.EXAMPLES[verb], "```", ""]
+        lines += [f"## {verb}", "", _sentence(about.heading), "", "```", *command_help.examples(verb), "```", ""]
         lines += [f"Groups: {', '.join(f'[`{g}`](options.md#{g})' for g in sorted(groups(verb)))}.", ""]
         lines += [*_table(command_help.settings_of(verb), VERBS[verb]), ""]
     return "\n".join(lines)
@@ -66,8 +66,9 @@ def options_page() -> str:
     ]
     kinds = {name: kind for verb in VERBS.values() for name, kind in get_type_hints(verb, include_extras=True).items()}
     with composing():
-        for group in sorted(set().union(*map(groups, VERBS))):
-            users = [verb for verb in VERBS if group in groups(verb)]
+        owned = {verb: groups(verb) for verb in VERBS}
+        for group in sorted(set().union(*owned.values())):
+            users = [verb for verb in VERBS if group in owned[verb]]
             lines += [f"## {group}", "", f"Used by {', '.join(f'[{v}](verbs.md#{v})' for v in users)}.", ""]
             names = options(group)
             lines += ["| option | when to choose it |", "|---|---|"]

@@ -22,6 +22,7 @@ Made by `python scripts/run_folder_docs.py` from `experiments/results/rows.py`; 
 | `records.jsonl`, `quality.jsonl`, `prompts.jsonl` | of an evaluation: answers, their quality, rendered prompts |
 | `online.yaml`, `online.jsonl` | of an evaluation with `online=`: what its arms have learnt, and how |
 | `curve.jsonl`, `plan.yaml`, `checkpoint.pt` | of a training: steps, draft, and the weights from which it goes on |
+| `rules.jsonl`, `reliability.jsonl`, `stops.md` | of `train predictor=...`: stop rules, and how predictors fare |
 | `loads.jsonl`, `rounds.jsonl`, `costs.json` | of a serve-sim: its simulations; recorded drafts; seconds of a step |
 | `skip_set.yaml`, `plan.yaml`, `pareto.yaml` | of a search: the draft it found, and the front of its sets |
 | `summary.json` | what the run came to; a run without it is not finished, nor is a search that `ended` interrupted |

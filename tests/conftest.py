@@ -10,6 +10,7 @@ from typing import IO, Any
 import pytest
 import torch
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from matplotlib.figure import Figure
@@ -44,8 +45,10 @@ def options_read_once() -> Iterator[None]:
     """Each file of conf/ is read once: Hydra reads some thirty of them whenever it composes, five times a command."""
     Plugins.instance()  # reads the module of the class once more: the class is not the one that an import gives
     package = SourcesRegistry.instance().resolve("pkg")
-    read = package.load_config
+    read, list_folder, is_there = package.load_config, package.list, package.is_group
     known: dict[tuple[str, str], ConfigResult] = {}
+    listed: dict[tuple[str, str, ObjectType | None], list[str]] = {}
+    groups: dict[tuple[str, str], bool] = {}
 
     def load(source: ConfigSource, config_path: str) -> ConfigResult:
         at = (source.path, config_path)
@@ -53,8 +56,22 @@ def options_read_once() -> Iterator[None]:
             known[at] = read(source, config_path)
         return deepcopy(known[at])
 
+    def list_once(source: ConfigSource, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        at = (source.path, config_path, results_filter)
+        if at not in listed:
+            listed[at] = list_folder(source, config_path, results_filter)
+        return list(listed[at])
+
+    def is_group(source: ConfigSource, config_path: str) -> bool:
+        at = (source.path, config_path)
+        if at not in groups:
+            groups[at] = is_there(source, config_path)
+        return groups[at]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(package, "load_config", load)
+        patch.setattr(package, "list", list_once)
+        patch.setattr(package, "is_group", is_group)
         yield
 
 

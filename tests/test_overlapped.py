@@ -15,7 +15,7 @@ from selfspec.drafters.chain import ModelDraft
 from selfspec.drafters.small_model import SmallModelDraft, check_same_tokens
 from selfspec.drafters.spec import DraftSpec
 from selfspec.drafters.tree_drafter import TreeDraft
-from selfspec.drafters.tree_shapes import BestFirst
+from selfspec.drafters.tree_shapes import BestFirst, comb
 from selfspec.engine.approximate import AmongBest
 from selfspec.engine.decode import Ending, autoregress, speculate
 from selfspec.engine.protocols import Drafter, Row
@@ -24,6 +24,7 @@ from selfspec.engine.trace import DecodeResult
 from selfspec.errors import InputError
 from selfspec.heads.drafter import HeadDraft
 from selfspec.models.decoder import Decoder
+from selfspec.overlapped.blocks import BlockDrafter
 from selfspec.overlapped.partner import SamePartner
 from selfspec.overlapped.schedule import Overlapped
 from selfspec.skipping.skip_set import SkipSet
@@ -163,6 +164,22 @@ def test_a_perfect_draft_never_stops_and_commits_a_block_a_round() -> None:
     assert [(r.drafted, r.accepted, r.committed) for r in result.rounds] == [(1, 1, 1)] + [(4, 4, 4)] * 4
 
 
+def test_the_draft_reads_every_key_of_the_target_and_writes_none() -> None:
+    decoder, text = decoder_of(), [*LONG, 7]
+    source = decoder.new_cache(n_rows=1, capacity=len(LONG) + 4)
+    with torch.inference_mode():
+        decoder.full(torch.tensor([LONG]), starts=[0], cache=source)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in source.layers]
+    blocks = BlockDrafter(skipping(decoder), decoder)
+    blocks.open(Row(0, list(text), 0, Fixed(1).begin(), Chooser(Sampling())), source, {})
+    assert len(list(blocks.draft(text, [3], 2))) == 2
+    n = len(LONG)
+    for own, true, (keys, values) in zip(blocks._cache.layers, source.layers, before, strict=True):
+        assert torch.equal(own.keys[:, :, :n], true.keys[:, :, :n]), "keys"
+        assert torch.equal(own.values[:, :, :n], true.values[:, :, :n]), "values"
+        assert torch.equal(true.keys, keys) and torch.equal(true.values, values), "the source is the target's"
+
+
 @pytest.mark.parametrize("name", ["eagle", "chain"])
 def test_a_head_goes_on_behind_given_tokens_as_behind_its_own(name: str) -> None:
     decoder = decoder_of()
@@ -210,6 +227,9 @@ def test_what_cannot_overlap_is_refused_in_one_line() -> None:
         decode(decoder, [LONG], skipping(decoder), verifier=AmongBest(2))
     with pytest.raises(InputError, match="gamma=99"):
         decode(decoder, [LONG], skipping(decoder), gamma=99)
+    rescored = build_drafter(DraftSpec(trained(decoder, "eagle"), Fixed(4), tree=comb((2, 2))), decoder)
+    with pytest.raises(InputError, match="cannot draft behind others"):
+        decode(decoder, [LONG], rescored)
     tree = TreeDraft(decoder.bind(SkipSet.parse("m2", 3)), BestFirst(7, 4, 3, draft_cost=0.3, verify_cost=0.03), False)
     with pytest.raises(InputError, match="drafts trees"):
         decode(decoder, [LONG], tree)

@@ -51,7 +51,7 @@ def test_post_verify_tests_pending_tokens_and_one_of_the_block() -> None:
     assert (committed, tokens(pending)) == ([4, 1, 2], [2])
 
 
-def test_a_rejected_pending_token_is_corrected_and_nobody_waits_for_the_block() -> None:
+def test_a_rejected_pending_token_is_corrected_without_the_block() -> None:
     outcome = judge(row_of(), drafted(4, 1, 1), logits(4, 3, 0, 0), lambda: pytest.fail("the block is thrown away"))
     committed, pending = advance(drafted(4, 1, 1), [], outcome)
     assert (committed, pending, outcome.n_tested) == ([4, 3], (), 2)

@@ -19,7 +19,7 @@ from setuptools import PackageFinder
 from tests.plugins import write_plugins
 
 ROOT = Path(__file__).parents[1]
-NOT_SHIPPED = {"tests", "scripts"}
+NOT_SHIPPED = {"tests", "scripts", "docs"}
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import Tensor
 from experiments.predictors import comparing
 from search.fitting import acceptance_fitting as fitting
 from search.fitting.acceptance_fitting import HeadTraining, Reliability, fit_head, predicted
-from search.fitting.draft_examples import Examples, drafted_examples, target_logits, teacher_forced
+from search.fitting.draft_examples import Examples, by_chain, drafted_examples, target_logits, teacher_forced
 from search.replay.references import batches_of
 from search.replay.simulator import simulate
 from search.replay.stop_study import round_cost, run_oracle, run_rule
@@ -149,6 +149,12 @@ class TestExamples:
         entropy = float(-(p * np.log(p)).sum())
         assert best == pytest.approx([p[0], entropy, p[0] - p[1], 3, 0.5 * p[0]])
         assert other == pytest.approx([p[2], entropy, p[2] - p[0], 3, 0.5 * p[2]])
+
+    def test_the_product_is_that_of_the_chain_so_far(self, found: dict[str, Examples]) -> None:
+        for at in by_chain(found["layer_skip"]).values():
+            sure, depths, products = found["layer_skip"].scalars_N5[at][:, [0, 3, 4]].unbind(-1)
+            assert depths.tolist() == [*range(1, len(at) + 1)]
+            assert products.tolist() == pytest.approx(sure.cumprod(0).tolist(), rel=1e-5)
 
     def test_greedy_labels_are_the_verdicts_of_the_decoder(self, decoder: Decoder, texts: list[StoredText]) -> None:
         spec = DraftSpec(PLAN, Fixed(MAX_DRAFT))
@@ -317,6 +323,9 @@ class TestDrafting:
     ) -> None:
         found = drafted_examples(decoder, DraftSpec(PLAN, Fixed(3), tree=shape), texts, max_draft=3)["layer_skip"]
         assert float(found.judged.right_N.float().mean()) < 0.6  # siblings are judged too, and one of them is right
+        sure, depths, products = found.scalars_N5[:, [0, 3, 4]].unbind(-1)
+        assert torch.equal(sure[depths == 1], products[depths == 1])
+        assert bool((products < sure)[depths > 1].all()) and set(depths.tolist()) == {1, 2, 3}
         of = {"layer_skip": fitting.fit_logistic(found.judged)}
         path = saved(tmp_path, decoder, of, PLAN, tree=True)
         depths = {}
@@ -371,10 +380,11 @@ class TestCommands:
         assert (ran.run / "stops.md").is_file() and "| oracle |" in ran.out
         found = [json.loads(line) for line in (ran.run / "reliability.jsonl").read_text().splitlines()]
         assert {row["predictor"] for row in found} == {"confidence", "logistic", "published"}
-        short = ("max_new_tokens=6", "generate=false", "controls=false", "n=2", f"paths.outputs={outputs}")
+        short = ("max_new_tokens=6", "generate=false", "n=2", f"paths.outputs={outputs}")
         by_id = f"stop.predictor={ran.run.name}/published"
         used = command("evaluate", *toy, "skip=m2", "stop=specdec", by_id, *short)
         assert used.status == 0, used.err
+        assert "nothing skipped: its stop rule reads the confidence" in used.err
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -382,6 +392,7 @@ class TestCommands:
             (("predictor=specdec",), "name it by skip=DRAFT"),
             (("predictor=specdec", "predictor.kinds=[tables]", "skip=m2"), "they are any of table, logistic"),
             (("predictor=published", "skip=m2", "tree=static"), "take predictor=specdec"),
+            (("predictor=table", "skip=m2", "tree=static", "sampling=sample"), "sampling.sample_draft=false"),
         ],
     )
     def test_what_cannot_be_trained_is_told_in_one_line(

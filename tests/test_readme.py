@@ -32,9 +32,9 @@ def text_of(page: Path) -> str:
 
 def commands() -> list[str]:
     """Every command line of the pages and of the help, once."""
-    lines = [line.split("  #")[0].strip() for page in PAGES for line in text_of(page).splitlines()]
+    lines = [re.split(r"\s+# ", line)[0].strip() for page in PAGES for line in text_of(page).splitlines()]
     lines += [line for examples in EXAMPLES.values() for line in examples]
-    return sorted({line for line in lines if re.match(r"selfspec [a-z]+( |$)", line) and " is " not in line})
+    return sorted({line for line in lines if re.match(r"selfspec [a-z-]+( |$)", line) and " is " not in line})
 
 
 def blocks(page: Path, language: str) -> list[str]:

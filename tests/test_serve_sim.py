@@ -61,7 +61,7 @@ def test_each_arm_has_a_row_for_each_load_and_engine(both: Path) -> None:
     assert (both / "loads.md").read_text().count("\n") == 14
 
 
-def test_records_are_replayed_under_the_costs_of_another_device_without_a_model(both: Path) -> None:
+def test_records_are_replayed_under_costs_of_another_device(both: Path) -> None:
     Path("h100.json").write_text(json.dumps(H100))
     asked = f"records={both}", "engine=replay", ARMS, "model.path=nowhere", "loads=[0.5,2]", "n=12"
     rows = rows_of(command("serve-sim", "model=local", *asked, "costs.path=h100.json"))
@@ -146,10 +146,10 @@ def test_what_is_impossible_is_told_in_one_line(words: list[str], why: str, smal
 def test_a_report_shows_speeds_by_batch(tmp_path: Path) -> None:
     for seed, batch in enumerate((1, 8)):
         evaluate_run(tmp_path, skip="a1", seed=seed, arms=("fixed 2", "goodput"), batch=batch)
-    markdown = make_report(find_runs("", tmp_path), tmp_path / "report").markdown
+    markdown = make_report(find_runs("evaluate", tmp_path), tmp_path / "report").markdown
     section = markdown.partition("## Batches")[2]
     assert "| model | data | batch | plain tokens/s | fixed 2 | goodput | goodput over the best |" in section
     assert [line.split(" | ")[2] for line in section.splitlines() if line.startswith("| toy")] == ["1", "8"]
     assert "| 1.000 |" in section  # both arms have the same made-up seconds
     shutil.rmtree(tmp_path / "evaluate" / "made-up" / "20261101T100100Z-00000001")
-    assert "## Batches" not in make_report(find_runs("", tmp_path), tmp_path / "report").markdown
+    assert "## Batches" not in make_report(find_runs("evaluate", tmp_path), tmp_path / "report").markdown

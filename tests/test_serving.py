@@ -25,7 +25,7 @@ from selfspec.models.decoder import Decoder
 from selfspec.serving import (
     Arrival,
     MeasuredTime,
-    Memory,
+    MemoryBound,
     ModelEngine,
     Order,
     ReplayEngine,
@@ -90,7 +90,7 @@ class Toy:
         self,
         times: Sequence[float],
         prompts: Sequence[list[int]],
-        memory: Memory,
+        memory: MemoryBound,
         kind: str = "skip",
         *,
         ending: Ending = EVER,
@@ -104,11 +104,11 @@ class Toy:
         control = policy.begin(CHEAP) if policy else None
         return ModelEngine(self.decoder, self.drafter(kind), orders, memory=memory, control=control, watch=self.watch)
 
-    def serve(self, engine: ModelEngine, memory: Memory, chunk: int = 6) -> Serving:
+    def serve(self, engine: ModelEngine, memory: MemoryBound, chunk: int = 6) -> Serving:
         return serve(engine, engine.arrivals, memory=memory, chunk=chunk, timeline=MeasuredTime(self.watch))
 
 
-THREE = Memory(3, 3 * 64, margin=16)
+THREE = MemoryBound(3, 3 * 64, margin=16)
 
 
 def times_of(n: int, seed: int, span_s: float = 6.0) -> list[float]:
@@ -165,7 +165,7 @@ def test_a_sampled_request_draws_what_it_draws_alone() -> None:
 def test_what_is_held_stays_below_the_bound_and_slots_are_used_again() -> None:
     model = Toy()
     prompts = [[7] * n for n in (2, 40, 3, 2, 30, 2, 2, 5, 2, 3)]
-    memory = Memory(4, 150, margin=8)
+    memory = MemoryBound(4, 150, margin=8)
 
     class Watching(ModelEngine):
         held: list[int]
@@ -299,20 +299,23 @@ def test_a_wrong_trace_is_told_in_one_line(lines: list[str], why: str, tmp_path:
 def test_what_can_never_be_served_is_refused_before_anything_is() -> None:
     model = Toy()
     for memory, why in (
-        (Memory(2, 40, margin=8), "request 1 needs room for 46 tokens .30 of its prompt, 8 new ones, memory.margin=8"),
-        (Memory(2, 5, margin=8), "request 0 needs room for 18 tokens"),
+        (
+            MemoryBound(2, 40, margin=8),
+            "request 1 needs room for 46 tokens .30 of its prompt, 8 new ones, memory.margin=8",
+        ),
+        (MemoryBound(2, 5, margin=8), "request 0 needs room for 18 tokens"),
     ):
         engine = model.engine([0, 0], [[1, 2], [3] * 30], memory)
         with pytest.raises(InputError, match=why):
             model.serve(engine, memory)
     with pytest.raises(InputError, match=r"memory.max_rows=0; it is a whole number from 1 on"):
-        Memory(0, 100)
+        MemoryBound(0, 100)
     engine = model.engine([1.0, 0.5], [[1], [2]], THREE)
     with pytest.raises(InputError, match="in the order of their arrival"):
         model.serve(engine, THREE)
     with pytest.raises(InputError, match="chunk=0"):
         model.serve(engine, THREE, chunk=0)
-    assert Memory(2, 100).need(Arrival(0.0, 3, 4)) == 39
+    assert MemoryBound(2, 100).need(Arrival(0.0, 3, 4)) == 39
 
 
 class Wide(BaseDrafter):
@@ -323,7 +326,7 @@ class Wide(BaseDrafter):
 
 
 def test_a_tree_that_outgrows_the_margin_is_told() -> None:
-    model, memory = Toy(), Memory(1, 100, margin=2)
+    model, memory = Toy(), MemoryBound(1, 100, margin=2)
     order = Order(0.0, [3] * 20, Always(N_DRAFTED).begin(), EVER)
     engine = ModelEngine(model.decoder, Wide(), [order], memory=memory, watch=model.watch)
     with pytest.raises(InputError, match=r"give the rows more room behind their end \(memory.margin\)"):

@@ -36,6 +36,8 @@ from selfspec.stopping import (
     StopState,
     Svip,
     Threshold,
+    predictor_of,
+    without_predictor,
 )
 from selfspec.stopping.base import named_rules
 from tests.contracts.stop import StopContract, draft_length, live
@@ -155,6 +157,11 @@ class TestSpecdec(StopContract):
     def test_stops_when_a_rejection_is_likelier_than_the_threshold(self, confidences: list[float], length: int) -> None:
         rule = self.make()  # 0.9³ = 0.729 goes on, 0.9⁴ = 0.656 does not
         assert draft_length(rule, rule.begin(), confidences) == length
+
+    def test_a_rule_inside_another_loses_its_predictor_too(self) -> None:
+        rule = PauseWhenUnprofitable(Specdec(4, 0.3, "RUN"), draft_cost=0.3, verify_cost=0.1)
+        assert predictor_of(rule) == "RUN"
+        assert without_predictor(rule) == replace(rule, rule=Specdec(4, 0.3))
 
     def test_the_product_begins_anew_with_each_draft(self) -> None:
         rule = self.make()

@@ -27,7 +27,7 @@ from experiments.evaluation.arms import GENERATE, PLAIN, Arm, DraftArm, Generate
 from experiments.evaluation.draft_only import DraftOnlyArm
 from experiments.evaluation.online_arm import OnlineArm
 from experiments.results.locate_draft import locate_draft
-from search.costs.head_costs import round_costs
+from search.costs.head_costs import LEAST, round_costs
 from search.costs.measure import check
 from search.costs.table import CostTable
 from search.draft_of_point import heads, remembered
@@ -55,7 +55,7 @@ from selfspec.skipping.plan import PLAIN as SKIP
 from selfspec.skipping.rounding import check_kernel
 from selfspec.skipping.skip_set import SkipSet
 from selfspec.speculator import Speculator
-from selfspec.stopping import Optimal
+from selfspec.stopping import Optimal, predictor_of, without_predictor
 from selfspec.targets import TARGET
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ _VERIFIED = (
     "accept_top",
     "accept_distance",
 )  # of arms that are verified
+_OF_PLAN = {"unskipped", "draft", "head", "precision", "memory"}  # settings of an arm that change its plan
 OWN = "own"  # the online searcher of the run's own arm: the settings of the group, as they were typed
 N_TUNED_ON = 8  # prompts that tune a stop rule and fit no draft; chosen, not tuned
-LEAST_COST = 1e-3  # of a drafted token, in plain tokens, where noise says less
 
 
 def arms(cfg: DictConfig, loaded: Loaded, ending: Ending, *, phase: Phases = unwatched) -> list[Arm]:
@@ -142,6 +142,9 @@ def _draft_arm(
         lookup = build.searched(draft if "lookup" in settings else own).get("lookup")
     asked = settings.get("stop")
     policy = build.stop(cfg, own) if asked is None else build.stop_by_name(asked, draft)
+    if asked is None and (draft != own or _OF_PLAN & set(settings)) and predictor_of(policy) is not None:
+        log.info("%s: its stop rule reads the confidence, since the run's predictor is for another draft", name)
+        policy = without_predictor(policy)
     drafter = _drafter(cfg, settings, lookup)
     tree = _tree(cfg, settings, lookup, drafter)
     spec = build.spec(cfg, draft, loaded, policy, lookup=lookup, drafter=drafter, tree=tree)
@@ -366,8 +369,8 @@ class Calibration:
         """
         rule, plan = spec.stop, spec.plan
         if isinstance(rule, Optimal) and rule.predictor is not None and spec.tree is None and spec.lookup != "only":
-            more = rule_tuner.verify_cost(self.costs, rule.max_draft, context=len(self.prompts[0]))
-            return replace(rule, draft_cost=max(LEAST_COST, self._draft_cost(plan)), verify_cost=more)
+            step = rule_tuner.verify_cost(self.costs, rule.max_draft, context=len(self.prompts[0]))
+            return replace(rule, draft_cost=max(LEAST, self._draft_cost(plan)), verify_cost=step)
         if not isinstance(rule, Optimal) or spec.lookup == "only" or not spec.is_plan:
             raise InputError(
                 f"arms.{name}.tune_stop measures the costs of stop=optimal, and the arm has stop="

@@ -17,7 +17,7 @@ from selfspec.errors import InputError
 from selfspec.overlapped import rates
 from selfspec.overlapped.arithmetic import balanced_gamma
 from selfspec.overlapped.process import ChildPartner, Places
-from selfspec.overlapped.schedule import MOST, Overlapped
+from selfspec.overlapped.schedule import MOST, Overlapped, check_gamma
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ def overlapped_arms(cfg: DictConfig, in_turn: Sequence[Arm]) -> list[Arm]:
     """
     schedule = cfg.get("schedule")
     if schedule is None or schedule.name != PEARL:
+        for key in set(schedule or ()) - {"name"}:
+            raise InputError(f"schedule.{key} has no effect with schedule={schedule.name}; choose schedule=pearl")
         return []
     if cfg.batch > 1:
         raise InputError(f"schedule=pearl decodes one prompt at a time; use batch=1 instead of batch={cfg.batch}")
@@ -51,8 +53,9 @@ def overlapped_arms(cfg: DictConfig, in_turn: Sequence[Arm]) -> list[Arm]:
 
 
 def _overlapped(schedule: DictConfig, arm: DraftArm, *, name: str) -> OverlappedArm:
-    n_threads = torch.get_num_threads()
-    places = Places.of_machine(n_threads, draft_threads=schedule.draft_threads)
+    given = schedule.gamma if isinstance(schedule.gamma, int) else None
+    check_gamma(given)
+    places = Places.of_machine(torch.get_num_threads(), draft_threads=schedule.draft_threads)
     if not schedule.pin:
         places = Places(places.verify_threads, places.draft_threads)
     spec = _chain(arm.name, arm.speculator.spec)
@@ -61,7 +64,6 @@ def _overlapped(schedule: DictConfig, arm: DraftArm, *, name: str) -> Overlapped
     measure = partial(
         rates.measure, arm.decoder, arm.speculator.drafter, partner, beside=beside, for_s=schedule.measure_s
     )
-    given = schedule.gamma if isinstance(schedule.gamma, int) else None
     log.warning("measuring how fast two processes are at once; the machine must be quiet")
     found = measure(gamma=given or FIRST_GAMMA)
     if given is None:
@@ -76,7 +78,7 @@ def _overlapped(schedule: DictConfig, arm: DraftArm, *, name: str) -> Overlapped
         stopwatch=arm.stopwatch,
         name=name,
         skip=arm.skip,
-        stop=f"gamma {schedule.gamma if schedule.gamma == 'adaptive' else found.gamma}",
+        stop=f"gamma {schedule.gamma}",  # as asked for: a resumed run may measure another one
         spec=spec,
         overlapped=overlapped,
         partner=partner,

@@ -27,12 +27,13 @@ from selfspec.data.task import Example, select
 from selfspec.drafters.build import build_drafter
 from selfspec.drafters.spec import DraftSpec
 from selfspec.engine.decode import Ending
+from selfspec.engine.sampling import Sampling
 from selfspec.errors import InputError
 from selfspec.measure.phases import Phases, unwatched
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.load import Loaded
 from selfspec.records import run_files
-from selfspec.serving import Arrival, Memory, RecordedRequest, poisson, read_trace, record
+from selfspec.serving import Arrival, MemoryBound, RecordedRequest, poisson, read_trace, record
 from selfspec.serving.recorded_drafts import check_replayable
 from selfspec.skipping.plan import DraftPlan
 from selfspec.skipping.skip_set import SkipSet
@@ -121,8 +122,11 @@ def check(cfg: DictConfig) -> None:
         raise InputError("clock=real has no effect on engine=replay, which waits for nothing; leave it out")
     for rate in cfg.rates or ():
         poisson(1, rate=rate, seed=cfg.seed)
-    if cfg.sampling.do_sample:
-        raise InputError("serve-sim decodes greedily, since drawn tokens have no recorded drafts; take sampling=greedy")
+    if build.sampling(cfg) != Sampling(seed=cfg.sampling.seed):
+        raise InputError(
+            "serve-sim decodes greedily and without penalties, since other tokens have no recorded drafts; take "
+            "sampling=greedy"
+        )
     arms(cfg)
 
 
@@ -253,9 +257,9 @@ def study(cfg: DictConfig, known: Recorded, live: Live | None) -> Study:
     return replace(found, times=times, rates=rates)
 
 
-def memory(cfg: DictConfig) -> Memory:
+def memory(cfg: DictConfig) -> MemoryBound:
     """The bound of what is held at once."""
-    return Memory(cfg.memory.max_rows, cfg.memory.max_tokens, cfg.memory.margin)
+    return MemoryBound(cfg.memory.max_rows, cfg.memory.max_tokens, cfg.memory.margin)
 
 
 def _rates(cfg: DictConfig, study: Study) -> Sequence[float | None]:

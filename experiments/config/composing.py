@@ -114,10 +114,11 @@ def groups(verb: str) -> set[str]:
 def options(group: str) -> list[str]:
     """The option names of a config group, such as the stop rules; `folder/name` for options in its folders."""
     with composing():
-        loader = GlobalHydra.instance().config_loader()
-        names = [n for n in loader.get_group_options(group, ObjectType.CONFIG) if not n.startswith("_")]
-        folders = loader.get_group_options(group, ObjectType.GROUP)
-        return sorted(names + [f"{f}/{name}" for f in folders for name in options(f"{group}/{f}")])
+        # the sources themselves: Hydra's loader copies all that it has read whenever it lists a group
+        sources = [s for s in GlobalHydra.instance().config_loader().get_sources() if s.is_group(group)]
+        names = {n for source in sources for n in source.list(group, ObjectType.CONFIG) if not n.startswith("_")}
+        folders = {f for source in sources for f in source.list(group, ObjectType.GROUP)}
+        return sorted([*names, *(f"{f}/{name}" for f in folders for name in options(f"{group}/{f}"))])
 
 
 def option(group: str, name: str) -> DictConfig:

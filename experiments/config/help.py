@@ -47,7 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 SECTIONS: dict[str, tuple[str, ...]] = {
     "what is decoded": ("model", "data", "sampling", "experiment"),
-    "what drafts": ("drafter", "draft", "head", "tree", "stop", "controller"),
+    "what drafts": ("drafter", "draft", "head", "tree", "stop", "predictor", "controller", "online"),
     "how it is searched or trained": ("searcher", "objective", "recipe", "train"),
     "machine and records": ("calibration", "costs", "tracker", "paths"),
 }
@@ -83,9 +83,11 @@ def _page(verb: str, own: Sequence[str]) -> Iterator[str]:
     """Examples, groups with their options, and the settings of the verb itself."""
     about = of_verb(verb)
     yield from textwrap.wrap(about.heading, WIDTH)
-    yield from ("", "Examples", *(f"  {line}" for line in EXAMPLES[verb]))
+    yield from ("", "Examples", *(f"  {line}" for line in examples(verb)))
     yield from ("", "Options, chosen by GROUP=OPTION")
-    for section, members in SECTIONS.items():
+    named = {group for members in SECTIONS.values() for group in members}
+    others = {"others": tuple(group for group in own if group not in named)}
+    for section, members in (SECTIONS | others).items():
         there = [group for group in members if group in own]
         if there:
             yield f"  {section}"
@@ -99,6 +101,11 @@ def _page(verb: str, own: Sequence[str]) -> Iterator[str]:
         f"selfspec {verb} --help GROUP explains the options of a group, such as {own[-1]}, and their settings;",
         f"selfspec {verb} --help all shows the whole configuration. {OUTPUTS}FOLDER keeps runs elsewhere.",
     )
+
+
+def examples(verb: str) -> tuple[str, ...]:
+    """Commands that show a verb."""
+    return EXAMPLES.get(verb, (f"selfspec {verb}",))
 
 
 def settings_of(verb: str) -> list[Setting]:

@@ -110,7 +110,7 @@ class OnlineFiles:
                     outputs,
                     "search",
                     path_part(f"{name}-{arm.name}".replace(" ", "-").replace("/", "-"), "name"),
-                    config=config,
+                    config=f"# what {arm.name} tried while decoding\n{config}",  # of its own digest, so of its own id
                     overrides=list(overrides),
                     provenance_of_run=of_arm,
                 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from experiments.predictors import comparing, showing
 from experiments.results import figures
 from experiments.results.locate_draft import PREDICTORS as VERB
 from experiments.results.locate_draft import locate_draft
+from experiments.results.run_facts import read_provenance
 from experiments.results.run_writer import open_folder
 from experiments.terminal.progress import Progress
 from search.costs.head_costs import round_costs
@@ -34,7 +37,10 @@ from selfspec.training.batches import split
 from selfspec.training.heldout import RoundCosts
 from selfspec.training.store import Store, StoredText, seen_by
 
+log = logging.getLogger(__name__)
+
 TABLE, LOGISTIC, SPECDEC, PUBLISHED = KINDS = ("table", "logistic", "specdec", "published")
+HELD_OUT = 0.25  # largest fraction of the prompts that is held out; chosen, not tuned
 RULES, RELIABILITY, REPORT, PICTURE = "rules.jsonl", "reliability.jsonl", "stops.md", "stops"
 
 
@@ -70,6 +76,7 @@ def train_predictors(cfg: DictConfig, overrides: list[str], say: Callable[[str],
     loaded = build.model(cfg, phase=progress)
     held = build_training.stores(cfg.store, cfg, loaded)
     spec = _spec(cfg, loaded)
+    _warn_if_seen(cfg, spec, held)
     train, kept = _texts(held, how.n_texts, how.n_compared)
     costs = _costs(cfg, loaded, spec, train, progress)
     if spec.tree is not None:
@@ -104,6 +111,8 @@ def train_predictors(cfg: DictConfig, overrides: list[str], say: Callable[[str],
         text = [showing.predictor_table(reliable)]
         if every and len(kept) > 1:
             text.insert(0, _rules(folder.path, cfg, spec, found, held_out, kept, predictors, reliable, costs))
+        elif every:
+            say("stop rules are compared on two held-out texts at least; predictor.n_compared=1 leaves one")
         for source, of_source in reliable.items():
             for name, one in of_source.items():
                 row = {"source": source, "predictor": name, "n": one.n, "log_loss": one.log_loss, "brier": one.brier}
@@ -126,15 +135,47 @@ def _spec(cfg: DictConfig, loaded: Loaded) -> DraftSpec:
             "predictor=published reads a text with the draft alone, and a trained head or a tree cannot do that; take "
             "predictor=specdec"
         )
+    draws = bool(cfg.sampling.do_sample and cfg.sampling.sample_draft)
+    if draws and found.tree is not None and found.tree.is_fixed:
+        raise InputError(
+            "siblings that are drawn without replacement have no label of their own; train and use the predictor with "
+            "sampling.sample_draft=false"
+        )
     return replace(found, sample_draft=bool(cfg.sampling.sample_draft))
 
 
 def _texts(held: Sequence[Store], n_texts: int | None, n_compared: int) -> tuple[list[StoredText], list[StoredText]]:
-    """Texts to train on and texts held out; samples of one prompt are on one side."""
-    sides = split(held)
-    counts = (n_texts, n_compared)
-    train, kept = ([held[s].text(i, ()) for s, i in side[:n]] for side, n in zip(sides, counts, strict=True))
-    return train, kept
+    """Texts to train on and texts held out, up to a fourth of the prompts; samples of one prompt are on one side."""
+    by_prompt: dict[str, list[StoredText]] = {}
+    for side in reversed(split(held)):  # the prompts that a trained draft has not seen are held out first
+        for text in (held[s].text(i, ()) for s, i in side):
+            by_prompt.setdefault(str(text.prompt), []).append(text)
+    train: list[StoredText] = []
+    kept: list[StoredText] = []
+    for number, texts in enumerate(by_prompt.values()):
+        is_kept = len(kept) < n_compared and number < max(2, round(HELD_OUT * len(by_prompt)))
+        (kept if is_kept else train).extend(texts)
+    if not train:
+        raise InputError(
+            f"the stores hold answers to {len(by_prompt)} prompts; a predictor needs 3 at least: collect more"
+        )
+    return train[:n_texts], kept[:n_compared]
+
+
+def _warn_if_seen(cfg: DictConfig, spec: DraftSpec, held: Sequence[Store]) -> None:
+    """Tell that the draft was trained on these prompts, on which it is accepted more often than on others."""
+    if spec.plan.trained is None and not spec.plan.tuned:
+        return
+    try:
+        name = locate_draft(str(cfg.skip), Path(cfg.paths.outputs))
+        seen = set(read_provenance(Path(name))["run"].get("seen") or ())
+    except (ValueError, OSError, KeyError):
+        return
+    if seen & seen_by(held):
+        log.warning(
+            "the draft was trained on prompts of these stores, so its acceptance there is higher than elsewhere; "
+            "collect other prompts for its predictor (store=...)"
+        )
 
 
 def _costs(
@@ -228,7 +269,8 @@ def _rules(
 def _usage(cfg: DictConfig, folder: Path, costs: RoundCosts, overrides: Sequence[str]) -> str:
     kind = cfg.predictor.kinds[0]
     tree = "".join(f"{word} " for word in overrides if word.startswith("tree"))
-    of = f"skip={cfg.skip} {tree}stop.predictor={folder / kind} model={cfg.model.name} data={cfg.data.name}"
+    draft = shlex.quote(f"skip={cfg.skip}")
+    of = f"{draft} {tree}stop.predictor={folder / kind} model={cfg.model.name} data={cfg.data.name}"
     return (
         f"try it: selfspec evaluate {of} stop=specdec\n"
         f"or: selfspec evaluate {of} stop=optimal stop.draft_cost={costs.draft:.3f} "

@@ -16,7 +16,7 @@ from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.serving import (
     MeasuredTime,
-    Memory,
+    MemoryBound,
     ModelEngine,
     Order,
     RealTime,
@@ -86,7 +86,7 @@ class Study:
     source: str
     has_free_drafts: bool
     overhead_s: float
-    memory: Memory
+    memory: MemoryBound
     chunk: int
     live: Live | None = None
 

@@ -1,4 +1,4 @@
-"""Runs without rows of their own: profiles, reports and reproduced experiments; what each came to.
+"""Runs without rows of their own: profiles, reports, reproduced experiments and simulated serving; what each came to.
 
 `runs show` takes them as it takes searches, evaluations, trainings and stores.
 """
@@ -17,7 +17,7 @@ from experiments.results.run_folder import name_of
 from experiments.results.tables import number
 from selfspec.records import run_files
 
-FOLDERS = ("profile", "report", "reproduce")
+FOLDERS = ("profile", "report", "reproduce", "serve-sim")
 STEPS = "steps.jsonl"
 
 

@@ -18,6 +18,7 @@ from experiments.results.run_writer import Folder, open_folder, reopen_folder
 from experiments.serving.load_table import in_order, latency_figure, load_table, switching_figure
 from experiments.serving.study import Engine, Study, left
 from experiments.terminal.progress import Progress
+from experiments.tracking import Tracker
 from experiments.verbs.resuming import config_to_resume, make_ready, resuming
 from selfspec.errors import InputError
 from selfspec.records import provenance, run_files
@@ -67,7 +68,8 @@ def serve_sim(cfg: DictConfig, overrides: list[str], say: Callable[[str], None])
             known.write(folder.path)
         study = build_serving.study(cfg, known, begun.live(cfg) if begun and cfg.engine != "replay" else None)
         folder.warn_if_busy()
-        rows = _simulate(study, ENGINES[cfg.engine], folder, progress)
+        tracker = stack.enter_context(build.tracking(cfg, verb="serve-sim", folder=folder.path, say=say))
+        rows = _simulate(study, ENGINES[cfg.engine], folder, progress, tracker)
         _finish(cfg, study, rows, folder, say)
     return folder.path
 
@@ -80,7 +82,9 @@ def _facts(cfg: DictConfig, begun: Begun | None) -> dict[str, Any]:
     return build.facts(cfg, begun.loaded, **draft, max_new_tokens=cfg.max_new_tokens, seed=cfg.seed, prompts=prompts)
 
 
-def _simulate(study: Study, engines: Sequence[Engine], folder: Folder, progress: Progress) -> list[Row]:
+def _simulate(
+    study: Study, engines: Sequence[Engine], folder: Folder, progress: Progress, tracker: Tracker
+) -> list[Row]:
     """The rows of all simulations; those of an earlier session stay as they are."""
     path, cells = folder.path / LOADS, study.cells(engines)
     rows: list[Row] = list(run_files.read_rows(path)) if path.is_file() else []
@@ -94,6 +98,8 @@ def _simulate(study: Study, engines: Sequence[Engine], folder: Folder, progress:
             row = study.run(cell)
             run_files.append_row(path, row)
             rows.append(row)
+            shown = ("latency_s", "latency_p99_s", "first_token_s", "tokens_per_s", "mean_draft")
+            tracker.show({f"{row['engine']}/{row['arm']}/{name}": row[name] for name in shown if row[name] is not None})
             advance(row)
     return in_order(rows, list(study.times), list(study.arms))
 

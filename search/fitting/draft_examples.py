@@ -2,7 +2,7 @@
 
 A token is judged if the drafted tokens before it are the text's. Its label is then the probability that verification
 accepts it: 0 or 1 in greedy decoding, otherwise min(1, q/p) under the warpers of the run, where p is the draft's and q
-the target's probability.
+the target's probability. Siblings of a tree are point masses: p is 1.
 """
 
 # N drafted tokens, A answer tokens, V vocabulary, D hidden size, T tokens of a text
@@ -149,7 +149,7 @@ def drafted_examples(
     parts: dict[str, list[Examples]] = {}
     pairs = [(text.prompt, text.tokens) for text in texts]
     for batch in batches_of(decoder, pairs, batch_starts=N_STARTS):
-        recorder = _Recorder(draws=spec.sample_draft and spec.lookup != "beside")
+        recorder = _Recorder(draws=spec.sample_draft and spec.lookup != "beside" and spec.tree is None)
         drafter = build_drafter(plain, decoder, scorer=recorder)
         made, _ = simulate(decoder, drafter, batch, stop, sampling=sampling, every_start=every_start)
         judges = [

@@ -53,6 +53,10 @@ def build_drafter(
         assert lookup is not None
         return lookup
     if instead is not None:
+        if predictors is not None:
+            raise InputError(
+                f"stop.predictor={predictor_of(spec.stop)} is for one draft, and online= changes the draft"
+            )
         drafter = instead
     elif spec.drafter is not None:
         if predictors is not None or scorer is not None:

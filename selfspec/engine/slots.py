@@ -95,8 +95,7 @@ class SlotCache(ClockCache):
         n_before = len(self.clocks)
         if len(rows) == n_before:
             return list(rows)
-        kept, tail = set(rows), [row for row in rows if row >= len(rows)]
-        order = [slot if slot in kept else tail.pop() for slot in range(len(rows))]
+        order = compacted(rows)
         for slot, row in enumerate(order):
             if row != slot:
                 self._copy(row, slot, self._n_written)
@@ -133,6 +132,12 @@ class SlotCache(ClockCache):
             f"a draft needs room for {capacity} tokens in each row of the batch, and {self.capacity} are reserved; "
             "give the rows more room behind their end (memory.margin), or draft smaller trees"
         )
+
+
+def compacted(rows: Sequence[int]) -> list[int]:
+    """The row of each of the first slots after all but `rows` have left: the last rows fill the slots of those."""
+    kept, tail = set(rows), [row for row in sorted(rows) if row >= len(rows)]
+    return [slot if slot in kept else tail.pop() for slot in range(len(rows))]
 
 
 def _moved(old: Tensor, n_slots: int, capacity: int, n_rows: int, n: int, at: int = 0) -> Tensor:

@@ -67,7 +67,8 @@ class PackedLinear(nn.Module):
         return {**self.__dict__, "packed": self.weight}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "packed": torch.ops.mkldnn._reorder_linear_weight(state["packed"], 1)})
+        packed = torch.ops.mkldnn._reorder_linear_weight(state["packed"], 1)
+        super().__setstate__({**state, "packed": packed})  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Sizes, for `repr`."""

@@ -31,9 +31,17 @@ class BlockDrafter:
     Args:
         drafter: drafts token by token; its stop rule is not read.
         decoder: the target, whose sublayers it may share.
+
+    Raises:
+        InputError: if the drafter needs hidden states and cannot go on behind tokens that have none.
     """
 
     def __init__(self, drafter: Drafter, decoder: Decoder) -> None:
+        if drafter.needs.hidden and not isinstance(drafter, HeadDraft):
+            raise InputError(
+                f"{drafter.name} drafts from hidden states of verified tokens alone, so it cannot draft behind others; "
+                "overlapped decoding takes skip sets, chains of heads, small models and drafters without hidden states"
+            )
         self.drafter, self._decoder = drafter, decoder
         self._row: Row | None = None
         self._n_copied = 0

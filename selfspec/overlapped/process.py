@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 ROOM = 256  # the room of a text is a multiple of so many tokens, so that it seldom grows; chosen, not tuned
 METHOD = "spawn"  # how Python starts the process; tests share their imports by a fork server
+UNPICKLED = (AttributeError, TypeError, pickle.PicklingError)  # what pickle raises for what it cannot write
 FAREWELL_S = 2.0  # seconds that a process gets to end before it is killed; chosen, not tuned
 
 
@@ -104,17 +105,23 @@ class ChildPartner:
         self._n_read = self._block = self._n_asked = 0
         self._whole: list[Drafted] = []
         self._is_over = True
-        context = multiprocessing.get_context(METHOD)
+        context: Any = multiprocessing.get_context(METHOD)
+        theirs: Connection
+        self._connection: Connection
         self._connection, theirs = context.Pipe()
         setup = child.Setup(decoder.model, spec, self._ring, places.draft_threads, places.draft_cores)
-        self._process = context.Process(target=child.run, args=(theirs,), name="drafter", daemon=True)
+        self._process: BaseProcess = context.Process(target=child.run, args=(theirs,), name="drafter", daemon=True)
         self._process.start()
         theirs.close()
         self._stop = weakref.finalize(self, _end, self._process, self._connection)
         self.is_there = True
-        with suppress(OSError):  # if it has ended, the next line tells
+        try:
             # not as an argument of the process: tensors that share memory cannot be passed there
-            self._connection.send(setup)
+            with suppress(OSError):  # if it has ended, `_ready` tells
+                self._connection.send(setup)
+        except UNPICKLED as error:
+            self.stop()
+            raise InputError(f"this model or draft cannot go to another process ({error})") from None
         self.name, self.hidden = self._ready(start_s)
 
     @property
@@ -220,7 +227,7 @@ class ChildPartner:
             self._connection.send(message)
         except OSError as error:
             self._lose(f"it is gone ({error})")
-        except (AttributeError, TypeError, pickle.PicklingError) as error:
+        except UNPICKLED as error:
             raise InputError(
                 f"the logits processors of this call cannot go to another process ({error}); define them in a module"
             ) from None

@@ -64,8 +64,7 @@ class Overlapped(BaseDrafter):
         gamma: int | None = 4,
         beside: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        if gamma is not None and not 1 <= gamma <= MOST:
-            raise InputError(f"gamma={gamma}; a block has 1 to {MOST} tokens, or is adaptive")
+        check_gamma(gamma)
         self.partner, self.gamma, self._beside = partner, gamma, beside
         self._prompt: Output | None = None
 
@@ -154,3 +153,13 @@ class Overlapped(BaseDrafter):
             request.total_s += end - begin
             pending = left
         session.live = []
+
+
+def check_gamma(gamma: int | None) -> None:
+    """Refuse blocks of an impossible length; None is adaptive.
+
+    Raises:
+        InputError: if it is less than 1 or more than `MOST`.
+    """
+    if gamma is not None and not 1 <= gamma <= MOST:
+        raise InputError(f"gamma={gamma}; a block has 1 to {MOST} tokens, or is adaptive")

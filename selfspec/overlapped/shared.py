@@ -50,7 +50,7 @@ class SharedText:
 
         def room(t: Tensor, n_heads: int | None = None) -> Tensor:
             shape = (1, capacity, t.shape[-1]) if n_heads is None else (1, n_heads, capacity, t.shape[-1])
-            return t.new_zeros(shape, device="cpu").share_memory_()
+            return _shared(t.new_zeros(shape, device="cpu"))
 
         layers: list[tuple[Tensor, Tensor] | None] = [
             (room(layer.keys, layer.keys.shape[1]), room(layer.values, layer.values.shape[1]))
@@ -58,7 +58,7 @@ class SharedText:
             else None
             for layer in cache.layers
         ]
-        ids_C = torch.zeros(capacity, dtype=torch.long).share_memory_()
+        ids_C = _shared(torch.zeros(capacity, dtype=torch.long))
         return cls(ids_C, layers, {at: room(states) for at, states in hidden.items()})
 
     def cache(self) -> ClockCache:
@@ -98,11 +98,11 @@ class Ring:
     """
 
     def __init__(self, n_slots: int, *, n_vocab: int | None, dtype: torch.dtype = torch.float32) -> None:
-        self.slots_R3 = torch.zeros(n_slots, 3, dtype=torch.long).share_memory_()  # (block, token, is drawn)
-        self.written_1 = torch.zeros(1, dtype=torch.long).share_memory_()
+        self.slots_R3 = _shared(torch.zeros(n_slots, 3, dtype=torch.long))  # (block, token, is drawn)
+        self.written_1 = _shared(torch.zeros(1, dtype=torch.long))
         self.drafts_RV: Tensor | None = None
         if n_vocab is not None:
-            self.drafts_RV = torch.zeros(n_slots, n_vocab, dtype=dtype).share_memory_()
+            self.drafts_RV = _shared(torch.zeros(n_slots, n_vocab, dtype=dtype))
 
     @property
     def n_written(self) -> int:
@@ -112,12 +112,11 @@ class Ring:
     def put(self, block: int, drafted: Drafted | None) -> None:
         """Write a token of a block, or its end."""
         slot = self.n_written % len(self.slots_R3)
-        is_drawn = drafted is not None and drafted.draft_V is not None
-        if is_drawn:
-            assert self.drafts_RV is not None and drafted is not None
-            self.drafts_RV[slot] = drafted.draft_V
-        token = NO_TOKEN if drafted is None else drafted.token
-        self.slots_R3[slot] = torch.tensor([block, token, int(is_drawn)])
+        token, draft_V = (NO_TOKEN, None) if drafted is None else (drafted.token, drafted.draft_V)
+        if draft_V is not None:
+            assert self.drafts_RV is not None, "this ring was made for point masses"
+            self.drafts_RV[slot] = draft_V
+        self.slots_R3[slot] = torch.tensor([block, token, int(draft_V is not None)])
         self.written_1 += 1  # last, so that a reader never sees half a token
 
     def get(self, n: int) -> tuple[int, Drafted | None]:
@@ -129,6 +128,12 @@ class Ring:
             assert self.drafts_RV is not None
             draft_V = self.drafts_RV[slot].clone()
         return block, None if token == NO_TOKEN else Drafted(token, draft_V)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """The tensor, moved to shared memory."""
+    moved: Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return moved
 
 
 def check_room(model: nn.Module, *others: int) -> None:
@@ -157,7 +162,8 @@ def _unshared(model: nn.Module) -> Iterable[Any]:
     """Weights that are not in shared memory; a packed one is shared unpacked."""
     seen: set[int] = set()
     for tensor in (*model.parameters(), *model.buffers()):
-        if not tensor.is_shared() and id(tensor) not in seen:
+        is_shared = tensor.is_shared()  # type: ignore[no-untyped-call]
+        if not is_shared and id(tensor) not in seen:
             seen.add(id(tensor))
             yield tensor
     for module in model.modules():

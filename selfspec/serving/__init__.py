@@ -5,7 +5,7 @@
 
 from selfspec.serving.arrivals import Arrival, poisson, read_trace
 from selfspec.serving.latency import Load, load_of, percentile
-from selfspec.serving.loop import Engine, Memory, Served, ServedStep, Serving, serve
+from selfspec.serving.loop import Engine, MemoryBound, Served, ServedStep, Serving, serve
 from selfspec.serving.model_engine import ModelEngine, Order
 from selfspec.serving.recorded_drafts import RecordedRequest, Recording, record
 from selfspec.serving.replay_engine import ReplayEngine
@@ -16,7 +16,7 @@ __all__ = [
     "Engine",
     "Load",
     "MeasuredTime",
-    "Memory",
+    "MemoryBound",
     "ModelEngine",
     "Order",
     "RealTime",

@@ -20,7 +20,7 @@ Reading = Literal["reading", "joined", "finished"]
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryBound:
     """The bound of the keys and values that are held at once.
 
     The rows of a batch lie in slots of equal length, so rows times the longest one count.
@@ -140,7 +140,7 @@ def serve(
     engine: Engine,
     arrivals: Sequence[Arrival],
     *,
-    memory: Memory,
+    memory: MemoryBound,
     chunk: int,
     timeline: Timeline,
     told: Callable[[], None] = lambda: None,
@@ -177,7 +177,7 @@ class _State:
 
     engine: Engine
     arrivals: Sequence[Arrival]
-    memory: Memory
+    memory: MemoryBound
     timeline: Timeline
     found: Serving
     told: Callable[[], None]

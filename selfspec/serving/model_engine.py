@@ -25,7 +25,7 @@ from selfspec.errors import InputError
 from selfspec.measure.stopwatch import Stopwatch
 from selfspec.models.decoder import Decoder
 from selfspec.serving.arrivals import Arrival
-from selfspec.serving.loop import Memory, Reading, ServedStep
+from selfspec.serving.loop import MemoryBound, Reading, ServedStep
 from selfspec.stopping import StopState
 
 
@@ -74,7 +74,7 @@ class ModelEngine:
         drafter: Drafter,
         orders: Sequence[Order],
         *,
-        memory: Memory,
+        memory: MemoryBound,
         control: ControlState | None = None,
         watch: Stopwatch | None = None,
         verifier: Verifier | None = None,

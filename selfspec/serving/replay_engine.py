@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from selfspec.control.base import ControlState, Judged, Proposal, Standing
 from selfspec.control.step_costs import StepCosts
+from selfspec.engine.slots import compacted
 from selfspec.serving.arrivals import Arrival
-from selfspec.serving.loop import Memory, Reading, ServedStep
+from selfspec.serving.loop import MemoryBound, Reading, ServedStep
 from selfspec.serving.recorded_drafts import RecordedDraft, RecordedRequest
 from selfspec.serving.timeline import SimulatedTime
 
@@ -34,7 +35,7 @@ class ReplayEngine:
         requests: Sequence[RecordedRequest],
         times: Sequence[float],
         *,
-        memory: Memory,
+        memory: MemoryBound,
         costs: StepCosts,
         time: SimulatedTime,
         source: str,
@@ -97,7 +98,8 @@ class ReplayEngine:
             n_forwards=n_forwards,
             finished=finished,
         )
-        self._live = [i for i in self._live if i not in finished]
+        going = [b for b, i in enumerate(self._live) if i not in finished]
+        self._live = [self._live[b] for b in compacted(going)]  # in the order of the model's rows
         return found
 
     def _context(self, i: int) -> int:

@@ -4,7 +4,7 @@ It must not know models, caches or tensors: a rule sees counts and confidences o
 """
 
 from selfspec.stopping.adaptive import Adaptive
-from selfspec.stopping.base import RuleState, StopRule, predictor_of
+from selfspec.stopping.base import RuleState, StopRule, predictor_of, without_predictor
 from selfspec.stopping.entropy import EntropyBound, Svip
 from selfspec.stopping.lookahead import Optimal
 from selfspec.stopping.pausing import PauseWhenUnprofitable
@@ -28,4 +28,5 @@ __all__ = [
     "Svip",
     "Threshold",
     "predictor_of",
+    "without_predictor",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -118,6 +118,15 @@ def predictor_of(rule: StopPolicy) -> str | None:
     """Folder of the predictor whose probabilities a rule reads in place of the confidence; None: it has none."""
     found: str | None = getattr(rule, "predictor", None)
     return found
+
+
+def without_predictor(rule: StopPolicy) -> StopPolicy:
+    """The rule for a draft without a predictor: it reads the confidence; a rule without a predictor stays as it is."""
+    inner = getattr(rule, "rule", None)
+    if predictor_of(rule) is None:
+        return rule
+    changed: dict[str, Any] = {"predictor": None} if inner is None else {"rule": without_predictor(inner)}
+    return replace(rule, **changed)  # type: ignore[type-var]
 
 
 def check_max_draft(max_draft: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from selfspec.stopping import StopPolicy, StopRule, StopState
+from selfspec.stopping import StopPolicy, StopRule, StopState, predictor_of, without_predictor
 
 SURE, LOST, MIXED = [1.0], [0.0], [0.9, 0.1, 1.0, 0.5, 0.0, 0.7]
 CONFIDENCES = {"sure": SURE, "lost": LOST, "mixed": MIXED}
@@ -121,6 +121,18 @@ class StopContract:
             assert variant.max_draft <= policy.max_draft
             assert draft_length(variant, variant.begin(), SURE) <= variant.max_draft
             assert type(variant) is type(policy) and StopRule.from_dict(variant.to_dict()) == variant
+
+    def test_where_drafts_take_no_forward_it_drafts_as_far_or_further(self, policy: StopPolicy) -> None:
+        assert isinstance(policy, StopRule)
+        for confidences in CONFIDENCES.values():
+            length = draft_length(policy, policy.begin(), confidences)
+            free = policy.free()
+            assert length <= draft_length(free, free.begin(), confidences) <= policy.max_draft
+
+    def test_without_a_predictor_it_reads_the_confidence_as_before(self, policy: StopPolicy) -> None:
+        plain = without_predictor(policy)
+        assert predictor_of(plain) is None
+        assert list(live(plain, plain.begin())) == list(live(policy, policy.begin()))
 
     def test_settings_are_frozen(self, policy: StopPolicy) -> None:
         settings: Any = policy
