@@ -26,7 +26,13 @@ TINY = [
 SEARCH = [
     *("searcher.n_trials=2", "objective.n_prompts=1", "objective.max_new_tokens=3", "finals.top=1", "finals.race=1"),
     *("finals.n_prompts=1", "calibration.n_tokens=16", "calibration.max_new_tokens=8", "check=1"),
-    *("predictor.epochs=1", "predictor.n_compared=2", "n=4", "max_new_tokens=24"),  # enough tokens for a predictor
+    *(
+        "predictor.epochs=1",
+        "predictor.n_compared=2",
+        "n=4",
+        "max_new_tokens=24",
+        "trained=null",
+    ),  # enough tokens for a predictor
 ]
 KEPT = ("text_raw", "eagle", "code_raw", "report")
 

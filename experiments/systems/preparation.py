@@ -83,7 +83,7 @@ def collecting_s(runs: Sequence[Run]) -> float | None:
 def _named(arm: Measured) -> Iterator[str]:
     """The names of drafts and predictors in the settings of an arm."""
     config = arm.run.config()
-    arms = config.get("arms") or {}
+    arms: Any = config.get("arms") or {}
     settings: Any = arms.get(arm.row.arm, arms.get(arm.row.arm.removesuffix(OVERLAPPED)))
     if settings is None:
         if arm.row.is_baseline or not arm.row.drafted or arm.about.get("lookup") == "only":
