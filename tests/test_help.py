@@ -72,7 +72,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("line", "found"),
         [
-            ("selfspec s", "search"),
+            ("selfspec sea", "search"),
             ("selfspec search stop=fi", "fixed"),
             ("selfspec search finals.t", "finals.top="),
             ("selfspec evaluate stop.thr", "stop.threshold="),

@@ -17,7 +17,7 @@ from search.online.portfolio import PLAIN_ARM, Portfolio, PortfolioSearcher
 from search.online.prices import expected_speedup
 from search.online.set_searcher import Tools
 from search.online.swift import Swift, SwiftSearcher, every_odd_layer
-from search.online.window import Window, as_batch, count_agreed
+from search.online.window import Window, as_batch, count_agreed, reading
 from search.replay.chain_replay import replay
 from search.replay.chains import Chains
 from selfspec.drafters.confidence_comb import ConfidenceComb
@@ -50,6 +50,14 @@ def window_on(structure: str, n_tokens: int) -> tuple[Any, Window]:
 class TestWindow:
     def test_the_model_itself_predicts_every_token(self, structure: str) -> None:
         decoder, window = window_on(structure, 6)
+        at, cache = window.first - 1, decoder.new_cache(n_rows=1, capacity=len(window.ids))
+        with torch.inference_mode():
+            plain_1TV = decoder.full(torch.tensor([window.ids[:-1]]), starts=[0], cache=cache)
+            for own in (True, False):
+                ids_1T, where = reading(decoder.full, window, own_keys=own)
+                found_1TV = decoder.full.tree(ids_1T, **where)
+                # norms and softmaxes of transformers round to float32; a key too many shifts logits by more than 0.01
+                torch.testing.assert_close(found_1TV, plain_1TV[:, at:], rtol=1e-4, atol=1e-4)
         assert [count_agreed(decoder.full, window, own_keys=own) for own in (True, False)] == [6, 6]
 
     def test_counts_are_those_of_a_replay_of_drafts_of_one_token(self, structure: str) -> None:

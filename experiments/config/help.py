@@ -47,7 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 }
 SECTIONS: dict[str, tuple[str, ...]] = {
     "what is decoded": ("model", "data", "sampling", "experiment"),
-    "what drafts": ("drafter", "draft", "head", "tree", "stop", "predictor", "controller", "online"),
+    "what drafts": ("drafter", "draft", "head", "tree", "stop", "predictor", "controller", "schedule", "online"),
     "how it is searched or trained": ("searcher", "objective", "recipe", "train"),
     "machine and records": ("calibration", "costs", "tracker", "paths"),
 }

@@ -16,7 +16,9 @@ from search.replay.stop_study import Studied
 
 HEADER = ("rule", "reads", "tokens/round", "drafted/token", "wasted/token", "predicted speedup", "below the oracle")
 OF_PREDICTORS = ("source", "predictor", "judged tokens", "log loss", "Brier", "calibration error")
-COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, DARK)
+COLOURS = (GREY, BLUE, ORANGE, GREEN, RED, DARK, "#CC79A7")  # the last is Okabe and Ito's, too
+MARKERS = "osD^vPX"
+NAMED = ("specdec", "optimal")  # rules whose signals are written beside them
 
 
 def rule_table(compared: Sequence[Compared], oracle: Studied) -> str:
@@ -63,11 +65,11 @@ def picture(compared: Sequence[Compared], oracle: Studied, found: Mapping[str, R
     plain_axes(left, "predicted acceptance", counts=False)
     left.legend(frameon=False, fontsize=8.5)
     kinds = list(dict.fromkeys(rule.rule.split()[0] for rule in compared))
-    for colour, marker, kind in zip(COLOURS * 2, "osD^vP" * 2, kinds, strict=False):
+    for colour, marker, kind in zip(COLOURS * 2, MARKERS * 2, kinds, strict=False):
         of = [rule for rule in compared if rule.rule.split()[0] == kind]
         x, y = [rule.found.wasted for rule in of], [rule.found.speedup for rule in of]
         right.scatter(x, y, color=colour, marker=marker, label=kind, zorder=2)
-        for rule in of if kind in ("specdec", "optimal") else ():
+        for rule in (one for one in of if kind in NAMED and one.signal in found):
             right.annotate(rule.signal, (rule.found.wasted, rule.found.speedup), (4, 2), **_SMALL)
     right.axhline(oracle.speedup, color=DARK, linestyle="--", linewidth=1, label="oracle")
     right.set_ylabel("predicted speedup over plain decoding")

@@ -258,7 +258,7 @@ def _rules(
     for one in compared:
         run_files.append_row(folder / RULES, one.to_dict())
     run_files.append_row(folder / RULES, comparing.Compared("oracle", "", oracle, 0.0).to_dict())
-    title = f"{spec}, {cfg.model.name} on {cfg.data.name}"
+    title = f"{str(spec).rpartition('; stop')[0]}, {cfg.model.name} on {cfg.data.name}"
     figures.save(showing.picture(compared, oracle, reliable[source], title=title), folder / PICTURE)
     n_judged = len(kept) // 2
     where = f"{oracle.tokens} tokens of {n_judged} held-out texts; {len(kept) - n_judged} others chose the thresholds"

@@ -136,10 +136,12 @@ def best_of(rules: Sequence[StopPolicy], run: Callable[[StopPolicy], Studied]) -
 
 def round_cost(costs: RoundCosts, n_drafted: int, *, is_free: bool) -> float:
     """Cost of a round in plain tokens; a round without a draft is a plain token."""
+    if not n_drafted:
+        return 1.0
     verify = costs.verify[min(n_drafted, len(costs.verify) - 1)]
     if n_drafted >= len(costs.verify):  # as the last two that were measured
         verify += (n_drafted - len(costs.verify) + 1) * (costs.verify[-1] - costs.verify[-2])
-    return verify if is_free or not n_drafted else verify + n_drafted * costs.draft + costs.overhead
+    return verify if is_free else verify + n_drafted * costs.draft + costs.overhead
 
 
 def _n_drafted(chain: StudiedChain, more: Callable[[int, float], bool], signal: str) -> int:

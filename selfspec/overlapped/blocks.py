@@ -46,6 +46,7 @@ class BlockDrafter:
         self._row: Row | None = None
         self._n_copied = 0
 
+    @torch.inference_mode()
     def open(self, row: Row, source: ClockCache, hidden: Mapping[int, Tensor]) -> None:
         """Begin a row.
 
