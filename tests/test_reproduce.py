@@ -37,6 +37,9 @@ SHRUNK_SEARCH = [
 ]
 
 
+SYSTEMS = tuple(
+    name for name in EXPERIMENTS if name.startswith("systems/")
+)  # tests/test_systems_experiment.py runs them
 SISTERS = ("paper/llama-2-13b", "paper/llama-2-13b-chat", "paper/llama-2-70b")  # of one file of steps
 SIZES = (1, 2, 4, 8, 16)  # of batches in the experiment `control`
 # Steps that another experiment runs too: `make test-all` runs them in every one.
@@ -111,7 +114,11 @@ class TestEvery:
     # of the sisters, which differ in their model alone, one stands for all
     @pytest.mark.parametrize(
         "experiment",
-        [slow_unless(name, in_every_run={*EXPERIMENTS} - {*SISTERS} | {SISTERS[2]}) for name in EXPERIMENTS],
+        [
+            slow_unless(name, in_every_run={*EXPERIMENTS} - {*SISTERS} | {SISTERS[2]})
+            for name in EXPERIMENTS
+            if name not in SYSTEMS
+        ],
     )
     def test_runs_on_a_toy(self, experiment: str, toys: dict[int, Path], toy: list[str]) -> None:
         dropped = RUN_ELSEWHERE.get(experiment, ())

@@ -26,7 +26,13 @@ TINY = [
 SEARCH = [
     *("searcher.n_trials=2", "objective.n_prompts=1", "objective.max_new_tokens=3", "finals.top=1", "finals.race=1"),
     *("finals.n_prompts=1", "calibration.n_tokens=16", "calibration.max_new_tokens=8", "check=1"),
-    *("predictor.epochs=1", "predictor.n_compared=2"),
+    *(
+        "predictor.epochs=1",
+        "predictor.n_compared=2",
+        "n=4",
+        "max_new_tokens=24",
+        "trained=null",
+    ),  # enough tokens for a predictor
 ]
 KEPT = ("text_raw", "eagle", "code_raw", "report")
 
@@ -37,14 +43,11 @@ def step(name: str, text: str) -> str:
 
 def thin() -> list[str]:
     """The experiment with one store, one training, one evaluation and the report."""
-    dropped = [
-        name for name in option("experiment", SMALL).steps if name not in (*TEXTS, "eagle", "code_raw", "report")
-    ]
+    dropped = [name for name in option("experiment", SMALL).steps if name not in KEPT]
     return [
+        "experiment.training='train.max_s=null'",  # of the newest store
         *(f"experiment.steps.{name}=null" for name in dropped),
-        step(
-            "code_raw", "evaluate data=humaneval skip={eagle} arm=EAGLE-1 stop=searched controls=false generate=false"
-        ),
+        step("code_raw", "evaluate data=mini skip={eagle} arm=EAGLE-1 stop=searched controls=false generate=false"),
     ]
 
 

@@ -170,6 +170,18 @@ class TestParts:
         assert found["81"].extra == {"category": KINDS[81 % 8]} and found["81"].turns == ("and 81?",)
         assert found["481"].references == ("x", "y") and found["481"].turns == ()
 
+    def test_one_task_of_spec_bench_has_the_parts_of_all(self, tmp_path: Path) -> None:
+        rows = [*numbered("specbench", 81)]
+        rows += [
+            {"question_id": 500 + i, "category": "rag", "turns": [f"q{i}"], "reference": [["x"]]} for i in range(9)
+        ]
+        source = Source(write(tmp_path / "a.jsonl", rows), calibration_n=8)
+        every, one = specbench(source), specbench(source, only="rag")
+        for part in ("calibration", "evaluation"):
+            assert one.examples(part) == [e for e in every.examples(part) if e.category == "rag"]  # type: ignore[arg-type]
+        assert one.facts()["only"] == "rag" and "only" not in every.facts()
+        assert "unknown task of Spec-Bench 'rags'" in told(lambda: specbench(source, only="rags"))
+
 
 class TestHub:
     @pytest.fixture(autouse=True)

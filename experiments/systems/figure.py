@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -32,7 +33,13 @@ def scatter(systems: Sequence[System]) -> Figure | None:
             x, y = [seconds for seconds, _ in some], [cell.here for _, cell in some]
             below = [0.0 if math.isnan(cell.low) else cell.here - cell.low for _, cell in some]
             above = [0.0 if math.isnan(cell.high) else cell.high - cell.here for _, cell in some]
-            style = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 2, "elinewidth": 0.7}
+            style: dict[str, Any] = {
+                "color": colour,
+                "marker": marker,
+                "linestyle": "none",
+                "capsize": 2,
+                "elinewidth": 0.7,
+            }
             axes.errorbar(x, y, yerr=[below, above], label=f"{name} [95 %]", **style)
     is_one_model = len({system.model for system, *_ in shown}) == 1
     for system, seconds, cell in shown:

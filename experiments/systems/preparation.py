@@ -14,6 +14,8 @@ from experiments.paper.evidence import Measured
 from experiments.results.run_folder import Run
 from selfspec.records import run_files
 
+OVERLAPPED = ", pearl"  # ending of the names of arms that schedule=pearl adds, each with the draft of the arm before it
+
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
@@ -81,8 +83,8 @@ def collecting_s(runs: Sequence[Run]) -> float | None:
 def _named(arm: Measured) -> Iterator[str]:
     """The names of drafts and predictors in the settings of an arm."""
     config = arm.run.config()
-    arms = config.get("arms") or {}
-    settings: Any = arms.get(arm.row.arm)
+    arms: Any = config.get("arms") or {}
+    settings: Any = arms.get(arm.row.arm, arms.get(arm.row.arm.removesuffix(OVERLAPPED)))
     if settings is None:
         if arm.row.is_baseline or not arm.row.drafted or arm.about.get("lookup") == "only":
             return
