@@ -2,6 +2,7 @@
 
 import base64
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +26,14 @@ _render = Figure.savefig
 def one_thread() -> None:
     """The toys are far too small for a second thread to help."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_main_module() -> Iterator[None]:
+    """Streamlit's tester leaves a page as the main module, which every process that is started later would run."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(autouse=True, scope="session")

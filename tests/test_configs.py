@@ -43,9 +43,18 @@ def groups(verb: str) -> list[str]:
 
 
 @cache
+def own_groups(verb: str) -> list[str]:
+    """The groups whose options are tried with this verb: each with the first two verbs that have it, of those with
+    most groups."""
+    order = sorted(VERBS, key=lambda name: -len(groups(name)))
+    return [group for group in groups(verb) if verb in [name for name in order if group in groups(name)][:2]]
+
+
+@cache
 def composed(verb: str) -> list[tuple[str, Any]]:
-    """The verb's settings under each option of each of its groups, with the word that chooses it: `stop=fixed`."""
-    words = [f"{group}={option}" for group in groups(verb) for option in options(group)]
+    """The verb's settings under each option of its own groups, with the word that chooses it: `stop=fixed`."""
+    words = [f"{group}={option}" for group in own_groups(verb) for option in options(group)]
+    words = words or [f"{group}={config(verb).hydra.runtime.choices[group]}" for group in groups(verb)[:1]]
     return [(word, settings(config(verb, word))) for word in words]
 
 

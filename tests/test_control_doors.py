@@ -21,7 +21,7 @@ from tests.toys import toy
 CHEAP = StepCosts((1.0, 0.1, 0.001, 0.001, 0.0))
 DEAR = StepCosts((0.001, 0.001, 10.0, 10.0, 0.0))
 IDS = torch.tensor([[1, 2, 3, 4], [9, 8, 7, 6]])
-GREEDY: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+GREEDY: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
 
 
 @pytest.fixture
@@ -51,8 +51,7 @@ def generated(model: PreTrainedModel, controller: Controller, costs: StepCosts |
             stop=Fixed(3),
             controller=controller,
             costs=costs,
-            max_new_tokens=12,
-            do_sample=False,
+            **GREEDY,
         )
     assert kept(model, "m2", stop=Fixed(3), controller=controller, costs=costs) is speculator
     assert speculator.control is not None and state in (None, speculator.control)  # it goes on from call to call

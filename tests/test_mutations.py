@@ -355,13 +355,13 @@ def accepts_by_the_target_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def stale_stop_state_in_a_batch(patch: pytest.MonkeyPatch) -> None:
-    original, first = decode._request, []
+    original, first = decode.new_request, []
 
     def shared(decoder: Decoder, index: int, prompt: list[int], stop: Any, *rest: Any) -> Request:
         first[:] = first if index else [stop]
         return original(decoder, index, prompt, first[0], *rest)
 
-    patch.setattr(decode, "_request", shared)
+    patch.setattr(decode, "new_request", shared)
 
 
 def the_first_rows_stay(patch: pytest.MonkeyPatch) -> None:

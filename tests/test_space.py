@@ -76,7 +76,8 @@ RECORDED = {
         "a3 m1,3|a0-2 m0-2|a0-2 m0-2|a0,2-3 m0,2|a0,2-3 m0,2|a0-3 m0,3|a0-1,3 m0,3|a0-3 m3|a0-2 m3|a0-2 m3|a0-3 m2-3|"
         "a0-3|a0-3|a1-3|a0-3 m1|a0,2-3|a0-1,3|a0-3"
     ),
-    "gp": "a3 m1,3|a0-2 m0-2|a0-2 m0,2|a0-2 m0,2-3|a0-3 m0,2|a0,2-3 m0,2|a0-1,3 m0,2",
+    # after these, what the process proposes depends on how the processor rounds
+    "gp": "a3 m1,3|a0-2 m0-2|a0-2 m0,2|a0-2 m0,2-3|a0-3 m0,2",
     "quadratic": (
         "a2-3 m1-3|a1-2 m0-1|a0-2 m1-2|a0-2 m1-3|a0-1 m1-2|a0-2 m2|a0-2 m2-3|a0-2|a0-3|a0-3 m3|a0-2 m3|a0-3 m2|"
         "a0-3 m2-3|a0-1,3|a0-1,3 m3|a0-3 m1|a0-1,3 m2|a0-1"

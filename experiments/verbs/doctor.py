@@ -23,6 +23,7 @@ EXTRAS = {  # extra of pyproject.toml to the modules that it installs
     "lm-eval": ("lm_eval",),
     "sweep": ("hydra_plugins.hydra_joblib_launcher",),
     "slurm": ("hydra_plugins.hydra_submitit_launcher",),
+    "docs": ("mkdocs", "mkdocstrings"),
 }
 BUSY = 0.3  # load per core; timings drift above it; chosen, not tuned
 
