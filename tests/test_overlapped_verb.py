@@ -35,7 +35,7 @@ def test_a_run_measures_predicts_and_judges_both_schedules(toy: list[str], model
     words = ["schedule=pearl", "schedule.gamma=2", "schedule.measure_s=0.02", f"model.draft_path={small}", *QUICK]
     ran = command("evaluate", *toy, *words)
     assert ran.status == 0, ran.err
-    assert "on this machine PEARL needs r >= " in ran.out and "pearl: gamma 2, acceptance " in ran.out
+    assert "by these rates PEARL needs r >= " in ran.out and "pearl: gamma 2, acceptance " in ran.out
     summary = json.loads((ran.run / run_files.SUMMARY).read_text())
     assert summary["overlapped"]["pearl"]["r"] > 0 and not summary["overlapped"]["pearl"]["is_alone"]
     answers = run_files.read_rows(ran.run / run_files.RECORDS)
@@ -68,10 +68,13 @@ def test_the_prediction_is_that_of_the_closed_form() -> None:
     assert found.acceptance == 0.8 and found.n_in_a_row == 4
     assert found.predicted == pytest.approx(2.12 / 2, abs=0.005), "T is 2 for a verification of 1 alone"
     assert found.has_r == 0.5 and found.needs_r == pytest.approx(0.794, abs=0.001), "in turn 3 tokens are best: 1.69"
-    lines = overlap_sentences(arm(), found, {"pearl": "0.91"})
-    assert lines[-1] == "pearl: on this machine PEARL needs r >= 0.79 and has 0.50: it does not pay"
+    lines = overlap_sentences(arm(), found, {"pearl": (1.0, 0.9, 1.1)})
+    assert lines[-1] == "pearl: by these rates PEARL needs r >= 0.79 on this machine and has 0.50: it does not pay"
     fast = replace(RATES, verify_pair=1.1, draft_pair=0.25)
-    assert overlap_sentences(arm(fast), overlap(arm(fast), rows([4, 0], [4, 1])), {})[-1].endswith(": it pays")
+    pays = overlap(arm(fast), rows([4, 0], [4, 1]))
+    assert overlap_sentences(arm(fast), pays, {"pearl": (pays.predicted, 1.0, 9.0)})[-1].endswith(": it pays")
+    doubted = overlap_sentences(arm(fast), pays, {"pearl": (0.5, 0.4, 0.6)})[-1]
+    assert "it pays; in doubt: " in doubted and "outside the measured interval" in doubted
 
 
 def test_a_lost_process_and_an_untested_draft_are_told() -> None:

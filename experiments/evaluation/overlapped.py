@@ -123,13 +123,16 @@ def overlap(arm: OverlappedArm, rows: Iterable[Mapping[str, Any]]) -> Overlap:
     )
 
 
-def overlap_sentences(arm: OverlappedArm, found: Overlap, measured: Mapping[str, str]) -> list[str]:
+Speedup = tuple[float, float, float]  # over plain decoding, and its 95 % interval
+
+
+def overlap_sentences(arm: OverlappedArm, found: Overlap, measured: Mapping[str, Speedup]) -> list[str]:
     """What a run says of an overlapped arm.
 
     Args:
         arm: the arm.
         found: its overlap.
-        measured: speedup by name of arm, as text.
+        measured: speedup by name of arm.
     """
     rates = arm.rates
     lines = [
@@ -138,16 +141,24 @@ def overlap_sentences(arm: OverlappedArm, found: Overlap, measured: Mapping[str,
     ]
     if math.isnan(found.acceptance):
         return [*lines, f"{arm.name}: no drafted token was tested, so there is nothing to predict from"]
+    speedup, low, high = measured.get(arm.name, (math.nan, math.nan, math.nan))
     lines += [
         f"{arm.name}: gamma {found.gamma}, acceptance {found.acceptance:.2f}, {found.n_in_a_row:.1f} tokens accepted "
-        f"in a row; predicted {found.predicted:.2f}x, measured {measured.get(arm.name, 'nan')}; the best length in "
-        f"turn is predicted at {found.in_turn:.2f}x",
-        f"{arm.name}: on this machine PEARL needs r >= {found.needs_r:.2f} and has {found.has_r:.2f}: it "
-        + ("pays" if found.has_r >= found.needs_r else "does not pay"),
+        f"in a row; predicted {found.predicted:.2f}x, measured {speedup:.2f} [{low:.2f}, {high:.2f}]; the best length "
+        f"in turn is predicted at {found.in_turn:.2f}x",
+        f"{arm.name}: by these rates PEARL needs r >= {found.needs_r:.2f} on this machine and has {found.has_r:.2f}: "
+        f"it {'pays' if found.has_r >= found.needs_r else 'does not pay'}{_doubt(found, low, high)}",
     ]
     if found.is_alone:
         lines.append(f"{arm.name}: the drafter's process was lost during the run, so its speed is not that of PEARL")
     return lines
+
+
+def _doubt(found: Overlap, low: float, high: float) -> str:
+    """Why the rates may be wrong, as the end of a sentence."""
+    why = [f"{found.predicted:.2f}x is outside the measured interval"] if not low <= found.predicted <= high else []
+    why += ["two processes cannot be faster than each alone"] if found.has_r > 1 else []
+    return f"; in doubt: {', and '.join(why)}; the pace of the machine may have changed" if why else ""
 
 
 def overlap_facts(arm: OverlappedArm, found: Overlap) -> dict[str, Any]:

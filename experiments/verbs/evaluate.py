@@ -341,7 +341,7 @@ def _finish(cfg: DictConfig, setup: Setup, folder: Folder, tracker: Tracker, say
     arms = arm_rows(*find_runs(str(folder.path), Path(cfg.paths.outputs)))
     show_evaluation(tracker, arms, list(rows.values()))
     _tell(folder, arms, setup.speedups, say)
-    measured = {row.arm: speedup_text(row) for row in arms}
+    measured = {row.arm: (row.speedup, row.low, row.high) for row in arms}
     for arm, found in overlaps.values():
         for sentence in overlap_sentences(arm, found, measured):
             say(sentence)
