@@ -47,12 +47,11 @@ class HeadRows:
         So the time that a head needs for a prompt is part of the prefill.
         """
         found = [prompt.hidden[layer] for layer in self.module.layers]
-        known = self.known[row.key] = _Known(self.module.begin(), [found], list(row.ids[1:]))
-        if len(known.tokens) > 1:
-            before = [h[:, :-1] for h in found]
-            n_before = len(known.tokens) - 1
-            self.module.extend([known.state], before, self.output.embed(known.tokens[:-1]), [n_before])
-            known.n_read, known.features, known.tokens = n_before, [[h[:, -1:] for h in found]], known.tokens[-1:]
+        state, tokens = self.module.begin(), list(row.ids[1:])
+        if n_before := len(tokens) - 1:
+            embeds_1ND = self.output.embed(tokens[:-1])
+            self.module.extend([state], [h[:, :-1] for h in found], embeds_1ND, [n_before])
+        self.known[row.key] = _Known(state, [[h[:, -1:] for h in found]], tokens[-1:], n_before)
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
         """Keep the hidden states of the accepted tokens, whoever drafted them."""

@@ -9,7 +9,7 @@ a head that is trained on them learns what the model says, not what people wrote
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -112,28 +112,29 @@ def _texts(
     found = iter(recorder.records.values())
     return [
         # a text of one token ends before it can be recorded
-        next(found).text(prompt) if len(result.tokens) > 1 else read_text(decoder, prompt, [], how)
-        for prompt, result in zip(prompts, results, strict=True)
+        next(found).text(p, r.tokens, how) if len(r.tokens) > 1 else read_text(decoder, p, [], how)
+        for p, r in zip(prompts, results, strict=True)
     ]
 
 
 @dataclass(slots=True)
 class _Record:
-    """Of a text, in pieces: tokens of the answer, hidden states by layer, likeliest tokens and log-probabilities."""
+    """Of a text, piece by piece: hidden states of each layer, likeliest next tokens and their log-probabilities."""
 
-    tokens: list[int]
-    hidden: list[list[Tensor]]
-    top: list[tuple[Tensor, Tensor]]
-    layers: tuple[int, ...]
+    hidden: list[list[Tensor]] = field(default_factory=list)
+    top: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def text(self, prompt: Sequence[int]) -> StoredText:
-        """The text, without a last token after which nothing was computed."""
-        tokens = self.tokens[: len(self.top) - 1]
-        hidden = {
-            layer: torch.cat(parts) for layer, parts in zip(self.layers, zip(*self.hidden, strict=True), strict=True)
-        }
-        top_ids, top_logprobs = (torch.cat(parts) for parts in zip(*self.top, strict=True))
-        return StoredText(torch.tensor([*prompt, *tokens]), len(prompt), hidden, top_ids, top_logprobs)
+    def add(self, output: Output, how: Collecting) -> None:
+        """Add what one forward of one row computed: the states of what it read, and what comes after its last token."""
+        self.hidden.append([output.hidden[layer][0].cpu() for layer in how.layers])
+        self.top.append(_likeliest(output.logits_BTV[0, -1:], how))
+
+    def text(self, prompt: Sequence[int], tokens: Sequence[int], how: Collecting) -> StoredText:
+        """The text as far as something was computed after each of its tokens."""
+        ids = torch.tensor([*prompt, *tokens[: len(self.top) - 1]])
+        hidden = dict(zip(how.layers, map(torch.cat, zip(*self.hidden, strict=True)), strict=True))
+        top_ids, top_logprobs = map(torch.cat, zip(*self.top, strict=True))
+        return StoredText(ids, len(prompt), hidden, top_ids, top_logprobs)
 
 
 class _Recorder(NoDraft):
@@ -150,18 +151,12 @@ class _Recorder(NoDraft):
 
     def begin(self, row: Row, prompt: Output) -> None:
         """Keep the prompt's states and what comes after it."""
-        self.records[row.key] = _Record([row.ids[-1]], [], [], self.how.layers)
-        self._keep(row, prompt)
+        self.records[row.key] = record = _Record()
+        record.add(prompt, self.how)
 
     def observe(self, row: Row, draft: Draft, verdict: Verdict, target: Output) -> None:
         """Keep the state at the newest token and what comes after it."""
-        self.records[row.key].tokens.append(verdict.token)
-        self._keep(row, target)
-
-    def _keep(self, row: Row, output: Output) -> None:
-        record = self.records[row.key]
-        record.hidden.append([output.hidden[layer][0].cpu() for layer in self.how.layers])
-        record.top.append(_likeliest(output.logits_BTV[0, -1:], self.how))
+        self.records[row.key].add(target, self.how)
 
 
 def _likeliest(logits_TV: Tensor, how: Collecting) -> tuple[Tensor, Tensor]:
